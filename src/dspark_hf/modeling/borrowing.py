@@ -1,0 +1,67 @@
+"""What a drafter takes from its target, and whether the two fit."""
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from .configuration import DSparkConfig
+from .fingerprint import target_fingerprint
+
+
+class Borrowed:
+    """The target's modules a drafter uses without owning: not registered, not saved, shared by deep copies."""
+
+    def __init__(self, embed_tokens: nn.Module, lm_head: nn.Module, target: PreTrainedModel):
+        self.embed_tokens, self.lm_head, self.target = embed_tokens, lm_head, target
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Borrowed":
+        return self
+
+
+def check_fit(config: DSparkConfig, target: PreTrainedModel, *, check_name: bool = True) -> None:
+    """Check that a drafter can read this target.
+
+    Args:
+        config ([`DSparkConfig`]): The drafter's configuration.
+        target (`PreTrainedModel`): The target.
+        check_name (`bool`, *optional*, defaults to `True`): Whether a drafter made for another target is refused.
+
+    Raises:
+        `ValueError`: If sizes differ, a tap is out of range, or the drafter was made for another target.
+    """
+    text_config = target.config.get_text_config()
+    target_name = target.name_or_path or type(target).__name__
+    sides = f"drafter (made for {config.target_name_or_path or 'an unnamed target'}) and target ({target_name})"
+    for what, ours, theirs in (
+        ("vocabulary", config.vocab_size, text_config.vocab_size),
+        ("hidden size", config.hidden_size, text_config.hidden_size),
+        ("number of target layers", config.num_target_layers, text_config.num_hidden_layers),
+    ):
+        if ours != theirs:
+            raise ValueError(
+                f"The {what} differs between {sides}: {ours} and {theirs}. Use the drafter that was trained for this "
+                "target, or train one: DSparkModel.from_target(target)."
+            )
+    if target.get_output_embeddings() is None:
+        raise ValueError(f"{sides} do not fit: the target has no output head. Load it with AutoModelForCausalLM.")
+    if check_name and config.target_name_or_path is not None and not _is_same_target(config, target):
+        raise ValueError(
+            f"This drafter was made for {config.target_name_or_path}, and {target_name} is another model: neither name "
+            "nor weights agree. Drafts would be exact but rarely accepted. Load the drafter of this target; for a "
+            "fine-tuned or merged target pass SpeculationConfig(check_target=False)."
+        )
+
+
+def _is_same_target(config: DSparkConfig, target: PreTrainedModel) -> bool:
+    # A folder may hold a copy under any name, and a repository may be re-trained under its old one: either is enough.
+    if target.name_or_path and _last_part(config.target_name_or_path) == _last_part(target.name_or_path):
+        return True
+    fingerprint = target_fingerprint(target)
+    if config.target_fingerprint is None or fingerprint is None:
+        return not target.name_or_path
+    return fingerprint == config.target_fingerprint
+
+
+def _last_part(name: str) -> str:
+    return name.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1].lower()

@@ -1,0 +1,128 @@
+"""Context keys and values: what stands before the anchor, seen by draft layers through `past_key_values`.
+
+A stock decoder layer calls `past_key_values.update(k, v, layer_idx)` and attends to what it returns. Returning
+context and block together, without a causal mask, makes it a DSpark layer (DESIGN.md, decision 1).
+Shapes: B batch, H key/value heads, C context tokens, T new tokens, D head dim.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class TrainingContext:
+    """Context of one training pass. `update` has no side effect, so gradient checkpointing may call it twice.
+
+    Args:
+        key_values (`list[tuple[torch.Tensor, torch.Tensor]]`): Per layer, keys and values `(batch, heads, context, dim)`.
+    """
+
+    def __init__(self, key_values: list[tuple[Tensor, Tensor]]):
+        self.key_values = key_values
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        context_keys, context_values = self.key_values[layer_idx]
+        return torch.cat([context_keys, keys], 2), torch.cat([context_values, values], 2)
+
+
+class DraftState:
+    """Context of one generation: preallocated buffers in which each row has its own length.
+
+    Rows start at column 0 and grow to the right. Columns at or past a row's length hold leftovers that the next write
+    replaces, so dropping context is only a matter of lengths, and a block needs no copy of what stands before it.
+
+    Args:
+        batch_size (`int`): Number of rows.
+        num_layers (`int`): Number of draft layers.
+    """
+
+    def __init__(self, batch_size: int, num_layers: int):
+        self.context_lens: list[int] = [0] * batch_size
+        self._keys: list[Tensor | None] = [None] * num_layers
+        self._values: list[Tensor | None] = [None] * num_layers
+
+    @property
+    def lengths(self) -> Tensor:
+        """`torch.LongTensor` of shape `(batch,)`: context length of each row."""
+        return torch.tensor(self.context_lens)
+
+    @property
+    def is_uniform(self) -> bool:
+        return min(self.context_lens) == max(self.context_lens)
+
+    def positions(self, num_tokens: int, device: torch.device) -> Tensor:
+        """Positions `(batch, num_tokens)` of the next tokens; `(1, num_tokens)` when all rows are equally long."""
+        steps = torch.arange(num_tokens, device=device)
+        if self.is_uniform:
+            return (steps + self.context_lens[0]).unsqueeze(0)
+        return torch.tensor(self.context_lens, device=device).unsqueeze(1) + steps
+
+    def block_mask(self, num_tokens: int, device: torch.device) -> Tensor | None:
+        """Which columns a block may see, `(batch, 1, 1, columns)` bool; None when all rows are equally long."""
+        if self.is_uniform:
+            return None
+        ends = torch.tensor(self.context_lens, device=device) + num_tokens
+        columns = torch.arange(max(self.context_lens) + num_tokens, device=device)
+        return (columns < ends.unsqueeze(1))[:, None, None, :]
+
+    def advance(self, counts: Sequence[int]) -> None:
+        """Keep the first `counts[row]` tokens of the latest `update`."""
+        self.context_lens = [length + int(count) for length, count in zip(self.context_lens, counts, strict=True)]
+
+    def crop(self, lengths: Sequence[int]) -> None:
+        """Shorten each row's context to `lengths[row]` tokens.
+
+        Raises:
+            `ValueError`: If a length is negative or longer than the row.
+        """
+        lengths = [int(length) for length in lengths]
+        if len(lengths) != len(self.context_lens) or any(
+            not 0 <= new <= old for new, old in zip(lengths, self.context_lens)
+        ):
+            raise ValueError(
+                f"Cannot crop a context of lengths {self.context_lens} to {lengths}: give one length per row, "
+                "from 0 to the row's present length."
+            )
+        self.context_lens = lengths
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep only these rows, in this order."""
+        index = None
+        for buffers in (self._keys, self._values):
+            for layer, buffer in enumerate(buffers):
+                if buffer is not None:
+                    index = torch.tensor(list(rows), device=buffer.device) if index is None else index
+                    buffers[layer] = buffer.index_select(0, index.to(buffer.device))
+        self.context_lens = [self.context_lens[row] for row in rows]
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Write `(batch, heads, tokens, dim)` behind each row's context; returns context and tokens together."""
+        return (
+            self._write(self._keys, keys, layer_idx),
+            self._write(self._values, values, layer_idx),
+        )
+
+    def _write(self, buffers: list[Tensor | None], new: Tensor, layer_idx: int) -> Tensor:
+        num_tokens = new.shape[2]
+        end = max(self.context_lens) + num_tokens
+        buffer = self._reserve(buffers[layer_idx], new, end)
+        buffers[layer_idx] = buffer
+        if self.is_uniform:
+            buffer[:, :, end - num_tokens : end] = new
+        else:
+            columns = self.positions(num_tokens, new.device)  # [B, T]
+            rows = torch.arange(new.shape[0], device=new.device).unsqueeze(1)
+            buffer[rows, :, columns] = new.transpose(1, 2)
+        return buffer[:, :, :end]
+
+    @staticmethod
+    def _reserve(buffer: Tensor | None, new: Tensor, num_columns: int) -> Tensor:
+        if buffer is not None and buffer.shape[2] >= num_columns:
+            return buffer
+        # Doubling keeps the cost of growing constant per token.
+        batch_size, num_heads, _, head_dim = new.shape
+        grown = new.new_zeros(batch_size, num_heads, max(2 * num_columns, 256), head_dim)
+        if buffer is not None:
+            grown[:, :, : buffer.shape[2]] = buffer
+        return grown

@@ -1,0 +1,47 @@
+"""What a drafter hands over: a block's proposal while decoding, a batch of blocks while training."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PickFn = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
+"""`pick(logits [B, V], drafted_ids [B, k]) -> (ids [B], probs [B, V] float32 or None)`"""
+
+
+@dataclass
+class Proposal:
+    """The tokens of one block.
+
+    Attributes:
+        ids (`torch.LongTensor` of shape `(batch, slots)`): Drafted tokens.
+        probs (`torch.FloatTensor` of shape `(batch, slots, vocab)`, *optional*):
+            The float32 distributions that `ids` were drawn from; None where drafting is greedy.
+        confidence_logits (`torch.Tensor` of shape `(batch, slots)`, *optional*):
+            Logits of P(slot accepted | all earlier accepted).
+    """
+
+    ids: Tensor
+    probs: Tensor | None = None
+    confidence_logits: Tensor | None = None
+
+
+@dataclass
+class BlockOutput:
+    """The blocks of a training batch, before the vocabulary: `logits = hidden @ lm_head.T + markov_states @ W2.T`.
+
+    Attributes:
+        hidden (`torch.Tensor` of shape `(batch, anchors, slots, hidden)`): Block hidden states after the final norm.
+        markov_states (`torch.Tensor` of shape `(batch, anchors, slots, rank)`, *optional*): The sequential head's `m`.
+        confidence_logits (`torch.Tensor` of shape `(batch, anchors, slots)`, *optional*): Confidence logits.
+    """
+
+    hidden: Tensor
+    markov_states: Tensor | None = None
+    confidence_logits: Tensor | None = None
+
+
+def pick_greedy(logits: Tensor, drafted_ids: Tensor) -> tuple[Tensor, None]:
+    """The most likely token of each row; the default `pick` of [`DSparkModel.propose`]."""
+    return torch.argmax(logits, -1), None

@@ -1,0 +1,281 @@
+"""DSparkModel: a parallel backbone, a light sequential head and a confidence head (paper, section 3).
+
+Shapes: B batch, S sequence, L taps, E hidden size, V vocabulary, A anchors, G block inputs, n slots, r Markov rank,
+T new context tokens.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .borrowing import Borrowed, check_fit
+from .configuration import DSparkConfig
+from .context import DraftState, TrainingContext
+from .drafting import BlockOutput, PickFn, Proposal, pick_greedy
+from .families import get_family
+from .heads import MARKOV_HEADS, ConfidenceHead
+
+
+class DSparkModel(PreTrainedModel):
+    """A DSpark drafter.
+
+    It holds no embedding and no output head: [`DSparkModel.bind`] borrows the target's, and saving leaves them out.
+    A checkpoint that carries copies can be loaded with them (`own_embeddings=True`, which `AutoDrafter` finds out).
+
+    Args:
+        config ([`DSparkConfig`]): The configuration.
+        own_embeddings (`bool`, *optional*, defaults to `False`): Whether to hold an embedding and a head.
+    """
+
+    config: DSparkConfig
+    config_class = DSparkConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    is_drafter = True
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = False
+    _supports_attention_backend = True
+    _keys_to_ignore_on_load_unexpected = [r"^embed_tokens\.", r"^lm_head\.", r"rotary_emb\.inv_freq"]
+    _keys_to_ignore_on_save = ["embed_tokens.weight", "lm_head.weight"]
+
+    def __init__(self, config: DSparkConfig, own_embeddings: bool = False):
+        super().__init__(config)
+        decoder, hidden_size = config.decoder_config, config.hidden_size
+        decoder._attn_implementation = config._attn_implementation
+        self.family = get_family(decoder.model_type)
+        self.fc = nn.Linear(len(config.target_layer_ids) * hidden_size, hidden_size, bias=False)
+        self.hidden_norm = self.family.norm_cls(hidden_size, eps=decoder.rms_norm_eps)
+        self.layers = nn.ModuleList(self.family.layer_cls(decoder, i) for i in range(decoder.num_hidden_layers))
+        for layer in self.layers:
+            layer.self_attn.is_causal = False
+            layer._can_checkpoint_with_cache = True  # TrainingContext.update has no side effect
+        self.norm = self.family.norm_cls(hidden_size, eps=decoder.rms_norm_eps)
+        self.rotary_emb = self.family.rotary_cls(decoder)
+        rank = config.markov_rank
+        self.markov_head = (
+            MARKOV_HEADS[config.markov_head_type](config.vocab_size, hidden_size, rank) if rank > 0 else None
+        )
+        num_inputs = hidden_size + (rank if config.confidence_head_with_markov else 0)
+        self.confidence_head = ConfidenceHead(num_inputs) if config.enable_confidence_head else None
+        self.embed_tokens = nn.Embedding(config.vocab_size, hidden_size) if own_embeddings else None
+        self.lm_head = nn.Linear(hidden_size, config.vocab_size, bias=False) if own_embeddings else None
+        self.borrowed: Borrowed | None = None
+        self.last_stats = None
+        self.post_init()
+
+    @classmethod
+    def from_target(cls, target: PreTrainedModel, **fields) -> "DSparkModel":
+        """A fresh drafter for a target, bound to it, in the target's dtype and on its device.
+
+        Args:
+            target (`PreTrainedModel`): The target.
+            fields: See [`DSparkConfig.from_target`].
+        """
+        model = cls(DSparkConfig.from_target(target, **fields))
+        return model.to(device=target.device, dtype=target.dtype).bind(target)
+
+    def bind(self, target: PreTrainedModel, check_name: bool = True) -> "DSparkModel":
+        """Borrow the target's embedding and output head, in place of any copies of its own.
+
+        Args:
+            target (`PreTrainedModel`): The target to draft for.
+            check_name (`bool`, *optional*, defaults to `True`): Whether a drafter made for another target is refused.
+
+        Raises:
+            `ValueError`: If drafter and target do not fit; the message names both sides.
+        """
+        check_fit(self.config, target, check_name=check_name)
+        self.borrowed = Borrowed(target.get_input_embeddings(), target.get_output_embeddings(), target)
+        self.embed_tokens = self.lm_head = None
+        return self
+
+    def is_bound_to(self, target: PreTrainedModel) -> bool:
+        return self.borrowed is not None and self.borrowed.target is target
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Token embeddings in the drafter's dtype, `(..., hidden)`."""
+        embedding = self._vocabulary_module("embed_tokens")
+        return embedding(input_ids.to(embedding.weight.device)).to(device=self.device, dtype=self.fc.weight.dtype)
+
+    def base_logits(self, hidden: Tensor) -> Tensor:
+        """The target's output head on block hidden states: `(..., hidden) -> (..., vocab)`."""
+        head = self._vocabulary_module("lm_head")
+        return head(hidden.to(device=head.weight.device, dtype=head.weight.dtype)).to(self.device)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """Weight `(vocab, hidden)` of the output head in use."""
+        return self._vocabulary_module("lm_head").weight
+
+    def _vocabulary_module(self, name: str) -> nn.Module:
+        module = getattr(self, name) if self.borrowed is None else getattr(self.borrowed, name)
+        if module is None:
+            raise ValueError(
+                f"This drafter (made for {self.config.target_name_or_path or 'an unnamed target'}) has no embedding and "
+                "no output head of its own; bind it to its target first: drafter.bind(target)."
+            )
+        return module
+
+    def project(self, features: Tensor) -> Tensor:
+        """Features `(batch, tokens, taps * hidden)` to context states `(batch, tokens, hidden)`."""
+        if features.shape[-1] != self.fc.in_features:
+            raise ValueError(
+                f"features have width {features.shape[-1]}, but this drafter reads {len(self.config.target_layer_ids)} "
+                f"taps of width {self.config.hidden_size} ({self.fc.in_features} in all)."
+            )
+        return self.hidden_norm(self.fc(features.to(device=self.device, dtype=self.fc.weight.dtype)))
+
+    def _decode(self, hidden: Tensor, positions: Tensor, context, mask: Tensor | None) -> Tensor:
+        rope = self.rotary_emb(hidden, positions)
+        if mask is not None and self.config.decoder_config._attn_implementation == "eager":
+            mask = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, torch.finfo(hidden.dtype).min)
+        for layer in self.layers:
+            hidden = layer(
+                hidden,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=context,
+                position_embeddings=rope,
+                is_causal=False,
+            )
+        return self.norm(hidden)
+
+    def forward(
+        self, input_ids: Tensor, features: Tensor, anchors: Tensor, anchor_mask: Tensor, attention_mask: Tensor | None = None
+    ) -> BlockOutput:
+        """Draft a block at every anchor, teacher-forced, for training (paper, section 3.4).
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, sequence)`): Token ids.
+            features (`torch.Tensor` of shape `(batch, sequence, taps * hidden)`): Tapped states of the target.
+            anchors (`torch.LongTensor` of shape `(batch, anchors)`): Anchor positions.
+            anchor_mask (`torch.BoolTensor` of shape `(batch, anchors)`): False for anchors that are padding.
+            attention_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding; padding must be
+                on the right.
+
+        Returns:
+            [`BlockOutput`].
+        """
+        batch_size, num_anchors = anchors.shape
+        block_size = self.config.block_size
+        context = self.project(features)
+        rope = self.rotary_emb(context, torch.arange(context.shape[1], device=context.device).unsqueeze(0))
+        key_values = [self.family.context_kv(layer.self_attn, context, rope) for layer in self.layers]
+
+        offsets = torch.arange(block_size, device=anchors.device)
+        positions = (anchors.unsqueeze(-1) + offsets).flatten(1)  # [B, A*G]
+        hidden = self._embed_blocks(input_ids.gather(1, anchors).flatten()).view(batch_size, positions.shape[1], -1)
+        mask = training_mask(anchors, anchor_mask, context.shape[1], block_size)
+        hidden = self._decode(hidden, positions, TrainingContext(key_values), mask)
+        hidden = hidden.view(batch_size, num_anchors, block_size, -1)[:, :, block_size - self.config.num_slots :]
+
+        previous = positions.view(batch_size, num_anchors, block_size)[..., : self.config.num_slots]
+        previous = previous.clamp_max(input_ids.shape[1] - 1).flatten(1)
+        prev_ids = input_ids.gather(1, previous).view(batch_size, num_anchors, -1)  # [B, A, n]
+        return BlockOutput(hidden, self._markov_states(prev_ids, hidden), self._confidence(hidden, prev_ids))
+
+    def _embed_blocks(self, anchor_ids: Tensor) -> Tensor:
+        """`(rows,)` anchors to block inputs `(rows, block, hidden)`."""
+        ids = anchor_ids.new_full((anchor_ids.shape[0], self.config.block_size), self.config.mask_token_id)
+        ids[:, 0] = anchor_ids
+        return self.embed(ids)
+
+    def _markov_states(self, prev_ids: Tensor, hidden: Tensor) -> Tensor | None:
+        if self.markov_head is None:
+            return None
+        state, states = None, []
+        for slot in range(hidden.shape[-2]):
+            vector, state = self.markov_head.step(prev_ids[..., slot], hidden[..., slot, :], state)
+            states.append(vector)
+        return torch.stack(states, -2)
+
+    def _confidence(self, hidden: Tensor, prev_ids: Tensor) -> Tensor | None:
+        if self.confidence_head is None:
+            return None
+        embeds = self.markov_head.markov_w1(prev_ids) if self.config.confidence_head_with_markov else None
+        return self.confidence_head(hidden, embeds)
+
+    def start(self, batch_size: int) -> DraftState:
+        """An empty context for `batch_size` rows."""
+        return DraftState(batch_size, len(self.layers))
+
+    @torch.no_grad()
+    def extend(self, state: DraftState, features: Tensor, counts: Sequence[int] | None = None) -> None:
+        """Append tapped states to the context.
+
+        Args:
+            state ([`DraftState`]): The context, changed in place.
+            features (`torch.Tensor` of shape `(batch, tokens, taps * hidden)`): Tapped states of the next positions.
+            counts (`Sequence[int]`, *optional*): How many of the tokens each row keeps; all, if not given.
+        """
+        num_tokens = features.shape[1]
+        context = self.project(features)
+        rope = self.rotary_emb(context, state.positions(num_tokens, context.device))
+        for index, layer in enumerate(self.layers):
+            state.update(*self.family.context_kv(layer.self_attn, context, rope), index)
+        state.advance([num_tokens] * features.shape[0] if counts is None else counts)
+
+    @torch.no_grad()
+    def propose(
+        self, state: DraftState, anchor_ids: Tensor, pick: PickFn = pick_greedy, num_slots: int | None = None
+    ) -> Proposal:
+        """Draft one block behind each row's anchor, which stands right after the row's context.
+
+        Args:
+            state ([`DraftState`]): The context; it is not changed.
+            anchor_ids (`torch.LongTensor` of shape `(batch,)`): The last known token of each row.
+            pick (`Callable`, *optional*): Chooses a slot's token from its logits and the ids drafted before it.
+            num_slots (`int`, *optional*): Draft only the first slots, 1 to `config.num_slots`.
+
+        Raises:
+            `ValueError`: If `num_slots` is out of range.
+        """
+        num_slots = self.config.num_slots if num_slots is None else num_slots
+        if not 1 <= num_slots <= self.config.num_slots:
+            raise ValueError(f"num_slots must be 1 to {self.config.num_slots} for this drafter, got {num_slots}.")
+        hidden = self.block_hidden(state, anchor_ids)[:, :num_slots]  # [B, n, E]
+        logits = self.base_logits(hidden)  # [B, n, V]
+        prev_ids, markov_state, probs = anchor_ids, None, []
+        ids = anchor_ids.new_empty(anchor_ids.shape[0], num_slots)
+        for slot in range(num_slots):
+            slot_logits = logits[:, slot]
+            if self.markov_head is not None:
+                vector, markov_state = self.markov_head.step(prev_ids, hidden[:, slot], markov_state)
+                slot_logits = slot_logits + self.markov_head.markov_w2(vector)
+            prev_ids, slot_probs = pick(slot_logits, ids[:, :slot])
+            ids[:, slot] = prev_ids
+            probs.append(slot_probs)
+        confidence = self._confidence(hidden, torch.cat([anchor_ids.unsqueeze(1), ids[:, :-1]], 1))
+        return Proposal(ids, None if probs[0] is None else torch.stack(probs, 1), confidence)
+
+    @torch.no_grad()
+    def block_hidden(self, state: DraftState, anchor_ids: Tensor) -> Tensor:
+        """Block hidden states `(batch, slots, hidden)` after the final norm, before any head."""
+        block_size = self.config.block_size
+        positions = state.positions(block_size, anchor_ids.device)
+        mask = state.block_mask(block_size, anchor_ids.device)
+        hidden = self._decode(self._embed_blocks(anchor_ids), positions, state, mask)
+        return hidden[:, block_size - self.config.num_slots :]
+
+
+def training_mask(anchors: Tensor, anchor_mask: Tensor, num_context: int, block_size: int) -> Tensor:
+    """What the blocks of a training batch see: the context before their anchor, and themselves.
+
+    Args:
+        anchors (`torch.LongTensor` of shape `(batch, anchors)`): Anchor positions.
+        anchor_mask (`torch.BoolTensor` of shape `(batch, anchors)`): False for padding; such blocks see themselves only.
+        num_context (`int`): Context columns.
+        block_size (`int`): Tokens of a block.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch, 1, anchors * block, num_context + anchors * block)`.
+    """
+    columns = torch.arange(num_context, device=anchors.device)
+    context = (columns < anchors.unsqueeze(-1)) & anchor_mask.bool().unsqueeze(-1)  # [B, A, C]
+    context = context.repeat_interleave(block_size, dim=1)
+    blocks = torch.arange(anchors.shape[1], device=anchors.device).repeat_interleave(block_size)
+    own = (blocks.unsqueeze(1) == blocks).expand(anchors.shape[0], -1, -1)
+    return torch.cat([context, own], -1).unsqueeze(1)

@@ -1,0 +1,25 @@
+"""The decoder families a drafter can be built from, by transformers `model_type`."""
+
+from .family import Family
+from .llama import Llama
+from .qwen3 import Qwen3
+
+FAMILIES: dict[str, Family] = {"llama": Llama(), "qwen3": Qwen3()}
+DEFAULT_FAMILY = "qwen3"
+
+
+def get_family(model_type: str) -> Family:
+    """The family of a draft decoder.
+
+    Raises:
+        `ValueError`: If no family has this `model_type`.
+    """
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"No drafter family is called {model_type!r}. Known families: {', '.join(sorted(FAMILIES))}. "
+            f"Any target can take a {DEFAULT_FAMILY!r}-shaped drafter."
+        )
+    return FAMILIES[model_type]
+
+
+__all__ = ["DEFAULT_FAMILY", "FAMILIES", "Family", "get_family"]

@@ -1,0 +1,79 @@
+"""What differs between the decoder architectures a drafter can be built from.
+
+A drafter is a stock transformers decoder stack; a family names its classes and says how context keys and values are
+made. Shapes: B batch, C context tokens, E hidden size, H key/value heads, D head dim.
+"""
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+
+class Family:
+    """Llama-shaped defaults; a subclass states only what its architecture does differently."""
+
+    architecture: str  # the name by which serving engines choose their class
+    config_cls: type[PreTrainedConfig]
+    layer_cls: type[nn.Module]
+    norm_cls: type[nn.Module]
+    rotary_cls: type[nn.Module]
+    apply_rotary: staticmethod
+
+    def decoder_config(self, target: PreTrainedConfig, num_hidden_layers: int, **overrides) -> PreTrainedConfig:
+        """The decoder config of a drafter for a target: its widths, with `num_hidden_layers` full-attention layers.
+
+        Args:
+            target (`PreTrainedConfig`): The target's text config; attributes it lacks get the family's defaults.
+            num_hidden_layers (`int`): Number of draft layers.
+            overrides: Any field of the family's config, e.g. `intermediate_size=1024`.
+        """
+        # A target of another family may lack a name; its own config class decides what the name would mean.
+        num_heads = overrides.get("num_attention_heads", target.num_attention_heads)
+        fields = {
+            "vocab_size": target.vocab_size,
+            "hidden_size": target.hidden_size,
+            "intermediate_size": getattr(target, "intermediate_size", 4 * target.hidden_size),
+            "num_attention_heads": num_heads,
+            "num_key_value_heads": getattr(target, "num_key_value_heads", num_heads),
+            "head_dim": getattr(target, "head_dim", None) or target.hidden_size // num_heads,
+            "max_position_embeddings": getattr(target, "max_position_embeddings", 4096),
+            "rope_parameters": self._rope_parameters(target),
+            "rms_norm_eps": getattr(target, "rms_norm_eps", 1e-6),
+            "initializer_range": getattr(target, "initializer_range", 0.02),
+            "bos_token_id": target.bos_token_id,
+            "eos_token_id": target.eos_token_id,
+            "pad_token_id": target.pad_token_id,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "tie_word_embeddings": False,
+            "num_hidden_layers": num_hidden_layers,
+            "layer_types": ["full_attention"] * num_hidden_layers,
+        }
+        return self.config_cls(**{**fields, **overrides})
+
+    def _rope_parameters(self, target: PreTrainedConfig) -> dict:
+        # Partial rotary and per-layer-type tables belong to the target's attention; the drafter's is its own.
+        rope = getattr(target, "rope_parameters", None) or {}
+        if "rope_theta" not in rope:
+            rope = rope.get("full_attention", {}) if isinstance(rope.get("full_attention"), dict) else {}
+        kept = {name: value for name, value in rope.items() if name != "partial_rotary_factor"}
+        return {"rope_type": "default", "rope_theta": 10000.0, **kept}
+
+    def context_kv(self, attention: nn.Module, context: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Keys and values of context states, by the layer's own projections.
+
+        Args:
+            attention (`nn.Module`): The `self_attn` of a draft layer.
+            context (`torch.Tensor` of shape `(batch, context, hidden)`): Normalised, projected features.
+            rope (`tuple[torch.Tensor, torch.Tensor]`): Cosines and sines of the context positions.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`, each of shape `(batch, kv_heads, context, head_dim)`.
+        """
+        shape = (*context.shape[:-1], -1, attention.head_dim)
+        keys = self.context_keys(attention, context, shape).transpose(1, 2)  # [B, H, C, D]
+        values = attention.v_proj(context).view(shape).transpose(1, 2)
+        return self.apply_rotary(keys, keys, *rope)[1], values
+
+    def context_keys(self, attention: nn.Module, context: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Unrotated keys `[B, C, H, D]`."""
+        return attention.k_proj(context).view(shape)

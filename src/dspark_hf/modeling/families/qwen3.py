@@ -1,0 +1,19 @@
+"""Qwen3-shaped drafters: the layout that serving engines read, and the default for targets that have no family here."""
+
+from torch import Tensor, nn
+from transformers.models.qwen3 import modeling_qwen3
+from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+
+from .family import Family
+
+
+class Qwen3(Family):
+    architecture = "Qwen3DSparkModel"
+    config_cls = Qwen3Config
+    layer_cls = modeling_qwen3.Qwen3DecoderLayer
+    norm_cls = modeling_qwen3.Qwen3RMSNorm
+    rotary_cls = modeling_qwen3.Qwen3RotaryEmbedding
+    apply_rotary = staticmethod(modeling_qwen3.apply_rotary_pos_emb)
+
+    def context_keys(self, attention: nn.Module, context: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return attention.k_norm(attention.k_proj(context).view(shape))

@@ -1,0 +1,40 @@
+"""What a block is trained on: previous tokens, next tokens, and which slots count.
+
+Shapes: B batch, S sequence, A anchors, n slots.
+"""
+
+import torch
+from torch import Tensor
+
+
+def block_targets(
+    input_ids: Tensor, loss_mask: Tensor, anchors: Tensor, anchor_mask: Tensor, num_slots: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens each slot should predict, and the contiguous supervised prefix of every block (paper, section 3.4).
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(batch, sequence)`): Token ids.
+        loss_mask (`torch.BoolTensor` of shape `(batch, sequence)`): True where a token is supervised.
+        anchors (`torch.LongTensor` of shape `(batch, anchors)`): Anchor positions.
+        anchor_mask (`torch.BoolTensor` of shape `(batch, anchors)`): False for anchors that are padding.
+        num_slots (`int`): Slots n of a block.
+
+    Returns:
+        `tuple` of three tensors of shape `(batch, anchors, slots)`: the token ids of positions anchor + 1 .. anchor + n
+        (int64), the positions whose hidden states of the target predict them (int64), and the mask of slots that count
+        (bool).
+    """
+    steps = torch.arange(1, num_slots + 1, device=anchors.device)
+    positions = anchors.unsqueeze(-1) + steps  # [B, A, n]
+    inside = positions < input_ids.shape[1]
+    positions = positions.clamp_max(input_ids.shape[1] - 1)
+    flat = positions.flatten(1)
+    target_ids = input_ids.gather(1, flat).view_as(positions)
+    supervised = loss_mask.bool().gather(1, flat).view_as(positions) & inside & anchor_mask.bool().unsqueeze(-1)
+    block_mask = supervised.long().cumprod(-1).bool()
+    return target_ids, (positions - 1).clamp_min(0), block_mask
+
+
+def slot_weights(num_slots: int, decay: float, device: torch.device | None = None) -> Tensor:
+    """`exp(-(k - 1) / decay)` for slots k = 1..n, float32 `(slots,)`: earlier slots decide more (paper, section 3.4)."""
+    return torch.exp(-torch.arange(num_slots, device=device, dtype=torch.float32) / decay)
