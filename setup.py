@@ -1,0 +1,50 @@
+"""Packaging of dspark_hf. `make demo` and `make test` install it with the exact versions of constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    # The embedded target arrives as a GGUF file, which is read once.
+    "gguf": ["gguf>=0.10"],
+    "triton": ["triton>=3.2"],
+    "test": [
+        "hypothesis>=6.100",
+        "pytest>=8.0",
+        "pytest-xdist>=3.5",
+        "ruff>=0.9",
+        "scikit-learn>=1.4",
+        "scipy>=1.12",
+    ],
+}
+
+setup(
+    name="dspark_hf",
+    version="0.1.0",
+    description="DSpark speculative decoding for transformers: train a drafter, save it, and call model.generate()",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    author="dspark_hf contributors",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    # transformers 5.23 itself asks for Python 3.11.
+    python_requires=">=3.11",
+    install_requires=[
+        "accelerate>=1.10",
+        "datasets>=4.0",
+        "filelock>=3.12",
+        "huggingface-hub>=1.31",
+        "matplotlib>=3.8",
+        "peft>=0.18",
+        "rich>=13.8",
+        "safetensors>=0.8",
+        "torch>=2.6",
+        "tqdm>=4.60",
+        # generation/seam.py wraps private methods of this release.
+        "transformers>=5.23,<6",
+        "typer>=0.15",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["dspark = dspark_hf.cli.main:app"]},
+)

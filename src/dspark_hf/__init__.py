@@ -1,0 +1,65 @@
+"""DSpark speculative decoding for transformers.
+
+Importing this package is light: a name is imported when it is first used. Importing is also all that
+`model.generate(..., assistant_model=drafter)` needs: the seam into transformers is installed here.
+"""
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dspark_hf.generation import SpeculationConfig, SpeculationStats, attach_drafter, detach_drafter
+    from dspark_hf.hub.load import AutoDrafter
+    from dspark_hf.modeling import DSparkConfig, DSparkModel
+    from dspark_hf.trainers import DraftTrainer, DraftTrainingArguments
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AutoDrafter",
+    "DSparkConfig",
+    "DSparkModel",
+    "DraftTrainer",
+    "DraftTrainingArguments",
+    "SpeculationConfig",
+    "SpeculationStats",
+    "attach_drafter",
+    "detach_drafter",
+]
+
+_HOMES = {
+    "AutoDrafter": "dspark_hf.hub.load",
+    "DSparkConfig": "dspark_hf.modeling",
+    "DSparkModel": "dspark_hf.modeling",
+    "DraftTrainer": "dspark_hf.trainers",
+    "DraftTrainingArguments": "dspark_hf.trainers",
+    "SpeculationConfig": "dspark_hf.generation",
+    "SpeculationStats": "dspark_hf.generation",
+    "attach_drafter": "dspark_hf.generation",
+    "detach_drafter": "dspark_hf.generation",
+}
+
+
+def _install_seam() -> None:
+    from dspark_hf.generation import seam
+
+    seam.install()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _install_seam()
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+# Where transformers' generation is loaded already, the seam costs nothing now; otherwise it waits for the first name.
+if "transformers.generation.utils" in sys.modules:
+    _install_seam()

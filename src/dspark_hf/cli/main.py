@@ -1,0 +1,39 @@
+"""The `dspark` command: registers the others and turns their errors into one clean line."""
+
+from typing import Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from dspark_hf.cli import bench, demo, env, generate
+from dspark_hf.cli.regenerate import regenerate
+
+_BAD_INPUT = 2
+
+
+class CleanErrors(TyperGroup):
+    """Prints bad input as one line and exits with code 2; every other error keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError) as error:
+            Console(stderr=True, soft_wrap=True).print("error:", " ".join(str(error).split()), markup=False)
+            raise typer.Exit(_BAD_INPUT) from None
+
+
+app = typer.Typer(
+    name="dspark",
+    cls=CleanErrors,
+    help="DSpark speculative decoding for transformers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command()(demo.demo)
+app.command()(generate.generate)
+app.add_typer(bench.app, name="bench")
+app.command()(regenerate)
+app.command()(env.env)

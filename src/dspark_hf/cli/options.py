@@ -1,0 +1,19 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+TargetOption = Annotated[
+    str, typer.Option(help="The target: a model repository, a folder, or 'embedded' (SmolLM2-135M-Instruct).")
+]
+DrafterOption = Annotated[
+    str, typer.Option(help="The drafter: a repository, a folder, or 'embedded' (the one shipped for that target).")
+]
+DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or 'auto' (cuda where there is one).")]
+MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Most new tokens a prompt.")]
+TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 decodes greedily.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of the sampling.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]

@@ -1,0 +1,142 @@
+"""One timed `generate()`, plain or with a drafter, under the same settings."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class DecodingSettings:
+    """What both runs of a comparison share.
+
+    Args:
+        max_new_tokens (`int`, *optional*, defaults to 128): Most tokens per row.
+        temperature (`float`, *optional*, defaults to 0.0): 0 decodes greedily; above 0 the target's whole
+            distribution is sampled at that temperature, without top-k and top-p.
+
+    Raises:
+        `ValueError`: If `max_new_tokens` is below 1 or `temperature` is negative.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}.")
+        if not 0.0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be 0 (greedy) or a positive number, got {self.temperature}.")
+
+    def generate_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments for `generate()`."""
+        if self.temperature == 0.0:
+            # None silences the warning about sampling defaults that a checkpoint carries.
+            sampling = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+        else:
+            sampling = {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
+        return {"max_new_tokens": self.max_new_tokens, **sampling}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one `generate()` gave.
+
+    Args:
+        ids (`list[list[int]]`): New tokens of each row, up to and including its end-of-text token.
+        seconds (`float`): Wall time of the whole call.
+        stats (`SpeculationStats`, *optional*): What happened in the rounds; `None` for a plain run.
+    """
+
+    ids: list[list[int]]
+    seconds: float
+    stats: Any = None
+
+    @property
+    def num_tokens(self) -> int:
+        """New tokens over all rows."""
+        return sum(len(row) for row in self.ids)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens over all rows per second of wall time."""
+        return self.num_tokens / self.seconds
+
+
+def generate_plain(
+    target: Any, inputs: dict[str, torch.Tensor], settings: DecodingSettings, *, seed: int = 0, streamer: Any = None
+) -> Run:
+    """Run the target alone.
+
+    Args:
+        target (`PreTrainedModel`): The model.
+        inputs (`dict`): `input_ids` and `attention_mask` (`torch.LongTensor` of shape `(batch, seq)`).
+        settings ([`DecodingSettings`]): Lengths and sampling.
+        seed (`int`, *optional*, defaults to 0): Set before the call.
+        streamer (`BaseStreamer`, *optional*): Receives the tokens as they are made.
+
+    Returns:
+        [`Run`] without stats.
+    """
+    return _timed(target, inputs, settings, seed, {"streamer": streamer})
+
+
+def generate_speculative(
+    target: Any,
+    drafter: Any,
+    inputs: dict[str, torch.Tensor],
+    settings: DecodingSettings,
+    *,
+    seed: int = 0,
+    streamer: Any = None,
+) -> Run:
+    """Run the target with a drafter.
+
+    Args:
+        target (`PreTrainedModel`): The model.
+        drafter ([`DSparkModel`]): Its drafter.
+        inputs (`dict`): `input_ids` and `attention_mask` (`torch.LongTensor` of shape `(batch, seq)`).
+        settings ([`DecodingSettings`]): Lengths and sampling.
+        seed (`int`, *optional*, defaults to 0): Set before the call.
+        streamer (`BaseStreamer`, *optional*): Receives the tokens as they are made.
+
+    Returns:
+        [`Run`] whose stats are the drafter's `last_stats`.
+    """
+    run = _timed(target, inputs, settings, seed, {"streamer": streamer, "assistant_model": drafter})
+    return Run(run.ids, run.seconds, drafter.last_stats)
+
+
+def _timed(target: Any, inputs: dict[str, torch.Tensor], settings: DecodingSettings, seed: int, extra: dict) -> Run:
+    inputs = {name: tensor.to(target.device) for name, tensor in inputs.items()}
+    torch.manual_seed(seed)
+    _wait_for(target.device)
+    start = time.perf_counter()
+    sequences = target.generate(**inputs, **settings.generate_kwargs(), **extra)
+    _wait_for(target.device)
+    seconds = time.perf_counter() - start
+    new_ids = sequences[:, inputs["input_ids"].shape[1] :].tolist()
+    eos_ids = _eos_ids(target)
+    return Run([_until_eos(row, eos_ids) for row in new_ids], seconds)
+
+
+def _wait_for(device: torch.device) -> None:
+    """A GPU works behind the clock's back; wait until it is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _eos_ids(target: Any) -> set[int]:
+    eos = target.generation_config.eos_token_id
+    if eos is None:
+        return set()
+    return {eos} if isinstance(eos, int) else set(eos)
+
+
+def _until_eos(row: list[int], eos_ids: set[int]) -> list[int]:
+    """Drop the padding that a row of a batch gets after its end."""
+    for index, token in enumerate(row):
+        if token in eos_ids:
+            return row[: index + 1]
+    return row

@@ -1,0 +1,88 @@
+"""What every test shares: no network, one thread, a fixed seed, and a tiny real target on disk."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+# One token per byte, then the special ones.
+PAD_ID, EOS_ID, MASK_ID = 256, 257, 258
+VOCAB_SIZE = 260
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'][0] }}:{{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    # Tiny models run slower on several threads, and test workers share the cores.
+    torch.set_num_threads(1)
+
+
+def make_tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer: any text goes in and comes out again."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {symbol: index for index, symbol in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<pad>", "<eos>", "<mask>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", chat_template=CHAT_TEMPLATE
+    )
+
+
+def make_tiny_target() -> LlamaForCausalLM:
+    """A random Llama of four layers, in evaluation mode."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=EOS_ID,
+        pad_token_id=PAD_ID,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    return make_tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_target_dir(tmp_path_factory) -> str:
+    """Folder of a tiny target with its tokenizer, as `from_pretrained` reads it."""
+    folder = tmp_path_factory.mktemp("target") / "tiny-target"
+    make_tiny_target().save_pretrained(folder)
+    make_tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_drafter_dir(tmp_path_factory, tiny_target_dir) -> str:
+    """Folder of a random drafter that was made for the tiny target."""
+    from dspark_hf.modeling import DSparkModel
+
+    target = LlamaForCausalLM.from_pretrained(tiny_target_dir)
+    drafter = DSparkModel.from_target(target, target_layer_ids=[0, 2], mask_token_id=MASK_ID, markov_rank=8, block_size=4)
+    folder = tmp_path_factory.mktemp("drafter") / "tiny-drafter"
+    drafter.save_pretrained(folder)
+    return str(folder)

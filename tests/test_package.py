@@ -1,0 +1,64 @@
+"""The package's public face: light to import, complete, and installing the seam by itself."""
+
+import importlib
+import importlib.metadata
+import subprocess
+import sys
+
+import pytest
+
+import dspark_hf
+
+
+def run_python(code: str) -> None:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_import_is_light():
+    run_python("import dspark_hf, sys; assert not {'torch', 'transformers', 'rich'} & set(sys.modules)")
+
+
+def test_command_line_help_is_light():
+    run_python("import dspark_hf.cli.main, sys; assert 'torch' not in sys.modules")
+
+
+@pytest.mark.parametrize("name", dspark_hf.__all__)
+def test_public_name_resolves_to_its_home(name):
+    value = getattr(dspark_hf, name)
+    assert value.__name__ == name
+    assert value is getattr(importlib.import_module(dspark_hf._HOMES[name]), name)
+    assert value.__doc__
+
+
+def test_all_is_what_is_offered():
+    assert sorted(dspark_hf._HOMES) == sorted(dspark_hf.__all__)
+    assert set(dspark_hf.__all__) <= set(dir(dspark_hf))
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        dspark_hf.Nothing  # noqa: B018
+
+
+WRAPPED = "from transformers.generation.utils import GenerationMixin as G; wrapped = hasattr(G._assisted_decoding, '__wrapped__'); "
+
+
+def test_first_use_of_a_name_installs_the_seam():
+    run_python(f"import dspark_hf; dspark_hf.AutoDrafter; {WRAPPED} assert wrapped")
+
+
+def test_import_after_generation_installs_the_seam():
+    run_python(f"import transformers.generation.utils; import dspark_hf; {WRAPPED} assert wrapped")
+
+
+def test_without_the_package_nothing_is_wrapped():
+    run_python(f"{WRAPPED} assert not wrapped")
+
+
+def test_version_matches_the_installed_package():
+    try:
+        installed = importlib.metadata.version("dspark_hf")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the package is on the path but not installed")
+    assert dspark_hf.__version__ == installed
