@@ -82,7 +82,9 @@ def tiny_drafter_dir(tmp_path_factory, tiny_target_dir) -> str:
     from dspark_hf.modeling import DSparkModel
 
     target = LlamaForCausalLM.from_pretrained(tiny_target_dir)
-    drafter = DSparkModel.from_target(target, target_layer_ids=[0, 2], mask_token_id=MASK_ID, markov_rank=8, block_size=4)
+    drafter = DSparkModel.from_target(
+        target, target_layer_ids=[0, 2], mask_token_id=MASK_ID, markov_rank=8, block_size=4
+    )
     folder = tmp_path_factory.mktemp("drafter") / "tiny-drafter"
     drafter.save_pretrained(folder)
     return str(folder)

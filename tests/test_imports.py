@@ -16,7 +16,7 @@ ALLOWED = {
     "ops": set(),
     "modeling": {"ops"},
     "generation": {"modeling", "ops"},
-    "evaluation": {"generation", "modeling", "ops"},
+    "evaluation": {"generation", "data", "modeling", "ops"},
     "data": {"modeling", "ops"},
     "trainers": {"modeling", "data", "ops"},
     "hub": {"modeling", "ops"},

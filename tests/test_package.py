@@ -41,7 +41,10 @@ def test_unknown_name_is_an_attribute_error():
         dspark_hf.Nothing  # noqa: B018
 
 
-WRAPPED = "from transformers.generation.utils import GenerationMixin as G; wrapped = hasattr(G._assisted_decoding, '__wrapped__'); "
+WRAPPED = (
+    "from transformers.generation.utils import GenerationMixin; "
+    "wrapped = hasattr(GenerationMixin._assisted_decoding, '__wrapped__'); "
+)
 
 
 def test_first_use_of_a_name_installs_the_seam():

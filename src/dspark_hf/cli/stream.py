@@ -24,6 +24,9 @@ class RoundStreamer(BaseStreamer):
     def __init__(self, tokenizer: Any, console: Console) -> None:
         self._tokenizer = tokenizer
         self._console = console
+        self._start()
+
+    def _start(self) -> None:
         self._ids: list[int] = []
         # Text up to `_shown` is printed; decoding restarts at `_context`, because a token's text may depend on the
         # one before it.
@@ -49,16 +52,15 @@ class RoundStreamer(BaseStreamer):
             ids (`torch.Tensor` of shape `(num,)` or `(1, num)`): The round's token ids.
             accepted_len (`int`): How many of them, from the left, were drafted.
         """
-        self._prompt_seen = True
         flat = ids.reshape(-1).tolist()
         self._write(flat[:accepted_len], style=DRAFTED_STYLE)
         self._write(flat[accepted_len:], style=None)
 
     def end(self) -> None:
-        """Print what was held back and end the line."""
+        """Print what was held back and end the line; the next sequence may follow."""
         self._print(self._pending(), style=None)
         self._console.print()
-        self.__init__(self._tokenizer, self._console)
+        self._start()
 
     def _write(self, ids: list[int], style: str | None) -> None:
         if not ids:

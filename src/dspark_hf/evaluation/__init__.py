@@ -1,23 +1,33 @@
 """Measuring a drafter: prompts, plain against speculative runs, numerical ties, reports."""
 
 from dspark_hf.evaluation.benchmark import BenchmarkSettings, run_benchmark
-from dspark_hf.evaluation.prompts import Prompt, encode_prompts, load_prompts
-from dspark_hf.evaluation.report import provenance, write_json
-from dspark_hf.evaluation.runs import Run, generate_plain, generate_speculative
+from dspark_hf.evaluation.compare import Comparison, compare, warm_up
+from dspark_hf.evaluation.precision import PrecisionCopies
+from dspark_hf.evaluation.prompts import encode_prompts, load_prompts
+from dspark_hf.evaluation.report import machine, provenance, versions, write_json
+from dspark_hf.evaluation.runs import DecodingSettings, Run, generate_plain, generate_speculative
+from dspark_hf.evaluation.summary import summarize
 from dspark_hf.evaluation.ties import TieFinder, TokenDifference, first_difference
 
 __all__ = [
     "BenchmarkSettings",
-    "Prompt",
+    "Comparison",
+    "DecodingSettings",
+    "PrecisionCopies",
     "Run",
     "TieFinder",
     "TokenDifference",
+    "compare",
     "encode_prompts",
     "first_difference",
     "generate_plain",
     "generate_speculative",
     "load_prompts",
+    "machine",
     "provenance",
     "run_benchmark",
+    "summarize",
+    "versions",
+    "warm_up",
     "write_json",
 ]
