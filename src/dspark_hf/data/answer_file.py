@@ -1,0 +1,114 @@
+"""A file of conversations that can be cut off at any time and continued, with its provenance beside it."""
+
+import json
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from dspark_hf.data.chat import load_conversations
+
+_MAX_BARREN_ROUNDS = 8
+
+
+class AnswerFile:
+    """A JSONL file of conversations, appended batch by batch, with its provenance beside it.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        target ([`~transformers.PreTrainedModel`]): Named in the provenance.
+        settings (`dict`): What the content depends on; a resumed file must have been made with the same.
+        resume (`bool`): Continue an existing file. A last line that was cut off is dropped.
+    """
+
+    def __init__(self, path: str | os.PathLike, target, settings: dict, *, resume: bool):
+        self.path = Path(path)
+        self.sidecar = self.path.with_name(self.path.name + ".provenance.json")
+        self.settings = {"target": os.path.basename(target.name_or_path.rstrip("/")), **settings}
+        self.settings["dtype"] = str(target.dtype).removeprefix("torch.")
+        self.records: list[dict] = []
+        self.rounds_done = 0
+        self._barren_rounds = 0
+        if self.path.exists() and self.path.stat().st_size:
+            if not resume:
+                raise ValueError(f"{self.path} exists. Continue it with resume, or choose another file.")
+            self._check_settings()
+            self._drop_torn_line()
+        self.num_lines = len(self.records)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> "AnswerFile":
+        self._file = open(self.path, "a", encoding="utf-8")
+        self._write_provenance()
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self._file.close()
+        self._write_provenance()
+
+    def append(self, records: list[dict]) -> None:
+        """Write whole lines and push them to the disk."""
+        self._file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.num_lines += len(records)
+
+    def end_round(self, found: int) -> None:
+        """Note that a round of prompts is finished, so that a resumed run does not draw it again.
+
+        Raises:
+            `ValueError`: If round after round has `found` no prompt that is new.
+        """
+        self.rounds_done += 1
+        self._write_provenance()
+        self._barren_rounds = 0 if found else self._barren_rounds + 1
+        if self._barren_rounds == _MAX_BARREN_ROUNDS:
+            raise ValueError(
+                f"The target gave no new prompt in {_MAX_BARREN_ROUNDS} rounds; {self.path} has {self.num_lines} "
+                "conversations. Ask for fewer, raise top_k, or give prompts of your own."
+            )
+
+    def _check_settings(self) -> None:
+        try:
+            provenance = json.loads(self.sidecar.read_text(encoding="utf-8"))
+            made_with, self.rounds_done = provenance["settings"], int(provenance["rounds_done"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"Cannot resume {self.path}: {self.sidecar.name} is missing or unreadable ({error}), so it is not "
+                "known how the file was made. Choose another file."
+            ) from error
+        keys = sorted({*made_with, *self.settings})
+        changed = [
+            f"{key}: {made_with.get(key)!r} before, {self.settings.get(key)!r} now"
+            for key in keys
+            if made_with.get(key) != self.settings.get(key)
+        ]
+        if changed:
+            raise ValueError(f"Cannot resume {self.path} with other settings ({'; '.join(changed)}). Use the former.")
+
+    def _drop_torn_line(self) -> None:
+        """Cut the file after its last line break: a killed process may have left part of a line."""
+        content = self.path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with open(self.path, "r+b") as file:
+                file.truncate(whole)
+        if whole:
+            self.records = load_conversations(self.path)
+
+    def _write_provenance(self) -> None:
+        provenance = {
+            "settings": self.settings,
+            "num_conversations": self.num_lines,
+            "rounds_done": self.rounds_done,
+            "versions": {name: _version(name) for name in ("dspark_hf", "torch", "transformers")},
+        }
+        temp = self.sidecar.with_name(self.sidecar.name + ".tmp")
+        temp.write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+        os.replace(temp, self.sidecar)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

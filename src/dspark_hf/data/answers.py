@@ -1,0 +1,88 @@
+"""A target's answers to conversations, made in batches."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from dspark_hf.data.chat import prompt_ids
+from dspark_hf.data.synthesis import end_ids, left_pad
+
+
+class Answerer:
+    """Answers conversations in batches.
+
+    Args:
+        target ([`~transformers.PreTrainedModel`]): The model that answers.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
+        max_new_tokens (`int`): Longest answer.
+        temperature (`float`): 0 for greedy answers.
+    """
+
+    def __init__(self, target, tokenizer, *, max_new_tokens: int, temperature: float = 0.0):
+        if temperature < 0:
+            raise ValueError(f"temperature must be 0 (greedy) or above, got {temperature}.")
+        self.target, self.tokenizer, self.max_new_tokens = target, tokenizer, max_new_tokens
+        self.end_ids = end_ids(target, tokenizer)
+        self.sampling = {"do_sample": False}
+        if temperature > 0:
+            self.sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        self.num_tokens, self.seconds = 0, 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Answer tokens written per second of generation so far."""
+        return self.num_tokens / self.seconds if self.seconds else 0.0
+
+    def answer(self, conversations: Sequence[Sequence[dict]], seed: int) -> list[dict]:
+        """Answer every user turn of each conversation, in order.
+
+        Args:
+            conversations (`list[list[dict]]`): System and user messages; an answer is put after each user message.
+            seed (`int`): Seed of sampled answers.
+
+        Returns:
+            `list[dict]`: `{"messages", "complete"}` per conversation whose answers have text. A conversation ends
+            where an answer was cut off by `max_new_tokens`, with `complete` false.
+        """
+        queues = [list(messages) for messages in conversations]
+        done: list[list[dict]] = [[] for _ in queues]
+        complete = [True] * len(queues)
+        while rows := [i for i, queue in enumerate(queues) if queue and complete[i]]:
+            for i in rows:
+                while queues[i] and (not done[i] or done[i][-1]["role"] != "user"):
+                    done[i].append(queues[i].pop(0))
+            rows = [i for i in rows if done[i][-1]["role"] == "user"]
+            for i, (text, ended) in zip(rows, self._answer_once([done[i] for i in rows], seed), strict=True):
+                done[i].append({"role": "assistant", "content": text})
+                complete[i] = ended
+        records = [{"messages": messages, "complete": ended} for messages, ended in zip(done, complete, strict=True)]
+        return [record for record in records if all(message["content"].strip() for message in record["messages"])]
+
+    @torch.inference_mode()
+    def _answer_once(self, conversations: list[list[dict]], seed: int) -> list[tuple[str, bool]]:
+        if not conversations:
+            return []
+        start = time.perf_counter()
+        inputs = left_pad([prompt_ids(self.tokenizer, messages) for messages in conversations], self.end_ids[0])
+        inputs = {key: value.to(self.target.device) for key, value in inputs.items()}
+        devices = [self.target.device] if self.target.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            out = self.target.generate(
+                **inputs,
+                **self.sampling,
+                max_new_tokens=self.max_new_tokens,
+                eos_token_id=self.end_ids,
+                pad_token_id=self.end_ids[0],
+            )
+        answers = []
+        for ids in out[:, inputs["input_ids"].shape[1] :].tolist():
+            ends = [i for i, token in enumerate(ids) if token in self.end_ids]
+            self.num_tokens += ends[0] + 1 if ends else len(ids)
+            text = self.tokenizer.decode(ids[: ends[0]] if ends else ids, skip_special_tokens=True)
+            # An answer cut inside a character would decode to a replacement sign that the target never wrote.
+            text = text if ends else text.rstrip("\ufffd")
+            answers.append((text, bool(ends)))
+        self.seconds += time.perf_counter() - start
+        return answers

@@ -1,0 +1,191 @@
+"""Conversations as token ids: which tokens the target wrote (and a drafter should learn), and how a prompt ends."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+
+_GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_ROLES = ("system", "user", "assistant", "tool")
+
+
+def load_conversations(path: str | os.PathLike) -> list[dict]:
+    """Read conversations from a JSONL file.
+
+    A line is an object with `messages` (a list of `{"role", "content"}`) or with `turns` (a list of user turns, as in
+    evaluation sets). An optional `complete: false` says that the last answer was cut off by a length limit.
+
+    Args:
+        path (`str` or `os.PathLike`): The file. Empty lines are skipped.
+
+    Returns:
+        `list[dict]`: One `{"messages": list[dict], "complete": bool}` per line; `turns` become user messages.
+
+    Raises:
+        `ValueError`: If the file is absent or empty, or a line is not such an object; the message has its number.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.readlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"Cannot read conversations from {os.fspath(path)!r}: {error}. Give a JSONL file.") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                records.append(_parse_record(line))
+            except ValueError as error:
+                raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from error
+    if not records:
+        raise ValueError(f"{os.fspath(path)} holds no conversations. Give a JSONL file with one object a line.")
+    return records
+
+
+def check_messages(messages: Sequence[dict]) -> None:
+    """Raise `ValueError` unless `messages` is a non-empty list of `{"role", "content"}` with known roles."""
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise ValueError(f"Expected a non-empty list of messages, got {messages!r:.80}.")
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise ValueError(f"Expected each message to be {{'role': ..., 'content': text}}, got {message!r:.80}.")
+        if message.get("role") not in _ROLES:
+            raise ValueError(f"Expected a role out of {_ROLES}, got {message.get('role')!r}.")
+
+
+def prompt_ids(tokenizer, conversation: str | Sequence[str] | Sequence[dict]) -> list[int]:
+    """Tokenize a prompt up to the point where the target starts to answer.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The target's tokenizer.
+        conversation (`str`, `list[str]` or `list[dict]`): One user turn, or several, or messages. A tokenizer without
+            a chat template takes the single turn as raw text.
+
+    Returns:
+        `list[int]`: Token ids, ending with the template's opening of an assistant turn.
+
+    Raises:
+        `ValueError`: If there is no chat template and the conversation has more than one turn.
+    """
+    messages = _as_messages(conversation)
+    check_messages(messages)
+    if tokenizer.chat_template is None:
+        if len(messages) > 1:
+            raise ValueError(f"{_no_template(tokenizer)} Without one, only a single turn can be taken as raw text.")
+        return tokenizer(messages[0]["content"])["input_ids"]
+    return _tokenize(tokenizer, _render(tokenizer, messages, add_generation_prompt=True))["input_ids"]
+
+
+def encode_conversation(
+    tokenizer, messages: Sequence[dict], max_length: int | None = None, *, complete: bool = True
+) -> dict[str, list]:
+    """Tokenize a conversation and mark the tokens that the target produces: each answer and its end-of-turn token.
+
+    The mask comes from the chat template's `{% generation %}` blocks where it has them. Otherwise each assistant turn
+    is located by rendering the conversation up to its opening and up to its end.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The target's tokenizer, with a chat template.
+        messages (`list[dict]`): `{"role", "content"}` messages.
+        max_length (`int`, *optional*): Keep at most this many tokens, from the start.
+        complete (`bool`, *optional*, defaults to `True`): `False` if the last answer was cut off: its end-of-turn
+            token then stands where the target would have gone on, and is not marked.
+
+    Returns:
+        `dict`: `input_ids` (`list[int]`) and `loss_mask` (`list[bool]`, `True` = written by the assistant), equally
+        long.
+
+    Raises:
+        `ValueError`: If the tokenizer has no chat template, or the template renders the beginning of a conversation
+            differently once more turns follow, so that turns cannot be located.
+    """
+    check_messages(messages)
+    if tokenizer.chat_template is None:
+        raise ValueError(_no_template(tokenizer))
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length must be at least 1, got {max_length}. Leave it out for no limit.")
+    if _GENERATION_TAG.search(tokenizer.get_chat_template()):
+        encoded = tokenizer.apply_chat_template(
+            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        input_ids, loss_mask = encoded["input_ids"], [bool(keep) for keep in encoded["assistant_masks"]]
+    else:
+        input_ids, loss_mask = _encode_by_prefixes(tokenizer, messages)
+    if not complete and messages[-1]["role"] == "assistant":
+        _unmark_end_of_turn(tokenizer, input_ids, loss_mask)
+    return {"input_ids": input_ids[:max_length], "loss_mask": loss_mask[:max_length]}
+
+
+def _encode_by_prefixes(tokenizer, messages: Sequence[dict]) -> tuple[list[int], list[bool]]:
+    """Mark the text between `messages[:i]` with the assistant's opening, and `messages[:i + 1]`."""
+    text = _render(tokenizer, messages)
+    encoded = _tokenize(tokenizer, text, return_offsets_mapping=True)
+    input_ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    loss_mask = [False] * len(input_ids)
+    special_ids = set(tokenizer.all_special_ids)
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        if i == 0:
+            raise ValueError("The conversation starts with an assistant message. Put a user message before it.")
+        opening = _render(tokenizer, messages[:i], add_generation_prompt=True)
+        turn = _render(tokenizer, messages[: i + 1])
+        if not turn.startswith(opening) or not text.startswith(turn):
+            raise ValueError(
+                f"The chat template of {tokenizer.name_or_path!r} is not prefix-stable: message {i} is rendered "
+                "differently when more turns follow or when it is generated, so its tokens cannot be located. Use a "
+                "template with {% generation %} blocks, or train on single-turn conversations."
+            )
+        span = [j for j, (start, end) in enumerate(offsets) if len(opening) <= start < end <= len(turn)]
+        # The template may add a line break after the end-of-turn token; the target never writes that.
+        last_special = max((j for j in span if input_ids[j] in special_ids), default=None)
+        for j in span:
+            loss_mask[j] = last_special is None or j <= last_special
+    return input_ids, loss_mask
+
+
+def _unmark_end_of_turn(tokenizer, input_ids: list[int], loss_mask: list[bool]) -> None:
+    """Take the mark from the last marked special token and from what follows it."""
+    special_ids = set(tokenizer.all_special_ids)
+    last = max((j for j, keep in enumerate(loss_mask) if keep and input_ids[j] in special_ids), default=len(input_ids))
+    loss_mask[last:] = [False] * (len(loss_mask) - last)
+
+
+def _render(tokenizer, messages: Sequence[dict], add_generation_prompt: bool = False) -> str:
+    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+
+
+def _tokenize(tokenizer, text: str, return_offsets_mapping: bool = False) -> dict:
+    """Tokenize rendered text; the template has already put the special tokens in."""
+    if return_offsets_mapping and not tokenizer.is_fast:
+        raise ValueError(
+            f"{type(tokenizer).__name__} cannot tell which text a token came from. Use a fast tokenizer, or a chat "
+            "template with {% generation %} blocks."
+        )
+    extra = {"return_offsets_mapping": True} if return_offsets_mapping else {}
+    return tokenizer(text, add_special_tokens=False, **extra)
+
+
+def _as_messages(conversation: str | Sequence[str] | Sequence[dict]) -> list[dict]:
+    turns = [conversation] if isinstance(conversation, str) else conversation
+    if not isinstance(turns, (list, tuple)):
+        raise ValueError(f"Expected text, a list of turns or a list of messages, got {type(turns).__name__}.")
+    return [{"role": "user", "content": turn} if isinstance(turn, str) else turn for turn in turns]
+
+
+def _parse_record(line: str) -> dict:
+    record = json.loads(line)
+    if not isinstance(record, dict) or not ({"messages", "turns"} & set(record)):
+        raise ValueError(f"Expected an object with 'messages' or 'turns', got {line.strip()!r:.80}.")
+    messages = record["messages"] if "messages" in record else _as_messages(record["turns"])
+    check_messages(messages)
+    complete = record.get("complete", True)
+    if not isinstance(complete, bool):
+        raise ValueError(f"Expected 'complete' to be true or false, got {complete!r}.")
+    return {"messages": messages, "complete": complete}
+
+
+def _no_template(tokenizer) -> str:
+    return (
+        f"The tokenizer of {tokenizer.name_or_path!r} has no chat template. Use an instruction-tuned target, or set "
+        "`tokenizer.chat_template` to the template that the target was trained with."
+    )
