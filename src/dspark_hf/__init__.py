@@ -5,7 +5,6 @@ Importing this package is light: a name is imported when it is first used. Impor
 """
 
 import importlib
-import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +42,6 @@ _HOMES = {
 
 
 def _install_seam() -> None:
-    if importlib.util.find_spec("dspark_hf.generation.seam") is None:
-        return
     from dspark_hf.generation import seam
 
     seam.install()

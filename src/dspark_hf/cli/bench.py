@@ -1,0 +1,130 @@
+"""`dspark bench`: figures that can be made again."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dspark_hf.cli.options import (
+    DeviceOption,
+    DrafterOption,
+    DtypeOption,
+    JsonOption,
+    MaxNewTokensOption,
+    SeedOption,
+    TargetOption,
+    TemperatureOption,
+)
+
+app = typer.Typer(help="Measure.", no_args_is_help=True, rich_markup_mode="rich")
+
+
+@app.callback()
+def bench() -> None:
+    """Measure."""
+
+
+@app.command()
+def generate(
+    data: Annotated[Path, typer.Option(help="JSON lines whose records have `turns` or `messages`.")],
+    target: TargetOption = "embedded",
+    drafter: DrafterOption = "embedded",
+    limit: Annotated[int | None, typer.Option(min=1, help="Prompts to take from the top; all by default.")] = None,
+    max_new_tokens: MaxNewTokensOption = 128,
+    temperature: TemperatureOption = 0.0,
+    dtype: DtypeOption = "bfloat16",
+    device: DeviceOption = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts a call.")] = 1,
+    seed: SeedOption = 0,
+    tau_only: Annotated[bool, typer.Option("--tau-only", help="Leave the plain runs out.")] = False,
+    dtype_prompts: Annotated[
+        int, typer.Option(min=0, help="Prompts on which plain generate() is timed in other dtypes; 0 leaves it out.")
+    ] = 3,
+    json: JsonOption = None,
+) -> None:
+    """Run plain generate() and DSpark on the same prompts and compare.
+
+    Example: dspark bench generate --data prompts.jsonl --limit 20 --json result.json
+    """
+    from dspark_hf.cli.models import check_output, load_models
+    from dspark_hf.evaluation import BenchmarkSettings, load_prompts, provenance, run_benchmark, write_json
+
+    settings = BenchmarkSettings(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        batch_size=batch_size,
+        seed=seed,
+        tau_only=tau_only,
+        num_dtype_prompts=dtype_prompts,
+    )
+    prompts = load_prompts(data, limit)
+    check_output(json)
+    console = Console(highlight=False)
+    models = load_models(target, drafter, dtype=dtype, device=device)
+    with _progress_bar(console) as bar:
+        task = bar.add_task("prompts", total=len(prompts), note="")
+
+        def report(num_done: int, tau: float) -> None:
+            bar.update(task, completed=num_done, note=f"tau {tau:.2f}")
+
+        result = run_benchmark(models.target, models.drafter, models.tokenizer, prompts, settings, report)
+    names = {"target": target, "drafter": drafter, "data": str(data), "dtype": dtype}
+    result = {**names, **result, "provenance": provenance(models.target.device)}
+    if json is not None:
+        write_json(json, result)
+    console.print(_table(result))
+
+
+def _progress_bar(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console
+    )
+
+
+def _table(result: dict[str, Any]) -> Table:
+    """The result's main figures, one a row."""
+    table = Table(title=f"{result['data']}: {result['num_prompts']} prompts, {result['dtype']}", show_header=False)
+    for name, value in _rows(result):
+        table.add_row(name, value)
+    return table
+
+
+def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    speculative, plain, share = result["speculative"], result["plain"], result["time_share"]
+    rows = [
+        ("tau (tokens per round)", f"{result['tau']:.3f} over {result['num_rounds']} rounds"),
+        ("rounds that accept slot k", "  ".join(f"{rate:.2f}" for rate in result["accepted_per_slot"])),
+        ("DSpark", f"{speculative['tokens_per_second']:.1f} tokens/s, {speculative['tokens']} tokens"),
+        ("time in target, drafter, rest", "not measured" if share is None else _shares(share)),
+    ]
+    if plain is None:
+        return rows
+    ratio = result["ratio"]
+    rows += [
+        ("plain generate()", f"{plain['tokens_per_second']:.1f} tokens/s, {plain['tokens']} tokens"),
+        ("ratio", f"{ratio['median']:.2f} median over prompts, {ratio['total']:.2f} total"),
+    ]
+    if "median_to_fastest_plain" in ratio:
+        fastest = f"ratio to plain in {ratio['fastest_plain_dtype']}"
+        rows.append(
+            (fastest, f"{ratio['median_to_fastest_plain']:.2f} median, {ratio['total_to_fastest_plain']:.2f} total")
+        )
+    if result["identical"] is not None:
+        rows.append(("identical ids", _identical(result["identical"])))
+    return rows
+
+
+def _shares(share: dict[str, float]) -> str:
+    return "  ".join(f"{share[part]:.1%}" for part in ("target", "drafter", "rest"))
+
+
+def _identical(identical: dict[str, Any]) -> str:
+    text = f"{identical['num_identical']} of {identical['num_prompts']} prompts"
+    if not identical["differences"]:
+        return text
+    gaps = [difference["gap"] for difference in identical["differences"]]
+    return f"{text}; the others part at logit gaps of {min(gaps):.3g} to {max(gaps):.3g}"

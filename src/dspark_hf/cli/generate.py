@@ -1,0 +1,44 @@
+"""`dspark generate`: answer one prompt."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dspark_hf.cli.options import (
+    DeviceOption,
+    DrafterOption,
+    DtypeOption,
+    MaxNewTokensOption,
+    SeedOption,
+    TargetOption,
+    TemperatureOption,
+)
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to ask.")],
+    target: TargetOption = "embedded",
+    drafter: DrafterOption = "embedded",
+    max_new_tokens: MaxNewTokensOption = 256,
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = "bfloat16",
+    device: DeviceOption = "auto",
+) -> None:
+    """Answer one prompt, drafted and accepted tokens in green.
+
+    Example: dspark generate "Why is the sky blue?" --temperature 0.7
+    """
+    from dspark_hf.cli.models import load_models
+    from dspark_hf.cli.stream import RoundStreamer
+    from dspark_hf.evaluation import DecodingSettings, encode_prompts, generate_speculative
+
+    settings = DecodingSettings(max_new_tokens, temperature)
+    models = load_models(target, drafter, dtype=dtype, device=device)
+    inputs = encode_prompts([prompt], models.tokenizer)
+    streamer = RoundStreamer(models.tokenizer, Console(highlight=False))
+    run = generate_speculative(models.target, models.drafter, inputs, settings, seed=seed, streamer=streamer)
+    # On stderr, so that the answer alone can be piped on.
+    summary = f"{run.num_tokens} tokens, {run.tokens_per_second:.1f} tokens/s, tau {run.stats.tau:.2f}"
+    Console(stderr=True, highlight=False).print(summary, style="dim")

@@ -1,0 +1,32 @@
+"""`dspark demo` and `dspark generate` on tiny models."""
+
+import json
+
+from dspark_hf.cli.demo import PROMPTS
+
+
+def test_demo_prints_answers_and_a_table(dspark, models, tmp_path):
+    out = tmp_path / "demo.json"
+    outcome = dspark("demo", *models, "--max-new-tokens", "8", "--dtype", "float32", "--json", out)
+    assert outcome.code == 0, outcome.err
+    assert all(f"> {prompt}" in outcome.out for prompt in PROMPTS)
+    result = json.loads(out.read_text())
+    assert result["identical"]["fraction"] == 1.0
+    assert f"{result['ratio']['total']:.2f}" in outcome.out
+    assert f"tau (tokens per round) │ 1.00 │ {result['tau']:.2f}" in outcome.out
+    assert "identical ids │ │ yes" in outcome.out
+    assert result["provenance"]["versions"]
+
+
+def test_generate_streams_what_the_api_gives(dspark, models, tiny_target_dir, tiny_tokenizer):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    outcome = dspark("generate", "hello", *models, "--max-new-tokens", "20", "--dtype", "float32")
+    assert outcome.code == 0, outcome.err
+    target = AutoModelForCausalLM.from_pretrained(tiny_target_dir, dtype=torch.float32)
+    inputs = tiny_tokenizer("u:hello\na:", return_tensors="pt", return_token_type_ids=False)
+    ids = target.generate(**inputs, max_new_tokens=20, do_sample=False)
+    text = tiny_tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert outcome.out == " ".join(text.split())
+    assert "tokens/s, tau" in outcome.err

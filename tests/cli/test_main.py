@@ -1,0 +1,65 @@
+"""The command as a whole: what it offers, and how it refuses."""
+
+import pytest
+
+COMMANDS = ["demo", "generate", "bench", "regenerate", "env"]
+
+
+def test_every_command_is_offered(dspark):
+    outcome = dspark("--help")
+    assert outcome.code == 0
+    assert all(f" {command} " in outcome.out for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "command", [["demo"], ["generate"], ["bench", "generate"], ["regenerate"], ["env"]], ids=" ".join
+)
+def test_help_has_an_example(dspark, command):
+    outcome = dspark(*command, "--help")
+    assert outcome.code == 0
+    assert f"dspark {' '.join(command)}" in outcome.out.split("Example", 1)[1]
+
+
+def test_env_prints_versions_and_device(dspark):
+    import torch
+
+    outcome = dspark("env")
+    assert outcome.code == 0
+    assert f"torch {torch.__version__.split('+')[0]}" in outcome.out
+    assert f"threads {torch.get_num_threads()}" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dtype", "int8"], "--dtype must be one of float32, bfloat16, float16, got 'int8'"),
+        (["--device", "toaster"], "--device must be auto, cpu, cuda or cuda:N, got 'toaster'"),
+        (["--target", "/no/such/folder"], "/no/such/folder"),
+        (["--drafter", "/no/such/folder"], "/no/such/folder"),
+    ],
+)
+def test_bad_options_are_one_line_and_code_2(dspark, models, options, message):
+    outcome = dspark("generate", "hi", *models, *options)
+    assert outcome.code == 2
+    # Loading may have shown its progress first.
+    assert message in outcome.err.split("error: ")[1]
+    assert "Traceback" not in outcome.err
+
+
+def test_missing_gpu_is_named(dspark, models):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    outcome = dspark("generate", "hi", *models, "--device", "cuda")
+    assert outcome.code == 2
+    assert "torch finds no CUDA device here. Use --device cpu." in outcome.err
+
+
+def test_a_mistake_of_the_library_keeps_its_traceback(dspark, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("dspark_hf.evaluation.report.versions", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        dspark("env")
