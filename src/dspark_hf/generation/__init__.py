@@ -1,0 +1,35 @@
+"""Speculative generation: the seam into `generate()`, the decoding loop, its options and statistics.
+
+Names are imported when they are first used, because `seam` must be importable without torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .attach import attach_drafter, detach_drafter
+    from .config import SpeculationConfig
+    from .decode import speculative_generate
+    from .stats import SpeculationStats
+
+__all__ = ["SpeculationConfig", "SpeculationStats", "attach_drafter", "detach_drafter", "speculative_generate"]
+
+_HOMES = {
+    "SpeculationConfig": "config",
+    "SpeculationStats": "stats",
+    "attach_drafter": "attach",
+    "detach_drafter": "attach",
+    "speculative_generate": "decode",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

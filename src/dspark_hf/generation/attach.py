@@ -1,0 +1,75 @@
+"""A drafter that stays with its target."""
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from .checks import check_drafter
+from .config import SpeculationConfig
+
+
+def attach_drafter(model: PreTrainedModel, drafter: Any, check_target: bool = True) -> PreTrainedModel:
+    """Make `model.generate()` use a drafter without being told to.
+
+    The target stays as it is: its parameters, state dict and `save_pretrained` do not know of the drafter, which is kept
+    as the plain attribute `model.drafter`. `generate(..., speculation=False)` goes without it for one call.
+
+    Args:
+        model (`PreTrainedModel`): The target. Of a PEFT or compiled wrapper, the model inside is the target.
+        drafter ([`DSparkModel`]): The drafter.
+        check_target (`bool`, *optional*, defaults to `True`): Whether a drafter made for another target is refused.
+
+    Returns:
+        `PreTrainedModel`: `model`.
+
+    Raises:
+        `ValueError`: If the two do not fit, or `drafter` is none, or the target has an attribute of that name.
+    """
+    check_drafter(drafter, SpeculationConfig())
+    target = unwrap(model)
+    if attached_drafter(target) is None and hasattr(target, "drafter"):
+        raise ValueError(
+            f"{type(target).__name__} has an attribute `drafter` of its own, which attaching would hide. Pass the drafter "
+            "to generate() as assistant_model instead."
+        )
+    drafter.bind(target, check_name=check_target)
+    # Past nn.Module.__setattr__, which would register the drafter as a submodule.
+    object.__setattr__(target, "drafter", drafter)
+    return model
+
+
+def detach_drafter(model: PreTrainedModel) -> Any:
+    """Undo [`attach_drafter`].
+
+    Args:
+        model (`PreTrainedModel`): The target.
+
+    Returns:
+        [`DSparkModel`]: The drafter.
+
+    Raises:
+        `ValueError`: If no drafter is attached.
+    """
+    target = unwrap(model)
+    drafter = attached_drafter(target)
+    if drafter is None:
+        raise ValueError(f"{type(target).__name__} has no attached drafter; attach one with attach_drafter(model, drafter).")
+    object.__delattr__(target, "drafter")
+    return drafter
+
+
+def attached_drafter(model: PreTrainedModel) -> Any:
+    """The drafter that [`attach_drafter`] put on a model, or None."""
+    drafter = vars(model).get("drafter")
+    return drafter if getattr(drafter, "is_drafter", False) else None
+
+
+def unwrap(model: Any) -> PreTrainedModel:
+    """The model whose `generate()` runs in the end: that inside `torch.compile` and PEFT wrappers."""
+    while True:
+        if "_orig_mod" in getattr(model, "_modules", {}):
+            model = model._orig_mod
+        elif hasattr(type(model), "get_base_model"):
+            model = model.get_base_model()
+        else:
+            return model

@@ -1,0 +1,92 @@
+"""What speculative decoding cannot do: told before any work is done."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import Cache, GenerationConfig, PreTrainedModel, StaticCache
+from transformers.generation.configuration_utils import GenerationMode
+
+from .config import SpeculationConfig
+
+_OWN_MODES = (GenerationMode.ASSISTED_GENERATION, GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+
+
+def check_drafter(drafter: Any, speculation: SpeculationConfig) -> None:
+    """Raise `ValueError` unless `drafter` is one and can do what `speculation` asks for."""
+    if not getattr(drafter, "is_drafter", False):
+        raise ValueError(
+            f"drafter must be a drafter of this library, e.g. AutoDrafter.from_pretrained(...), got "
+            f"{type(drafter).__name__}."
+        )
+    if not isinstance(speculation, SpeculationConfig):
+        raise ValueError(f"speculation must be a SpeculationConfig, got {speculation!r}.")
+    if speculation.confidence_threshold > 0 and not getattr(drafter.config, "enable_confidence_head", False):
+        raise ValueError(
+            f"confidence_threshold={speculation.confidence_threshold} needs a drafter with a confidence head, and this "
+            f"{type(drafter).__name__} has none; leave it at 0, or limit drafts with max_draft_len."
+        )
+
+
+def check_mode(mode: GenerationMode, generation_config: GenerationConfig) -> None:
+    """Raise `ValueError` unless the decoding mode is greedy search or sampling."""
+    if mode not in _OWN_MODES or (generation_config.num_beams or 1) > 1:
+        raise ValueError(
+            f"A drafter speeds up greedy search and sampling, but these arguments ask for {mode.value.replace('_', ' ')} "
+            f"(num_beams={generation_config.num_beams}). Set num_beams=1 and leave out what selects that mode, or "
+            "generate without a drafter."
+        )
+
+
+def check_options(model: PreTrainedModel, generation_config: GenerationConfig, synced_gpus: bool) -> None:
+    """Raise `ValueError` for a target or an option that is not supported."""
+    name = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise ValueError(f"A drafter needs a decoder-only target, and {name} is an encoder-decoder; drop the drafter.")
+    if getattr(model, "_is_stateful", False):
+        raise ValueError(
+            f"{name} keeps a state that rejected tokens cannot be taken out of, so it cannot verify drafts yet; "
+            "generate without a drafter."
+        )
+    for option, is_set, instead in (
+        ("use_cache=False", not generation_config.use_cache, "leave use_cache at True"),
+        ("prefill_chunk_size", generation_config.prefill_chunk_size is not None, "leave it out"),
+        ("prompt_lookup_num_tokens", generation_config.prompt_lookup_num_tokens is not None, "pass one drafter only"),
+        ("use_mtp", bool(generation_config.use_mtp), "pass one drafter only"),
+        ("assistant_early_exit", generation_config.assistant_early_exit is not None, "pass one drafter only"),
+        ("assistant_ensemble_weight", generation_config.assistant_ensemble_weight is not None,
+         "leave it out: it changes the output, and a drafter never does"),
+        ("output_hidden_states", _is_recorded(generation_config, "output_hidden_states"), "leave it out"),
+        ("output_attentions", _is_recorded(generation_config, "output_attentions"), "leave it out"),
+        ("synced_gpus", synced_gpus, "run one target per process, not sharded by FSDP or ZeRO-3"),
+    ):  # fmt: skip
+        if is_set:
+            raise ValueError(
+                f"{option} is not supported together with a drafter: {instead}, or generate without a drafter."
+            )
+
+
+def check_inputs(model: PreTrainedModel, input_ids: Tensor, model_kwargs: dict[str, Any]) -> None:
+    """Raise `ValueError` for inputs that cannot be continued."""
+    if model_kwargs.get("inputs_embeds") is not None:
+        raise ValueError(
+            "inputs_embeds are not supported together with a drafter: pass input_ids, or generate without a drafter."
+        )
+    if input_ids.shape[1] == 0:
+        raise ValueError("The prompt is empty; a drafter needs at least one token of input_ids to start from.")
+    cache = model_kwargs.get("past_key_values")
+    name = type(model).__name__
+    if not isinstance(cache, Cache) or isinstance(cache, StaticCache) or not cache.is_croppable:
+        got = "no cache" if cache is None else type(cache).__name__
+        raise ValueError(
+            f"A drafter needs a cache that rejected tokens can be taken out of, such as DynamicCache, and {name} uses "
+            f"{got}. Leave out cache_implementation and past_key_values, or generate without a drafter."
+        )
+    if cache.get_seq_length() > 0:
+        raise ValueError(
+            f"past_key_values holds {cache.get_seq_length()} tokens already, and the drafter has not seen their states. "
+            "Leave past_key_values out and pass all tokens, or generate without a drafter."
+        )
+
+
+def _is_recorded(generation_config: GenerationConfig, name: str) -> bool:
+    return bool(generation_config.return_dict_in_generate and getattr(generation_config, name))

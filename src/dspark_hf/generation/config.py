@@ -1,0 +1,58 @@
+"""How to speculate."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class SpeculationConfig:
+    """Options of one `generate(..., assistant_model=drafter, speculation=SpeculationConfig(...))`.
+
+    They change how long generation takes, never what it produces.
+
+    Args:
+        max_draft_len (`int`, *optional*):
+            Most drafts that a round verifies. Defaults to all slots of the drafter.
+        confidence_threshold (`float`, *optional*, defaults to 0.0):
+            Least survival (probability that a slot and all before it are accepted, from the drafter's confidence head)
+            of a slot that is verified. 0 verifies every slot. Costs one more host synchronisation per round.
+        check_target (`bool`, *optional*, defaults to `True`):
+            Whether a drafter that was made for another target is refused.
+        seed (`int`, *optional*):
+            Seed of all drafting and verification draws. By default they come from torch's global generators.
+        measure_time (`bool`, *optional*):
+            Whether the stats tell the seconds spent in target and drafter. Defaults to True for targets on the CPU;
+            elsewhere measuring waits for the device around every forward pass, so it is done only if asked for.
+
+    Raises:
+        `ValueError`: If a value is out of range or of the wrong type.
+    """
+
+    max_draft_len: int | None = None
+    confidence_threshold: float = 0.0
+    check_target: bool = True
+    seed: int | None = None
+    measure_time: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_draft_len is not None and not (_is_int(self.max_draft_len) and self.max_draft_len >= 1):
+            raise ValueError(
+                f"max_draft_len must be a positive int, or None for all slots, got {self.max_draft_len!r}. To generate "
+                "without drafts, leave the drafter out."
+            )
+        is_number = isinstance(self.confidence_threshold, (int, float)) and not isinstance(
+            self.confidence_threshold, bool
+        )
+        if not (is_number and 0.0 <= self.confidence_threshold < 1.0):
+            raise ValueError(
+                f"confidence_threshold must be a number from 0 up to but not including 1, got "
+                f"{self.confidence_threshold!r}; 0 verifies every slot."
+            )
+        if self.seed is not None and not _is_int(self.seed):
+            raise ValueError(f"seed must be an int or None, got {self.seed!r}.")
+        for name, allowed in (("check_target", (True, False)), ("measure_time", (True, False, None))):
+            if not any(getattr(self, name) is value for value in allowed):
+                raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}.")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

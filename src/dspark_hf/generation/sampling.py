@@ -1,0 +1,160 @@
+"""Logits processors on both sides of speculation.
+
+The target's side is exact: every processor sees what plain `generate()` shows it. The drafter's side is only a guess of
+it, so there anything goes that keeps `q` the distribution that drafts are drawn from.
+Shapes: B batch, n drafts, V vocabulary, S tokens so far.
+"""
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
+from transformers.generation import logits_process
+
+from dspark_hf.ops.verify import accept_or_redraw, draw, verify_greedy, verify_sampled
+
+# Processors that look at scores only: rows of any position may share one call.
+_PREFIX_FREE = frozenset(
+    getattr(logits_process, name)
+    for name in (
+        "EpsilonLogitsWarper",
+        "EtaLogitsWarper",
+        "InfNanRemoveLogitsProcessor",
+        "LogitNormalization",
+        "MinPLogitsWarper",
+        "SuppressTokensLogitsProcessor",
+        "TemperatureLogitsWarper",
+        "TopHLogitsWarper",
+        "TopKLogitsWarper",
+        "TopPLogitsWarper",
+        "TypicalLogitsWarper",
+    )
+)
+# Processors that are functions of prefix and scores: calling them on prefixes that are rejected later does no harm.
+_STATELESS = _PREFIX_FREE | frozenset(
+    getattr(logits_process, name)
+    for name in (
+        "EncoderNoRepeatNGramLogitsProcessor",
+        "EncoderRepetitionPenaltyLogitsProcessor",
+        "ExponentialDecayLengthPenalty",
+        "ForcedBOSTokenLogitsProcessor",
+        "ForcedEOSTokenLogitsProcessor",
+        "MinLengthLogitsProcessor",
+        "MinNewTokensLengthLogitsProcessor",
+        "NoBadWordsLogitsProcessor",
+        "NoRepeatNGramLogitsProcessor",
+        "RepetitionPenaltyLogitsProcessor",
+        "SequenceBiasLogitsProcessor",
+        "SuppressTokensAtBeginLogitsProcessor",
+        "WatermarkLogitsProcessor",
+    )
+)
+
+
+class TokenChooser:
+    """Turns logits into tokens, for drafts and for their verification.
+
+    Processors are told apart by their exact class, because a subclass may do anything. If one is unknown (custom, or
+    with a state, such as classifier-free guidance), positions are judged one after the other (`in_order`): it is called
+    once per emitted token, with that token's true prefix, as in plain `generate()`, and the drafter does without it.
+
+    Args:
+        processors (`LogitsProcessorList`): The processors that `generate()` prepared.
+        do_sample (`bool`): Whether tokens are drawn.
+        seed (`int`, *optional*): Seed of the draws; torch's global generators are used if not given.
+    """
+
+    def __init__(self, processors: LogitsProcessorList, do_sample: bool, seed: int | None = None):
+        self.processors = processors
+        self.do_sample = do_sample
+        self.in_order = any(type(processor) not in _STATELESS for processor in processors)
+        self._draft_processors = [processor for processor in processors if type(processor) in _STATELESS]
+        self._reads_prefix = any(type(processor) not in _PREFIX_FREE for processor in self._draft_processors)
+        self._seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def draft_picker(self, ids: Tensor, num_tokens: int):
+        """The `pick` of [`DSparkModel.propose`], or None where its default does the same.
+
+        Args:
+            ids (`torch.LongTensor` of shape `(batch, capacity)`):
+                Token ids; columns from `num_tokens` on are free, and drafts are noted there.
+            num_tokens (`int`): Tokens so far, S.
+        """
+        if not self._draft_processors and not self.do_sample:
+            return None
+
+        def pick(logits: Tensor, drafted_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+            end = num_tokens + drafted_ids.shape[1]
+            if self._reads_prefix and drafted_ids.shape[1] > 0:
+                ids[:, end - 1] = drafted_ids[:, -1]
+            # Processors hold tensors on the device of `ids`.
+            scores = logits.to(device=ids.device if self._draft_processors else logits.device, dtype=torch.float32)
+            for processor in self._draft_processors:
+                scores = processor(ids[:, :end], scores)
+            if not self.do_sample:
+                return scores.argmax(-1).to(logits.device), None
+            # Drafts are drawn from the very tensor that verification divides by.
+            probs = scores.softmax(-1)
+            return draw(probs, self._generator(probs.device)).to(logits.device), probs.to(logits.device)
+
+        return pick
+
+    def needs_scores(self) -> bool:
+        """Whether choosing needs processed float32 scores; greedy choices without processors read raw logits."""
+        return self.do_sample or len(self.processors) > 0
+
+    def block_scores(self, ids: Tensor, num_tokens: int, logits: Tensor) -> Tensor:
+        """Processed scores of all positions of a block. Not for `in_order`.
+
+        Args:
+            ids (`torch.LongTensor` of shape `(batch, capacity)`): Token ids, with the drafts from `num_tokens` on.
+            num_tokens (`int`): Tokens before the first position, S.
+            logits (`torch.Tensor` of shape `(batch, positions, vocab)`): The target's logits.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, positions, vocab)`, on the device of `ids`.
+        """
+        scores = logits.to(device=ids.device, dtype=torch.float32)
+        for processor in self.processors:
+            if type(processor) in _PREFIX_FREE:
+                scores = processor(ids[:, :num_tokens], scores.flatten(0, 1)).view(scores.shape)
+            else:
+                rows = [processor(ids[:, : num_tokens + i], scores[:, i]) for i in range(scores.shape[1])]
+                scores = torch.stack(rows, 1)
+        return scores
+
+    def verify_block(
+        self, draft_ids: Tensor, draft_probs: Tensor | None, scores: Tensor, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`accepted_len` and `next_ids` of each row, from processed scores (or raw logits, see [`needs_scores`])."""
+        if not self.do_sample:
+            return verify_greedy(draft_ids, scores.argmax(-1).to(draft_ids.device), lengths)
+        probs = scores.softmax(-1)
+        if draft_probs is not None:
+            draft_probs = draft_probs.to(probs.device)
+        return verify_sampled(draft_ids, draft_probs, probs, lengths, self._generator(probs.device))
+
+    def next_scores(self, prefix_ids: Tensor, logits: Tensor) -> Tensor:
+        """Processed scores `(batch, vocab)` of one position, as plain `generate()` computes them."""
+        return self.processors(prefix_ids, logits.to(device=prefix_ids.device, dtype=torch.float32, copy=True))
+
+    def judge(self, draft_ids: Tensor | None, draft_probs: Tensor | None, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Token of each row at one position, and whether it is the draft; without drafts it never is."""
+        if not self.do_sample:
+            tokens = scores.argmax(-1)
+            return tokens, torch.zeros_like(tokens, dtype=torch.bool) if draft_ids is None else tokens == draft_ids
+        probs = scores.softmax(-1)
+        generator = self._generator(probs.device)
+        if draft_ids is None:
+            tokens = draw(probs, generator)
+            return tokens, torch.zeros_like(tokens, dtype=torch.bool)
+        return accept_or_redraw(draft_ids, draft_probs.to(probs.device), probs, generator)
+
+    def _generator(self, device: torch.device) -> torch.Generator | None:
+        if self._seed is None:
+            return None
+        if device not in self._generators:
+            # Two devices must not draw the same numbers, or drafts and verification would not be independent.
+            generator = torch.Generator(device=device).manual_seed(self._seed + len(self._generators))
+            self._generators[device] = generator
+        return self._generators[device]

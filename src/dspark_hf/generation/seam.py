@@ -1,0 +1,161 @@
+"""The one place where transformers' `generate()` learns about drafters.
+
+Three methods of `GenerationMixin` are wrapped. A call without a drafter of this library passes through untouched.
+Drafters are recognised by their attribute `is_drafter`, so classes loaded as remote code count too.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+_ORIGINAL = "__dspark_original__"
+_speculation: ContextVar[Any] = ContextVar("dspark_speculation", default=None)
+# What the wrappers rely on; a version of transformers without it must not be patched.
+_NEEDED = {
+    "generate": {"assistant_model", "custom_generate", "kwargs"},
+    "_validate_generation_mode": {"generation_mode", "generation_config", "generation_mode_kwargs"},
+    "_assisted_decoding": {"input_ids", "logits_processor", "stopping_criteria", "generation_config", "assistant_model"},
+}
+
+
+def install() -> None:
+    """Teach `generate()` to speculate. Doing it again changes nothing.
+
+    Raises:
+        `RuntimeError`: If this version of transformers has another `generate()` than the wrappers expect.
+    """
+    from transformers import GenerationMixin
+
+    if is_installed():
+        return
+    for name, needed in _NEEDED.items():
+        if missing := needed - set(inspect.signature(getattr(GenerationMixin, name)).parameters):
+            raise RuntimeError(
+                f"This version of transformers is not supported: GenerationMixin.{name} has no {sorted(missing)}. "
+                "Install the version that dspark_hf names in its requirements."
+            )
+    for name, wrap in (
+        ("generate", _wrap_generate),
+        ("_validate_generation_mode", _wrap_validate),
+        ("_assisted_decoding", _wrap_assisted),
+    ):
+        original = getattr(GenerationMixin, name)
+        wrapper = functools.wraps(original)(wrap(original))
+        setattr(wrapper, _ORIGINAL, original)
+        setattr(GenerationMixin, name, wrapper)
+
+
+def remove() -> None:
+    """Take the wrappers out again. Doing it again changes nothing.
+
+    Raises:
+        `RuntimeError`: If another library has wrapped a method since, and would be taken out with them.
+    """
+    from transformers import GenerationMixin
+
+    if not is_installed():
+        return
+    methods = {name: getattr(GenerationMixin, name) for name in _NEEDED}
+    if covered := [name for name, method in methods.items() if _ORIGINAL not in vars(method)]:
+        raise RuntimeError(
+            f"GenerationMixin.{covered[0]} was wrapped again after dspark_hf did it; remove that wrapper first."
+        )
+    for name, method in methods.items():
+        setattr(GenerationMixin, name, getattr(method, _ORIGINAL))
+
+
+def is_installed() -> bool:
+    """Whether `generate()` knows of drafters."""
+    from transformers import GenerationMixin
+
+    return any(_is_wrapped(getattr(GenerationMixin, name)) for name in _NEEDED)
+
+
+def _is_wrapped(method: Any) -> bool:
+    while method is not None:
+        if _ORIGINAL in vars(method):
+            return True
+        method = getattr(method, "__wrapped__", None)
+    return False
+
+
+def _is_drafter(model: Any) -> bool:
+    return getattr(model, "is_drafter", False) is True
+
+
+def _wrap_generate(original: Callable) -> Callable:
+    from .attach import attached_drafter
+
+    # Arguments may be positional, so their places matter.
+    names = list(inspect.signature(original).parameters)
+
+    def generate(self, *args, **kwargs):
+        speculation = kwargs.pop("speculation", None)
+        given = dict(zip(names[1:], args)) | kwargs
+        drafter = given.get("assistant_model")
+        attached = attached_drafter(self)
+        if drafter is None and given.get("custom_generate") is None and attached is not None and speculation is not False:
+            drafter = kwargs["assistant_model"] = _on_device_of(self, attached)
+        if speculation is False and _is_drafter(drafter):
+            raise ValueError("speculation=False and assistant_model=drafter contradict each other: leave one out.")
+        if not _is_drafter(drafter):
+            if speculation is None or speculation is False:
+                return original(self, *args, **kwargs)
+            if given.get("custom_generate") is not None:
+                return original(self, *args, speculation=speculation, **kwargs)
+            raise ValueError(
+                "speculation= was given without a drafter: pass assistant_model=drafter, or attach one with "
+                "attach_drafter(model, drafter)."
+            )
+        token = _speculation.set(speculation)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            _speculation.reset(token)
+
+    return generate
+
+
+def _on_device_of(target: Any, drafter: Any) -> Any:
+    # An attached drafter is no submodule, so target.to(device) leaves it behind.
+    return drafter if drafter.device == target.device else drafter.to(target.device)
+
+
+def _wrap_validate(original: Callable) -> Callable:
+    from .checks import check_drafter, check_mode, check_options
+    from .config import SpeculationConfig
+
+    def validate(self, generation_mode, generation_config, generation_mode_kwargs):
+        drafter = generation_mode_kwargs.get("assistant_model")
+        if not _is_drafter(drafter):
+            return original(self, generation_mode, generation_config, generation_mode_kwargs)
+        check_drafter(drafter, _speculation.get() or SpeculationConfig())
+        check_mode(generation_mode, generation_config)
+        check_options(self, generation_config, generation_mode_kwargs.get("synced_gpus", False))
+        if "assistant_tokenizer" in generation_mode_kwargs:
+            raise ValueError(
+                "assistant_tokenizer is not supported together with a drafter: it shares the target's vocabulary; leave "
+                "it out."
+            )
+
+    return validate
+
+
+def _wrap_assisted(original: Callable) -> Callable:
+    from .decode import speculative_generate
+
+    names = list(inspect.signature(original).parameters)
+    # Not for the target's forward pass: transformers' own assistants need them.
+    unused = ("assistant_model", "inputs_tensor", "tokenizer", "assistant_tokenizer")
+
+    def assisted_decoding(self, *args, **kwargs):
+        given = dict(zip(names[1:], args)) | kwargs
+        drafter = given.get("assistant_model")
+        if not _is_drafter(drafter):
+            return original(self, *args, **kwargs)
+        given = {name: value for name, value in given.items() if name not in unused}
+        return speculative_generate(self, drafter=drafter, speculation=_speculation.get(), **given)
+
+    return assisted_decoding

@@ -1,0 +1,146 @@
+"""What happened during one `generate()`."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class SpeculationStats:
+    """Counts and times of the latest generation, as `drafter.last_stats`.
+
+    A *verification* is one round of one sequence; at batch 1 every round is one verification. The lists hold one entry
+    per verification, in order.
+
+    Attributes:
+        rounds (`int`): Forward passes of the target after the prefill.
+        new_tokens (`int`): Tokens made, over all sequences, those of the prefill included.
+        verified_lens (`list[int]`): Drafts that were verified.
+        accepted_lens (`list[int]`): Drafts that became output.
+        emitted_lens (`list[int]`): Tokens that became output, the target's own included.
+        row_ids (`list[int]`): Sequence of each verification.
+        total_seconds (`float`): Wall time of the decoding loop, prefill included.
+        prefill_seconds, target_seconds, drafter_seconds (`float` or `None`):
+            Seconds in the prefill, in the verification passes and in the drafter; None where time was not measured
+            (see `SpeculationConfig.measure_time`).
+    """
+
+    rounds: int = 0
+    new_tokens: int = 0
+    verified_lens: list[int] = field(default_factory=list)
+    accepted_lens: list[int] = field(default_factory=list)
+    emitted_lens: list[int] = field(default_factory=list)
+    row_ids: list[int] = field(default_factory=list)
+    total_seconds: float = 0.0
+    prefill_seconds: float | None = None
+    target_seconds: float | None = None
+    drafter_seconds: float | None = None
+
+    @property
+    def tau(self) -> float:
+        """Mean tokens per round and sequence, the target's own included; 0.0 before the first round."""
+        return sum(self.emitted_lens) / len(self.emitted_lens) if self.emitted_lens else 0.0
+
+    @property
+    def verified_tokens(self) -> int:
+        """Drafts verified in all."""
+        return sum(self.verified_lens)
+
+    @property
+    def rest_seconds(self) -> float | None:
+        """Seconds outside the forward passes of target and drafter; None where time was not measured."""
+        if self.target_seconds is None:
+            return None
+        return max(0.0, self.total_seconds - self.prefill_seconds - self.target_seconds - self.drafter_seconds)
+
+    @property
+    def slot_rates(self) -> list[float]:
+        """P(slot k accepted | all before accepted), for slots 1, 2, ... as far as any was judged."""
+        return [accepted / judged for judged, accepted in self._per_slot(conditional=True)]
+
+    @property
+    def slot_survival(self) -> list[float]:
+        """P(slot k and all before it accepted | slot k verified), for slots 1, 2, ..."""
+        return [accepted / judged for judged, accepted in self._per_slot(conditional=False)]
+
+    def _per_slot(self, conditional: bool) -> list[tuple[int, int]]:
+        counts = []
+        for slot in range(1, max(self.verified_lens, default=0) + 1):
+            judged = accepted = 0
+            for verified_len, accepted_len, emitted_len in zip(
+                self.verified_lens, self.accepted_lens, self.emitted_lens
+            ):
+                # Where the output ended on a draft (eos, budget), nothing is known about the slots behind it.
+                known_len = accepted_len if emitted_len == accepted_len else verified_len
+                if slot <= known_len and not (conditional and accepted_len < slot - 1):
+                    judged += 1
+                    accepted += accepted_len >= slot
+            if judged == 0:
+                break
+            counts.append((judged, accepted))
+        return counts
+
+    def record(self, row_id: int, verified_len: int, accepted_len: int, emitted_len: int) -> None:
+        """Note one verification."""
+        self.row_ids.append(row_id)
+        self.verified_lens.append(verified_len)
+        self.accepted_lens.append(accepted_len)
+        self.emitted_lens.append(emitted_len)
+
+    def summary(self) -> str:
+        """A few readable lines."""
+        lines = [
+            f"tau {self.tau:.2f} ({self.new_tokens} tokens, {self.rounds} rounds, {self.verified_tokens} drafts "
+            f"verified, {sum(self.accepted_lens)} accepted)"
+        ]
+        if self.slot_rates:
+            lines.append("accepted per slot, all before accepted: " + " ".join(f"{r:.2f}" for r in self.slot_rates))
+        if self.target_seconds is not None:
+            lines.append(
+                f"seconds: {self.total_seconds:.3f} = prefill {self.prefill_seconds:.3f} + target "
+                f"{self.target_seconds:.3f} + drafter {self.drafter_seconds:.3f} + rest {self.rest_seconds:.3f}"
+            )
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"SpeculationStats(tau={self.tau:.2f}, new_tokens={self.new_tokens}, rounds={self.rounds})"
+
+
+class Stopwatch:
+    """Adds wall time to the `*_seconds` of a [`SpeculationStats`].
+
+    Args:
+        stats ([`SpeculationStats`]): Where to add.
+        device (`torch.device`): Device to wait for around each measurement, unless it is the CPU.
+        enabled (`bool`): Whether parts are measured; the total always is.
+    """
+
+    def __init__(self, stats: SpeculationStats, device: torch.device, enabled: bool):
+        self._stats, self._enabled = stats, enabled
+        self._device = device if enabled and device.type == "cuda" else None
+        self._started = time.perf_counter()
+        if enabled:
+            stats.prefill_seconds = stats.target_seconds = stats.drafter_seconds = 0.0
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Measure the block as `prefill`, `target` or `drafter`."""
+        if not self._enabled:
+            yield
+            return
+        started = self._now()
+        yield
+        name = f"{name}_seconds"
+        setattr(self._stats, name, getattr(self._stats, name) + self._now() - started)
+
+    def stop(self) -> None:
+        """Fix the total."""
+        self._stats.total_seconds = self._now() - self._started
+
+    def _now(self) -> float:
+        if self._device is not None:
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()

@@ -1,0 +1,35 @@
+"""When generation ends, to the token."""
+
+from transformers import GenerationConfig, StoppingCriteriaList
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+
+
+class StopRules:
+    """Stopping criteria, split by what they need: lengths and eos are known on the host, the rest must be called.
+
+    Args:
+        criteria (`StoppingCriteriaList`): The criteria that `generate()` prepared.
+        generation_config (`GenerationConfig`): The prepared config.
+        prompt_len (`int`): Tokens of the prompt.
+
+    Attributes:
+        max_length (`int`): Most tokens, prompt included.
+        eos_ids (`frozenset[int]`): Tokens that end a row.
+        pads (`bool`): Whether finished rows are filled with the padding token.
+        others (`StoppingCriteriaList`): Criteria to call after every token.
+    """
+
+    def __init__(self, criteria: StoppingCriteriaList, generation_config: GenerationConfig, prompt_len: int):
+        limits = [criterion.max_length for criterion in criteria if type(criterion) is MaxLengthCriteria]
+        if not limits:
+            limits = [generation_config.max_length]
+        # Plain generate() makes a token before it looks at any limit.
+        self.max_length = max(min(limits), prompt_len + 1)
+        eos_ids: set[int] = set()
+        for criterion in criteria:
+            if type(criterion) is EosTokenCriteria:
+                eos_ids.update(criterion.eos_token_id.flatten().tolist())
+        self.eos_ids = frozenset(eos_ids)
+        self.pads = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
+        known = (EosTokenCriteria, MaxLengthCriteria)
+        self.others = StoppingCriteriaList(criterion for criterion in criteria if type(criterion) not in known)

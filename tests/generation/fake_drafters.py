@@ -1,0 +1,125 @@
+"""Drafters that bring about what a trained one does only sometimes: every accepted length, any q."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import torch
+
+from dspark_hf.modeling import Proposal
+
+
+@dataclass
+class FakeState:
+    """Context that only remembers what it was given."""
+
+    context_lens: list[int]
+    features: list[list[torch.Tensor]] = field(default_factory=list)
+
+
+class FakeDrafter:
+    """What the decoding loop asks of a drafter, without a model."""
+
+    is_drafter = True
+    device = torch.device("cpu")
+
+    def __init__(self, num_slots=4, taps=(0, 2), enable_confidence_head=False):
+        self.config = SimpleNamespace(
+            num_slots=num_slots, target_layer_ids=list(taps), enable_confidence_head=enable_confidence_head
+        )
+        self.target = None
+        self.last_stats = None
+        self.offered = []
+
+    def bind(self, target, check_name=True):
+        self.target = target
+        return self
+
+    def is_bound_to(self, target):
+        return self.target is target
+
+    def to(self, device):
+        return self
+
+    def start(self, batch_size):
+        self.state = FakeState([0] * batch_size, [[] for _ in range(batch_size)])
+        return self.state
+
+    def extend(self, state, features, counts=None):
+        counts = [features.shape[1]] * features.shape[0] if counts is None else counts
+        for row, count in enumerate(counts):
+            state.features[row].append(features[row, :count].clone())
+            state.context_lens[row] += count
+
+
+class OracleDrafter(FakeDrafter):
+    """Knows how each row goes on, and gets `pattern[i]` drafts right in round i.
+
+    Args:
+        rows: Token ids of each row, prompt without padding and continuation.
+        pattern: Right drafts per round, repeated.
+        vocab_size: Vocabulary, to make wrong tokens.
+    """
+
+    def __init__(self, rows, pattern, vocab_size, **kwargs):
+        super().__init__(**kwargs)
+        self.rows, self.pattern, self.vocab_size = rows, list(pattern), vocab_size
+        self.num_rounds = 0
+        self.anchors_were_right = True
+
+    def propose(self, state, anchor_ids, pick=None, num_slots=None):
+        num_right = self.pattern[self.num_rounds % len(self.pattern)]
+        self.num_rounds += 1
+        self.offered.append(num_slots)
+        ids = torch.zeros(len(self.rows), num_slots, dtype=torch.long)
+        for row, known in enumerate(self.rows):
+            anchor = state.context_lens[row]
+            if anchor < len(known) and known[anchor] != anchor_ids[row]:
+                self.anchors_were_right = False
+            for slot in range(num_slots):
+                place = anchor + 1 + slot
+                token = known[place] if place < len(known) else 0
+                ids[row, slot] = token if slot < num_right else (token + 1) % self.vocab_size
+        confidence = torch.full(ids.shape, -4.0)
+        confidence[:, :num_right] = 4.0
+        return Proposal(ids, None, confidence)
+
+
+class TableDrafter(FakeDrafter):
+    """Draft logits from a fixed random table of the previous token, through the caller's `pick`.
+
+    Args:
+        vocab_size: Vocabulary.
+        scale: Spread of the logits; 0 drafts uniformly.
+    """
+
+    def __init__(self, vocab_size, scale=2.0, **kwargs):
+        super().__init__(**kwargs)
+        generator = torch.Generator().manual_seed(1)
+        self.table = scale * torch.randn(vocab_size, vocab_size, generator=generator)
+
+    def propose(self, state, anchor_ids, pick=None, num_slots=None):
+        pick = pick or (lambda logits, drafted_ids: (logits.argmax(-1), None))
+        ids = torch.zeros(anchor_ids.shape[0], num_slots, dtype=torch.long)
+        previous, probs = anchor_ids, []
+        for slot in range(num_slots):
+            previous, slot_probs = pick(self.table[previous], ids[:, :slot])
+            ids[:, slot] = previous
+            probs.append(slot_probs)
+        confidence = torch.linspace(2.0, -2.0, num_slots).expand(ids.shape[0], -1) + 0.1 * ids.float() - 1.0
+        return Proposal(ids, None if probs[0] is None else torch.stack(probs, 1), confidence)
+
+
+def greedy_oracle(target, input_ids, pattern, max_new_tokens=64, attention_mask=None, **kwargs):
+    """An oracle for plain greedy continuations of a batch.
+
+    Returns:
+        The drafter and plain `generate()`'s ids.
+    """
+    plain = target.generate(
+        input_ids, attention_mask=attention_mask, max_new_tokens=max_new_tokens, do_sample=False, speculation=False
+    )
+    rows = []
+    for row, ids in enumerate(plain.tolist()):
+        mask = [1] * input_ids.shape[1] if attention_mask is None else attention_mask[row].tolist()
+        rows.append([token for token, keep in zip(ids, mask) if keep] + ids[input_ids.shape[1] :])
+    return OracleDrafter(rows, pattern, target.config.vocab_size, **kwargs), plain
