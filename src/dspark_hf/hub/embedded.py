@@ -90,16 +90,17 @@ def _is_complete(folder: Path) -> bool:
     """Tell whether the folder holds a readable config, whole weights, and a tokenizer with its chat template."""
     try:
         config = json.loads((folder / "config.json").read_text())
-        tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
-        json.loads((folder / "tokenizer.json").read_text())
+        tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text())
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
         size = (folder / _WEIGHTS).stat().st_size
         with open(folder / _WEIGHTS, "rb") as file:
             header_len = int.from_bytes(file.read(8), "little")
             # A corrupt length must not make us read gigabytes.
             header = json.loads(file.read(min(header_len, size)))
         data_len = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-        has_template = "chat_template" in tokenizer or (folder / "chat_template.jinja").is_file()
-        return "model_type" in config and has_template and size == 8 + header_len + data_len
+        has_tokenizer = "tokenizer_class" in tokenizer_config and "model" in tokenizer
+        has_template = "chat_template" in tokenizer_config or (folder / "chat_template.jinja").is_file()
+        return "model_type" in config and has_tokenizer and has_template and size == 8 + header_len + data_len
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return False
 
