@@ -34,6 +34,8 @@ def test_gaps_are_those_of_the_target_after_the_common_prefix(target):
     exact = AutoModelForCausalLM.from_pretrained(target.name_or_path, dtype=torch.bfloat16).float()(ids).logits[0, -1]
     low_top, exact_top = (logits.topk(2).values for logits in (low, exact))
     assert (found.position, found.plain_id, found.speculative_id) == (1, 6, 9)
+    next_larger = torch.nextafter(low_top[0].bfloat16(), torch.tensor(torch.inf, dtype=torch.bfloat16))
+    assert found.spacing == (next_larger - low_top[0]).item()
     assert found.gap == pytest.approx((low_top[0] - low_top[1]).item(), abs=1e-6)
     assert found.gap_float32 == pytest.approx((exact_top[0] - exact_top[1]).item(), abs=1e-5)
     assert found.choice_gap_float32 == pytest.approx((exact[6] - exact[9]).item(), abs=1e-5)

@@ -126,5 +126,5 @@ def _identical(identical: dict[str, Any]) -> str:
     text = f"{identical['num_identical']} of {identical['num_prompts']} prompts"
     if not identical["differences"]:
         return text
-    gaps = [difference["gap"] for difference in identical["differences"]]
-    return f"{text}; the others part at logit gaps of {min(gaps):.3g} to {max(gaps):.3g}"
+    steps = [difference["gap"] / difference["spacing"] for difference in identical["differences"]]
+    return f"{text}; the others part at logit gaps of {min(steps):.3g} to {max(steps):.3g} rounding steps"

@@ -68,25 +68,29 @@ def _run(models: Any, max_new_tokens: int, console: Console) -> dict[str, Any]:
 
 def _table(result: dict[str, Any]) -> Table:
     identical = result["identical"]
-    table = Table(title=f"{len(PROMPTS)} prompts, greedy, one process")
+    table = Table(title=f"{len(PROMPTS)} prompts, greedy, one process", caption=_about_ties(identical))
     table.add_column("")
     table.add_column("plain generate()", justify="right")
     table.add_column("DSpark", justify="right")
-    for name in ("tokens", "seconds", "tokens_per_second"):
-        values = [result[side][name] for side in ("plain", "speculative")]
-        table.add_row(name.replace("_per_", "/").replace("s/second", "s/s"), *(_number(value) for value in values))
+    for name, label in (("tokens", "tokens"), ("seconds", "seconds"), ("tokens_per_second", "tokens/s")):
+        table.add_row(label, *(_number(result[side][name]) for side in ("plain", "speculative")))
     table.add_row("ratio", "1.00", f"[bold]{result['ratio']['total']:.2f}[/]")
     table.add_row("tau (tokens per round)", "1.00", f"[bold]{result['tau']:.2f}[/]")
-    table.add_row("identical ids", "", _identical(identical))
+    num_identical, num_prompts = identical["num_identical"], identical["num_prompts"]
+    verdict = "yes" if num_identical == num_prompts else f"{num_identical} of {num_prompts} prompts"
+    table.add_row("identical ids", "", f"[bold]{verdict}[/]")
     return table
 
 
-def _identical(identical: dict[str, Any]) -> str:
-    if identical["num_identical"] == identical["num_prompts"]:
-        return "[bold]yes[/]"
-    gap = max(difference["gap"] for difference in identical["differences"])
-    parted = identical["num_prompts"] - identical["num_identical"]
-    return f"no: {parted} of {identical['num_prompts']} part where the two best logits lie within {gap:.3g}"
+def _about_ties(identical: dict[str, Any]) -> str | None:
+    """What the target's logits say where ids part; `None` where they never do."""
+    if not identical["differences"]:
+        return None
+    steps = max(difference["gap"] / difference["spacing"] for difference in identical["differences"])
+    return (
+        f"Where ids part, the target's two best logits lie at most {steps:.3g} rounding steps of its dtype apart: "
+        "it is undecided there. In float32 (--dtype float32) ids are identical."
+    )
 
 
 def _number(value: float) -> str:

@@ -4,6 +4,7 @@ Low precision rounds logits, and a forward of one token rounds differently from 
 best logits lie within that rounding, either token is the target's own choice: a numerical tie.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ class TokenDifference:
         plain_id (`int`, *optional*): The plain run's token; `None` where that run had ended.
         speculative_id (`int`, *optional*): The speculative run's token; `None` where that run had ended.
         gap (`float`): The target's best logit minus its second best there, in the dtype of the runs.
+        spacing (`float`): Distance between neighbouring numbers of that dtype at the best logit. Logits that went
+            through a whole network are uncertain by a few of these.
         gap_float32 (`float`): The same in float32.
         choice_gap_float32 (`float`, *optional*): float32 logit of `plain_id` minus that of `speculative_id`.
     """
@@ -28,6 +31,7 @@ class TokenDifference:
     plain_id: int | None
     speculative_id: int | None
     gap: float
+    spacing: float
     gap_float32: float
     choice_gap_float32: float | None
 
@@ -69,15 +73,17 @@ class TieFinder:
         prefix = prompt_ids + plain[:position]
         plain_id = plain[position] if position < len(plain) else None
         speculative_id = speculative[position] if position < len(speculative) else None
-        logits = self._next_logits(prefix, torch.float32)
+        logits = self._next_logits(prefix, self._dtype)
+        exact = self._next_logits(prefix, torch.float32)
         both = plain_id is not None and speculative_id is not None
         return TokenDifference(
             position=position,
             plain_id=plain_id,
             speculative_id=speculative_id,
-            gap=_top_gap(self._next_logits(prefix, self._dtype)),
-            gap_float32=_top_gap(logits),
-            choice_gap_float32=(logits[plain_id] - logits[speculative_id]).item() if both else None,
+            gap=_top_gap(logits),
+            spacing=_spacing(logits.max().item(), self._dtype),
+            gap_float32=_top_gap(exact),
+            choice_gap_float32=(exact[plain_id] - exact[speculative_id]).item() if both else None,
         )
 
     @torch.no_grad()
@@ -91,3 +97,9 @@ class TieFinder:
 def _top_gap(logits: torch.Tensor) -> float:
     best, second = logits.topk(2).values.tolist()
     return best - second
+
+
+def _spacing(value: float, dtype: torch.dtype) -> float:
+    """Distance from `value` to the next larger number of `dtype`."""
+    exponent = math.frexp(abs(value))[1] - 1
+    return math.ldexp(torch.finfo(dtype).eps, exponent)
