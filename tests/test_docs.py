@@ -1,0 +1,54 @@
+"""The docs tell what the code does: the quickstart runs, links lead somewhere, the layout is the layout."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dspark_hf.hub import embedded
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+QUICKSTART = (ROOT / "examples" / "quickstart.py").read_text(encoding="utf-8")
+
+
+def test_readme_quickstart_is_the_example():
+    assert f"```python\n{QUICKSTART}```" in README
+    assert len([line for line in QUICKSTART.splitlines() if line]) <= 12
+
+
+def test_quickstart_runs(monkeypatch, capsys, tiny_target_dir, tiny_drafter_dir):
+    monkeypatch.setattr(embedded, "resolve_target", lambda _: tiny_target_dir)
+    monkeypatch.setattr(embedded, "resolve_drafter", lambda _: tiny_drafter_dir)
+    exec(compile(QUICKSTART, "quickstart.py", "exec"), {})
+    out = capsys.readouterr().out
+    assert "Why is the sky blue?" in out
+    assert re.search(r"SpeculationStats\(tau=\d\.\d\d", out)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_page_is_linked():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = [page.name for page in (ROOT / "docs").glob("*.md") if page.name != "index.md"]
+    assert [page for page in pages if f"({page})" not in index or f"(docs/{page})" not in README] == []
+
+
+def test_layout_is_the_layout():
+    block = README.split("## Layout")[1].split("```")[1]
+    entries = [line.split()[0] for line in block.strip().splitlines()]
+    inside = [entry for entry, line in zip(entries, block.strip().splitlines(), strict=True) if line.startswith("  ")]
+    outside = [entry for entry in entries if entry not in inside]
+    assert [entry for entry in inside if not (ROOT / "src" / "dspark_hf" / entry).exists()] == []
+    assert [entry for entry in outside if not (ROOT / entry).exists()] == []
+    packages = {f"{path.parent.name}/" for path in (ROOT / "src" / "dspark_hf").glob("*/__init__.py")}
+    assert packages <= set(inside)
+
+
+def test_embedded_wheel_is_the_one_that_make_installs():
+    assert f"EMBEDDED := {embedded.WHEEL}=={embedded.WHEEL_VERSION}\n" in (ROOT / "Makefile").read_text()
