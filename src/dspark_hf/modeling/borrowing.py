@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .configuration import DSparkConfig
@@ -10,13 +10,32 @@ from .fingerprint import target_fingerprint
 
 
 class Borrowed:
-    """The target's modules a drafter uses without owning: not registered, not saved, shared by deep copies."""
+    """The target's modules a drafter uses without owning: not registered, not saved, shared by deep copies.
 
-    def __init__(self, embed_tokens: nn.Module, lm_head: nn.Module, target: PreTrainedModel):
-        self.embed_tokens, self.lm_head, self.target = embed_tokens, lm_head, target
+    Args:
+        target (`PreTrainedModel`): The target.
+        token_ids (`torch.LongTensor` of shape `(draft_vocab,)`, *optional*): Rows of the output head to use; a copy of
+            them is made, for speed. All rows of the target's own head, if not given.
+    """
+
+    def __init__(self, target: PreTrainedModel, token_ids: Tensor | None = None):
+        self.target = target
+        self.embed_tokens: nn.Module = target.get_input_embeddings()
+        self.lm_head: nn.Module = target.get_output_embeddings()
+        if token_ids is not None:
+            self.lm_head = _select_rows(self.lm_head, token_ids)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Borrowed":
         return self
+
+
+def _select_rows(head: nn.Linear, token_ids: Tensor) -> nn.Linear:
+    rows = token_ids.to(head.weight.device)
+    selected = nn.Linear(head.in_features, len(rows), bias=head.bias is not None, device="meta")
+    selected.weight = nn.Parameter(head.weight.detach()[rows], requires_grad=False)
+    if head.bias is not None:
+        selected.bias = nn.Parameter(head.bias.detach()[rows], requires_grad=False)
+    return selected
 
 
 def check_fit(config: DSparkConfig, target: PreTrainedModel, *, check_name: bool = True) -> None:

@@ -41,6 +41,9 @@ class DSparkConfig(PreTrainedConfig):
         sample_from_anchor (`bool`, *optional*, defaults to `True`):
             Whether the anchor's own output predicts slot 1. Where it is `False` (z-lab's DFlash), a block of G inputs
             gives G - 1 slots.
+        draft_vocab_size (`int`, *optional*):
+            Tokens the drafter can propose, if it has a reduced vocabulary; all, if not given. The checkpoint then holds
+            `t2d` and `d2t`, which say which tokens these are.
         target_name_or_path (`str`, *optional*):
             The target this drafter was made for.
         target_fingerprint (`str`, *optional*):
@@ -64,6 +67,7 @@ class DSparkConfig(PreTrainedConfig):
     enable_confidence_head: bool = True
     confidence_head_with_markov: bool = True
     sample_from_anchor: bool = True
+    draft_vocab_size: int | None = None
     target_name_or_path: str | None = None
     target_fingerprint: str | None = None
 
@@ -93,6 +97,10 @@ class DSparkConfig(PreTrainedConfig):
             raise ValueError(
                 f"mask_token_id={self.mask_token_id} lies outside the vocabulary of {self.vocab_size} tokens; "
                 "choose a token that text does not contain."
+            )
+        if self.draft_vocab_size is not None and not 1 <= self.draft_vocab_size <= self.vocab_size:
+            raise ValueError(
+                f"draft_vocab_size={self.draft_vocab_size} must be 1 to {self.vocab_size}, the target's vocabulary."
             )
         if self.markov_rank < 0 or self.num_anchors < 1:
             raise ValueError(

@@ -4,7 +4,8 @@ Shapes: B batch, S sequence, L taps, E hidden size, V vocabulary, A anchors, G b
 T new context tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from .context import DraftState, TrainingContext
 from .drafting import BlockOutput, PickFn, Proposal, pick_greedy
 from .families import get_family
 from .heads import MARKOV_HEADS, ConfidenceHead
+from .vocabulary import entry_tokens, expand_logits, vocabulary_buffers
 
 
 class DSparkModel(PreTrainedModel):
@@ -54,14 +56,17 @@ class DSparkModel(PreTrainedModel):
             layer._can_checkpoint_with_cache = True  # TrainingContext.update has no side effect
         self.norm = self.family.norm_cls(hidden_size, eps=decoder.rms_norm_eps)
         self.rotary_emb = self.family.rotary_cls(decoder)
-        rank = config.markov_rank
-        self.markov_head = (
-            MARKOV_HEADS[config.markov_head_type](config.vocab_size, hidden_size, rank) if rank > 0 else None
-        )
+        rank, num_outputs = config.markov_rank, config.draft_vocab_size or config.vocab_size
+        if self.has_reduced_vocabulary:
+            t2d, d2t = vocabulary_buffers(range(num_outputs), num_outputs, config.vocab_size)
+            self.register_buffer("t2d", t2d)
+            self.register_buffer("d2t", d2t)
+        head_cls = MARKOV_HEADS[config.markov_head_type]
+        self.markov_head = head_cls(config.vocab_size, hidden_size, rank, num_outputs) if rank > 0 else None
         num_inputs = hidden_size + (rank if config.confidence_head_with_markov else 0)
         self.confidence_head = ConfidenceHead(num_inputs) if config.enable_confidence_head else None
         self.embed_tokens = nn.Embedding(config.vocab_size, hidden_size) if own_embeddings else None
-        self.lm_head = nn.Linear(hidden_size, config.vocab_size, bias=False) if own_embeddings else None
+        self.lm_head = nn.Linear(hidden_size, num_outputs, bias=False) if own_embeddings else None
         self.borrowed: Borrowed | None = None
         self.last_stats = None
         self.post_init()
@@ -77,6 +82,24 @@ class DSparkModel(PreTrainedModel):
         model = cls(DSparkConfig.from_target(target, **fields))
         return model.to(device=target.device, dtype=target.dtype).bind(target)
 
+    def choose_vocabulary(self, token_ids: Iterable[int]) -> None:
+        """Say which tokens a reduced draft vocabulary stands for, before training.
+
+        Raises:
+            `ValueError`: If the config has no `draft_vocab_size`, or the ids do not match it.
+        """
+        if not self.has_reduced_vocabulary:
+            raise ValueError("This drafter proposes every token of its target; set draft_vocab_size in its config first.")
+        t2d, d2t = vocabulary_buffers(token_ids, self.config.draft_vocab_size, self.config.vocab_size)
+        self.t2d.copy_(t2d)
+        self.d2t.copy_(d2t)
+        if self.borrowed is not None:
+            self.borrowed = Borrowed(self.borrowed.target, entry_tokens(self.d2t))
+
+    @property
+    def has_reduced_vocabulary(self) -> bool:
+        return self.config.draft_vocab_size is not None
+
     def bind(self, target: PreTrainedModel, check_name: bool = True) -> "DSparkModel":
         """Borrow the target's embedding and output head, in place of any copies of its own.
 
@@ -88,7 +111,7 @@ class DSparkModel(PreTrainedModel):
             `ValueError`: If drafter and target do not fit; the message names both sides.
         """
         check_fit(self.config, target, check_name=check_name)
-        self.borrowed = Borrowed(target.get_input_embeddings(), target.get_output_embeddings(), target)
+        self.borrowed = Borrowed(target, entry_tokens(self.d2t) if self.has_reduced_vocabulary else None)
         self.embed_tokens = self.lm_head = None
         return self
 
@@ -101,13 +124,13 @@ class DSparkModel(PreTrainedModel):
         return embedding(input_ids.to(embedding.weight.device)).to(device=self.device, dtype=self.fc.weight.dtype)
 
     def base_logits(self, hidden: Tensor) -> Tensor:
-        """The target's output head on block hidden states: `(..., hidden) -> (..., vocab)`."""
+        """The target's output head on block hidden states: `(..., hidden)` to logits over the draft vocabulary."""
         head = self._vocabulary_module("lm_head")
         return head(hidden.to(device=head.weight.device, dtype=head.weight.dtype)).to(self.device)
 
     @property
     def head_weight(self) -> Tensor:
-        """Weight `(vocab, hidden)` of the output head in use."""
+        """Weight `(draft_vocab, hidden)` of the output head in use."""
         return self._vocabulary_module("lm_head").weight
 
     def _vocabulary_module(self, name: str) -> nn.Module:
@@ -144,20 +167,27 @@ class DSparkModel(PreTrainedModel):
         return self.norm(hidden)
 
     def forward(
-        self, input_ids: Tensor, features: Tensor, anchors: Tensor, anchor_mask: Tensor, attention_mask: Tensor | None = None
-    ) -> BlockOutput:
+        self,
+        input_ids: Tensor,
+        features: Tensor,
+        anchors: Tensor,
+        anchor_mask: Tensor,
+        objective: Callable[["DSparkModel", BlockOutput], Any] | None = None,
+    ) -> Any:
         """Draft a block at every anchor, teacher-forced, for training (paper, section 3.4).
+
+        Sequences may be padded on the right: an anchor's context ends before any padding.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, sequence)`): Token ids.
             features (`torch.Tensor` of shape `(batch, sequence, taps * hidden)`): Tapped states of the target.
             anchors (`torch.LongTensor` of shape `(batch, anchors)`): Anchor positions.
             anchor_mask (`torch.BoolTensor` of shape `(batch, anchors)`): False for anchors that are padding.
-            attention_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding; padding must be
-                on the right.
+            objective (`Callable`, *optional*): Turns this model and its [`BlockOutput`] into a loss. It runs inside the
+                forward pass, where wrappers that shard parameters have gathered them.
 
         Returns:
-            [`BlockOutput`].
+            [`BlockOutput`], or what `objective` returns.
         """
         batch_size, num_anchors = anchors.shape
         block_size = self.config.block_size
@@ -175,7 +205,8 @@ class DSparkModel(PreTrainedModel):
         previous = positions.view(batch_size, num_anchors, block_size)[..., : self.config.num_slots]
         previous = previous.clamp_max(input_ids.shape[1] - 1).flatten(1)
         prev_ids = input_ids.gather(1, previous).view(batch_size, num_anchors, -1)  # [B, A, n]
-        return BlockOutput(hidden, self._markov_states(prev_ids, hidden), self._confidence(hidden, prev_ids))
+        output = BlockOutput(hidden, self._markov_states(prev_ids, hidden), self._confidence(hidden, prev_ids))
+        return output if objective is None else objective(self, output)
 
     def _embed_blocks(self, anchor_ids: Tensor) -> Tensor:
         """`(rows,)` anchors to block inputs `(rows, block, hidden)`."""
@@ -245,6 +276,8 @@ class DSparkModel(PreTrainedModel):
             if self.markov_head is not None:
                 vector, markov_state = self.markov_head.step(prev_ids, hidden[:, slot], markov_state)
                 slot_logits = slot_logits + self.markov_head.markov_w2(vector)
+            if self.has_reduced_vocabulary:
+                slot_logits = expand_logits(slot_logits, self.t2d, self.d2t)
             prev_ids, slot_probs = pick(slot_logits, ids[:, :slot])
             ids[:, slot] = prev_ids
             probs.append(slot_probs)

@@ -17,15 +17,13 @@ class MarkovHead(nn.Module):
         vocab_size (`int`): V.
         hidden_size (`int`): E.
         rank (`int`): r.
+        num_outputs (`int`): Tokens the drafter can propose; V unless its vocabulary is reduced.
     """
 
-    has_state = False
-
-    def __init__(self, vocab_size: int, hidden_size: int, rank: int):
+    def __init__(self, vocab_size: int, hidden_size: int, rank: int, num_outputs: int):
         super().__init__()
-        self.rank = rank
         self.markov_w1 = nn.Embedding(vocab_size, rank)
-        self.markov_w2 = nn.Linear(rank, vocab_size, bias=False)
+        self.markov_w2 = nn.Linear(rank, num_outputs, bias=False)
 
     def step(self, prev_ids: Tensor, hidden: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One slot.
@@ -44,8 +42,8 @@ class MarkovHead(nn.Module):
 class GatedMarkovHead(MarkovHead):
     """`m = sigmoid(Wg [h_k; W1[x_{k-1}]] + b) * W1[x_{k-1}]`."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, rank: int):
-        super().__init__(vocab_size, hidden_size, rank)
+    def __init__(self, vocab_size: int, hidden_size: int, rank: int, num_outputs: int):
+        super().__init__(vocab_size, hidden_size, rank, num_outputs)
         self.gate_proj = nn.Linear(hidden_size + rank, rank)
 
     def step(self, prev_ids: Tensor, hidden: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -56,10 +54,8 @@ class GatedMarkovHead(MarkovHead):
 class RnnMarkovHead(MarkovHead):
     """A gated recurrence over the block: `s_k = g s_{k-1} + (1 - g) tanh(c)`, `m = tanh(o)`, with `g` a sigmoid."""
 
-    has_state = True
-
-    def __init__(self, vocab_size: int, hidden_size: int, rank: int):
-        super().__init__(vocab_size, hidden_size, rank)
+    def __init__(self, vocab_size: int, hidden_size: int, rank: int, num_outputs: int):
+        super().__init__(vocab_size, hidden_size, rank, num_outputs)
         self.joint_proj = nn.Linear(2 * rank + hidden_size, 3 * rank)
 
     def step(self, prev_ids: Tensor, hidden: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,80 @@
+"""Batches for drafter training: padding, and the anchors at which blocks are drafted."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+
+@dataclass
+class DraftCollator:
+    """Pads sequences on the right and samples anchors (paper, section 3.4).
+
+    Anchors depend on `seed`, `epoch` and the sequence's own tokens alone: not on the batch, the process or how often
+    the collator was called. A resumed run, and one split over more processes, therefore sees the same blocks.
+
+    Args:
+        num_anchors (`int`): At most so many anchors per sequence.
+        seed (`int`, *optional*, defaults to 0): Seed of the anchors.
+        epoch (`int`, *optional*, defaults to 0): Changes the anchors from epoch to epoch.
+    """
+
+    num_anchors: int
+    seed: int = 0
+    epoch: int = 0
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Collate rows of `input_ids` and `loss_mask`, with or without `features`, `last_hidden_states`, `log_norm`.
+
+        Returns:
+            `dict` with `input_ids`, `attention_mask` (int64), `loss_mask` (bool), all `(batch, sequence)`; `anchors`
+            (int64) and `anchor_mask` (bool), `(batch, anchors)`; and the states, `(batch, sequence, width)`, if given.
+
+        Raises:
+            `ValueError`: If a row lacks a field or its fields differ in length.
+        """
+        input_ids, loss_masks = [], []
+        for row in rows:
+            if "input_ids" not in row or "loss_mask" not in row:
+                raise ValueError(
+                    f"A training row needs input_ids and loss_mask, got {sorted(row)}; encode conversations with "
+                    "dspark_hf.data.chat first, or give the trainer a tokenizer as processing_class."
+                )
+            ids = torch.as_tensor(row["input_ids"], dtype=torch.int64)
+            mask = torch.as_tensor(row["loss_mask"]).bool()
+            if len(ids) != len(mask):
+                raise ValueError(f"A row has {len(ids)} input_ids but {len(mask)} loss_mask entries; give one per token.")
+            input_ids.append(ids)
+            loss_masks.append(mask)
+        anchors = [self.sample_anchors(ids, mask) for ids, mask in zip(input_ids, loss_masks)]
+        batch = {
+            "input_ids": pad_sequence(input_ids, batch_first=True),
+            "attention_mask": pad_sequence([torch.ones_like(ids) for ids in input_ids], batch_first=True),
+            "loss_mask": pad_sequence(loss_masks, batch_first=True),
+            "anchors": pad_sequence(anchors, batch_first=True),
+            "anchor_mask": pad_sequence([torch.ones_like(row).bool() for row in anchors], batch_first=True),
+        }
+        for name in ("features", "last_hidden_states", "log_norm"):
+            if name in rows[0]:
+                batch[name] = pad_sequence([row[name] for row in rows], batch_first=True)
+        return batch
+
+    def sample_anchors(self, input_ids: Tensor, loss_mask: Tensor) -> Tensor:
+        """Up to `num_anchors` ascending positions where the token and the next one are both supervised.
+
+        A row without any gets none.
+        """
+        candidates = torch.nonzero(loss_mask[:-1] & loss_mask[1:]).squeeze(-1)
+        candidates = candidates[candidates > 0]  # an anchor needs a context before it
+        if len(candidates) <= self.num_anchors:
+            return candidates
+        digest = zlib.crc32(input_ids.numpy().tobytes())
+        chosen = np.random.default_rng([self.seed, self.epoch, digest]).choice(
+            len(candidates), self.num_anchors, replace=False
+        )
+        return candidates[torch.from_numpy(np.sort(chosen))]

@@ -1,0 +1,104 @@
+"""Features of the frozen target: computed as batches come, or once and held in memory.
+
+Shapes: B batch, S sequence, L taps, E hidden size.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..ops.distill_loss import streamed_log_norm
+
+
+class TargetFeatures:
+    """Runs the frozen target and returns what a drafter learns from.
+
+    Args:
+        target (`PreTrainedModel`): The target; it is put in eval mode and frozen.
+        target_layer_ids (`list[int]`): Tapped layers, 0-based.
+    """
+
+    def __init__(self, target: PreTrainedModel, target_layer_ids: Sequence[int]):
+        self.target = target.eval().requires_grad_(False)
+        self.taps = [layer + 1 for layer in target_layer_ids]
+        # The last entry of hidden_states is post-norm: the output head applies to it directly.
+        self.last = target.config.get_text_config().num_hidden_layers
+
+    @torch.no_grad()
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, sequence)`): Token ids, padded on the right.
+            attention_mask (`torch.Tensor` of shape `(batch, sequence)`, *optional*): 0 marks padding.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]` in the target's dtype: features `(batch, sequence, taps * hidden)` and
+            last hidden states after the final norm `(batch, sequence, hidden)`.
+        """
+        device = self.target.device
+        outputs = self.target(
+            input_ids=input_ids.to(device),
+            attention_mask=None if attention_mask is None else attention_mask.to(device),
+            output_hidden_states=[*self.taps, self.last],
+            use_cache=False,
+            logits_to_keep=1,
+        )
+        states = outputs.hidden_states
+        return torch.cat([states[tap] for tap in self.taps], -1), states[self.last]
+
+    def log_norm(self, last_hidden_states: Tensor, mask: Tensor) -> Tensor:
+        """`logsumexp` of the target's logits, float32 `(batch, sequence)`, where `mask` is True; 0 elsewhere."""
+        norms = torch.zeros(mask.shape)
+        weight = self.target.get_output_embeddings().weight
+        norms[mask] = streamed_log_norm(last_hidden_states[mask.to(last_hidden_states.device)], weight, 256).cpu()
+        return norms
+
+
+def hold_features(
+    source: TargetFeatures,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    log_norm: bool = False,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Compute every row's features once and keep them in memory, in the target's dtype.
+
+    A row takes `(taps + 1) * hidden * itemsize` bytes per token.
+
+    Args:
+        source ([`TargetFeatures`]): The frozen target.
+        rows (`Sequence[Mapping]`): Rows of `input_ids` and `loss_mask`.
+        log_norm (`bool`, *optional*, defaults to `False`): Whether to keep `log_norm` `(sequence,)` float32 too, the
+            `logsumexp` of the target's logits, which training a reduced draft vocabulary reads.
+        batch_size (`int`, *optional*, defaults to 16): Rows per forward pass; rows of similar length go together.
+        progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
+
+    Returns:
+        `list[dict]`: The rows, in order, each with `features` and `last_hidden_states` added.
+    """
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]), reverse=True)
+    held: list[dict[str, Any] | None] = [None] * len(rows)
+    with tqdm(total=len(rows), desc="Target features", unit="row", disable=not progress) as bar:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            ids = [torch.as_tensor(rows[index]["input_ids"], dtype=torch.int64) for index in chosen]
+            mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+            features, last_hidden_states = source(pad_sequence(ids, batch_first=True), mask)
+            norms = source.log_norm(last_hidden_states, mask.bool()) if log_norm else None
+            for row, index in enumerate(chosen):
+                num_tokens = len(ids[row])
+                held[index] = {
+                    **rows[index],
+                    "features": features[row, :num_tokens].cpu().clone(),
+                    "last_hidden_states": last_hidden_states[row, :num_tokens].cpu().clone(),
+                }
+                if norms is not None:
+                    held[index]["log_norm"] = norms[row, :num_tokens].cpu().clone()
+            bar.update(len(chosen))
+    return held

@@ -1,0 +1,64 @@
+"""A reduced draft vocabulary: the tokens a drafter can propose, as the checkpoint buffers `t2d` and `d2t`.
+
+`t2d` `(V,)` bool says which target tokens are entries; entry d stands for token `d + d2t[d]`, int64 `(D,)`.
+Shapes: V target vocabulary, D draft vocabulary.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def vocabulary_buffers(token_ids: Iterable[int], draft_vocab_size: int, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """`t2d` and `d2t` of the given tokens.
+
+    Raises:
+        `ValueError`: If there are not exactly `draft_vocab_size` different ids inside the target's vocabulary.
+    """
+    ids = torch.tensor(sorted(set(token_ids)), dtype=torch.int64)
+    if len(ids) != draft_vocab_size or int(ids[0]) < 0 or int(ids[-1]) >= vocab_size:
+        raise ValueError(
+            f"A draft vocabulary of {draft_vocab_size} needs so many different ids from 0 to {vocab_size - 1}, "
+            f"got {len(ids)}."
+        )
+    t2d = torch.zeros(vocab_size, dtype=torch.bool)
+    t2d[ids] = True
+    return t2d, ids - torch.arange(len(ids))
+
+
+def entry_tokens(d2t: Tensor) -> Tensor:
+    """Ascending token ids `(draft_vocab,)` of the entries."""
+    return d2t + torch.arange(len(d2t), device=d2t.device)
+
+
+def token_entries(token_ids: Tensor, t2d: Tensor) -> Tensor:
+    """Entry of each token, -1 where the draft vocabulary lacks it."""
+    entries = torch.cumsum(t2d, 0) - 1
+    return torch.where(t2d[token_ids], entries[token_ids], -1)
+
+
+def expand_logits(logits: Tensor, t2d: Tensor, d2t: Tensor) -> Tensor:
+    """Logits over entries `(..., draft_vocab)` to logits over tokens `(..., vocab)`; absent tokens get -inf."""
+    full = logits.new_full((*logits.shape[:-1], len(t2d)), -torch.inf)
+    return full.index_copy_(-1, entry_tokens(d2t), logits)
+
+
+def frequent_tokens(rows: Iterable[Mapping[str, Any]], size: int, vocab_size: int) -> list[int]:
+    """The tokens that supervised text uses most, ties and gaps filled with low ids (which BPE merged first).
+
+    Args:
+        rows (`Iterable[Mapping]`): Rows of `input_ids` and `loss_mask`.
+        size (`int`): Tokens wanted.
+        vocab_size (`int`): Size of the target's vocabulary.
+
+    Returns:
+        `list[int]`: Ascending ids.
+    """
+    counts: Counter[int] = Counter(range(vocab_size))
+    for row in rows:
+        counts.update(int(token) for token, keep in zip(row["input_ids"], row["loss_mask"]) if keep)
+    ranked = sorted(counts, key=lambda token: (-counts[token], token))
+    return sorted(ranked[:size])

@@ -1,0 +1,36 @@
+"""The loss as its formula reads, with every `[N, V]` tensor in full (paper, section 3.4)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def distill_loss_reference(
+    hidden: Tensor,
+    head_weight: Tensor,
+    target_hidden: Tensor,
+    target_ids: Tensor,
+    weights: Tensor,
+    *,
+    markov_states: Tensor | None = None,
+    markov_weight: Tensor | None = None,
+    target_log_norm: Tensor | None = None,
+    ce_weight: float = 0.1,
+    tv_weight: float = 0.9,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See [`distill_loss`]; differentiable by autograd."""
+    logits = hidden @ head_weight.T  # [N, V]
+    if markov_states is not None:
+        logits = logits + markov_states @ markov_weight.T
+    target_logits = target_hidden @ head_weight.T
+    known = target_ids >= 0
+    cross_entropy = F.cross_entropy(logits.float(), target_ids.clamp_min(0), reduction="none") * known
+    draft_probs = torch.softmax(logits.float(), -1)
+    if target_log_norm is None:
+        target_log_norm = torch.logsumexp(target_logits.float(), -1)
+    target_probs = torch.exp(target_logits.float() - target_log_norm.unsqueeze(-1))
+    outside = 1 - target_probs.sum(-1)
+    l1 = (draft_probs - target_probs).abs().sum(-1) + outside
+    loss = (weights * (ce_weight * cross_entropy + tv_weight * l1)).sum()
+    agrees = (logits.argmax(-1) == target_logits.argmax(-1)) & (target_probs.amax(-1) >= outside)
+    return loss, cross_entropy.detach(), l1.detach(), agrees

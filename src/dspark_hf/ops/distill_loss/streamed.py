@@ -1,0 +1,118 @@
+"""The same loss and its gradient in one pass over chunks of rows: one `[chunk, V]` buffer is alive at a time.
+
+With p = softmax(z) the draft's distribution, t the target's and y the token, the gradient on a row's logits is
+    w * (a (p - 1[y]) + b p (s - sum(p s))),   s = sign(p - t),
+for loss w (a CE + b sum|p - t|), without the first term where y is no entry of the vocabulary. It is known as soon as the row is, so logits are never kept for a backward pass.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def logit_gradient(
+    logits: Tensor,
+    target_logits: Tensor,
+    target_ids: Tensor,
+    target_log_norm: Tensor | None,
+    weights: Tensor,
+    ce_weight: float,
+    tv_weight: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradient `(rows, vocab)` in the logits' dtype, cross-entropy `(rows,)`, L1 distance `(rows,)`, argmax agreement."""
+    scores, target_scores = logits.float(), target_logits.float()
+    top, target_top = scores.amax(-1, keepdim=True), target_scores.amax(-1, keepdim=True)
+    # Two argmaxes agree where one entry is both maxima: one more reduction in a pass that is made anyway.
+    agrees = ((scores == top) & (target_scores == target_top)).any(-1)
+    log_norm = top + torch.log(torch.exp(scores - top).sum(-1, keepdim=True))
+    if target_log_norm is None:
+        target_norm = target_top + torch.log(torch.exp(target_scores - target_top).sum(-1, keepdim=True))
+    else:
+        target_norm = target_log_norm.unsqueeze(-1)
+    target_probs = torch.exp(target_scores - target_norm)
+    probs = torch.exp(scores - log_norm)
+    difference = probs - target_probs
+    sign = torch.sign(difference)
+    tilt = (probs * sign).sum(-1, keepdim=True)
+    l1 = difference.abs().sum(-1)
+    if target_log_norm is not None:
+        outside = 1 - target_probs.sum(-1)
+        l1 = l1 + outside
+        agrees = agrees & (torch.exp(target_top - target_norm).squeeze(-1) >= outside)
+    known = (target_ids >= 0).unsqueeze(-1)
+    index = target_ids.clamp_min(0).unsqueeze(-1)
+    cross_entropy = ((log_norm - scores.gather(-1, index)) * known).squeeze(-1)
+    one_hot = torch.arange(logits.shape[-1], device=logits.device) == index
+    towards_token = ce_weight * known * (probs - one_hot.float())
+    gradient = weights.unsqueeze(-1) * (towards_token + tv_weight * probs * (sign - tilt))
+    return gradient.to(logits.dtype), cross_entropy, l1, agrees
+
+
+@cache
+def compiled_logit_gradient():
+    """[`logit_gradient`] through `torch.compile`: the passes over the vocabulary fuse into a few."""
+    return torch.compile(logit_gradient, dynamic=False)
+
+
+class StreamedDistillLoss(torch.autograd.Function):
+    """Forward computes loss and gradients; backward only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        hidden,
+        head_weight,
+        target_hidden,
+        target_ids,
+        target_log_norm,
+        weights,
+        markov_states,
+        markov_weight,
+        options,
+    ):
+        ce_weight, tv_weight, chunk_size, gradient_of = options
+        num_rows = hidden.shape[0]
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        stats = hidden.new_empty(2, num_rows, dtype=torch.float32)
+        agrees = torch.empty(num_rows, dtype=torch.bool, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden)
+        grad_states = None if markov_states is None else torch.empty_like(markov_states)
+        grad_weight = None if markov_weight is None else torch.zeros_like(markov_weight, dtype=torch.float32)
+        for start in range(0, num_rows, chunk_size):
+            rows = slice(start, min(start + chunk_size, num_rows))
+            logits = hidden[rows] @ head_weight.T
+            if markov_states is not None:
+                logits.addmm_(markov_states[rows], markov_weight.T)
+            target_logits = target_hidden[rows] @ head_weight.T
+            log_norm = None if target_log_norm is None else target_log_norm[rows]
+            gradient, cross_entropy, l1, agrees[rows] = gradient_of(
+                logits, target_logits, target_ids[rows], log_norm, weights[rows], ce_weight, tv_weight
+            )
+            del logits, target_logits
+            loss += (weights[rows] * (ce_weight * cross_entropy + tv_weight * l1)).sum()
+            stats[0, rows], stats[1, rows] = cross_entropy, l1
+            torch.mm(gradient, head_weight, out=grad_hidden[rows])
+            if markov_states is not None:
+                torch.mm(gradient, markov_weight, out=grad_states[rows])
+                grad_weight += gradient.T @ markov_states[rows]
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(markov_weight.dtype)
+        ctx.save_for_backward(grad_hidden, grad_states, grad_weight)
+        ctx.mark_non_differentiable(stats, agrees)
+        return loss, stats, agrees
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss, *_):
+        scaled = (None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
+        grad_hidden, grad_states, grad_weight = scaled
+        return grad_hidden, None, None, None, None, None, grad_states, grad_weight, None
+
+
+@torch.no_grad()
+def streamed_log_norm(hidden: Tensor, head_weight: Tensor, chunk_size: int) -> Tensor:
+    """`logsumexp` of `hidden @ head_weight.T`, float32 `(rows,)`, with one `[chunk, V]` buffer alive at a time."""
+    chunks = (torch.logsumexp((rows @ head_weight.T).float(), -1) for rows in hidden.split(chunk_size))
+    return torch.cat([hidden.new_empty(0, dtype=torch.float32), *chunks])

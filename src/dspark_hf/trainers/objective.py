@@ -1,0 +1,107 @@
+"""The three-term loss of a DSpark drafter on one batch (paper, section 3.4).
+
+Shapes: B batch, A anchors, n slots, N rows that count, E hidden size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..modeling import BlockOutput, DSparkModel
+from ..modeling.vocabulary import token_entries
+from ..ops.blocks import block_targets, slot_weights
+from ..ops.distill_loss import distill_loss, streamed_log_norm
+from .metrics import DraftMetrics
+
+
+@dataclass
+class DistillObjective:
+    """Weighted means over the global batch of cross-entropy, L1 distance and confidence BCE.
+
+    Attributes:
+        input_ids, loss_mask, anchors, anchor_mask: The batch, as the collator made it.
+        last_hidden_states (`torch.Tensor` of shape `(batch, sequence, hidden)`): Of the target, post-norm.
+        log_norm (`torch.FloatTensor` of shape `(batch, sequence)`, *optional*): `logsumexp` of the target's logits, read
+            where the draft vocabulary is reduced; computed here, if not given.
+        total_weight (`torch.Tensor`, *optional*): Sum of slot weights over the global batch; this batch's, if None.
+        metrics ([`DraftMetrics`], *optional*): Where figures are added.
+    """
+
+    input_ids: Tensor
+    loss_mask: Tensor
+    anchors: Tensor
+    anchor_mask: Tensor
+    last_hidden_states: Tensor
+    ce_weight: float
+    tv_weight: float
+    confidence_weight: float
+    slot_decay: float
+    chunk_size: int
+    compile: bool = False
+    log_norm: Tensor | None = None
+    total_weight: Tensor | None = None
+    metrics: DraftMetrics | None = None
+
+    def __call__(self, model: DSparkModel, output: BlockOutput) -> Tensor:
+        """The loss, float32 scalar; 0 where no slot counts."""
+        num_slots, device = model.config.num_slots, output.hidden.device
+        target_ids, source, block_mask = block_targets(
+            self.input_ids, self.loss_mask, self.anchors, self.anchor_mask, num_slots
+        )
+        weights = slot_weights(num_slots, self.slot_decay, device)
+        row_weights = weights.expand_as(block_mask)[block_mask]  # [N]
+        total = row_weights.sum() if self.total_weight is None else self.total_weight
+        row_weights = row_weights / total.clamp_min(1e-9)
+        rows = torch.arange(source.shape[0], device=device)[:, None, None].expand_as(source)[block_mask]
+        source = (rows, source[block_mask])
+        target_hidden = self.last_hidden_states.to(device)[source]
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else model.head_weight.dtype
+        with torch.autocast(device.type, enabled=False):
+            target_hidden, entries, log_norm = target_hidden.to(dtype), target_ids[block_mask], None
+            if model.has_reduced_vocabulary:
+                entries, log_norm = token_entries(entries, model.t2d), self._log_norm(model, source, target_hidden)
+            markov = {}
+            if output.markov_states is not None:
+                markov = {
+                    "markov_states": output.markov_states[block_mask].to(dtype),
+                    "markov_weight": model.markov_head.markov_w2.weight.to(dtype),
+                }
+            distilled = distill_loss(
+                output.hidden[block_mask].to(dtype),
+                model.head_weight.to(device=device, dtype=dtype),
+                target_hidden,
+                entries,
+                row_weights,
+                target_log_norm=log_norm,
+                ce_weight=self.ce_weight,
+                tv_weight=self.tv_weight,
+                chunk_size=self.chunk_size,
+                compile=self.compile,
+                **markov,
+            )
+            loss = distilled.loss
+            if output.confidence_logits is not None:
+                logits = output.confidence_logits[block_mask].float()
+                accept = 1 - distilled.l1 / 2
+                bce = F.binary_cross_entropy_with_logits(logits, accept, reduction="none")
+                loss = loss + self.confidence_weight * (row_weights * bce).sum()
+        if self.metrics is not None:
+            confidence = output.confidence_logits
+            self.metrics.add(
+                block_mask.flatten(0, 1),
+                weights,
+                distilled.cross_entropy,
+                distilled.l1,
+                distilled.agrees,
+                None if confidence is None else torch.sigmoid(confidence.detach()).flatten(0, 1),
+            )
+        return loss
+
+    def _log_norm(self, model: DSparkModel, source: tuple[Tensor, Tensor], target_hidden: Tensor) -> Tensor:
+        if self.log_norm is not None:
+            return self.log_norm[source]
+        weight = model.borrowed.target.get_output_embeddings().weight
+        return streamed_log_norm(target_hidden, weight.to(target_hidden), self.chunk_size)
