@@ -121,5 +121,5 @@ def greedy_oracle(target, input_ids, pattern, max_new_tokens=64, attention_mask=
     rows = []
     for row, ids in enumerate(plain.tolist()):
         mask = [1] * input_ids.shape[1] if attention_mask is None else attention_mask[row].tolist()
-        rows.append([token for token, keep in zip(ids, mask) if keep] + ids[input_ids.shape[1] :])
+        rows.append([token for token, keep in zip(ids, mask, strict=False) if keep] + ids[input_ids.shape[1] :])
     return OracleDrafter(rows, pattern, target.config.vocab_size, **kwargs), plain

@@ -80,9 +80,7 @@ def test_padded_prompt(any_target, side):
     ids = torch.cat([pads, ids] if side == "left" else [ids, pads], 1)
     mask = (ids != 0).long()
     drafter, plain = greedy_oracle(any_target, ids, range(5), attention_mask=mask)
-    out = any_target.generate(
-        ids, attention_mask=mask, assistant_model=drafter, max_new_tokens=64, do_sample=False
-    )
+    out = any_target.generate(ids, attention_mask=mask, assistant_model=drafter, max_new_tokens=64, do_sample=False)
     assert out.tolist() == plain.tolist()
     assert drafter.anchors_were_right
     assert drafter.last_stats.tau > 2
@@ -92,7 +90,11 @@ def test_max_draft_len_and_threshold_shorten_verification(target):
     ids = make_prompt(6)
     drafter, plain = greedy_oracle(target, ids, range(8), num_slots=7, enable_confidence_head=True)
     out = target.generate(
-        ids, assistant_model=drafter, speculation=SpeculationConfig(max_draft_len=3), max_new_tokens=64, do_sample=False
+        ids,
+        assistant_model=drafter,
+        speculation=SpeculationConfig(max_draft_len=3),
+        max_new_tokens=64,
+        do_sample=False,
     )
     assert out.tolist() == plain.tolist()
     assert max(drafter.last_stats.verified_lens) == max(drafter.offered) == 3

@@ -164,7 +164,9 @@ def test_no_probabilities_are_made_in_greedy_mode(target, monkeypatch):
     target.to(torch.bfloat16)
     made = []
     original = torch.Tensor.softmax
-    monkeypatch.setattr(torch.Tensor, "softmax", lambda self, *a, **k: made.append(self.shape) or original(self, *a, **k))
+    monkeypatch.setattr(
+        torch.Tensor, "softmax", lambda self, *a, **k: made.append(self.shape) or original(self, *a, **k)
+    )
     to = torch.Tensor.to
 
     def noted_to(self, *args, **kwargs):
@@ -183,7 +185,9 @@ def test_no_probabilities_are_made_in_greedy_mode(target, monkeypatch):
 def test_lists_of_known_processors_are_true():
     """Processors called stateless are functions: called twice, with a rejected prefix between, they say the same."""
     assert _PREFIX_FREE < _STATELESS
-    known = {name for name in dir(logits_process) if name.endswith(("Processor", "Warper", "Penalty", "Normalization"))}
+    known = {
+        name for name in dir(logits_process) if name.endswith(("Processor", "Warper", "Penalty", "Normalization"))
+    }
     assert {cls.__name__ for cls in _STATELESS} <= known
     chooser = TokenChooser(LogitsProcessorList([logits_process.TemperatureLogitsWarper(0.5)]), do_sample=True)
     assert not chooser.in_order
@@ -199,7 +203,14 @@ def test_batch_rows_are_processed_as_in_plain_generate():
     ids = make_prompt(9, batch_size=3)
     ids[0, :4] = 0
     mask = (ids != 0).long()
-    for name in ("repetition_penalty", "no_repeat_ngram", "encoder_repetition_penalty", "min_length", "allowed", "guidance"):
+    for name in (
+        "repetition_penalty",
+        "no_repeat_ngram",
+        "encoder_repetition_penalty",
+        "min_length",
+        "allowed",
+        "guidance",
+    ):
         options = GREEDY_OPTIONS[name] | {"max_new_tokens": 16, "do_sample": False, "attention_mask": mask}
         plain = target.generate(ids, **options)
         out = target.generate(ids, assistant_model=TableDrafter(64), **options)

@@ -11,8 +11,8 @@ from .config import SpeculationConfig
 def attach_drafter(model: PreTrainedModel, drafter: Any, check_target: bool = True) -> PreTrainedModel:
     """Make `model.generate()` use a drafter without being told to.
 
-    The target stays as it is: its parameters, state dict and `save_pretrained` do not know of the drafter, which is kept
-    as the plain attribute `model.drafter`. `generate(..., speculation=False)` goes without it for one call.
+    The target stays as it is: its parameters, state dict and `save_pretrained` do not know of the drafter, which is
+    kept as the plain attribute `model.drafter`. `generate(..., speculation=False)` goes without it for one call.
 
     Args:
         model (`PreTrainedModel`): The target. Of a PEFT or compiled wrapper, the model inside is the target.
@@ -29,8 +29,8 @@ def attach_drafter(model: PreTrainedModel, drafter: Any, check_target: bool = Tr
     target = unwrap(model)
     if attached_drafter(target) is None and hasattr(target, "drafter"):
         raise ValueError(
-            f"{type(target).__name__} has an attribute `drafter` of its own, which attaching would hide. Pass the drafter "
-            "to generate() as assistant_model instead."
+            f"{type(target).__name__} has an attribute `drafter` of its own, which attaching would hide. Pass the "
+            "drafter to generate() as assistant_model instead."
         )
     drafter.bind(target, check_name=check_target)
     # Past nn.Module.__setattr__, which would register the drafter as a submodule.
@@ -53,7 +53,9 @@ def detach_drafter(model: PreTrainedModel) -> Any:
     target = unwrap(model)
     drafter = attached_drafter(target)
     if drafter is None:
-        raise ValueError(f"{type(target).__name__} has no attached drafter; attach one with attach_drafter(model, drafter).")
+        raise ValueError(
+            f"{type(target).__name__} has no attached drafter; attach one with attach_drafter(model, drafter)."
+        )
     object.__delattr__(target, "drafter")
     return drafter
 

@@ -22,8 +22,8 @@ def check_drafter(drafter: Any, speculation: SpeculationConfig) -> None:
         raise ValueError(f"speculation must be a SpeculationConfig, got {speculation!r}.")
     if speculation.confidence_threshold > 0 and not getattr(drafter.config, "enable_confidence_head", False):
         raise ValueError(
-            f"confidence_threshold={speculation.confidence_threshold} needs a drafter with a confidence head, and this "
-            f"{type(drafter).__name__} has none; leave it at 0, or limit drafts with max_draft_len."
+            f"confidence_threshold={speculation.confidence_threshold} needs a drafter with a confidence head, and "
+            f"this {type(drafter).__name__} has none; leave it at 0, or limit drafts with max_draft_len."
         )
 
 
@@ -31,9 +31,9 @@ def check_mode(mode: GenerationMode, generation_config: GenerationConfig) -> Non
     """Raise `ValueError` unless the decoding mode is greedy search or sampling."""
     if mode not in _OWN_MODES or (generation_config.num_beams or 1) > 1:
         raise ValueError(
-            f"A drafter speeds up greedy search and sampling, but these arguments ask for {mode.value.replace('_', ' ')} "
-            f"(num_beams={generation_config.num_beams}). Set num_beams=1 and leave out what selects that mode, or "
-            "generate without a drafter."
+            f"A drafter speeds up greedy search and sampling, but these arguments ask for "
+            f"{mode.value.replace('_', ' ')} (num_beams={generation_config.num_beams}). Set num_beams=1 and leave out "
+            "what selects that mode, or generate without a drafter."
         )
 
 
@@ -83,8 +83,8 @@ def check_inputs(model: PreTrainedModel, input_ids: Tensor, model_kwargs: dict[s
         )
     if cache.get_seq_length() > 0:
         raise ValueError(
-            f"past_key_values holds {cache.get_seq_length()} tokens already, and the drafter has not seen their states. "
-            "Leave past_key_values out and pass all tokens, or generate without a drafter."
+            f"past_key_values holds {cache.get_seq_length()} tokens already, and the drafter has not seen their "
+            "states. Leave past_key_values out and pass all tokens, or generate without a drafter."
         )
 
 

@@ -36,8 +36,8 @@ class SpeculationConfig:
     def __post_init__(self) -> None:
         if self.max_draft_len is not None and not (_is_int(self.max_draft_len) and self.max_draft_len >= 1):
             raise ValueError(
-                f"max_draft_len must be a positive int, or None for all slots, got {self.max_draft_len!r}. To generate "
-                "without drafts, leave the drafter out."
+                f"max_draft_len must be a positive int, or None for all slots, got {self.max_draft_len!r}. To "
+                "generate without drafts, leave the drafter out."
             )
         is_number = isinstance(self.confidence_threshold, (int, float)) and not isinstance(
             self.confidence_threshold, bool

@@ -182,9 +182,10 @@ class SpeculativeLoop:
                 **({} if pick is None else {"pick": pick}),
             )
             if self.speculation.confidence_threshold > 0:
+                live = transcript.live
                 lens = survival_lens(proposal.confidence_logits, self.speculation.confidence_threshold).tolist()
                 # Rows grow in step, so no row can use more drafts than the shortest offer.
-                num_slots = min(length for length, is_live in zip(lens, transcript.live) if is_live)
+                num_slots = min(length for length, is_live in zip(lens, live, strict=True) if is_live)
         if num_slots == 0:
             return None, None
         draft_probs = None if proposal.probs is None else proposal.probs[:, :num_slots]
@@ -203,9 +204,10 @@ class SpeculativeLoop:
         accepted_len, next_ids = accepted_len.unsqueeze(1), next_ids.unsqueeze(1)
         tokens = torch.cat([draft_ids, next_ids], 1).scatter_(1, accepted_len, next_ids)  # [B, n + 1]
         transcript.note_drafts(tokens)
+        live = transcript.live
         # The round's one wait for the device.
         *columns, accepted_lens = torch.cat([tokens, accepted_len], 1).T.tolist()
-        num_tokens = 1 + min(length for length, is_live in zip(accepted_lens, transcript.live) if is_live)
+        num_tokens = 1 + min(length for length, is_live in zip(accepted_lens, live, strict=True) if is_live)
         for index in range(num_tokens):
             is_over = transcript.step(
                 columns[index],
@@ -237,7 +239,7 @@ class SpeculativeLoop:
             is_over = transcript.step(host_tokens, scores, raw_logits)
             for row, was_accepted in enumerate(host_accepted):
                 accepted_lens[row] += was_accepted
-            if is_over or not all(ok for ok, is_live in zip(host_accepted, live) if is_live):
+            if is_over or not all(ok for ok, is_live in zip(host_accepted, live, strict=True) if is_live):
                 return index + 1, accepted_lens
         return num_drafts + 1, accepted_lens
 

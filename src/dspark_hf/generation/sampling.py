@@ -1,7 +1,7 @@
 """Logits processors on both sides of speculation.
 
-The target's side is exact: every processor sees what plain `generate()` shows it. The drafter's side is only a guess of
-it, so there anything goes that keeps `q` the distribution that drafts are drawn from.
+The target's side is exact: every processor sees what plain `generate()` shows it. The drafter's side is only a guess
+of it, so there anything goes that keeps `q` the distribution that drafts are drawn from.
 Shapes: B batch, n drafts, V vocabulary, S tokens so far.
 """
 
@@ -54,8 +54,9 @@ class TokenChooser:
     """Turns logits into tokens, for drafts and for their verification.
 
     Processors are told apart by their exact class, because a subclass may do anything. If one is unknown (custom, or
-    with a state, such as classifier-free guidance), positions are judged one after the other (`in_order`): it is called
-    once per emitted token, with that token's true prefix, as in plain `generate()`, and the drafter does without it.
+    with a state, such as classifier-free guidance), positions are judged one after the other (`in_order`): it is
+    called once per emitted token, with that token's true prefix, as in plain `generate()`, and the drafter does
+    without it.
 
     Args:
         processors (`LogitsProcessorList`): The processors that `generate()` prepared.

@@ -16,7 +16,7 @@ _speculation: ContextVar[Any] = ContextVar("dspark_speculation", default=None)
 _NEEDED = {
     "generate": {"assistant_model", "custom_generate", "kwargs"},
     "_validate_generation_mode": {"generation_mode", "generation_config", "generation_mode_kwargs"},
-    "_assisted_decoding": {"input_ids", "logits_processor", "stopping_criteria", "generation_config", "assistant_model"},
+    "_assisted_decoding": {"logits_processor", "stopping_criteria", "generation_config", "assistant_model"},
 }
 
 
@@ -93,25 +93,26 @@ def _wrap_generate(original: Callable) -> Callable:
 
     def generate(self, *args, **kwargs):
         speculation = kwargs.pop("speculation", None)
-        given = dict(zip(names[1:], args)) | kwargs
-        drafter = given.get("assistant_model")
-        attached = attached_drafter(self)
-        if drafter is None and given.get("custom_generate") is None and attached is not None and speculation is not False:
-            drafter = kwargs["assistant_model"] = _on_device_of(self, attached)
-        if speculation is False and _is_drafter(drafter):
-            raise ValueError("speculation=False and assistant_model=drafter contradict each other: leave one out.")
-        if not _is_drafter(drafter):
+        given = dict(zip(names[1:], args, strict=False)) | kwargs
+        has_own_loop = given.get("custom_generate") is not None
+        if given.get("assistant_model") is None and speculation is not False and not has_own_loop:
+            attached = attached_drafter(self)
+            if attached is not None:
+                given["assistant_model"] = _on_device_of(self, attached)
+        if not _is_drafter(given.get("assistant_model")):
             if speculation is None or speculation is False:
                 return original(self, *args, **kwargs)
-            if given.get("custom_generate") is not None:
+            if has_own_loop:
                 return original(self, *args, speculation=speculation, **kwargs)
             raise ValueError(
                 "speculation= was given without a drafter: pass assistant_model=drafter, or attach one with "
                 "attach_drafter(model, drafter)."
             )
+        if speculation is False:
+            raise ValueError("speculation=False and assistant_model=drafter contradict each other: leave one out.")
         token = _speculation.set(speculation)
         try:
-            return original(self, *args, **kwargs)
+            return original(self, **given)
         finally:
             _speculation.reset(token)
 
@@ -136,8 +137,8 @@ def _wrap_validate(original: Callable) -> Callable:
         check_options(self, generation_config, generation_mode_kwargs.get("synced_gpus", False))
         if "assistant_tokenizer" in generation_mode_kwargs:
             raise ValueError(
-                "assistant_tokenizer is not supported together with a drafter: it shares the target's vocabulary; leave "
-                "it out."
+                "assistant_tokenizer is not supported together with a drafter, which shares the target's vocabulary: "
+                "leave it out."
             )
 
     return validate
@@ -151,7 +152,7 @@ def _wrap_assisted(original: Callable) -> Callable:
     unused = ("assistant_model", "inputs_tensor", "tokenizer", "assistant_tokenizer")
 
     def assisted_decoding(self, *args, **kwargs):
-        given = dict(zip(names[1:], args)) | kwargs
+        given = dict(zip(names[1:], args, strict=False)) | kwargs
         drafter = given.get("assistant_model")
         if not _is_drafter(drafter):
             return original(self, *args, **kwargs)

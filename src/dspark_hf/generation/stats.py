@@ -71,7 +71,7 @@ class SpeculationStats:
         for slot in range(1, max(self.verified_lens, default=0) + 1):
             judged = accepted = 0
             for verified_len, accepted_len, emitted_len in zip(
-                self.verified_lens, self.accepted_lens, self.emitted_lens
+                self.verified_lens, self.accepted_lens, self.emitted_lens, strict=True
             ):
                 # Where the output ended on a draft (eos, budget), nothing is known about the slots behind it.
                 known_len = accepted_len if emitted_len == accepted_len else verified_len

@@ -72,11 +72,11 @@ class TargetRunner:
 
     @torch.no_grad()
     def verify(self, ids: Tensor, num_block: int) -> Tensor:
-        """Process the last `num_block` tokens of `ids` `(batch, tokens)`; returns logits `(batch, num_block, vocab)`."""
+        """Process the last `num_block` tokens of `ids` `(batch, tokens)`; logits `(batch, num_block, vocab)`."""
         return self._forward(ids, num_block, num_logits=num_block, is_first=False)
 
     def take_features(self, num_tokens: int | None = None) -> Tensor:
-        """Features `(batch, num_tokens, taps * hidden)` of the latest pass's first tokens, or all; can be taken once."""
+        """Features `(batch, num_tokens, taps * hidden)` of the latest pass's first tokens; to be taken once."""
         taps, self._taps_of_pass = self._taps_of_pass, []
         device = taps[0].device
         return torch.cat([tap[:, :num_tokens].to(device) for tap in taps], -1)
@@ -111,17 +111,17 @@ class TargetRunner:
         )
         if inputs.get("past_key_values") is not self.cache:
             raise ValueError(
-                f"{type(self._model).__name__} dropped its cache at {end} tokens to compute all of them anew, as models "
-                "with two rope scalings do. Speculative decoding cannot cross that length: generate up to it, or "
-                "generate without a drafter."
+                f"{type(self._model).__name__} dropped its cache at {end} tokens to compute all of them anew, as "
+                "models with two rope scalings do. Speculative decoding cannot cross that length: generate up to "
+                "it, or generate without a drafter."
             )
         if "logits_to_keep" in inputs:
             inputs["logits_to_keep"] = num_logits
         outputs = self._model(**inputs, output_hidden_states=self._taps, return_dict=True)
         if outputs.hidden_states is None:
             raise ValueError(
-                f"{type(self._model).__name__} returns no hidden states, so a drafter cannot read it. Generate without "
-                "a drafter."
+                f"{type(self._model).__name__} returns no hidden states, so a drafter cannot read it. Generate "
+                "without a drafter."
             )
         self._taps_of_pass = [outputs.hidden_states[tap] for tap in self._taps]
         logits = outputs.logits

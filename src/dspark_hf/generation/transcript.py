@@ -100,8 +100,8 @@ class Transcript:
         stops = [token in eos_ids for token in tokens]
         if self._rules.others:
             called = self._rules.others(self.prefix, self.scores).tolist()
-            stops = [stop or other for stop, other in zip(stops, called)]
-        self.finished = [done or stop for done, stop in zip(self.finished, stops)]
+            stops = [stop or other for stop, other in zip(stops, called, strict=True)]
+        self.finished = [done or stop for done, stop in zip(self.finished, stops, strict=True)]
         if self._streams_rounds:
             self._round_ids += tokens
         elif self._streamer is not None:

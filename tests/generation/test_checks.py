@@ -1,0 +1,186 @@
+"""What is not supported says so, before any work."""
+
+import pytest
+import torch
+from fake_drafters import TableDrafter
+from tiny_targets import make_prompt, make_target
+from transformers import DynamicCache, StaticCache, T5Config, T5ForConditionalGeneration
+
+from dspark_hf import DSparkModel, SpeculationConfig
+from dspark_hf.generation import speculative_generate
+
+
+@pytest.fixture
+def guarded(target, monkeypatch):
+    """A target that must not run."""
+
+    def forward(*args, **kwargs):
+        raise AssertionError("the target ran")
+
+    monkeypatch.setattr(target, "forward", forward)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (
+            {"num_beams": 3},
+            "speeds up greedy search and sampling, but these arguments ask for beam search .num_beams=3",
+        ),
+        ({"num_beams": 3, "do_sample": True}, "ask for beam sample"),
+        ({"use_cache": False}, "use_cache=False is not supported together with a drafter: leave use_cache at True"),
+        ({"prefill_chunk_size": 4}, "prefill_chunk_size is not supported"),
+        ({"prompt_lookup_num_tokens": 4}, "prompt_lookup_num_tokens is not supported.*pass one drafter only"),
+        ({"assistant_early_exit": 2}, "assistant_early_exit is not supported"),
+        ({"assistant_ensemble_weight": 0.5}, "assistant_ensemble_weight is not supported.*changes the output"),
+        ({"return_dict_in_generate": True, "output_hidden_states": True}, "output_hidden_states is not supported"),
+        ({"return_dict_in_generate": True, "output_attentions": True}, "output_attentions is not supported"),
+        ({"synced_gpus": True}, "synced_gpus is not supported"),
+        ({"cache_implementation": "static"}, "needs a cache that rejected tokens can be taken out of.*StaticCache"),
+        ({"assistant_tokenizer": object(), "tokenizer": object()}, "assistant_tokenizer is not supported"),
+        ({"speculation": "fast"}, "speculation must be a SpeculationConfig, got 'fast'"),
+        ({"speculation": False}, "speculation=False and assistant_model=drafter contradict"),
+        (
+            {"speculation": SpeculationConfig(confidence_threshold=0.3)},
+            "confidence_threshold=0.3 needs a drafter with a confidence head",
+        ),
+    ],
+)
+def test_options(guarded, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        guarded.generate(make_prompt(5), assistant_model=TableDrafter(64), max_new_tokens=8, **kwargs)
+
+
+def test_mtp(guarded, monkeypatch):
+    with pytest.raises(ValueError, match="use_mtp is not supported.*pass one drafter only"):
+        guarded.generate(make_prompt(5), assistant_model=TableDrafter(64), max_new_tokens=8, use_mtp=True)
+
+
+def test_speculation_without_a_drafter(guarded):
+    with pytest.raises(ValueError, match="speculation= was given without a drafter: pass assistant_model=drafter"):
+        guarded.generate(make_prompt(5), speculation=SpeculationConfig(), max_new_tokens=8)
+
+
+def test_inputs_embeds(guarded):
+    embeds = guarded.get_input_embeddings()(make_prompt(5))
+    with pytest.raises(ValueError, match="inputs_embeds are not supported together with a drafter: pass input_ids"):
+        guarded.generate(inputs_embeds=embeds, assistant_model=TableDrafter(64), max_new_tokens=8)
+
+
+def test_caches(target):
+    ids = make_prompt(5)
+    cache = DynamicCache(config=target.config)
+    with torch.no_grad():
+        target(ids[:, :3], past_key_values=cache)
+    with pytest.raises(ValueError, match="past_key_values holds 3 tokens already.*pass all tokens"):
+        target.generate(ids, past_key_values=cache, assistant_model=TableDrafter(64), max_new_tokens=8)
+    static = StaticCache(config=target.config, max_cache_len=32)
+    with pytest.raises(ValueError, match="such as DynamicCache, and LlamaForCausalLM uses StaticCache"):
+        target.generate(ids, past_key_values=static, assistant_model=TableDrafter(64), max_new_tokens=8)
+    empty = DynamicCache(config=target.config)
+    out = target.generate(ids, past_key_values=empty, assistant_model=TableDrafter(64), max_new_tokens=8)
+    assert empty.get_seq_length() == out.shape[1] - 1
+
+
+def test_no_cache_at_all(target):
+    with pytest.raises(ValueError, match="uses no cache"):
+        speculative_generate_with(target, past_key_values=None)
+
+
+def test_empty_prompt(target):
+    with pytest.raises(ValueError, match="The prompt is empty"):
+        speculative_generate_with(target, input_ids=torch.zeros(1, 0, dtype=torch.long))
+
+
+def test_missing_drafter(target):
+    with pytest.raises(ValueError, match="must be a drafter of this library.*got NoneType"):
+        speculative_generate_with(target, drafter=None)
+    with pytest.raises(ValueError, match="got LlamaForCausalLM"):
+        speculative_generate_with(target, drafter=target)
+
+
+def speculative_generate_with(target, **overrides):
+    def decode(model, input_ids, **kwargs):
+        drafter = overrides.get("drafter", TableDrafter(64))
+        kwargs = {"input_ids": input_ids, "drafter": drafter, **kwargs, **overrides}
+        return speculative_generate(model, **kwargs)
+
+    return target.generate(make_prompt(5), custom_generate=decode, max_new_tokens=8)
+
+
+def test_encoder_decoder():
+    config = T5Config(vocab_size=64, d_model=16, d_ff=16, d_kv=4, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    with pytest.raises(ValueError, match="needs a decoder-only target, and T5ForConditionalGeneration is an encoder"):
+        T5ForConditionalGeneration(config).generate(make_prompt(5), assistant_model=TableDrafter(64), max_new_tokens=4)
+
+
+def test_stateful_target(guarded, monkeypatch):
+    monkeypatch.setattr(guarded, "_is_stateful", True)
+    with pytest.raises(ValueError, match="LlamaForCausalLM keeps a state that rejected tokens cannot be taken out of"):
+        guarded.generate(make_prompt(5), assistant_model=TableDrafter(64), max_new_tokens=4)
+
+
+def test_drafter_of_another_target(guarded):
+    drafter = DSparkModel.from_target(make_target(vocab_size=80), block_size=4, markov_rank=8, num_hidden_layers=1)
+    with pytest.raises(ValueError, match="vocabulary differs.*80 and 64"):
+        guarded.generate(make_prompt(5), assistant_model=drafter, max_new_tokens=4)
+
+
+def test_check_target_can_be_switched_off(target):
+    drafter = DSparkModel.from_target(make_target(seed=9), block_size=4, markov_rank=8, num_hidden_layers=1)
+    drafter.config.target_name_or_path = "someone/else"
+    ids = make_prompt(5)
+    with pytest.raises(ValueError, match="made for someone/else"):
+        target.generate(ids, assistant_model=drafter, max_new_tokens=9, do_sample=False)
+    speculation = SpeculationConfig(check_target=False)
+    out = target.generate(ids, assistant_model=drafter, speculation=speculation, max_new_tokens=9, do_sample=False)
+    assert out.tolist() == target.generate(ids, max_new_tokens=9, do_sample=False).tolist()
+
+
+def test_target_without_hidden_states(target, monkeypatch):
+    forward = target.forward
+
+    def without(*args, **kwargs):
+        outputs = forward(*args, **kwargs)
+        outputs.hidden_states = None
+        return outputs
+
+    monkeypatch.setattr(target, "forward", without)
+    with pytest.raises(ValueError, match="LlamaForCausalLM returns no hidden states"):
+        target.generate(make_prompt(5), assistant_model=TableDrafter(64), max_new_tokens=4)
+
+
+def test_target_that_drops_its_cache():
+    short, long = [1.0] * 4, [2.0] * 4
+    scaling = {"rope_type": "longrope", "short_factor": short, "long_factor": long, "rope_theta": 1e4,
+               "partial_rotary_factor": 1.0, "original_max_position_embeddings": 16}  # fmt: skip
+    target = make_target("phi3", original_max_position_embeddings=16, rope_parameters=scaling)
+    ids = make_prompt(5)
+    plain = target.generate(ids, max_new_tokens=8, do_sample=False)
+    out = target.generate(ids, assistant_model=TableDrafter(64), max_new_tokens=8, do_sample=False)
+    assert out.tolist() == plain.tolist()
+    with pytest.raises(ValueError, match="Phi3ForCausalLM dropped its cache at .* tokens"):
+        target.generate(ids, assistant_model=TableDrafter(64), max_new_tokens=30, do_sample=False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_draft_len": 0}, "max_draft_len must be a positive int, or None for all slots, got 0"),
+        ({"max_draft_len": 2.5}, "max_draft_len must be a positive int"),
+        ({"max_draft_len": True}, "max_draft_len must be a positive int"),
+        (
+            {"confidence_threshold": 1.0},
+            "confidence_threshold must be a number from 0 up to but not including 1, got 1.0",
+        ),
+        ({"confidence_threshold": -0.1}, "confidence_threshold must be a number"),
+        ({"confidence_threshold": "high"}, "confidence_threshold must be a number"),
+        ({"seed": 1.5}, "seed must be an int or None, got 1.5"),
+        ({"check_target": "yes"}, r"check_target must be one of \[True, False\], got 'yes'"),
+        ({"measure_time": 1}, r"measure_time must be one of \[True, False, None\], got 1"),
+    ],
+)
+def test_speculation_config(fields, message):
+    with pytest.raises(ValueError, match=message):
+        SpeculationConfig(**fields)

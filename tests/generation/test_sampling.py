@@ -1,0 +1,136 @@
+"""Sampled output has the target's distribution; a wrong verifier is caught by the same test."""
+
+import pytest
+import torch
+from distributions import exact_joint, p_value, sample_joint
+from fake_drafters import OracleDrafter, TableDrafter
+from tiny_targets import make_prompt, make_target
+from transformers import LogitsProcessor
+
+import dspark_hf.generation.sampling as sampling
+from dspark_hf import DSparkModel, SpeculationConfig
+
+VOCAB, NUM_TOKENS, NUM_SAMPLES = 6, 4, 1200
+
+
+class Custom(LogitsProcessor):
+    """Depends on the prefix, and is not known to the library."""
+
+    def __call__(self, input_ids, scores):
+        favoured = (input_ids[:, -1:] + 1) % scores.shape[-1]
+        return scores.scatter_add(1, favoured, torch.ones_like(favoured, dtype=scores.dtype)) / 1.5
+
+
+OPTIONS = {
+    "plain": {},
+    "warpers": {"temperature": 0.8, "top_k": 5, "top_p": 0.95, "min_p": 0.02},
+    "penalty": {"repetition_penalty": 1.6, "temperature": 1.3},
+    "prefix": {"no_repeat_ngram_size": 2, "sequence_bias": [[[2], 1.0], [[1, 3], -2.0]], "typical_p": 0.9},
+    "custom": {"processors": lambda: [Custom()], "top_k": 5},
+}
+
+
+@pytest.fixture(scope="module")
+def small_target():
+    return make_target(
+        vocab_size=VOCAB, num_hidden_layers=2, hidden_size=16, head_dim=4, intermediate_size=16, initializer_range=0.4
+    )
+
+
+def sampled_p_value(
+    target, drafter, num_samples=NUM_SAMPLES, batch_size=1, speculation=None, accepted_lens=(0, 1, 2, 3), **options
+):
+    ids = make_prompt(3, vocab_size=VOCAB).repeat(batch_size, 1)
+    common = {"do_sample": True, "top_k": 0, "pad_token_id": None, **options}
+    joint = exact_joint(target, ids[:1], NUM_TOKENS, **common)
+    counts, accepted = sample_joint(
+        target, drafter, ids, NUM_TOKENS, num_samples, speculation, max_new_tokens=NUM_TOKENS + 1, **common
+    )
+    # These accepted lengths must have been seen, or the test says little.
+    assert set(accepted_lens) <= set(accepted)
+    return p_value(counts, joint)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_joint_distribution(small_target, name):
+    assert (
+        sampled_p_value(small_target, TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,)), **OPTIONS[name]) > 1e-3
+    )
+
+
+def test_joint_distribution_with_threshold(small_target):
+    drafter = TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,), enable_confidence_head=True)
+    speculation = SpeculationConfig(confidence_threshold=0.12)
+    assert sampled_p_value(small_target, drafter, speculation=speculation, accepted_lens=(0, 1, 2)) > 1e-3
+
+
+def test_joint_distribution_of_a_real_drafter(small_target):
+    drafter = DSparkModel.from_target(
+        small_target, block_size=3, markov_rank=4, num_hidden_layers=1, target_layer_ids=[0]
+    )
+    assert sampled_p_value(small_target, drafter, num_samples=600, temperature=0.9) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["warpers", "custom"])
+def test_joint_distribution_of_a_batch(small_target, name):
+    drafter = TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,))
+    assert (
+        sampled_p_value(
+            small_target, drafter, batch_size=3, num_samples=2400, accepted_lens=(0, 1, 2), **OPTIONS[name]
+        )
+        > 1e-3
+    )
+
+
+def accept_everything(draft_ids, draft_probs, target_probs, lengths=None, generator=None):
+    accepted_len = torch.full((draft_ids.shape[0],), draft_ids.shape[1])
+    return accepted_len, torch.multinomial(target_probs[:, -1], 1)[:, 0]
+
+
+def without_residual(draft_ids, draft_probs, target_probs, lengths=None, generator=None):
+    accepted_len, _ = sampling_verify(draft_ids, draft_probs, target_probs, lengths, generator)
+    rows = torch.arange(draft_ids.shape[0])
+    return accepted_len, torch.multinomial(target_probs[rows, accepted_len], 1)[:, 0]
+
+
+sampling_verify = sampling.verify_sampled
+
+
+@pytest.mark.parametrize("broken", [accept_everything, without_residual])
+def test_a_wrong_verifier_is_caught(small_target, monkeypatch, broken):
+    monkeypatch.setattr(sampling, "verify_sampled", broken)
+    drafter = TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,))
+    ids = make_prompt(3, vocab_size=VOCAB)
+    options = {"do_sample": True, "top_k": 0, "pad_token_id": None}
+    joint = exact_joint(small_target, ids, NUM_TOKENS, **options)
+    counts, _ = sample_joint(small_target, drafter, ids, NUM_TOKENS, 600, max_new_tokens=5, **options)
+    assert p_value(counts, joint) < 1e-6
+
+
+def test_a_wrong_q_is_caught(small_target):
+    """A drafter that tells another q than it draws from breaks the distribution: q must be taken as it is."""
+
+    class Lying(TableDrafter):
+        def propose(self, *args, **kwargs):
+            proposal = super().propose(*args, **kwargs)
+            proposal.probs = proposal.probs.square() / proposal.probs.square().sum(-1, keepdim=True)
+            return proposal
+
+    drafter = Lying(VOCAB, scale=1.5, num_slots=3, taps=(0,))
+    assert sampled_p_value(small_target, drafter, num_samples=800) < 1e-6
+
+
+def test_certain_sampling_equals_greedy():
+    target = make_target()
+    ids = make_prompt(9)
+    plain = target.generate(ids, max_new_tokens=40, do_sample=False)
+    drafter = OracleDrafter(plain.tolist(), range(5), 64)
+
+    def one_hot(*args, **kwargs):
+        proposal = OracleDrafter.propose(drafter, *args, **kwargs)
+        proposal.probs = torch.nn.functional.one_hot(proposal.ids, 64).float()
+        return proposal
+
+    drafter.propose = one_hot
+    out = target.generate(ids, assistant_model=drafter, max_new_tokens=40, do_sample=True, top_k=1)
+    assert out.tolist() == plain.tolist() and drafter.last_stats.tau > 2
