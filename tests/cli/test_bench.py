@@ -46,6 +46,12 @@ def test_float32_greedy(bench, data):
     assert "3 of 3 prompts" in printed
 
 
+def test_batches_are_counted_by_prompt(bench, data):
+    result, _ = bench("--data", data, "--dtype", "float32", "--batch-size", "2", "--dtype-prompts", "0")
+    assert (result["num_prompts"], len(result["calls"])) == (3, 2)
+    assert (result["identical"]["num_prompts"], result["identical"]["num_identical"]) == (3, 3)
+
+
 def test_tau_only_leaves_plain_runs_out(bench, data):
     result, printed = bench("--data", data, "--tau-only", "--limit", "2")
     assert result["num_prompts"] == 2
@@ -89,3 +95,15 @@ def test_unwritable_output_is_refused_before_the_work(dspark, data, tmp_path):
     under_a_file = dspark("bench", "generate", "--data", data, "--json", f"{data}/result.json", "--target", "/no/such")
     assert under_a_file.code == 2
     assert "--json cannot be written" in under_a_file.err
+
+
+@pytest.mark.slow
+def test_embedded_pair_is_exact_and_useful(dspark, data, tmp_path):
+    out = tmp_path / "result.json"
+    outcome = dspark(
+        "bench", "generate", "--data", data, "--dtype", "float32", "--max-new-tokens", "64", "--json", out
+    )
+    assert outcome.code == 0, outcome.err
+    result = json.loads(out.read_text())
+    assert result["identical"]["fraction"] == 1.0
+    assert result["tau"] > 1.5
