@@ -1,10 +1,10 @@
 """Train a DSpark drafter from text that its target wrote.
 
-    python examples/train_drafter.py --output_dir runs/first                      # writes a little text itself, then trains
+    python examples/train_drafter.py --output_dir runs/first                  # the target writes some text first
     python examples/train_drafter.py --data text.jsonl more.jsonl --output_dir runs/second --max_steps 2000 \
         --num_hidden_layers 2 --markov_rank 32 --target_layer_ids 2 10 18 26 --bf16 --compile_loss
 
-Every option of `TrainingArguments` works too (`--help`): logging, checkpoints, `--resume_from_checkpoint`, `--push_to_hub`.
+Every option of `TrainingArguments` works too (`--help`): logging, checkpoints, `--resume_from_checkpoint`, ...
 """
 
 from dataclasses import dataclass, field
@@ -17,8 +17,8 @@ from dspark_hf import DraftTrainer, DraftTrainingArguments, DSparkModel
 from dspark_hf.data.chat import encode_conversation, load_conversations
 from dspark_hf.data.features import TargetFeatures, hold_features
 from dspark_hf.data.regenerate import synthesize
-from dspark_hf.modeling.vocabulary import frequent_tokens
 from dspark_hf.hub.embedded import resolve_target
+from dspark_hf.modeling.vocabulary import frequent_tokens
 
 
 @dataclass
@@ -33,11 +33,17 @@ class Arguments:
     hold_features: bool = field(default=True, metadata={"help": "Keep the target's features in memory."})
     family: str = field(default="qwen3", metadata={"help": "Shape of the draft layers; engines read qwen3."})
     num_hidden_layers: int = field(default=2, metadata={"help": "Draft layers."})
-    intermediate_size: int | None = field(default=None, metadata={"help": "Width of the draft MLPs; the target's if left out."})
-    target_layer_ids: list[int] | None = field(default=None, metadata={"help": "Tapped layers; spread evenly if left out."})
+    intermediate_size: int | None = field(
+        default=None, metadata={"help": "Width of the draft MLPs; the target's if left out."}
+    )
+    target_layer_ids: list[int] | None = field(
+        default=None, metadata={"help": "Tapped layers; spread evenly if left out."}
+    )
     block_size: int = field(default=7, metadata={"help": "Block size G."})
     markov_rank: int = field(default=32, metadata={"help": "Rank of the sequential head."})
-    draft_vocab_size: int | None = field(default=None, metadata={"help": "Tokens the drafter can propose; all if left out."})
+    draft_vocab_size: int | None = field(
+        default=None, metadata={"help": "Tokens the drafter can propose; all if left out."}
+    )
     mask_token_id: int | None = field(default=None, metadata={"help": "Mask token; the last id if left out."})
 
 
@@ -79,7 +85,9 @@ def main() -> None:
     if arguments.draft_vocab_size is not None:
         drafter.choose_vocabulary(frequent_tokens(rows, arguments.draft_vocab_size, drafter.config.vocab_size))
     size = sum(parameter.numel() for parameter in drafter.parameters())
-    print(f"{len(rows)} conversations, drafter of {size / 1e6:.2f}M parameters ({2 * size / 2**20:.1f} MiB in bfloat16)")
+    print(
+        f"{len(rows)} conversations, drafter of {size / 1e6:.2f}M parameters ({2 * size / 2**20:.1f} MiB in bfloat16)"
+    )
     if arguments.hold_features:
         source = TargetFeatures(target, drafter.config.target_layer_ids)
         rows = hold_features(source, rows, log_norm=drafter.has_reduced_vocabulary)

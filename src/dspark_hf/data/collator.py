@@ -48,10 +48,12 @@ class DraftCollator:
             ids = torch.as_tensor(row["input_ids"], dtype=torch.int64)
             mask = torch.as_tensor(row["loss_mask"]).bool()
             if len(ids) != len(mask):
-                raise ValueError(f"A row has {len(ids)} input_ids but {len(mask)} loss_mask entries; give one per token.")
+                raise ValueError(
+                    f"A row has {len(ids)} input_ids but {len(mask)} loss_mask entries; give one per token."
+                )
             input_ids.append(ids)
             loss_masks.append(mask)
-        anchors = [self.sample_anchors(ids, mask) for ids, mask in zip(input_ids, loss_masks)]
+        anchors = [self.sample_anchors(ids, mask) for ids, mask in zip(input_ids, loss_masks, strict=True)]
         batch = {
             "input_ids": pad_sequence(input_ids, batch_first=True),
             "attention_mask": pad_sequence([torch.ones_like(ids) for ids in input_ids], batch_first=True),

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..ops.distill_loss import streamed_log_norm
+from dspark_hf.ops.distill_loss import streamed_log_norm
 
 
 class TargetFeatures:
@@ -41,12 +41,14 @@ class TargetFeatures:
             last hidden states after the final norm `(batch, sequence, hidden)`.
         """
         device = self.target.device
+        # An index, not a count: a slice of the last position is not contiguous, and some backends then copy the output
+        # head once per row to multiply it.
         outputs = self.target(
             input_ids=input_ids.to(device),
             attention_mask=None if attention_mask is None else attention_mask.to(device),
             output_hidden_states=[*self.taps, self.last],
             use_cache=False,
-            logits_to_keep=1,
+            logits_to_keep=torch.zeros(1, dtype=torch.int64, device=device),
         )
         states = outputs.hidden_states
         return torch.cat([states[tap] for tap in self.taps], -1), states[self.last]

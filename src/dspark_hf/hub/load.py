@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
-from ..modeling import DSparkModel
+from dspark_hf.modeling import DSparkModel
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -34,11 +34,11 @@ class AutoDrafter:
 
         Args:
             repo_or_dir (`str` or `Path`): A Hub repository or a folder.
-            kwargs: As for [`~transformers.PreTrainedModel.from_pretrained`]: `subfolder`, `revision`, `token`, `dtype`,
-                `device_map`, `local_files_only`, ...
+            kwargs: As for [`~transformers.PreTrainedModel.from_pretrained`]: `subfolder`, `revision`, `token`,
+                `dtype`, `device_map`, `local_files_only`, ...
 
         Raises:
-            `ValueError`: If there is no drafter there, its layout is unknown, it cannot be read, or tensors are missing.
+            `ValueError`: If there is no drafter there, its layout is unknown, or it cannot be read whole.
         """
         repo_or_dir = str(repo_or_dir)
         where = " / ".join(filter(None, (repo_or_dir, kwargs.get("subfolder"))))
@@ -48,7 +48,9 @@ class AutoDrafter:
         names = _tensor_names(repo_or_dir, where, hub)
         dtype = kwargs.get("dtype", "auto")
         if not (dtype == "auto" or isinstance(getattr(torch, str(dtype).removeprefix("torch."), None), torch.dtype)):
-            raise ValueError(f"dtype={dtype!r} for {where} is no torch dtype; use e.g. 'bfloat16', 'float32' or 'auto'.")
+            raise ValueError(
+                f"dtype={dtype!r} for {where} is no torch dtype; use e.g. 'bfloat16', 'float32' or 'auto'."
+            )
         # A checkpoint may carry copies of the target's embedding and head; without them the drafter borrows later.
         kwargs["own_embeddings"] = {"embed_tokens.weight", "lm_head.weight"} <= names
         try:
@@ -57,8 +59,8 @@ class AutoDrafter:
             raise ValueError(f"The weights in {where} do not fit its config.json: {error}") from error
         if missing := sorted(report["missing_keys"]):
             raise ValueError(
-                f"The checkpoint {where} lacks {len(missing)} tensors that its config.json asks for, e.g. {missing[:3]}; "
-                f"it holds {len(names)}. Fetch it again, or correct config.json."
+                f"The checkpoint {where} lacks {len(missing)} tensors that its config.json asks for, e.g. "
+                f"{missing[:3]}; it holds {len(names)}. Fetch it again, or correct config.json."
             )
         return drafter.eval()
 

@@ -66,9 +66,9 @@ def check_fit(config: DSparkConfig, target: PreTrainedModel, *, check_name: bool
         raise ValueError(f"{sides} do not fit: the target has no output head. Load it with AutoModelForCausalLM.")
     if check_name and config.target_name_or_path is not None and not _is_same_target(config, target):
         raise ValueError(
-            f"This drafter was made for {config.target_name_or_path}, and {target_name} is another model: neither name "
-            "nor weights agree. Drafts would be exact but rarely accepted. Load the drafter of this target; for a "
-            "fine-tuned or merged target pass SpeculationConfig(check_target=False)."
+            f"This drafter was made for {config.target_name_or_path}, and {target_name} is another model: neither "
+            "name nor weights agree. Drafts would be exact but rarely accepted. Load the drafter of this target; for "
+            "a fine-tuned or merged target pass SpeculationConfig(check_target=False)."
         )
 
 

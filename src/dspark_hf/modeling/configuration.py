@@ -1,6 +1,7 @@
-"""DSparkConfig: nested in memory, flat on disk (the layout of the released checkpoints, which serving engines read)."""
+"""DSparkConfig: nested in memory, flat on disk (the layout of released checkpoints, which engines read)."""
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -42,8 +43,8 @@ class DSparkConfig(PreTrainedConfig):
             Whether the anchor's own output predicts slot 1. Where it is `False` (z-lab's DFlash), a block of G inputs
             gives G - 1 slots.
         draft_vocab_size (`int`, *optional*):
-            Tokens the drafter can propose, if it has a reduced vocabulary; all, if not given. The checkpoint then holds
-            `t2d` and `d2t`, which say which tokens these are.
+            Tokens the drafter can propose, if it has a reduced vocabulary; all, if not given. The checkpoint then
+            holds `t2d` and `d2t`, which say which tokens these are.
         target_name_or_path (`str`, *optional*):
             The target this drafter was made for.
         target_fingerprint (`str`, *optional*):
@@ -85,8 +86,9 @@ class DSparkConfig(PreTrainedConfig):
         taps, last = self.target_layer_ids, self.num_target_layers - 1
         if not taps or any(not 0 <= tap < last for tap in taps) or sorted(set(taps)) != list(taps):
             raise ValueError(
-                f"target_layer_ids must be ascending ids from 0 to {last - 1} for a target of {self.num_target_layers} "
-                f"layers (its last layer, {last}, is read after the final norm and cannot be tapped), got {taps}."
+                f"target_layer_ids must be ascending ids from 0 to {last - 1} for a target of "
+                f"{self.num_target_layers} layers (its last layer, {last}, is read after the final norm "
+                f"and cannot be tapped), got {taps}."
             )
         if self.num_slots < 1:
             raise ValueError(
@@ -170,7 +172,9 @@ class DSparkConfig(PreTrainedConfig):
         """
         config = target if isinstance(target, PreTrainedConfig) else target.config
         text_config = config.get_text_config()
-        family = get_family(family or (text_config.model_type if text_config.model_type in FAMILIES else DEFAULT_FAMILY))
+        family = get_family(
+            family or (text_config.model_type if text_config.model_type in FAMILIES else DEFAULT_FAMILY)
+        )
         own = {name: value for name, value in overrides.items() if name in _OWN_FIELDS}
         decoder_fields = {name: value for name, value in overrides.items() if name not in _OWN_FIELDS}
         if unknown := sorted(set(decoder_fields) - {field.name for field in fields(family.config_cls)}):
@@ -183,7 +187,7 @@ class DSparkConfig(PreTrainedConfig):
         own.setdefault("mask_token_id", text_config.vocab_size - 1)
         own.setdefault("num_target_layers", num_layers)
         if isinstance(target, PreTrainedModel):
-            own.setdefault("target_name_or_path", target.name_or_path or None)
+            own.setdefault("target_name_or_path", _public_name(target.name_or_path))
             own.setdefault("target_fingerprint", target_fingerprint(target))
         return cls(decoder_config=family.decoder_config(text_config, num_hidden_layers, **decoder_fields), **own)
 
@@ -243,6 +247,11 @@ def spread_taps(num_target_layers: int, num_taps: int) -> list[int]:
     first, last = min(1, num_target_layers - 2), max(min(1, num_target_layers - 2), num_target_layers - 3)
     steps = max(num_taps - 1, 1)
     return sorted({round(first + step * (last - first) / steps) for step in range(num_taps)})
+
+
+def _public_name(name_or_path: str) -> str | None:
+    # A folder's place on this machine tells others nothing; its name may.
+    return (Path(name_or_path).name if Path(name_or_path).is_dir() else name_or_path) or None
 
 
 _OWN_FIELDS = {field.name for field in fields(DSparkConfig)} - {field.name for field in fields(PreTrainedConfig)}

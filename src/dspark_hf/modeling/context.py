@@ -15,7 +15,8 @@ class TrainingContext:
     """Context of one training pass. `update` has no side effect, so gradient checkpointing may call it twice.
 
     Args:
-        key_values (`list[tuple[torch.Tensor, torch.Tensor]]`): Per layer, keys and values `(batch, heads, context, dim)`.
+        key_values (`list[tuple[torch.Tensor, torch.Tensor]]`): Per layer, keys and values
+            `(batch, heads, context, dim)`.
     """
 
     def __init__(self, key_values: list[tuple[Tensor, Tensor]]):
@@ -78,7 +79,7 @@ class DraftState:
         """
         lengths = [int(length) for length in lengths]
         if len(lengths) != len(self.context_lens) or any(
-            not 0 <= new <= old for new, old in zip(lengths, self.context_lens)
+            not 0 <= new <= old for new, old in zip(lengths, self.context_lens, strict=True)
         ):
             raise ValueError(
                 f"Cannot crop a context of lengths {self.context_lens} to {lengths}: give one length per row, "

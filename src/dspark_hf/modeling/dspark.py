@@ -58,9 +58,9 @@ class DSparkModel(PreTrainedModel):
         self.rotary_emb = self.family.rotary_cls(decoder)
         rank, num_outputs = config.markov_rank, config.draft_vocab_size or config.vocab_size
         if self.has_reduced_vocabulary:
-            t2d, d2t = vocabulary_buffers(range(num_outputs), num_outputs, config.vocab_size)
-            self.register_buffer("t2d", t2d)
-            self.register_buffer("d2t", d2t)
+            # The first tokens, until choose_vocabulary or a checkpoint says otherwise.
+            self.register_buffer("t2d", torch.arange(config.vocab_size) < num_outputs)
+            self.register_buffer("d2t", torch.zeros(num_outputs, dtype=torch.int64))
         head_cls = MARKOV_HEADS[config.markov_head_type]
         self.markov_head = head_cls(config.vocab_size, hidden_size, rank, num_outputs) if rank > 0 else None
         num_inputs = hidden_size + (rank if config.confidence_head_with_markov else 0)
@@ -89,7 +89,9 @@ class DSparkModel(PreTrainedModel):
             `ValueError`: If the config has no `draft_vocab_size`, or the ids do not match it.
         """
         if not self.has_reduced_vocabulary:
-            raise ValueError("This drafter proposes every token of its target; set draft_vocab_size in its config first.")
+            raise ValueError(
+                "This drafter proposes every token of its target; set draft_vocab_size in its config first."
+            )
         t2d, d2t = vocabulary_buffers(token_ids, self.config.draft_vocab_size, self.config.vocab_size)
         self.t2d.copy_(t2d)
         self.d2t.copy_(d2t)
@@ -137,8 +139,8 @@ class DSparkModel(PreTrainedModel):
         module = getattr(self, name) if self.borrowed is None else getattr(self.borrowed, name)
         if module is None:
             raise ValueError(
-                f"This drafter (made for {self.config.target_name_or_path or 'an unnamed target'}) has no embedding and "
-                "no output head of its own; bind it to its target first: drafter.bind(target)."
+                f"This drafter (made for {self.config.target_name_or_path or 'an unnamed target'}) has no embedding "
+                "and no output head of its own; bind it to its target first: drafter.bind(target)."
             )
         return module
 
@@ -146,8 +148,9 @@ class DSparkModel(PreTrainedModel):
         """Features `(batch, tokens, taps * hidden)` to context states `(batch, tokens, hidden)`."""
         if features.shape[-1] != self.fc.in_features:
             raise ValueError(
-                f"features have width {features.shape[-1]}, but this drafter reads {len(self.config.target_layer_ids)} "
-                f"taps of width {self.config.hidden_size} ({self.fc.in_features} in all)."
+                f"features have width {features.shape[-1]}, but this drafter reads "
+                f"{len(self.config.target_layer_ids)} taps of width {self.config.hidden_size} "
+                f"({self.fc.in_features} in all)."
             )
         return self.hidden_norm(self.fc(features.to(device=self.device, dtype=self.fc.weight.dtype)))
 
@@ -183,8 +186,8 @@ class DSparkModel(PreTrainedModel):
             features (`torch.Tensor` of shape `(batch, sequence, taps * hidden)`): Tapped states of the target.
             anchors (`torch.LongTensor` of shape `(batch, anchors)`): Anchor positions.
             anchor_mask (`torch.BoolTensor` of shape `(batch, anchors)`): False for anchors that are padding.
-            objective (`Callable`, *optional*): Turns this model and its [`BlockOutput`] into a loss. It runs inside the
-                forward pass, where wrappers that shard parameters have gathered them.
+            objective (`Callable`, *optional*): Turns this model and its [`BlockOutput`] into a loss. It runs inside
+                the forward pass, where wrappers that shard parameters have gathered them.
 
         Returns:
             [`BlockOutput`], or what `objective` returns.
@@ -299,7 +302,7 @@ def training_mask(anchors: Tensor, anchor_mask: Tensor, num_context: int, block_
 
     Args:
         anchors (`torch.LongTensor` of shape `(batch, anchors)`): Anchor positions.
-        anchor_mask (`torch.BoolTensor` of shape `(batch, anchors)`): False for padding; such blocks see themselves only.
+        anchor_mask (`torch.BoolTensor` of shape `(batch, anchors)`): False for padding; such blocks see themselves.
         num_context (`int`): Context columns.
         block_size (`int`): Tokens of a block.
 

@@ -9,7 +9,7 @@ _NUM_ROWS = 64
 
 
 def target_fingerprint(target: PreTrainedModel) -> str | None:
-    """A short digest of some rows of the target's output embedding, equal whether it is loaded in bfloat16 or in float32.
+    """A short digest of some rows of the target's output head, equal whether it is loaded in bfloat16 or float32.
 
     Returns:
         `str`, or `None` where the weights are not at hand (meta device) or not plain floating point (quantised).

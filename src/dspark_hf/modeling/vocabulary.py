@@ -59,6 +59,6 @@ def frequent_tokens(rows: Iterable[Mapping[str, Any]], size: int, vocab_size: in
     """
     counts: Counter[int] = Counter(range(vocab_size))
     for row in rows:
-        counts.update(int(token) for token, keep in zip(row["input_ids"], row["loss_mask"]) if keep)
+        counts.update(int(token) for token, keep in zip(row["input_ids"], row["loss_mask"], strict=True) if keep)
     ranked = sorted(counts, key=lambda token: (-counts[token], token))
     return sorted(ranked[:size])

@@ -20,9 +20,8 @@ def block_targets(
         num_slots (`int`): Slots n of a block.
 
     Returns:
-        `tuple` of three tensors of shape `(batch, anchors, slots)`: the token ids of positions anchor + 1 .. anchor + n
-        (int64), the positions whose hidden states of the target predict them (int64), and the mask of slots that count
-        (bool).
+        `tuple` of three tensors of shape `(batch, anchors, slots)`: the token ids at positions anchor + 1 to
+        anchor + n (int64), the positions whose target states predict them (int64), and which slots count (bool).
     """
     steps = torch.arange(1, num_slots + 1, device=anchors.device)
     positions = anchors.unsqueeze(-1) + steps  # [B, A, n]
@@ -36,5 +35,5 @@ def block_targets(
 
 
 def slot_weights(num_slots: int, decay: float, device: torch.device | None = None) -> Tensor:
-    """`exp(-(k - 1) / decay)` for slots k = 1..n, float32 `(slots,)`: earlier slots decide more (paper, section 3.4)."""
+    """`exp(-(k - 1) / decay)` for slots k = 1..n, float32 `(slots,)`: early slots decide more (paper, section 3.4)."""
     return torch.exp(-torch.arange(num_slots, device=device, dtype=torch.float32) / decay)

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..modeling import BlockOutput, DSparkModel
-from ..modeling.vocabulary import token_entries
-from ..ops.blocks import block_targets, slot_weights
-from ..ops.distill_loss import distill_loss, streamed_log_norm
+from dspark_hf.modeling import BlockOutput, DSparkModel
+from dspark_hf.modeling.vocabulary import token_entries
+from dspark_hf.ops.blocks import block_targets, slot_weights
+from dspark_hf.ops.distill_loss import distill_loss, streamed_log_norm
+
 from .metrics import DraftMetrics
 
 
@@ -23,8 +24,8 @@ class DistillObjective:
     Attributes:
         input_ids, loss_mask, anchors, anchor_mask: The batch, as the collator made it.
         last_hidden_states (`torch.Tensor` of shape `(batch, sequence, hidden)`): Of the target, post-norm.
-        log_norm (`torch.FloatTensor` of shape `(batch, sequence)`, *optional*): `logsumexp` of the target's logits, read
-            where the draft vocabulary is reduced; computed here, if not given.
+        log_norm (`torch.FloatTensor` of shape `(batch, sequence)`, *optional*): `logsumexp` of the target's logits,
+            read where the draft vocabulary is reduced; computed here, if not given.
         total_weight (`torch.Tensor`, *optional*): Sum of slot weights over the global batch; this batch's, if None.
         metrics ([`DraftMetrics`], *optional*): Where figures are added.
     """

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from ..data.chat import encode_conversation
-from ..data.collator import DraftCollator
-from ..data.features import TargetFeatures
-from ..modeling import DSparkModel
-from ..ops.blocks import block_targets, slot_weights
+from dspark_hf.data.chat import encode_conversation
+from dspark_hf.data.collator import DraftCollator
+from dspark_hf.data.features import TargetFeatures
+from dspark_hf.modeling import DSparkModel
+from dspark_hf.ops.blocks import block_targets, slot_weights
+
 from .arguments import DraftTrainingArguments
 from .metrics import DraftMetrics
 from .objective import DistillObjective
@@ -39,7 +40,8 @@ class DraftTrainer(Trainer):
     ```python
     target = AutoModelForCausalLM.from_pretrained("org/Model", dtype="auto")
     drafter = DSparkModel.from_target(target).float()
-    trainer = DraftTrainer(drafter, target, DraftTrainingArguments("out"), train_dataset=rows, processing_class=tokenizer)
+    args = DraftTrainingArguments("out")
+    trainer = DraftTrainer(drafter, target, args, train_dataset=rows, processing_class=tokenizer)
     trainer.train()
     ```
     """

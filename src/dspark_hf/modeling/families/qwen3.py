@@ -1,4 +1,4 @@
-"""Qwen3-shaped drafters: the layout that serving engines read, and the default for targets that have no family here."""
+"""Qwen3-shaped drafters: the layout that serving engines read, the default for targets without a family here."""
 
 from torch import Tensor, nn
 from transformers.models.qwen3 import modeling_qwen3

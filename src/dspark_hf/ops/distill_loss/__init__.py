@@ -51,8 +51,8 @@ def distill_loss(
         markov_states (`torch.Tensor` of shape `(rows, rank)`, *optional*): The sequential head's `m`.
         markov_weight (`torch.Tensor` of shape `(vocab, rank)`, *optional*): The sequential head's W2.
         target_log_norm (`torch.FloatTensor` of shape `(rows,)`, *optional*): `logsumexp` of the target's logits over
-            its whole vocabulary ([`streamed_log_norm`]), where `head_weight` holds only some of its rows. What the target
-            gives to the others adds to the L1 distance.
+            its whole vocabulary ([`streamed_log_norm`]), where `head_weight` holds only some of its rows. What the
+            target gives to the others adds to the L1 distance.
         ce_weight (`float`, *optional*, defaults to 0.1): Weight of the cross-entropy.
         tv_weight (`float`, *optional*, defaults to 0.9): Weight of the L1 distance (twice the total variation).
         chunk_size (`int`, *optional*, defaults to 256): Rows whose logits are alive at a time.

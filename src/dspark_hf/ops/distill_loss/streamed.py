@@ -2,7 +2,8 @@
 
 With p = softmax(z) the draft's distribution, t the target's and y the token, the gradient on a row's logits is
     w * (a (p - 1[y]) + b p (s - sum(p s))),   s = sign(p - t),
-for loss w (a CE + b sum|p - t|), without the first term where y is no entry of the vocabulary. It is known as soon as the row is, so logits are never kept for a backward pass.
+for loss w (a CE + b sum|p - t|), without the first term where y is no entry of the vocabulary. It is known
+as soon as the row is, so logits are never kept for a backward pass.
 """
 
 from functools import cache
@@ -21,7 +22,7 @@ def logit_gradient(
     ce_weight: float,
     tv_weight: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradient `(rows, vocab)` in the logits' dtype, cross-entropy `(rows,)`, L1 distance `(rows,)`, argmax agreement."""
+    """Gradient `(rows, vocab)` in the logits' dtype; cross-entropy, L1 distance, argmax agreement, `(rows,)`."""
     scores, target_scores = logits.float(), target_logits.float()
     top, target_top = scores.amax(-1, keepdim=True), target_scores.amax(-1, keepdim=True)
     # Two argmaxes agree where one entry is both maxima: one more reduction in a pass that is made anyway.

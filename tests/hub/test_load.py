@@ -1,0 +1,116 @@
+"""AutoDrafter: what it loads, and what it says when it cannot."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dspark_hf import AutoDrafter
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "dspark_vanilla"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Path(shutil.copytree(GOLDEN, tmp_path / "drafter"))
+
+
+def edit_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    config.update(changes)
+    (folder / "config.json").write_text(json.dumps({name: value for name, value in config.items() if value != "-"}))
+
+
+def edit_tensors(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_copies_of_the_target_are_read_but_not_needed(folder):
+    assert AutoDrafter.from_pretrained(folder).lm_head is not None
+
+    def drop(tensors):
+        del tensors["embed_tokens.weight"], tensors["lm_head.weight"]
+
+    edit_tensors(folder, drop)
+    assert AutoDrafter.from_pretrained(folder).lm_head is None
+
+
+def test_subfolder_and_dtype(folder, tmp_path):
+    drafter = AutoDrafter.from_pretrained(tmp_path, subfolder="drafter", dtype="bfloat16")
+    assert drafter.dtype == torch.bfloat16 and not drafter.training
+
+
+def test_saving_again_keeps_the_layout(folder, tmp_path):
+    AutoDrafter.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    first, second = (json.loads((path / "config.json").read_text()) for path in (folder, tmp_path / "again"))
+    for name in ("architectures", "model_type", "target_layer_ids", "block_size", "markov_rank", "rope_parameters"):
+        assert first[name] == second[name]
+    before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "again"))
+    assert set(before) - set(after) == {"embed_tokens.weight", "lm_head.weight"}
+    assert all(torch.equal(before[name], after[name]) for name in after)
+
+
+def test_missing_tensor(folder):
+    edit_tensors(folder, lambda tensors: tensors.pop("layers.1.mlp.up_proj.weight"))
+    with pytest.raises(ValueError, match=r"lacks 1 tensors .*layers\.1\.mlp\.up_proj\.weight"):
+        AutoDrafter.from_pretrained(folder)
+
+
+def test_tensor_of_another_shape(folder):
+    edit_tensors(folder, lambda tensors: tensors.update({"fc.weight": torch.zeros(3, 3)}))
+    with pytest.raises(ValueError, match="do not fit its config.json"):
+        AutoDrafter.from_pretrained(folder)
+
+
+def test_truncated_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="cannot be read"):
+        AutoDrafter.from_pretrained(folder)
+
+
+def test_broken_config(folder):
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not readable JSON"):
+        AutoDrafter.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("config.json", "no config.json"), ("model.safetensors", "weights are")]
+)
+def test_missing_file(folder, name, message):
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=message):
+        AutoDrafter.from_pretrained(folder)
+
+
+def test_a_target_is_no_drafter(folder):
+    edit_config(folder, target_layer_ids="-", block_size="-")
+    with pytest.raises(ValueError, match="no DSpark drafter .*AutoModelForCausalLM"):
+        AutoDrafter.from_pretrained(folder)
+
+
+def test_other_packagings_are_named(folder):
+    edit_config(folder, target_layer_ids="-", speculators_model_type="dspark")
+    with pytest.raises(ValueError, match="'speculators_model_type' packaging"):
+        AutoDrafter.from_pretrained(folder)
+
+
+def test_wrong_dtype(folder):
+    with pytest.raises(ValueError, match="dtype='float99'"):
+        AutoDrafter.from_pretrained(folder, dtype="float99")
+
+
+def test_absent_repository():
+    with pytest.raises(ValueError, match="nobody/nothing"):
+        AutoDrafter.from_pretrained("nobody/nothing")
+
+
+def test_it_is_not_instantiated():
+    with pytest.raises(ValueError, match="from_pretrained"):
+        AutoDrafter()

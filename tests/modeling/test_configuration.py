@@ -1,0 +1,100 @@
+"""DSparkConfig: validation, defaults from a target, and the flat layout on disk."""
+
+import json
+
+import pytest
+from transformers import AutoConfig, GPTNeoXConfig, LlamaConfig, Qwen3Config
+
+from dspark_hf import DSparkConfig
+from dspark_hf.modeling.configuration import spread_taps
+
+TARGET = LlamaConfig(
+    vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=8, num_attention_heads=4, eos_token_id=2
+)
+
+
+def test_taps_of_the_paper():
+    assert spread_taps(36, 5) == [1, 9, 17, 25, 33]
+
+
+@pytest.mark.parametrize("num_layers", range(2, 40))
+@pytest.mark.parametrize("num_taps", [1, 2, 5, 9])
+def test_taps_stay_below_the_last_layer(num_layers, num_taps):
+    taps = spread_taps(num_layers, num_taps)
+    assert taps == sorted(set(taps)) and 0 <= taps[0] and taps[-1] < num_layers - 1
+
+
+def test_a_target_of_one_layer_has_nothing_to_tap():
+    with pytest.raises(ValueError, match="two layers or more"):
+        spread_taps(1, 3)
+
+
+@pytest.mark.parametrize(
+    ("target", "family", "expected"),
+    [
+        (TARGET, None, "llama"),
+        (TARGET, "qwen3", "qwen3"),
+        (Qwen3Config(num_hidden_layers=4), None, "qwen3"),
+        (GPTNeoXConfig(num_hidden_layers=4), None, "qwen3"),
+    ],
+)
+def test_family(target, family, expected):
+    config = DSparkConfig.from_target(target, family=family)
+    assert config.decoder_config.model_type == expected
+    assert config.vocab_size == target.vocab_size and config.hidden_size == target.hidden_size
+
+
+def test_fields_reach_drafter_and_decoder():
+    config = DSparkConfig.from_target(TARGET, num_hidden_layers=3, intermediate_size=40, markov_rank=8, block_size=5)
+    assert (config.num_hidden_layers, config.decoder_config.intermediate_size) == (3, 40)
+    assert (config.markov_rank, config.num_slots, config.num_target_layers) == (8, 5, 8)
+    assert config.eos_token_id == 2
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_flat_layout_on_disk(tmp_path, family):
+    config = DSparkConfig.from_target(TARGET, family=family, markov_rank=8, mask_token_id=5)
+    config.save_pretrained(tmp_path)
+    flat = json.loads((tmp_path / "config.json").read_text())
+    assert flat["architectures"] == [f"{family.capitalize()}DSparkModel"] and flat["model_type"] == family
+    assert flat["sample_from_anchor"] is True and flat["markov_head_type"] == "vanilla"
+    assert flat["target_layer_ids"] == config.target_layer_ids and flat["hidden_size"] == 32
+    assert "decoder_config" not in flat and flat["tie_word_embeddings"] is False
+    # Engines read it as a plain decoder config.
+    assert AutoConfig.from_pretrained(tmp_path).hidden_size == 32
+    again = DSparkConfig.from_pretrained(tmp_path)
+    assert again.to_diff_dict() == config.to_diff_dict()
+    assert DSparkConfig.from_dict(config.to_dict()).to_diff_dict() == config.to_diff_dict()
+
+
+def test_heads_that_are_absent_are_not_written(tmp_path):
+    DSparkConfig.from_target(TARGET, markov_rank=0, enable_confidence_head=False).save_pretrained(tmp_path)
+    flat = json.loads((tmp_path / "config.json").read_text())
+    assert "markov_head_type" not in flat and "confidence_head_with_markov" not in flat
+
+
+def test_a_released_config_samples_from_the_anchor():
+    flat = {"model_type": "qwen3", "target_layer_ids": [1, 3], "num_target_layers": 8, "block_size": 5}
+    config = DSparkConfig.from_dict(flat)
+    assert config.sample_from_anchor and config.markov_rank == 0 and not config.enable_confidence_head
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"target_layer_ids": [1, 7]}, "cannot be tapped"),
+        ({"target_layer_ids": [3, 1]}, "ascending"),
+        ({"target_layer_ids": []}, "ascending"),
+        ({"target_layer_ids": [-1, 2]}, "ascending"),
+        ({"block_size": 0}, "no slot"),
+        ({"block_size": 1, "sample_from_anchor": False}, "no slot"),
+        ({"mask_token_id": 97}, "outside the vocabulary"),
+        ({"draft_vocab_size": 98}, "draft_vocab_size=98"),
+        ({"markov_rank": -1}, "markov_rank"),
+        ({"depth": 3}, r"Unknown drafter fields \['depth'\]"),
+        ({"family": "mamba"}, "No drafter family"),
+    ],
+)
+def test_bad_fields(fields, message):
+    with pytest.raises(ValueError, match=message):
+        DSparkConfig.from_target(TARGET, **fields)

@@ -1,0 +1,231 @@
+"""DSparkModel: context, proposals, reduced vocabulary, borrowing, saving."""
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from dspark_hf import AutoDrafter, DSparkModel
+
+VOCAB = 61
+
+
+def make_target(seed=0, **fields):
+    torch.manual_seed(seed)
+    config = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=6, num_attention_heads=4,
+                  num_key_value_heads=2, initializer_range=0.3)  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**{**config, **fields})).eval()
+
+
+def make_drafter(target, **fields):
+    torch.manual_seed(1)
+    defaults = dict(num_hidden_layers=2, block_size=4, markov_rank=8, num_taps=3, initializer_range=0.3)
+    return DSparkModel.from_target(target, **{**defaults, **fields}).eval()
+
+
+@pytest.fixture(scope="module")
+def target():
+    return make_target()
+
+
+HEADS = [
+    {"family": "qwen3"},
+    {"markov_head_type": "gated"},
+    {"markov_head_type": "rnn"},
+    {"markov_rank": 0, "enable_confidence_head": False},
+    {"confidence_head_with_markov": False},
+    {"sample_from_anchor": False},
+    {"draft_vocab_size": 20},
+]
+
+
+@pytest.mark.parametrize("fields", HEADS, ids=str)
+def test_training_and_decoding_agree(target, fields):
+    """Teacher-forced blocks and drafted blocks are one computation: feed a proposal back and get its logits."""
+    drafter = make_drafter(target, **fields)
+    features = torch.randn(2, 9, 96)
+    anchor, num_slots = 5, drafter.config.num_slots
+    ids = torch.randint(VOCAB, (2, 10 + num_slots))
+    state, seen = drafter.start(2), []
+    drafter.extend(state, features[:, :anchor])
+
+    def pick(logits, drafted_ids):
+        seen.append(logits)
+        return logits.argmax(-1), None
+
+    proposal = drafter.propose(state, ids[:, anchor], pick)
+    ids[:, anchor + 1 : anchor + 1 + num_slots] = proposal.ids
+    output = drafter(ids[:, :9 + num_slots], torch.nn.functional.pad(features, (0, 0, 0, num_slots)),
+                     torch.full((2, 1), anchor), torch.ones(2, 1, dtype=torch.bool))  # fmt: skip
+    logits = drafter.base_logits(output.hidden)[:, 0]
+    if drafter.markov_head is not None:
+        logits = logits + drafter.markov_head.markov_w2(output.markov_states)[:, 0]
+    drafted = torch.stack(seen, 1)
+    if drafter.has_reduced_vocabulary:
+        assert torch.isinf(drafted[..., ~drafter.t2d]).all()
+        drafted = drafted[..., drafter.t2d]
+    torch.testing.assert_close(drafted, logits, rtol=1e-4, atol=1e-4)
+    if proposal.confidence_logits is not None:
+        torch.testing.assert_close(proposal.confidence_logits, output.confidence_logits[:, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_rows_of_different_length_equal_single_rows(target):
+    drafter = make_drafter(target)
+    features, anchors = torch.randn(3, 8, 96), torch.tensor([1, 2, 3])
+    counts = [8, 3, 5]
+    state = drafter.start(3)
+    drafter.extend(state, features, counts)
+    more, kept = torch.randn(3, 4, 96), [1, 4, 2]
+    drafter.extend(state, more, kept)
+    together = drafter.block_hidden(state, anchors)
+    for row in range(3):
+        single = drafter.start(1)
+        context = torch.cat([features[row, : counts[row]], more[row, : kept[row]]]).unsqueeze(0)
+        drafter.extend(single, context)
+        alone = drafter.block_hidden(single, anchors[row : row + 1])
+        torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-5)
+    state.select([2, 0])
+    torch.testing.assert_close(drafter.block_hidden(state, anchors[[2, 0]]), together[[2, 0]], rtol=1e-4, atol=1e-5)
+
+
+def test_context_grows_in_place_and_can_be_cropped(target):
+    drafter = make_drafter(target)
+    features, anchor = torch.randn(1, 700, 96), torch.tensor([3])
+    state, whole = drafter.start(1), drafter.start(1)
+    for start in range(0, 700, 7):
+        drafter.extend(state, features[:, start : start + 7])
+    drafter.extend(whole, features)
+    expected = drafter.block_hidden(whole, anchor)
+    torch.testing.assert_close(drafter.block_hidden(state, anchor), expected, rtol=1e-4, atol=1e-5)
+    drafter.extend(state, torch.randn(1, 5, 96))
+    state.crop([700])
+    torch.testing.assert_close(drafter.block_hidden(state, anchor), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="Cannot crop a context"):
+        state.crop([701])
+
+
+def test_blocks_do_not_see_each_other_or_the_future(target):
+    drafter = make_drafter(target)
+    ids, features = torch.randint(VOCAB, (1, 12)), torch.randn(1, 12, 96)
+    anchors, keep = torch.tensor([[3, 6]]), torch.ones(1, 2, dtype=torch.bool)
+    output = drafter(ids, features, anchors, keep).hidden
+    changed = features.clone()
+    changed[:, 6:] += 1
+    torch.testing.assert_close(drafter(ids, changed, anchors, keep).hidden, output)
+    alone = drafter(ids, features, anchors[:, :1], keep[:, :1]).hidden
+    torch.testing.assert_close(alone[:, 0], output[:, 0], rtol=1e-5, atol=1e-6)
+    changed[:, 5] += 1
+    assert not torch.allclose(drafter(ids, changed, anchors, keep).hidden[:, 1], output[:, 1])
+
+
+def test_gradient_checkpointing_changes_nothing(target):
+    drafter = make_drafter(target)
+    batch = (torch.randint(VOCAB, (2, 12)), torch.randn(2, 12, 96), torch.tensor([[3, 6], [2, 4]]), torch.ones(2, 2))
+    gradients = []
+    for checkpointing in (False, True):
+        drafter.zero_grad()
+        if checkpointing:
+            drafter.gradient_checkpointing_enable()
+        drafter.train()(*batch).hidden.square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in drafter.layers.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+def test_num_slots(target):
+    drafter = make_drafter(target)
+    state = drafter.start(1)
+    drafter.extend(state, torch.randn(1, 4, 96))
+    anchor = torch.tensor([7])
+    assert torch.equal(drafter.propose(state, anchor, num_slots=2).ids, drafter.propose(state, anchor).ids[:, :2])
+    for wrong in (0, 5):
+        with pytest.raises(ValueError, match="num_slots must be 1 to 4"):
+            drafter.propose(state, anchor, num_slots=wrong)
+    with pytest.raises(ValueError, match="features have width 64"):
+        drafter.extend(state, torch.randn(1, 4, 64))
+
+
+@pytest.mark.parametrize("fields", [{}, {"draft_vocab_size": 20}, {"family": "qwen3", "markov_head_type": "rnn"}])
+def test_round_trip(target, tmp_path, fields):
+    drafter = make_drafter(target, **fields).to(torch.bfloat16)
+    if "draft_vocab_size" in fields:
+        drafter.choose_vocabulary(range(0, 60, 3))
+    drafter.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert "embed_tokens.weight" not in tensors and "lm_head.weight" not in tensors
+    assert {"fc.weight", "hidden_norm.weight", "norm.weight", "layers.1.self_attn.q_proj.weight"} <= set(tensors)
+    assert ("d2t" in tensors) == ("draft_vocab_size" in fields)
+    again = AutoDrafter.from_pretrained(tmp_path)
+    assert again.dtype == torch.bfloat16 and type(again) is DSparkModel
+    again.bind(target)
+    state, same = drafter.start(1), again.start(1)
+    features = torch.randn(1, 5, 96)
+    drafter.extend(state, features)
+    again.extend(same, features)
+    anchor = torch.tensor([4])
+    assert torch.equal(drafter.propose(state, anchor).ids, again.propose(same, anchor).ids)
+
+
+def test_reduced_vocabulary_proposes_only_its_tokens(target):
+    drafter = make_drafter(target, draft_vocab_size=20)
+    allowed = set(range(0, 60, 3))
+    drafter.choose_vocabulary(allowed)
+    state = drafter.start(4)
+    drafter.extend(state, torch.randn(4, 5, 96))
+    assert set(drafter.propose(state, torch.arange(4)).ids.flatten().tolist()) <= allowed
+    with pytest.raises(ValueError, match="needs so many different ids"):
+        drafter.choose_vocabulary(range(19))
+    with pytest.raises(ValueError, match="draft_vocab_size in its config"):
+        make_drafter(target).choose_vocabulary(range(20))
+
+
+def test_borrowing_leaves_the_target_alone(target):
+    before = set(target.state_dict())
+    drafter = make_drafter(target)
+    assert set(target.state_dict()) == before
+    assert not any(parameter is target.lm_head.weight for parameter in drafter.parameters())
+    copied = copy.deepcopy(drafter)
+    assert copied.borrowed.target is target
+    with pytest.raises(ValueError, match="bind it to its target first"):
+        DSparkModel(drafter.config).base_logits(torch.randn(1, 32))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"vocab_size": 62}, "vocabulary differs"),
+        ({"hidden_size": 64}, "hidden size differs"),
+        ({"num_hidden_layers": 5}, "number of target layers differs"),
+    ],
+)
+def test_targets_that_do_not_fit(target, fields, message):
+    drafter = make_drafter(target)
+    drafter.config.target_name_or_path = "org/first"
+    other = make_target(**fields)
+    other.config.name_or_path = "org/second"
+    with pytest.raises(ValueError, match=message) as error:
+        drafter.bind(other)
+    assert (
+        "org/first" in str(error.value) and "LlamaForCausalLM" in str(error.value) or "org/second" in str(error.value)
+    )
+
+
+def test_a_drafter_made_for_another_target_is_refused(target, tmp_path):
+    target.save_pretrained(tmp_path / "Model-A")
+    first = LlamaForCausalLM.from_pretrained(tmp_path / "Model-A")
+    drafter = make_drafter(first)
+    assert drafter.config.target_name_or_path == "Model-A"  # not where it lies on this machine
+    make_target(seed=5).save_pretrained(tmp_path / "Model-B")
+    second = LlamaForCausalLM.from_pretrained(tmp_path / "Model-B")
+    with pytest.raises(ValueError, match="made for Model-A, and .*Model-B is another model"):
+        drafter.bind(second)
+    assert drafter.bind(second, check_name=False).is_bound_to(second)
+    # The same weights under another name, in another dtype, are the same target.
+    target.save_pretrained(tmp_path / "renamed")
+    drafter.bind(LlamaForCausalLM.from_pretrained(tmp_path / "renamed", dtype=torch.bfloat16))
+
+
+def test_a_target_without_output_head_is_refused(target):
+    with pytest.raises(ValueError, match="no output head"):
+        make_drafter(target).bind(target.model)

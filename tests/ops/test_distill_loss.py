@@ -1,0 +1,107 @@
+"""The streamed loss against its formula: values, gradients, memory."""
+
+import pytest
+import torch
+
+from dspark_hf.ops.distill_loss import distill_loss, distill_loss_reference, streamed_log_norm
+
+CASES = [(1, 7, 3), (63, 100, 8), (70, 1000, 16)]
+
+
+def make_inputs(num_rows, vocab_size, rank, dtype=torch.float32):
+    torch.manual_seed(0)
+    hidden_size = 24
+    return {
+        "hidden": torch.randn(num_rows, hidden_size).to(dtype).requires_grad_(),
+        "head_weight": (torch.randn(vocab_size, hidden_size) * 0.5).to(dtype),
+        "target_hidden": torch.randn(num_rows, hidden_size).to(dtype),
+        "target_ids": torch.randint(vocab_size, (num_rows,)),
+        "weights": torch.rand(num_rows) / num_rows,
+        "markov_states": torch.randn(num_rows, rank).to(dtype).requires_grad_(),
+        "markov_weight": torch.randn(vocab_size, rank).to(dtype).requires_grad_(),
+    }
+
+
+def gradients(loss, inputs):
+    return torch.autograd.grad(loss, [value for value in inputs.values() if value is not None and value.requires_grad])
+
+
+def assert_equal_to_reference(inputs, **options):
+    streamed = distill_loss(**inputs, chunk_size=32, **options)
+    reference = distill_loss_reference(**inputs, **{k: v for k, v in options.items() if k != "compile"})
+    for ours, theirs in zip(streamed, reference, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    pairs = zip(gradients(streamed.loss, inputs), gradients(reference[0], inputs), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("options", [{}, {"ce_weight": 1.0, "tv_weight": 0.0}, {"tv_weight": 3.0}], ids=str)
+def test_equals_the_formula(case, options):
+    assert_equal_to_reference(make_inputs(*case), **options)
+
+
+def test_without_sequential_head():
+    inputs = make_inputs(63, 100, 8) | {"markov_states": None, "markov_weight": None}
+    assert_equal_to_reference(inputs)
+
+
+def test_reduced_vocabulary():
+    inputs = make_inputs(70, 100, 8)
+    whole = torch.cat([inputs["head_weight"], torch.randn(50, 24) * 0.5])
+    inputs["target_log_norm"] = streamed_log_norm(inputs["target_hidden"], whole, 32)
+    torch.testing.assert_close(inputs["target_log_norm"], (inputs["target_hidden"] @ whole.T).logsumexp(-1))
+    inputs["target_ids"] = torch.where(inputs["target_ids"] < 60, inputs["target_ids"], -1)
+    assert_equal_to_reference(inputs)
+    # What the target gives to absent tokens is distance: the sum over the whole vocabulary says the same.
+    draft = torch.zeros(70, 150)
+    logits = inputs["hidden"] @ inputs["head_weight"].T + inputs["markov_states"] @ inputs["markov_weight"].T
+    draft[:, :100] = logits.softmax(-1)
+    distance = (draft - (inputs["target_hidden"] @ whole.T).softmax(-1)).abs().sum(-1)
+    torch.testing.assert_close(distill_loss(**inputs).l1, distance.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_is_close():
+    exact, rounded = make_inputs(63, 100, 8), make_inputs(63, 100, 8, torch.bfloat16)
+    loss = distill_loss(**rounded).loss
+    torch.testing.assert_close(loss, distill_loss(**exact).loss, rtol=2e-2, atol=0)
+    assert loss.dtype == torch.float32
+
+
+def test_chunks_do_not_matter_and_no_rows_are_fine():
+    inputs = make_inputs(63, 100, 8)
+    losses = [distill_loss(**inputs, chunk_size=size).loss.item() for size in (1, 10, 63, 500)]
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-6)
+    empty = {name: value if "weight" in name and name != "weights" else value[:0] for name, value in inputs.items()}
+    assert distill_loss(**empty).loss.item() == 0
+
+
+@pytest.mark.slow
+def test_compiled():
+    assert_equal_to_reference(make_inputs(70, 1000, 16), compile=True)
+
+
+def test_one_of_a_pair_is_refused():
+    inputs = make_inputs(3, 7, 3) | {"markov_weight": None}
+    with pytest.raises(ValueError, match="belong together"):
+        distill_loss(**inputs)
+
+
+def test_no_full_logits_are_alive():
+    """The biggest tensor of forward and backward is one chunk's, not all rows'."""
+    inputs = make_inputs(512, 5000, 8)
+    biggest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal biggest
+            result = function(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, (tuple, list)) else [result]:
+                if isinstance(tensor, torch.Tensor):
+                    biggest = max(biggest, tensor.numel())
+            return result
+
+    with Watch():
+        distill_loss(**inputs, chunk_size=16).loss.backward()
+    assert biggest <= 5000 * 24  # the head itself; all logits would be 512 * 5000
