@@ -6,6 +6,7 @@ from scipy.stats import chisquare
 
 from dspark_hf.ops.verify import (
     accept_or_redraw,
+    draw,
     residual,
     survival_lens,
     verify_greedy,
@@ -121,6 +122,31 @@ def test_banned_tokens_never_pass(monkeypatch):
     q = torch.tensor([[[0.0, 1.0]]])
     accepted_len, next_ids = verify_sampled(torch.tensor([[1]]), q, p)
     assert accepted_len.tolist() == [0] and next_ids.tolist() == [0]
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1.0 - 2.0**-53])
+def test_draw_never_takes_a_token_without_weight(monkeypatch, uniform):
+    monkeypatch.setattr(torch, "rand", lambda shape, **kwargs: torch.full(shape, uniform, dtype=torch.float64))
+    weights = torch.tensor([[0.0, 0.3, 0.0, 0.5, 0.0], [2.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1e-30, 0.0]])
+    assert draw(weights).tolist() == ([1, 0, 3] if uniform == 0.0 else [3, 0, 3])
+
+
+def test_draw_marks_rows_that_are_no_distribution():
+    weights = torch.tensor([[0.0, 0.0], [float("nan"), 1.0], [1.0, float("nan")], [0.0, 1.0]])
+    assert draw(weights).tolist() == [2, 2, 2, 1]
+
+
+def test_broken_drafts_are_rejected_and_replaced():
+    p = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
+    accepted_len, next_ids = verify_sampled(torch.tensor([[0]]), torch.full((1, 1, 2), float("nan")), p)
+    assert accepted_len.tolist() == [0] and next_ids.tolist() == [1]
+
+
+def test_draw_follows_the_weights():
+    weights = torch.tensor([1.0, 0.0, 2.0, 5.0])
+    counts = torch.bincount(draw(weights.repeat(20_000, 1)), minlength=4).double()
+    assert counts[1] == 0
+    assert chisquare(counts[[0, 2, 3]], torch.tensor([1.0, 2.0, 5.0]).double() / 8 * 20_000).pvalue > 1e-3
 
 
 def test_residual_falls_back_to_p():

@@ -209,6 +209,7 @@ class SpeculativeLoop:
         *columns, accepted_lens = torch.cat([tokens, accepted_len], 1).T.tolist()
         num_tokens = 1 + min(length for length, is_live in zip(accepted_lens, live, strict=True) if is_live)
         for index in range(num_tokens):
+            _check_drawn(columns[index], logits.shape[-1])
             is_over = transcript.step(
                 columns[index],
                 None if transcript.scores is None else scores[:, index].clone(),
@@ -236,6 +237,7 @@ class SpeculativeLoop:
                 tokens, accepted = self.chooser.judge(None, None, scores)
             transcript.note_drafts(tokens.unsqueeze(1))
             host_tokens, host_accepted = torch.stack([tokens, accepted.long()]).tolist()
+            _check_drawn(host_tokens, logits.shape[-1])
             is_over = transcript.step(host_tokens, scores, raw_logits)
             for row, was_accepted in enumerate(host_accepted):
                 accepted_lens[row] += was_accepted
@@ -253,4 +255,13 @@ class SpeculativeLoop:
             return sequences
         return GenerateDecoderOnlyOutput(
             sequences=sequences, scores=transcript.scores, logits=transcript.logits, past_key_values=self.target.cache
+        )
+
+
+def _check_drawn(tokens: list[int], vocab_size: int) -> None:
+    if max(tokens) >= vocab_size:
+        raise ValueError(
+            "The target's probabilities are not finite, so no token can be drawn: its logits hold inf or nan, or "
+            "processors ban every token. Load it in bfloat16 or float32, pass remove_invalid_values=True, or loosen "
+            "the processors."
         )
