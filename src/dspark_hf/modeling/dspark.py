@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dspark_hf.ops.blocks import training_mask
+
 from .borrowing import Borrowed, check_fit
 from .configuration import DSparkConfig
 from .context import DraftState, TrainingContext
-from .drafting import BlockOutput, PickFn, Proposal, pick_greedy
+from .drafting import BlockOutput, PickFn, Proposal
 from .families import get_family
 from .heads import MARKOV_HEADS, ConfidenceHead
 from .vocabulary import entry_tokens, expand_logits, vocabulary_buffers
@@ -254,14 +256,16 @@ class DSparkModel(PreTrainedModel):
 
     @torch.no_grad()
     def propose(
-        self, state: DraftState, anchor_ids: Tensor, pick: PickFn = pick_greedy, num_slots: int | None = None
+        self, state: DraftState, anchor_ids: Tensor, pick: PickFn | None = None, num_slots: int | None = None
     ) -> Proposal:
         """Draft one block behind each row's anchor, which stands right after the row's context.
 
         Args:
             state ([`DraftState`]): The context; it is not changed.
             anchor_ids (`torch.LongTensor` of shape `(batch,)`): The last known token of each row.
-            pick (`Callable`, *optional*): Chooses a slot's token from its logits and the ids drafted before it.
+            pick (`Callable`, *optional*): Chooses a slot's token from its logits over all tokens and the ids drafted
+                before it. Without it the most likely token is taken, which spares the tokens that a reduced vocabulary
+                lacks.
             num_slots (`int`, *optional*): Draft only the first slots, 1 to `config.num_slots`.
 
         Raises:
@@ -272,6 +276,7 @@ class DSparkModel(PreTrainedModel):
             raise ValueError(f"num_slots must be 1 to {self.config.num_slots} for this drafter, got {num_slots}.")
         hidden = self.block_hidden(state, anchor_ids)[:, :num_slots]  # [B, n, E]
         logits = self.base_logits(hidden)  # [B, n, V]
+        tokens = entry_tokens(self.d2t) if self.has_reduced_vocabulary else None
         prev_ids, markov_state, probs = anchor_ids, None, []
         ids = anchor_ids.new_empty(anchor_ids.shape[0], num_slots)
         for slot in range(num_slots):
@@ -279,9 +284,14 @@ class DSparkModel(PreTrainedModel):
             if self.markov_head is not None:
                 vector, markov_state = self.markov_head.step(prev_ids, hidden[:, slot], markov_state)
                 slot_logits = slot_logits + self.markov_head.markov_w2(vector)
-            if self.has_reduced_vocabulary:
-                slot_logits = expand_logits(slot_logits, self.t2d, self.d2t)
-            prev_ids, slot_probs = pick(slot_logits, ids[:, :slot])
+            if pick is None:
+                # The index of max() is that of argmax(), which is several times as slow in bfloat16 on a CPU.
+                entries = slot_logits.max(-1).indices
+                prev_ids, slot_probs = entries if tokens is None else tokens[entries], None
+            else:
+                if tokens is not None:
+                    slot_logits = expand_logits(slot_logits, tokens, self.config.vocab_size)
+                prev_ids, slot_probs = pick(slot_logits, ids[:, :slot])
             ids[:, slot] = prev_ids
             probs.append(slot_probs)
         confidence = self._confidence(hidden, torch.cat([anchor_ids.unsqueeze(1), ids[:, :-1]], 1))
@@ -295,23 +305,3 @@ class DSparkModel(PreTrainedModel):
         mask = state.block_mask(block_size, anchor_ids.device)
         hidden = self._decode(self._embed_blocks(anchor_ids), positions, state, mask)
         return hidden[:, block_size - self.config.num_slots :]
-
-
-def training_mask(anchors: Tensor, anchor_mask: Tensor, num_context: int, block_size: int) -> Tensor:
-    """What the blocks of a training batch see: the context before their anchor, and themselves.
-
-    Args:
-        anchors (`torch.LongTensor` of shape `(batch, anchors)`): Anchor positions.
-        anchor_mask (`torch.BoolTensor` of shape `(batch, anchors)`): False for padding; such blocks see themselves.
-        num_context (`int`): Context columns.
-        block_size (`int`): Tokens of a block.
-
-    Returns:
-        `torch.BoolTensor` of shape `(batch, 1, anchors * block, num_context + anchors * block)`.
-    """
-    columns = torch.arange(num_context, device=anchors.device)
-    context = (columns < anchors.unsqueeze(-1)) & anchor_mask.bool().unsqueeze(-1)  # [B, A, C]
-    context = context.repeat_interleave(block_size, dim=1)
-    blocks = torch.arange(anchors.shape[1], device=anchors.device).repeat_interleave(block_size)
-    own = (blocks.unsqueeze(1) == blocks).expand(anchors.shape[0], -1, -1)
-    return torch.cat([context, own], -1).unsqueeze(1)

@@ -1,6 +1,6 @@
-"""What a block is trained on: previous tokens, next tokens, and which slots count.
+"""The blocks of a training batch: what each slot should predict, which slots count, and what a block sees.
 
-Shapes: B batch, S sequence, A anchors, n slots.
+Shapes: B batch, S sequence, C context, A anchors, n slots.
 """
 
 import torch
@@ -37,3 +37,23 @@ def block_targets(
 def slot_weights(num_slots: int, decay: float, device: torch.device | None = None) -> Tensor:
     """`exp(-(k - 1) / decay)` for slots k = 1..n, float32 `(slots,)`: early slots decide more (paper, section 3.4)."""
     return torch.exp(-torch.arange(num_slots, device=device, dtype=torch.float32) / decay)
+
+
+def training_mask(anchors: Tensor, anchor_mask: Tensor, num_context: int, block_size: int) -> Tensor:
+    """What the blocks of a training batch see: the context before their anchor, and themselves.
+
+    Args:
+        anchors (`torch.LongTensor` of shape `(batch, anchors)`): Anchor positions.
+        anchor_mask (`torch.BoolTensor` of shape `(batch, anchors)`): False for padding; such blocks see themselves.
+        num_context (`int`): Context columns.
+        block_size (`int`): Tokens of a block.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch, 1, anchors * block, num_context + anchors * block)`.
+    """
+    columns = torch.arange(num_context, device=anchors.device)
+    context = (columns < anchors.unsqueeze(-1)) & anchor_mask.bool().unsqueeze(-1)  # [B, A, C]
+    context = context.repeat_interleave(block_size, dim=1)
+    blocks = torch.arange(anchors.shape[1], device=anchors.device).repeat_interleave(block_size)
+    own = (blocks.unsqueeze(1) == blocks).expand(anchors.shape[0], -1, -1)
+    return torch.cat([context, own], -1).unsqueeze(1)
