@@ -4,7 +4,7 @@ import pytest
 import torch
 from fake_drafters import TableDrafter
 from tiny_targets import make_prompt, make_target
-from transformers import DynamicCache, StaticCache, T5Config, T5ForConditionalGeneration
+from transformers import DynamicCache, QuantizedCache, StaticCache, T5Config, T5ForConditionalGeneration
 
 from dspark_hf import DSparkModel, SpeculationConfig
 from dspark_hf.generation import speculative_generate
@@ -81,6 +81,14 @@ def test_caches(target):
     empty = DynamicCache(config=target.config)
     out = target.generate(ids, past_key_values=empty, assistant_model=TableDrafter(64), max_new_tokens=8)
     assert empty.get_seq_length() == out.shape[1] - 1
+
+
+def test_quantized_cache(target):
+    """Rejected tokens may be in its quantized part already."""
+    cache = object.__new__(QuantizedCache)
+    cache.layers = []
+    with pytest.raises(ValueError, match="LlamaForCausalLM uses QuantizedCache"):
+        speculative_generate_with(target, past_key_values=cache)
 
 
 def test_no_cache_at_all(target):

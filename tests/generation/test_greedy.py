@@ -108,6 +108,29 @@ def test_max_draft_len_and_threshold_shorten_verification(target):
     assert stats.verified_lens == stats.accepted_lens and set(stats.verified_lens) == set(range(8))
 
 
+GPT2 = {"n_embd": 32, "n_layer": 4, "n_head": 4}
+OTHERS = {
+    "qwen2": {},
+    "phi3": {},
+    "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 8},
+    "mixtral": {"num_local_experts": 4},
+    "gpt_neox": {},
+    "gpt2": GPT2,
+    "falcon": {"num_kv_heads": 2},
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_architectures(family):
+    """Also those that are not tapped selectively (Falcon) or take no position ids."""
+    target = make_target(family, **OTHERS[family])
+    ids = make_prompt(13)
+    drafter, plain = greedy_oracle(target, ids, range(5), max_new_tokens=40)
+    out = target.generate(ids, assistant_model=drafter, max_new_tokens=40, do_sample=False)
+    assert out.tolist() == plain.tolist()
+    assert drafter.anchors_were_right and drafter.last_stats.tau > 2
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("block_size", [1, 4])
 def test_real_drafter(family, block_size):

@@ -10,7 +10,7 @@ from transformers import LogitsProcessor
 import dspark_hf.generation.sampling as sampling
 from dspark_hf import DSparkModel, SpeculationConfig
 
-VOCAB, NUM_TOKENS, NUM_SAMPLES = 6, 4, 900
+VOCAB, NUM_TOKENS, NUM_SAMPLES = 6, 4, 600
 
 
 class Custom(LogitsProcessor):
@@ -68,7 +68,7 @@ def test_joint_distribution_of_a_real_drafter(small_target):
     drafter = DSparkModel.from_target(
         small_target, block_size=3, markov_rank=4, num_hidden_layers=1, target_layer_ids=[0]
     )
-    assert sampled_p_value(small_target, drafter, num_samples=600, temperature=0.9) > 1e-3
+    assert sampled_p_value(small_target, drafter, num_samples=400, temperature=0.9) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["warpers", "custom"])
@@ -76,7 +76,7 @@ def test_joint_distribution_of_a_batch(small_target, name):
     drafter = TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,))
     assert (
         sampled_p_value(
-            small_target, drafter, batch_size=3, num_samples=1800, accepted_lens=(0, 1, 2), **OPTIONS[name]
+            small_target, drafter, batch_size=3, num_samples=1200, accepted_lens=(0, 1, 2), **OPTIONS[name]
         )
         > 1e-3
     )
@@ -117,7 +117,7 @@ def test_a_wrong_q_is_caught(small_target):
             return proposal
 
     drafter = Lying(VOCAB, scale=1.5, num_slots=3, taps=(0,))
-    assert sampled_p_value(small_target, drafter, num_samples=800) < 1e-6
+    assert sampled_p_value(small_target, drafter, num_samples=600) < 1e-6
 
 
 def test_certain_sampling_equals_greedy():

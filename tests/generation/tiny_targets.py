@@ -29,7 +29,11 @@ def make_target(family="llama", vocab_size=VOCAB_SIZE, seed=0, **overrides):
         "pad_token_id": 0,
         "tie_word_embeddings": False,
     }
-    config = CONFIG_MAPPING[family](**(fields | _SLIDING.get(family, {}) | overrides))
+    fields |= _SLIDING.get(family, {}) | overrides
+    config_cls = CONFIG_MAPPING[family]
+    if isinstance(vars(config_cls).get("head_dim"), property):
+        del fields["head_dim"]
+    config = config_cls(**fields)
     return AutoModelForCausalLM.from_config(config).eval()
 
 

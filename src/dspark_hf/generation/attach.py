@@ -56,13 +56,13 @@ def detach_drafter(model: PreTrainedModel) -> Any:
         raise ValueError(
             f"{type(target).__name__} has no attached drafter; attach one with attach_drafter(model, drafter)."
         )
-    object.__delattr__(target, "drafter")
+    del target.drafter
     return drafter
 
 
 def attached_drafter(model: PreTrainedModel) -> Any:
-    """The drafter that [`attach_drafter`] put on a model, or None."""
-    drafter = vars(model).get("drafter")
+    """The drafter that stays with a model, as an attribute or a submodule, or None."""
+    drafter = getattr(model, "drafter", None)
     return drafter if getattr(drafter, "is_drafter", False) else None
 
 

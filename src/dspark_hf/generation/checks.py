@@ -3,7 +3,7 @@
 from typing import Any
 
 from torch import Tensor
-from transformers import Cache, GenerationConfig, PreTrainedModel, StaticCache
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
 from .config import SpeculationConfig
@@ -75,7 +75,7 @@ def check_inputs(model: PreTrainedModel, input_ids: Tensor, model_kwargs: dict[s
         raise ValueError("The prompt is empty; a drafter needs at least one token of input_ids to start from.")
     cache = model_kwargs.get("past_key_values")
     name = type(model).__name__
-    if not isinstance(cache, Cache) or isinstance(cache, StaticCache) or not cache.is_croppable:
+    if not isinstance(cache, DynamicCache) or not cache.is_croppable:
         got = "no cache" if cache is None else type(cache).__name__
         raise ValueError(
             f"A drafter needs a cache that rejected tokens can be taken out of, such as DynamicCache, and {name} uses "
