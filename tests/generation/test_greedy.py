@@ -10,7 +10,7 @@ from tiny_targets import make_prompt, make_target
 from dspark_hf import DSparkModel, SpeculationConfig
 
 
-@pytest.mark.parametrize("num_slots", [1, 2, 4, 7])
+@pytest.mark.parametrize("num_slots", [1, 4, 7])
 @pytest.mark.parametrize("length", [1, 5, 20])
 def test_every_accepted_length(any_target, num_slots, length):
     ids = make_prompt(length)
@@ -62,7 +62,7 @@ def test_eos_and_budget_are_exact(target, data):
 
 def test_coupled_exactness_over_many_prompts():
     num_exact = 0
-    for seed in range(28):
+    for seed in range(16):
         target = make_target(("llama", "qwen3", "mistral", "gemma3_text")[seed % 4], seed=seed)
         drafter = TableDrafter(64, num_slots=1 + seed % 7)
         for trial in range(2):
@@ -71,7 +71,7 @@ def test_coupled_exactness_over_many_prompts():
             out = target.generate(ids, assistant_model=drafter, max_new_tokens=24, do_sample=False)
             assert out.tolist() == plain.tolist(), (seed, trial)
             num_exact += 1
-    assert num_exact == 56
+    assert num_exact == 32
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -53,7 +53,7 @@ def assert_same_stream(ours, theirs):
 
 
 @pytest.mark.parametrize("pattern", [[0], [4], range(5)])
-@pytest.mark.parametrize("length", [9, 10, 12, 15, 20])
+@pytest.mark.parametrize("length", [9, 12, 15])
 def test_custom_criterion_and_streamer(target, pattern, length):
     ids = make_prompt(8)
     drafter, _ = greedy_oracle(target, ids, pattern, max_new_tokens=30)
@@ -162,7 +162,7 @@ def test_max_length_criterion_of_the_user(target):
 @pytest.mark.parametrize("pattern", [[0], [4], range(5)])
 def test_returned_cache_can_be_continued(any_target, pattern):
     ids = make_prompt(11)
-    for max_new_tokens in (1, 2, 14, 19):
+    for max_new_tokens in (1, 14):
         drafter, plain = greedy_oracle(any_target, ids, pattern)
         out = any_target.generate(
             ids, assistant_model=drafter, max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True
