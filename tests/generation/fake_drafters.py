@@ -10,10 +10,15 @@ from dspark_hf.modeling import Proposal
 
 @dataclass
 class FakeState:
-    """Context that only remembers what it was given."""
+    """Context that only remembers what it was given; features also of rows that have left."""
 
     context_lens: list[int]
     features: list[list[torch.Tensor]] = field(default_factory=list)
+    row_ids: list[int] = field(default_factory=list)
+
+    def select(self, rows):
+        self.context_lens = [self.context_lens[row] for row in rows]
+        self.row_ids = [self.row_ids[row] for row in rows]
 
 
 class FakeDrafter:
@@ -41,37 +46,41 @@ class FakeDrafter:
         return self
 
     def start(self, batch_size):
-        self.state = FakeState([0] * batch_size, [[] for _ in range(batch_size)])
+        self.state = FakeState([0] * batch_size, [[] for _ in range(batch_size)], list(range(batch_size)))
         return self.state
 
     def extend(self, state, features, counts=None):
         counts = [features.shape[1]] * features.shape[0] if counts is None else counts
         for row, count in enumerate(counts):
-            state.features[row].append(features[row, :count].clone())
+            state.features[state.row_ids[row]].append(features[row, :count].clone())
             state.context_lens[row] += count
 
 
 class OracleDrafter(FakeDrafter):
-    """Knows how each row goes on, and gets `pattern[i]` drafts right in round i.
+    """Knows how each row goes on, and gets `pattern[i]` drafts right in round i, or `pattern[i + row]` if uneven.
 
     Args:
         rows: Token ids of each row, prompt without padding and continuation.
         pattern: Right drafts per round, repeated.
         vocab_size: Vocabulary, to make wrong tokens.
+        uneven: Whether rows get different numbers right.
     """
 
-    def __init__(self, rows, pattern, vocab_size, **kwargs):
+    def __init__(self, rows, pattern, vocab_size, uneven=False, **kwargs):
         super().__init__(**kwargs)
+        self.uneven = uneven
         self.rows, self.pattern, self.vocab_size = rows, list(pattern), vocab_size
         self.num_rounds = 0
         self.anchors_were_right = True
 
     def propose(self, state, anchor_ids, pick=None, num_slots=None):
-        num_right = self.pattern[self.num_rounds % len(self.pattern)]
-        self.num_rounds += 1
         self.offered.append(num_slots)
-        ids = torch.zeros(len(self.rows), num_slots, dtype=torch.long)
-        for row, known in enumerate(self.rows):
+        ids = torch.zeros(len(state.row_ids), num_slots, dtype=torch.long)
+        confidence = torch.full(ids.shape, -4.0)
+        for row, row_id in enumerate(state.row_ids):
+            known = self.rows[row_id]
+            num_right = self.pattern[(self.num_rounds + self.uneven * row_id) % len(self.pattern)]
+            confidence[row, :num_right] = 4.0
             anchor = state.context_lens[row]
             if anchor < len(known) and known[anchor] != anchor_ids[row]:
                 self.anchors_were_right = False
@@ -79,8 +88,7 @@ class OracleDrafter(FakeDrafter):
                 place = anchor + 1 + slot
                 token = known[place] if place < len(known) else 0
                 ids[row, slot] = token if slot < num_right else (token + 1) % self.vocab_size
-        confidence = torch.full(ids.shape, -4.0)
-        confidence[:, :num_right] = 4.0
+        self.num_rounds += 1
         return Proposal(ids, None, confidence)
 
 

@@ -1,6 +1,6 @@
 """The decoding loop: prefill, then rounds of propose, verify, commit.
 
-Shapes: B batch, T prompt, S tokens so far, n drafts of a round, V vocabulary, L taps, E hidden size.
+Shapes: B batch, n drafts of a round.
 """
 
 from typing import Any
@@ -15,10 +15,14 @@ from dspark_hf.ops.verify import survival_lens
 from .checks import check_drafter, check_inputs, check_mode, check_options
 from .config import SpeculationConfig
 from .sampling import TokenChooser
+from .settling import Settler
 from .stats import SpeculationStats, Stopwatch
 from .stopping import StopRules
 from .target import TargetRunner
 from .transcript import Transcript
+
+# Most tokens of a forward pass over padding.
+CATCH_UP_LEN = 64
 
 
 @torch.no_grad()
@@ -77,7 +81,13 @@ def speculative_generate(
 
 
 class SpeculativeLoop:
-    """One generation. All rows of a batch grow in step: a round ends where the first row's draft is rejected.
+    """One generation.
+
+    Each row of a batch takes as many drafts as stand, and leaves the work when it has ended, unless the cache is
+    returned. Rows grow in step, that is, a round ends where the first row's draft is rejected, where something must be
+    called with the whole batch: a streamer, a processor that is unknown or knows rows by their place, a stopping
+    criterion without an eos token; and where the target cannot tell rows apart (no position ids, a cache of an unknown
+    kind, rotary frequencies that depend on the longest row).
 
     Args: as of [`speculative_generate`], checked.
     """
@@ -103,55 +113,102 @@ class SpeculativeLoop:
         self.generation_config = generation_config
         self.num_slots = min(drafter.config.num_slots, speculation.max_draft_len or drafter.config.num_slots)
         rules = StopRules(stopping_criteria, generation_config, input_ids.shape[1])
-        self.transcript = Transcript(input_ids, rules, generation_config, streamer)
+        cache = model_kwargs["past_key_values"]
+        is_returned = generation_config.return_dict_in_generate or getattr(cache, "_is_user_defined", False)
         self.chooser = TokenChooser(logits_processor, bool(generation_config.do_sample), speculation.seed)
         self.target = TargetRunner(
-            model, drafter.config.target_layer_ids, model_kwargs, input_ids.shape[1], rules.max_length
+            model, drafter.config.target_layer_ids, model_kwargs, tuple(input_ids.shape), rules.max_length
         )
+        # A single row has ended when all is over.
+        keeps_rows = is_returned or input_ids.shape[0] == 1 or not self.target.can_drop_rows
+        self.transcript = Transcript(input_ids, rules, generation_config, keeps_rows, streamer)
+        self.settler = Settler(self.chooser, self.transcript)
+        self.needs_level_rows = self.chooser.needs_level_rows or streamer is not None or rules.needs_level_rows
         self.context = drafter.start(input_ids.shape[0])
 
     def run(self) -> Tensor | GenerateDecoderOnlyOutput:
         """Generate to the end."""
+        transcript = self.transcript
         try:
             with self.watch.part("prefill"):
-                logits = self.target.prefill(self.transcript.prefix)
-            self._settle(logits, None, None)
-            self.transcript.end_round(accepted_len=0)
-            if not self.transcript.is_over:
+                logits = self.target.prefill(transcript.prefix)
+            num_rows = len(transcript.lens)
+            transcript.in_step = num_rows > 1 and (self.needs_level_rows or not self.target.takes_uneven_rows)
+            self.settler.settle(logits, transcript.ids[:, :0], None, [0] * num_rows)
+            transcript.end_round(accepted_len=0)
+            if not transcript.is_over:
                 self._read_prompt()
-            while not self.transcript.is_over:
-                self._round()
-            self.transcript.end()
+            while not transcript.is_over:
+                if any(transcript.live):
+                    self._round()
+                else:
+                    self._catch_up()
+            transcript.end()
         finally:
             self.watch.stop()
             self.target.close()
-            self.stats.new_tokens = self.transcript.num_made
+            self.stats.new_tokens = transcript.num_made
             self.drafter.last_stats = self.stats
         return self._result()
 
     def _round(self) -> None:
         transcript = self.transcript
-        draft_ids, draft_probs = self._propose()
-        num_drafts = 0 if draft_ids is None else draft_ids.shape[1]
-        if draft_ids is not None:
-            transcript.note_drafts(draft_ids)
+        live, lens, row_ids = transcript.live, transcript.lens, transcript.row_ids
+        draft_ids, draft_probs, draft_lens = self._propose()
+        num_block = draft_ids.shape[1] + 1
+        transcript.note_drafts(draft_ids)
         with self.watch.part("target"):
-            logits = self.target.verify(
-                transcript.ids[:, : transcript.num_tokens + num_drafts], num_block=num_drafts + 1
-            )
+            logits = self.target.verify(transcript.ids, lens, num_block)
         self.stats.rounds += 1
-        live = transcript.live
-        num_kept, accepted_lens = self._settle(logits, draft_ids, draft_probs)
-        for row, accepted_len in enumerate(accepted_lens):
+        num_taken, accepted_lens = self.settler.settle(logits, draft_ids, draft_probs, draft_lens)
+        accepted_lens = [min(pair) for pair in zip(accepted_lens, num_taken, strict=True)]
+        for row in range(len(live)):
             if live[row]:
-                self.stats.record(row, num_drafts, min(accepted_len, num_kept), num_kept)
-        transcript.end_round(min(accepted_lens[0], num_kept))
-        # The last token kept is the next anchor, which the target has not processed: of num_drafts + 1 inputs,
-        # num_kept stand.
-        self.target.commit(num_drafts + 1 - num_kept)
-        if not transcript.is_over:
+                self.stats.record(row_ids[row], draft_lens[row], accepted_lens[row], num_taken[row])
+        transcript.end_round(accepted_lens[0])
+        self._commit(num_block, num_taken)
+
+    def _commit(self, num_block: int, num_taken: list[int]) -> None:
+        """Bring cache and context to what stands of a block, and let go of rows that have ended."""
+        transcript = self.transcript
+        rows = self._rows_to_keep()
+        if rows is not None and not rows:
+            return
+        num_taken = num_taken if rows is None else [num_taken[row] for row in rows]
+        features = None if transcript.is_over else self.target.take_features(max(num_taken), rows)
+        self._drop_others(rows)
+        # A row's last token is its next anchor, which the target has not processed: of the block's inputs as many
+        # stand as tokens were taken.
+        self.target.commit([num_block - count for count in num_taken], transcript.lens, rows)
+        if features is not None:
             with self.watch.part("drafter"):
-                self.drafter.extend(self.context, self.target.take_features(num_kept))
+                is_even = min(num_taken) == features.shape[1]
+                self.drafter.extend(self.context, features, None if is_even else num_taken)
+
+    def _rows_to_keep(self) -> list[int] | None:
+        """Rows that go on; None if all do, or all stay until the last has ended."""
+        live = self.transcript.live
+        if self.transcript.keeps_rows or self.transcript.in_step or all(live):
+            return None
+        return [row for row, is_live in enumerate(live) if is_live]
+
+    def _drop_others(self, rows: list[int] | None) -> None:
+        if rows is not None:
+            self.transcript.keep(rows)
+            self.context.select(rows)
+
+    def _catch_up(self) -> None:
+        """Process the padding of rows that ended early, up to the longest row: its cache and scores are returned."""
+        transcript = self.transcript
+        counts = [max(transcript.lens) - length for length in transcript.lens]
+        num_block = min(max(counts), CATCH_UP_LEN)
+        counts = [min(count, num_block) for count in counts]
+        transcript.note_drafts(transcript.ids.new_full((len(counts), num_block), transcript.pad_id))
+        with self.watch.part("target"):
+            logits = self.target.verify(transcript.ids, transcript.lens, num_block)
+        scores = None if transcript.scores is None else self.settler.block_scores(logits)
+        transcript.fill(counts, scores, logits)
+        self.target.commit([num_block - count for count in counts], transcript.lens)
 
     def _read_prompt(self) -> None:
         with self.watch.part("prefill"):
@@ -165,16 +222,25 @@ class SpeculativeLoop:
                 order = (~mask).int().argsort(dim=1, stable=True)[:, : max(counts)]
                 features = features.gather(1, order.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
             self.drafter.extend(self.context, features, counts)
+        rows = self._rows_to_keep()
+        if rows is not None:
+            self._drop_others(rows)
+            self.target.commit([0] * len(rows), self.transcript.lens, rows)
 
-    def _propose(self) -> tuple[Tensor | None, Tensor | None]:
-        """Drafts of the round and the distributions they were drawn from; `(None, None)` for a round without."""
+    def _propose(self) -> tuple[Tensor, Tensor | None, list[int]]:
+        """Drafts `(rows, n)`, the distributions they were drawn from, and how many of them each row is offered."""
         transcript = self.transcript
+        live = transcript.live
         # A round makes one token more than it has drafts.
-        num_slots = min(self.num_slots, transcript.num_left - 1)
+        draft_lens = [
+            min(self.num_slots, left - 1) if is_live else 0
+            for left, is_live in zip(transcript.num_left, live, strict=True)
+        ]
+        num_slots = max(draft_lens)
         if num_slots == 0:
-            return None, None
+            return transcript.ids[:, :0], None, draft_lens
         with self.watch.part("drafter"):
-            pick = self.chooser.draft_picker(transcript.ids, transcript.num_tokens)
+            pick = self.chooser.draft_picker(transcript.ids, transcript.lens)
             proposal = self.drafter.propose(
                 self.context,
                 transcript.anchor_ids.to(self.drafter.device),
@@ -182,86 +248,27 @@ class SpeculativeLoop:
                 **({} if pick is None else {"pick": pick}),
             )
             if self.speculation.confidence_threshold > 0:
-                live = transcript.live
                 lens = survival_lens(proposal.confidence_logits, self.speculation.confidence_threshold).tolist()
-                # Rows grow in step, so no row can use more drafts than the shortest offer.
-                num_slots = min(length for length, is_live in zip(lens, live, strict=True) if is_live)
-        if num_slots == 0:
-            return None, None
-        draft_probs = None if proposal.probs is None else proposal.probs[:, :num_slots]
-        return proposal.ids[:, :num_slots].to(transcript.ids.device), draft_probs
-
-    def _settle(self, logits: Tensor, draft_ids: Tensor | None, draft_probs: Tensor | None) -> tuple[int, list[int]]:
-        """Judge the drafts and take the tokens that stand; returns their number and each row's accepted drafts."""
-        if self.chooser.in_order:
-            return self._settle_in_order(logits, draft_ids, draft_probs)
-        transcript, start = self.transcript, self.transcript.num_tokens
-        if draft_ids is None:
-            draft_ids = transcript.ids.new_empty(transcript.ids.shape[0], 0)
-        needs_scores = self.chooser.needs_scores() or transcript.scores is not None
-        scores = self.chooser.block_scores(transcript.ids, start, logits) if needs_scores else logits
-        accepted_len, next_ids = self.chooser.verify_block(draft_ids, draft_probs, scores)
-        accepted_len, next_ids = accepted_len.unsqueeze(1), next_ids.unsqueeze(1)
-        tokens = torch.cat([draft_ids, next_ids], 1).scatter_(1, accepted_len, next_ids)  # [B, n + 1]
-        transcript.note_drafts(tokens)
-        live = transcript.live
-        # The round's one wait for the device.
-        *columns, accepted_lens = torch.cat([tokens, accepted_len], 1).T.tolist()
-        num_tokens = 1 + min(length for length, is_live in zip(accepted_lens, live, strict=True) if is_live)
-        for index in range(num_tokens):
-            _check_drawn(columns[index], logits.shape[-1])
-            is_over = transcript.step(
-                columns[index],
-                None if transcript.scores is None else scores[:, index].clone(),
-                None if transcript.logits is None else self._raw_logits(logits, index),
-            )
-            if is_over:
-                break
-        return transcript.num_tokens - start, accepted_lens
-
-    def _settle_in_order(
-        self, logits: Tensor, draft_ids: Tensor | None, draft_probs: Tensor | None
-    ) -> tuple[int, list[int]]:
-        """As [`_settle`], one position after the other, with processors that must see nothing but emitted tokens."""
-        transcript = self.transcript
-        num_drafts = 0 if draft_ids is None else draft_ids.shape[1]
-        accepted_lens = [0] * transcript.ids.shape[0]
-        for index in range(num_drafts + 1):
-            live = transcript.live
-            raw_logits = None if transcript.logits is None else self._raw_logits(logits, index)
-            scores = self.chooser.next_scores(transcript.prefix, logits[:, index])
-            if index < num_drafts:
-                probs = None if draft_probs is None else draft_probs[:, index]
-                tokens, accepted = self.chooser.judge(draft_ids[:, index], probs, scores)
-            else:
-                tokens, accepted = self.chooser.judge(None, None, scores)
-            transcript.note_drafts(tokens.unsqueeze(1))
-            host_tokens, host_accepted = torch.stack([tokens, accepted.long()]).tolist()
-            _check_drawn(host_tokens, logits.shape[-1])
-            is_over = transcript.step(host_tokens, scores, raw_logits)
-            for row, was_accepted in enumerate(host_accepted):
-                accepted_lens[row] += was_accepted
-            if is_over or not all(ok for ok, is_live in zip(host_accepted, live, strict=True) if is_live):
-                return index + 1, accepted_lens
-        return num_drafts + 1, accepted_lens
-
-    def _raw_logits(self, logits: Tensor, index: int) -> Tensor:
-        return logits[:, index].to(device=self.transcript.ids.device, dtype=torch.float32, copy=True)
+                draft_lens = [min(pair) for pair in zip(draft_lens, lens, strict=True)]
+        if transcript.in_step:
+            # No row can use more drafts than the shortest offer.
+            draft_lens = [min(n for n, is_live in zip(draft_lens, live, strict=True) if is_live)] * len(live)
+        num_slots = max(draft_lens)
+        draft_ids = proposal.ids[:, :num_slots].to(transcript.ids.device)
+        if not all(live):
+            # What plain generate() feeds to rows that have ended.
+            is_live = torch.tensor(live, device=draft_ids.device).unsqueeze(1)
+            draft_ids = torch.where(is_live, draft_ids, transcript.pad_id)
+        has_probs = proposal.probs is not None and num_slots > 0
+        return draft_ids, proposal.probs[:, :num_slots] if has_probs else None, draft_lens
 
     def _result(self) -> Tensor | GenerateDecoderOnlyOutput:
         transcript = self.transcript
-        sequences = transcript.prefix.clone()
         if not self.generation_config.return_dict_in_generate:
-            return sequences
+            return transcript.sequences()
         return GenerateDecoderOnlyOutput(
-            sequences=sequences, scores=transcript.scores, logits=transcript.logits, past_key_values=self.target.cache
-        )
-
-
-def _check_drawn(tokens: list[int], vocab_size: int) -> None:
-    if max(tokens) >= vocab_size:
-        raise ValueError(
-            "The target's probabilities are not finite, so no token can be drawn: its logits hold inf or nan, or "
-            "processors ban every token. Load it in bfloat16 or float32, pass remove_invalid_values=True, or loosen "
-            "the processors."
+            sequences=transcript.sequences(),
+            scores=None if transcript.scores is None else tuple(transcript.scores),
+            logits=None if transcript.logits is None else tuple(transcript.logits),
+            past_key_values=self.target.cache,
         )

@@ -29,12 +29,15 @@ _PREFIX_FREE = frozenset(
         "TypicalLogitsWarper",
     )
 )
+# Processors that hold something of every row of the batch, so rows cannot be shown to them apart.
+_WHOLE_BATCH = frozenset(
+    getattr(logits_process, name)
+    for name in ("EncoderNoRepeatNGramLogitsProcessor", "EncoderRepetitionPenaltyLogitsProcessor")
+)
 # Processors that are functions of prefix and scores: calling them on prefixes that are rejected later does no harm.
-_STATELESS = _PREFIX_FREE | frozenset(
+_STATELESS = _PREFIX_FREE | _WHOLE_BATCH | frozenset(
     getattr(logits_process, name)
     for name in (
-        "EncoderNoRepeatNGramLogitsProcessor",
-        "EncoderRepetitionPenaltyLogitsProcessor",
         "ExponentialDecayLengthPenalty",
         "ForcedBOSTokenLogitsProcessor",
         "ForcedEOSTokenLogitsProcessor",
@@ -47,7 +50,7 @@ _STATELESS = _PREFIX_FREE | frozenset(
         "SuppressTokensAtBeginLogitsProcessor",
         "WatermarkLogitsProcessor",
     )
-)
+)  # fmt: skip
 
 
 class TokenChooser:
@@ -56,7 +59,8 @@ class TokenChooser:
     Processors are told apart by their exact class, because a subclass may do anything. If one is unknown (custom, or
     with a state, such as classifier-free guidance), positions are judged one after the other (`in_order`): it is
     called once per emitted token, with that token's true prefix, as in plain `generate()`, and the drafter does
-    without it.
+    without it. Rows of a batch must then have the same length (`needs_level_rows`), as they must for processors that
+    know rows by their place. All others are called with rows of the same length, whichever these are.
 
     Args:
         processors (`LogitsProcessorList`): The processors that `generate()` prepared.
@@ -68,30 +72,32 @@ class TokenChooser:
         self.processors = processors
         self.do_sample = do_sample
         self.in_order = any(type(processor) not in _STATELESS for processor in processors)
+        self.needs_level_rows = self.in_order or any(type(processor) in _WHOLE_BATCH for processor in processors)
         self._draft_processors = [processor for processor in processors if type(processor) in _STATELESS]
         self._reads_prefix = any(type(processor) not in _PREFIX_FREE for processor in self._draft_processors)
         self._seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}
 
-    def draft_picker(self, ids: Tensor, num_tokens: int):
+    def draft_picker(self, ids: Tensor, lens: list[int]):
         """The `pick` of [`DSparkModel.propose`], or None where its default does the same.
 
         Args:
             ids (`torch.LongTensor` of shape `(batch, capacity)`):
-                Token ids; columns from `num_tokens` on are free, and drafts are noted there.
-            num_tokens (`int`): Tokens so far, S.
+                Token ids; a row's columns from its length on are free, and drafts are noted there.
+            lens (`list[int]`): Tokens of each row so far, S.
         """
         if not self._draft_processors and not self.do_sample:
             return None
 
         def pick(logits: Tensor, drafted_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-            end = num_tokens + drafted_ids.shape[1]
+            ends = [length + drafted_ids.shape[1] for length in lens]
             if self._reads_prefix and drafted_ids.shape[1] > 0:
-                ids[:, end - 1] = drafted_ids[:, -1]
+                columns = torch.tensor(ends, device=ids.device).unsqueeze(1) - 1
+                ids.scatter_(1, columns.clamp_max_(ids.shape[1] - 1), drafted_ids[:, -1:].to(ids.device))
             # Processors hold tensors on the device of `ids`.
             scores = logits.to(device=ids.device if self._draft_processors else logits.device, dtype=torch.float32)
             for processor in self._draft_processors:
-                scores = processor(ids[:, :end], scores)
+                scores = _process_by_length(processor, ids, ends, scores.unsqueeze(1)).squeeze(1)
             if not self.do_sample:
                 return scores.argmax(-1).to(logits.device), None
             if self._draft_processors:
@@ -109,12 +115,12 @@ class TokenChooser:
         """Whether choosing needs processed float32 scores; greedy choices without processors read raw logits."""
         return self.do_sample or len(self.processors) > 0
 
-    def block_scores(self, ids: Tensor, num_tokens: int, logits: Tensor) -> Tensor:
+    def block_scores(self, ids: Tensor, lens: list[int], logits: Tensor) -> Tensor:
         """Processed scores of all positions of a block. Not for `in_order`.
 
         Args:
-            ids (`torch.LongTensor` of shape `(batch, capacity)`): Token ids, with the drafts from `num_tokens` on.
-            num_tokens (`int`): Tokens before the first position, S.
+            ids (`torch.LongTensor` of shape `(batch, capacity)`): Token ids, with the drafts behind them.
+            lens (`list[int]`): Tokens of each row before the first position, S.
             logits (`torch.Tensor` of shape `(batch, positions, vocab)`): The target's logits.
 
         Returns:
@@ -123,10 +129,9 @@ class TokenChooser:
         scores = logits.to(device=ids.device, dtype=torch.float32)
         for processor in self.processors:
             if type(processor) in _PREFIX_FREE:
-                scores = processor(ids[:, :num_tokens], scores.flatten(0, 1)).view(scores.shape)
+                scores = processor(ids[:, : min(lens)], scores.flatten(0, 1)).view(scores.shape)
             else:
-                rows = [processor(ids[:, : num_tokens + i], scores[:, i]) for i in range(scores.shape[1])]
-                scores = torch.stack(rows, 1)
+                scores = _process_by_length(processor, ids, lens, scores)
         return scores
 
     def verify_block(
@@ -165,3 +170,22 @@ class TokenChooser:
             generator = torch.Generator(device=device).manual_seed(self._seed + len(self._generators))
             self._generators[device] = generator
         return self._generators[device]
+
+
+def _process_by_length(processor, ids: Tensor, lens: list[int], scores: Tensor) -> Tensor:
+    """Scores `(batch, positions, vocab)` through a processor that reads the prefix; rows start at their own length.
+
+    Prefixes of one length share a call, as in plain `generate()`.
+    """
+    num_positions = scores.shape[1]
+    if min(lens) == max(lens):
+        positions = [processor(ids[:, : lens[0] + i], scores[:, i]) for i in range(num_positions)]
+        return positions[0].unsqueeze(1) if num_positions == 1 else torch.stack(positions, 1)
+    processed = scores.clone()
+    # Rows that are nearly done have no room for every position; what stands there is not looked at.
+    for length in range(min(lens), min(max(lens) + num_positions, ids.shape[1])):
+        rows = [row for row, start in enumerate(lens) if start <= length < start + num_positions]
+        if rows:
+            places = [length - lens[row] for row in rows]
+            processed[rows, places] = processor(ids[rows, :length], scores[rows, places])
+    return processed

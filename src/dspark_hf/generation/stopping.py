@@ -17,6 +17,7 @@ class StopRules:
         eos_ids (`frozenset[int]`): Tokens that end a row.
         pads (`bool`): Whether finished rows are filled with the padding token.
         others (`StoppingCriteriaList`): Criteria to call after every token.
+        needs_level_rows (`bool`): Whether they decide together when all rows end, because none is padded.
     """
 
     def __init__(self, criteria: StoppingCriteriaList, generation_config: GenerationConfig, prompt_len: int):
@@ -33,3 +34,4 @@ class StopRules:
         self.pads = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
         known = (EosTokenCriteria, MaxLengthCriteria)
         self.others = StoppingCriteriaList(criterion for criterion in criteria if type(criterion) not in known)
+        self.needs_level_rows = len(self.others) > 0 and not self.pads

@@ -1,5 +1,6 @@
 """The target in the decoding loop: prefill with taps, verification of a block, commit of what was accepted.
 
+Rows of different lengths all end at the cache's last column: column c of a row holds its token c - (longest - length).
 Shapes: B batch, T prompt, w tokens of one forward pass, L taps, E hidden size, V vocabulary.
 """
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from .compaction import compact, is_compactable
+
 
 class TargetRunner:
     """Runs a target on the cache that `generate()` prepared.
@@ -17,7 +20,7 @@ class TargetRunner:
         model (`PreTrainedModel`): The target.
         tap_layer_ids (`list[int]`): Layers to tap; the tap of layer i is `hidden_states[i + 1]`.
         model_kwargs (`dict`): What `generate()` prepared for the forward passes.
-        prompt_len (`int`): Tokens of the prompt.
+        prompt_shape (`tuple(int, int)`): Rows of the batch, and tokens of the prompt.
         max_length (`int`): Most tokens, prompt included.
     """
 
@@ -26,15 +29,17 @@ class TargetRunner:
         model: PreTrainedModel,
         tap_layer_ids: list[int],
         model_kwargs: dict[str, Any],
-        prompt_len: int,
+        prompt_shape: tuple[int, int],
         max_length: int,
     ):
         self._model = model
         self._taps = [layer_id + 1 for layer_id in tap_layer_ids]
         self.cache: Cache = model_kwargs["past_key_values"]
         self._kwargs = dict(model_kwargs)
-        self._prompt_len = prompt_len
+        self._batch_size, self._prompt_len = prompt_shape
+        prompt_len = self._prompt_len
         self._num_new = max_length - prompt_len
+        self._num_columns = 0
         self._taps_of_pass: list[Tensor] = []
         # What grows with every token is laid out once, up to the end.
         self._mask = self._kwargs.pop("attention_mask", None)
@@ -46,6 +51,19 @@ class TargetRunner:
             if self._kwargs.get(name) is not None
         }
 
+    @property
+    def takes_uneven_rows(self) -> bool:
+        """Whether rows of the batch may differ in length; known after the prefill."""
+        # Without position ids, positions are cache columns.
+        has_positions = "position_ids" in self._by_column
+        return has_positions and is_compactable(self.cache) and not _reads_columns(self._model)
+
+    @property
+    def can_drop_rows(self) -> bool:
+        """Whether rows may leave; not with other inputs that may have a part of every row."""
+        others = [value for name, value in self._kwargs.items() if name != "past_key_values"]
+        return not any(isinstance(value, (Tensor, list, tuple, dict)) for value in others)
+
     def _lay_out(self, name: str, prompt_values: Tensor) -> Tensor:
         """Values of all columns, the prompt's followed by those that plain `generate()` appends token by token."""
         last = prompt_values[..., -1:]
@@ -56,7 +74,8 @@ class TargetRunner:
             appended = last.expand(shape)
         else:
             appended = last.new_zeros(shape)
-        return torch.cat([prompt_values, appended], -1)
+        values = torch.cat([prompt_values, appended], -1)
+        return values.expand(*values.shape[:-2], self._batch_size, -1)
 
     @torch.no_grad()
     def prefill(self, input_ids: Tensor) -> Tensor:
@@ -65,26 +84,55 @@ class TargetRunner:
         Raises:
             `ValueError`: If the target does not return hidden states.
         """
-        logits = self._forward(input_ids, input_ids.shape[1], num_logits=1, is_first=True)
+        prompt_lens = [input_ids.shape[1]] * input_ids.shape[0]
+        logits = self._forward(input_ids, prompt_lens, input_ids.shape[1], num_logits=1, is_first=True)
         # From here on rejected tokens must be taken back; before, it would only keep what a sliding window drops.
         self.cache.activate_past_recording()
         return logits
 
     @torch.no_grad()
-    def verify(self, ids: Tensor, num_block: int) -> Tensor:
-        """Process the last `num_block` tokens of `ids` `(batch, tokens)`; logits `(batch, num_block, vocab)`."""
-        return self._forward(ids, num_block, num_logits=num_block, is_first=False)
+    def verify(self, ids: Tensor, lens: list[int], num_block: int) -> Tensor:
+        """Process each row's last token and the `num_block - 1` drafts behind it.
 
-    def take_features(self, num_tokens: int | None = None) -> Tensor:
-        """Features `(batch, num_tokens, taps * hidden)` of the latest pass's first tokens; to be taken once."""
+        Args:
+            ids (`torch.LongTensor` of shape `(batch, capacity)`): Token ids, drafts behind them.
+            lens (`list[int]`): Tokens of each row, without drafts.
+            num_block (`int`): Tokens to process.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, num_block, vocab)`: Logits.
+        """
+        ends = [length - 1 + num_block for length in lens]
+        return self._forward(ids, ends, num_block, num_logits=num_block, is_first=False)
+
+    def take_features(self, num_tokens: int | None = None, rows: list[int] | None = None) -> Tensor:
+        """Features `(batch, num_tokens, taps * hidden)` of the latest pass's first tokens; to be taken once.
+
+        `rows` are those to take them of, as left in the batch.
+        """
         taps, self._taps_of_pass = self._taps_of_pass, []
         device = taps[0].device
-        return torch.cat([tap[:, :num_tokens].to(device) for tap in taps], -1)
+        taps = [tap[:, :num_tokens] if rows is None else tap[rows, :num_tokens] for tap in taps]
+        return torch.cat([tap.to(device) for tap in taps], -1)
 
-    def commit(self, num_rejected: int) -> None:
-        """Take the last `num_rejected` tokens out of the cache."""
-        # Also where nothing was rejected: sliding windows are trimmed here.
-        self.cache.crop(-num_rejected)
+    def commit(self, num_rejected: list[int], lens: list[int], rows: list[int] | None = None) -> None:
+        """Take the last tokens out of the cache, and rows that leave.
+
+        Args:
+            num_rejected (`list[int]`): Tokens to take out, of each row that stays.
+            lens (`list[int]`): Tokens of each of these rows, the last of which is not in the cache.
+            rows (`list[int]`, *optional*): Rows that stay; all, if not given.
+        """
+        width = max(lens) - 1
+        if rows is None and min(num_rejected) == max(num_rejected) == self._num_columns - width:
+            # Also where nothing was rejected: sliding windows are trimmed here.
+            self.cache.crop(-num_rejected[0])
+        else:
+            compact(self.cache, num_rejected, width, rows)
+        self._num_columns = width
+        if rows is not None:
+            self._mask = None if self._mask is None else self._mask[rows]
+            self._by_column = {name: values[..., rows, :] for name, values in self._by_column.items()}
 
     def close(self) -> None:
         """Leave the cache as plain `generate()` would, for whoever goes on with it."""
@@ -96,11 +144,27 @@ class TargetRunner:
         """Attention mask of the prompt, `(batch, prompt)` bool; None where nothing is padded."""
         return None if self._mask is None else self._mask[:, : self._prompt_len].bool()
 
-    def _forward(self, ids: Tensor, num_inputs: int, num_logits: int, is_first: bool) -> Tensor:
-        end = ids.shape[1]
-        kwargs = {name: values[..., end - num_inputs : end] for name, values in self._by_column.items()}
+    def _inputs(self, ids: Tensor, ends: list[int], num_inputs: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Token ids `(batch, columns)` as they stand in the cache, mask and what else belongs to columns."""
+        end = self._num_columns = max(ends)
+        if min(ends) == end:
+            kwargs = {name: values[..., end - num_inputs : end] for name, values in self._by_column.items()}
+            if self._mask is not None:
+                kwargs["attention_mask"] = self._mask[:, :end]
+            return ids[:, :end], kwargs
+        shifts = torch.tensor([end - row_end for row_end in ends], device=ids.device)
+        places = torch.arange(end, device=ids.device) - shifts.unsqueeze(1)  # [B, columns]
+        is_token = places >= 0
+        # Drafts that a row has no room for are given the last position: they are never taken.
+        places.clamp_(0, self._prompt_len + self._num_new - 1)
+        mask = is_token.long()
         if self._mask is not None:
-            kwargs["attention_mask"] = self._mask[:, :end]
+            mask = self._mask.gather(1, places.to(self._mask.device)) * mask.to(self._mask)
+        kwargs = {name: _gather(values, places[:, -num_inputs:]) for name, values in self._by_column.items()}
+        return ids.gather(1, places), {"attention_mask": mask, **kwargs}
+
+    def _forward(self, ids: Tensor, ends: list[int], num_inputs: int, num_logits: int, is_first: bool) -> Tensor:
+        ids, kwargs = self._inputs(ids, ends, num_inputs)
         # About 20 microseconds, and some models need it.
         inputs = self._model.prepare_inputs_for_generation(
             ids,
@@ -111,9 +175,9 @@ class TargetRunner:
         )
         if inputs.get("past_key_values") is not self.cache:
             raise ValueError(
-                f"{type(self._model).__name__} dropped its cache at {end} tokens to compute all of them anew, as "
-                "models with two rope scalings do. Speculative decoding cannot cross that length: generate up to "
-                "it, or generate without a drafter."
+                f"{type(self._model).__name__} dropped its cache at {ids.shape[1]} tokens to compute all of them "
+                "anew, as models with two rope scalings do. Speculative decoding cannot cross that length: generate "
+                "up to it, or generate without a drafter."
             )
         if "logits_to_keep" in inputs:
             inputs["logits_to_keep"] = num_logits
@@ -127,3 +191,19 @@ class TargetRunner:
         logits = outputs.logits
         # A view would keep the logits of the whole prompt alive.
         return logits if logits.shape[1] == num_logits else logits[:, -num_logits:].clone()
+
+
+def _gather(values: Tensor, places: Tensor) -> Tensor:
+    """`(..., batch, columns)` at `(batch, tokens)` columns."""
+    places = places.to(values.device)
+    return values.gather(-1, places.expand(*values.shape[:-2], *places.shape))
+
+
+def _reads_columns(model: PreTrainedModel) -> bool:
+    """Whether attention is cut into chunks of columns, or rotary frequencies change with a batch's longest row."""
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "attention_chunk_size", None) is not None:
+        return True
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    return any(rope.get("rope_type") in ("dynamic", "longrope") for rope in [parameters, *nested])

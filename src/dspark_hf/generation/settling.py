@@ -1,0 +1,88 @@
+"""What stands of a verified block: judging drafts, and writing down the tokens.
+
+Shapes: B rows at work, n drafts of a round, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from .sampling import TokenChooser
+from .transcript import Transcript
+
+
+class Settler:
+    """Judges blocks for a transcript.
+
+    Args:
+        chooser ([`TokenChooser`]): Turns logits into tokens.
+        transcript ([`Transcript`]): Takes the tokens.
+    """
+
+    def __init__(self, chooser: TokenChooser, transcript: Transcript):
+        self._chooser = chooser
+        self._transcript = transcript
+
+    def settle(
+        self, logits: Tensor, draft_ids: Tensor, draft_probs: Tensor | None, draft_lens: list[int]
+    ) -> tuple[list[int], list[int]]:
+        """Judge the drafts and take the tokens that stand.
+
+        Args:
+            logits (`torch.Tensor` of shape `(batch, drafts + 1, vocab)`): The target's logits.
+            draft_ids (`torch.LongTensor` of shape `(batch, drafts)`): The drafts, noted in the transcript already.
+            draft_probs (`torch.FloatTensor` of shape `(batch, drafts, vocab)`, *optional*): What they were drawn from.
+            draft_lens (`list[int]`): Drafts offered per row.
+
+        Returns:
+            `tuple(list[int], list[int])`: Tokens taken, and drafts accepted, of each row.
+        """
+        if self._chooser.in_order:
+            return self._settle_in_order(logits, draft_ids, draft_probs)
+        transcript = self._transcript
+        live = transcript.live
+        scores = self.block_scores(logits) if self._chooser.needs_scores() else None
+        is_even = min(draft_lens) == draft_ids.shape[1]
+        accepted_len, next_ids = self._chooser.verify_block(
+            draft_ids,
+            draft_probs,
+            logits if scores is None else scores,
+            None if is_even else torch.tensor(draft_lens, device=draft_ids.device),
+        )
+        accepted_len, next_ids = accepted_len.unsqueeze(1), next_ids.unsqueeze(1)
+        tokens = torch.cat([draft_ids, next_ids], 1).scatter_(1, accepted_len, next_ids)  # [B, n + 1]
+        transcript.note_drafts(tokens)
+        # The round's one wait for the device.
+        *columns, accepted_lens = torch.cat([tokens, accepted_len], 1).T.tolist()
+        counts = [length + 1 if is_live else 0 for length, is_live in zip(accepted_lens, live, strict=True)]
+        if transcript.in_step:
+            counts = [min(count for count in counts if count > 0)] * len(counts)
+        return transcript.take(columns, counts, scores, logits), accepted_lens
+
+    def _settle_in_order(
+        self, logits: Tensor, draft_ids: Tensor, draft_probs: Tensor | None
+    ) -> tuple[list[int], list[int]]:
+        """As [`settle`], one position after the other, with processors that must see nothing but emitted tokens."""
+        transcript, num_drafts = self._transcript, draft_ids.shape[1]
+        num_rows = draft_ids.shape[0]
+        accepted_lens = [0] * num_rows
+        for index in range(num_drafts + 1):
+            live = transcript.live
+            scores = self._chooser.next_scores(transcript.prefix, logits[:, index])
+            if index < num_drafts:
+                probs = None if draft_probs is None else draft_probs[:, index]
+                tokens, accepted = self._chooser.judge(draft_ids[:, index], probs, scores)
+            else:
+                tokens, accepted = self._chooser.judge(None, None, scores)
+            transcript.note_drafts(tokens.unsqueeze(1))
+            host_tokens, host_accepted = torch.stack([tokens, accepted.long()]).tolist()
+            transcript.take([host_tokens], [1] * num_rows, scores.unsqueeze(1), logits[:, index : index + 1])
+            for row, was_accepted in enumerate(host_accepted):
+                accepted_lens[row] += was_accepted
+            stands = all(ok for ok, is_live in zip(host_accepted, live, strict=True) if is_live)
+            if not stands or transcript.is_over or transcript.live != live:
+                break
+        return [index + 1] * num_rows, accepted_lens
+
+    def block_scores(self, logits: Tensor) -> Tensor:
+        """Processed scores `(batch, positions, vocab)` behind the tokens so far. Not for `in_order`."""
+        return self._chooser.block_scores(self._transcript.ids, self._transcript.lens, logits)
