@@ -92,6 +92,15 @@ class OracleDrafter(FakeDrafter):
         return Proposal(ids, None, confidence)
 
 
+class OneHotOracle(OracleDrafter):
+    """An oracle for sampling: sure of each draft."""
+
+    def propose(self, *args, **kwargs):
+        proposal = super().propose(*args, **kwargs)
+        proposal.probs = torch.nn.functional.one_hot(proposal.ids, self.vocab_size).float()
+        return proposal
+
+
 class TableDrafter(FakeDrafter):
     """Draft logits from a fixed random table of the previous token, through the caller's `pick`.
 

@@ -8,7 +8,8 @@ from transformers import LogitsProcessor, LogitsProcessorList, WatermarkingConfi
 from transformers.generation import logits_process
 
 from dspark_hf import SpeculationConfig
-from dspark_hf.generation.sampling import _PREFIX_FREE, _STATELESS, TokenChooser
+from dspark_hf.generation.processors import PREFIX_FREE, STATELESS
+from dspark_hf.generation.sampling import TokenChooser
 
 # Every option of GenerationConfig that puts a processor into a greedy generation.
 GREEDY_OPTIONS = {
@@ -184,18 +185,20 @@ def test_no_probabilities_are_made_in_greedy_mode(target, monkeypatch):
 
 def test_lists_of_known_processors_are_true():
     """Processors called stateless are functions: called twice, with a rejected prefix between, they say the same."""
-    assert _PREFIX_FREE < _STATELESS
+    assert PREFIX_FREE < STATELESS
     known = {
         name for name in dir(logits_process) if name.endswith(("Processor", "Warper", "Penalty", "Normalization"))
     }
-    assert {cls.__name__ for cls in _STATELESS} <= known
-    chooser = TokenChooser(LogitsProcessorList([logits_process.TemperatureLogitsWarper(0.5)]), do_sample=True)
+    assert {cls.__name__ for cls in STATELESS} <= known
+    chooser = TokenChooser(
+        LogitsProcessorList([logits_process.TemperatureLogitsWarper(0.5)]), do_sample=True, batch_size=1
+    )
     assert not chooser.in_order
 
     class Mine(logits_process.TemperatureLogitsWarper):
         pass
 
-    assert TokenChooser(LogitsProcessorList([Mine(0.5)]), do_sample=True).in_order
+    assert TokenChooser(LogitsProcessorList([Mine(0.5)]), do_sample=True, batch_size=1).in_order
 
 
 def test_batch_rows_are_processed_as_in_plain_generate():

@@ -71,7 +71,7 @@ def test_joint_distribution_of_a_real_drafter(small_target):
     assert sampled_p_value(small_target, drafter, num_samples=400, temperature=0.9) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["warpers", "custom"])
+@pytest.mark.parametrize("name", ["warpers", "penalty", "custom"])
 def test_joint_distribution_of_a_batch(small_target, name):
     drafter = TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,))
     assert (
@@ -96,13 +96,14 @@ def without_residual(draft_ids, draft_probs, target_probs, lengths=None, generat
 sampling_verify = sampling.verify_sampled
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("broken", [accept_everything, without_residual])
-def test_a_wrong_verifier_is_caught(small_target, monkeypatch, broken):
+def test_a_wrong_verifier_is_caught(small_target, monkeypatch, broken, batch_size):
     monkeypatch.setattr(sampling, "verify_sampled", broken)
     drafter = TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,))
-    ids = make_prompt(3, vocab_size=VOCAB)
+    ids = make_prompt(3, vocab_size=VOCAB).repeat(batch_size, 1)
     options = {"do_sample": True, "top_k": 0, "pad_token_id": None}
-    joint = exact_joint(small_target, ids, NUM_TOKENS, **options)
+    joint = exact_joint(small_target, ids[:1], NUM_TOKENS, **options)
     counts, _ = sample_joint(small_target, drafter, ids, NUM_TOKENS, 600, max_new_tokens=5, **options)
     assert p_value(counts, joint) < 1e-6
 

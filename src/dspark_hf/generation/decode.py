@@ -84,10 +84,10 @@ class SpeculativeLoop:
     """One generation.
 
     Each row of a batch takes as many drafts as stand, and leaves the work when it has ended, unless the cache is
-    returned. Rows grow in step, that is, a round ends where the first row's draft is rejected, where something must be
-    called with the whole batch: a streamer, a processor that is unknown or knows rows by their place, a stopping
-    criterion without an eos token; and where the target cannot tell rows apart (no position ids, a cache of an unknown
-    kind, rotary frequencies that depend on the longest row).
+    returned. Rows grow in step, that is, a round ends where the first row's draft is rejected, where something must
+    see the whole batch: a streamer, an unknown or stateful processor, a stopping criterion without an eos token; and
+    where the target cannot tell rows apart (no position ids, a cache of an unknown kind, attention in chunks of
+    columns, rotary frequencies that depend on the longest row).
 
     Args: as of [`speculative_generate`], checked.
     """
@@ -115,7 +115,9 @@ class SpeculativeLoop:
         rules = StopRules(stopping_criteria, generation_config, input_ids.shape[1])
         cache = model_kwargs["past_key_values"]
         is_returned = generation_config.return_dict_in_generate or getattr(cache, "_is_user_defined", False)
-        self.chooser = TokenChooser(logits_processor, bool(generation_config.do_sample), speculation.seed)
+        self.chooser = TokenChooser(
+            logits_processor, bool(generation_config.do_sample), input_ids.shape[0], speculation.seed
+        )
         self.target = TargetRunner(
             model, drafter.config.target_layer_ids, model_kwargs, tuple(input_ids.shape), rules.max_length
         )
@@ -123,7 +125,7 @@ class SpeculativeLoop:
         keeps_rows = is_returned or input_ids.shape[0] == 1 or not self.target.can_drop_rows
         self.transcript = Transcript(input_ids, rules, generation_config, keeps_rows, streamer)
         self.settler = Settler(self.chooser, self.transcript)
-        self.needs_level_rows = self.chooser.needs_level_rows or streamer is not None or rules.needs_level_rows
+        self.needs_level_rows = self.chooser.in_order or streamer is not None or rules.needs_level_rows
         self.context = drafter.start(input_ids.shape[0])
 
     def run(self) -> Tensor | GenerateDecoderOnlyOutput:
@@ -240,7 +242,7 @@ class SpeculativeLoop:
         if num_slots == 0:
             return transcript.ids[:, :0], None, draft_lens
         with self.watch.part("drafter"):
-            pick = self.chooser.draft_picker(transcript.ids, transcript.lens)
+            pick = self.chooser.draft_picker(transcript.ids, transcript.lens, transcript.row_ids)
             proposal = self.drafter.propose(
                 self.context,
                 transcript.anchor_ids.to(self.drafter.device),

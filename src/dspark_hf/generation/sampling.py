@@ -8,83 +8,44 @@ Shapes: B batch, n drafts, V vocabulary, S tokens so far.
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
-from transformers.generation import logits_process
 
 from dspark_hf.ops.verify import accept_or_redraw, draw, verify_greedy, verify_sampled
 
-# Processors that look at scores only: rows of any position may share one call.
-_PREFIX_FREE = frozenset(
-    getattr(logits_process, name)
-    for name in (
-        "EpsilonLogitsWarper",
-        "EtaLogitsWarper",
-        "InfNanRemoveLogitsProcessor",
-        "LogitNormalization",
-        "MinPLogitsWarper",
-        "SuppressTokensLogitsProcessor",
-        "TemperatureLogitsWarper",
-        "TopHLogitsWarper",
-        "TopKLogitsWarper",
-        "TopPLogitsWarper",
-        "TypicalLogitsWarper",
-    )
-)
-# Processors that hold something of every row of the batch, so rows cannot be shown to them apart.
-_WHOLE_BATCH = frozenset(
-    getattr(logits_process, name)
-    for name in ("EncoderNoRepeatNGramLogitsProcessor", "EncoderRepetitionPenaltyLogitsProcessor")
-)
-# Processors that are functions of prefix and scores: calling them on prefixes that are rejected later does no harm.
-_STATELESS = _PREFIX_FREE | _WHOLE_BATCH | frozenset(
-    getattr(logits_process, name)
-    for name in (
-        "ExponentialDecayLengthPenalty",
-        "ForcedBOSTokenLogitsProcessor",
-        "ForcedEOSTokenLogitsProcessor",
-        "MinLengthLogitsProcessor",
-        "MinNewTokensLengthLogitsProcessor",
-        "NoBadWordsLogitsProcessor",
-        "NoRepeatNGramLogitsProcessor",
-        "RepetitionPenaltyLogitsProcessor",
-        "SequenceBiasLogitsProcessor",
-        "SuppressTokensAtBeginLogitsProcessor",
-        "WatermarkLogitsProcessor",
-    )
-)  # fmt: skip
+from .processors import PREFIX_FREE, STATELESS, process_by_length
 
 
 class TokenChooser:
     """Turns logits into tokens, for drafts and for their verification.
 
-    Processors are told apart by their exact class, because a subclass may do anything. If one is unknown (custom, or
-    with a state, such as classifier-free guidance), positions are judged one after the other (`in_order`): it is
-    called once per emitted token, with that token's true prefix, as in plain `generate()`, and the drafter does
-    without it. Rows of a batch must then have the same length (`needs_level_rows`), as they must for processors that
-    know rows by their place. All others are called with rows of the same length, whichever these are.
+    If a processor is unknown (custom, or with a state, such as classifier-free guidance), positions are judged one
+    after the other (`in_order`): it is called once per emitted token, with that token's true prefix, as in plain
+    `generate()`, and the drafter does without it. Rows of a batch must then have the same length.
 
     Args:
         processors (`LogitsProcessorList`): The processors that `generate()` prepared.
         do_sample (`bool`): Whether tokens are drawn.
+        batch_size (`int`): Rows of the batch.
         seed (`int`, *optional*): Seed of the draws; torch's global generators are used if not given.
     """
 
-    def __init__(self, processors: LogitsProcessorList, do_sample: bool, seed: int | None = None):
+    def __init__(self, processors: LogitsProcessorList, do_sample: bool, batch_size: int, seed: int | None = None):
         self.processors = processors
+        self._batch_size = batch_size
         self.do_sample = do_sample
-        self.in_order = any(type(processor) not in _STATELESS for processor in processors)
-        self.needs_level_rows = self.in_order or any(type(processor) in _WHOLE_BATCH for processor in processors)
-        self._draft_processors = [processor for processor in processors if type(processor) in _STATELESS]
-        self._reads_prefix = any(type(processor) not in _PREFIX_FREE for processor in self._draft_processors)
+        self.in_order = any(type(processor) not in STATELESS for processor in processors)
+        self._draft_processors = [processor for processor in processors if type(processor) in STATELESS]
+        self._reads_prefix = any(type(processor) not in PREFIX_FREE for processor in self._draft_processors)
         self._seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}
 
-    def draft_picker(self, ids: Tensor, lens: list[int]):
+    def draft_picker(self, ids: Tensor, lens: list[int], row_ids: list[int]):
         """The `pick` of [`DSparkModel.propose`], or None where its default does the same.
 
         Args:
             ids (`torch.LongTensor` of shape `(batch, capacity)`):
                 Token ids; a row's columns from its length on are free, and drafts are noted there.
             lens (`list[int]`): Tokens of each row so far, S.
+            row_ids (`list[int]`): Place of each row in the batch.
         """
         if not self._draft_processors and not self.do_sample:
             return None
@@ -97,7 +58,9 @@ class TokenChooser:
             # Processors hold tensors on the device of `ids`.
             scores = logits.to(device=ids.device if self._draft_processors else logits.device, dtype=torch.float32)
             for processor in self._draft_processors:
-                scores = _process_by_length(processor, ids, ends, scores.unsqueeze(1)).squeeze(1)
+                scores = process_by_length(
+                    processor, ids, ends, scores.unsqueeze(1), row_ids, self._batch_size
+                ).squeeze(1)
             if not self.do_sample:
                 return scores.argmax(-1).to(logits.device), None
             if self._draft_processors:
@@ -115,12 +78,13 @@ class TokenChooser:
         """Whether choosing needs processed float32 scores; greedy choices without processors read raw logits."""
         return self.do_sample or len(self.processors) > 0
 
-    def block_scores(self, ids: Tensor, lens: list[int], logits: Tensor) -> Tensor:
+    def block_scores(self, ids: Tensor, lens: list[int], row_ids: list[int], logits: Tensor) -> Tensor:
         """Processed scores of all positions of a block. Not for `in_order`.
 
         Args:
             ids (`torch.LongTensor` of shape `(batch, capacity)`): Token ids, with the drafts behind them.
             lens (`list[int]`): Tokens of each row before the first position, S.
+            row_ids (`list[int]`): Place of each row in the batch.
             logits (`torch.Tensor` of shape `(batch, positions, vocab)`): The target's logits.
 
         Returns:
@@ -128,10 +92,7 @@ class TokenChooser:
         """
         scores = logits.to(device=ids.device, dtype=torch.float32)
         for processor in self.processors:
-            if type(processor) in _PREFIX_FREE:
-                scores = processor(ids[:, : min(lens)], scores.flatten(0, 1)).view(scores.shape)
-            else:
-                scores = _process_by_length(processor, ids, lens, scores)
+            scores = process_by_length(processor, ids, lens, scores, row_ids, self._batch_size)
         return scores
 
     def verify_block(
@@ -170,22 +131,3 @@ class TokenChooser:
             generator = torch.Generator(device=device).manual_seed(self._seed + len(self._generators))
             self._generators[device] = generator
         return self._generators[device]
-
-
-def _process_by_length(processor, ids: Tensor, lens: list[int], scores: Tensor) -> Tensor:
-    """Scores `(batch, positions, vocab)` through a processor that reads the prefix; rows start at their own length.
-
-    Prefixes of one length share a call, as in plain `generate()`.
-    """
-    num_positions = scores.shape[1]
-    if min(lens) == max(lens):
-        positions = [processor(ids[:, : lens[0] + i], scores[:, i]) for i in range(num_positions)]
-        return positions[0].unsqueeze(1) if num_positions == 1 else torch.stack(positions, 1)
-    processed = scores.clone()
-    # Rows that are nearly done have no room for every position; what stands there is not looked at.
-    for length in range(min(lens), min(max(lens) + num_positions, ids.shape[1])):
-        rows = [row for row, start in enumerate(lens) if start <= length < start + num_positions]
-        if rows:
-            places = [length - lens[row] for row in rows]
-            processed[rows, places] = processor(ids[rows, :length], scores[rows, places])
-    return processed

@@ -85,4 +85,5 @@ class Settler:
 
     def block_scores(self, logits: Tensor) -> Tensor:
         """Processed scores `(batch, positions, vocab)` behind the tokens so far. Not for `in_order`."""
-        return self._chooser.block_scores(self._transcript.ids, self._transcript.lens, logits)
+        transcript = self._transcript
+        return self._chooser.block_scores(transcript.ids, transcript.lens, transcript.row_ids, logits)
