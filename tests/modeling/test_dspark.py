@@ -226,6 +226,16 @@ def test_a_drafter_made_for_another_target_is_refused(target, tmp_path):
     drafter.bind(LlamaForCausalLM.from_pretrained(tmp_path / "renamed", dtype=torch.bfloat16))
 
 
+def test_a_target_whose_vocabulary_is_resized_must_be_bound_again():
+    target = make_target()
+    drafter = make_drafter(target)
+    assert drafter.is_bound_to(target)
+    target.resize_token_embeddings(VOCAB + 8, mean_resizing=False)
+    assert not drafter.is_bound_to(target)
+    with pytest.raises(ValueError, match=f"vocabulary differs .*{VOCAB} and {VOCAB + 8}"):
+        drafter.bind(target)
+
+
 def test_a_target_without_output_head_is_refused(target):
     with pytest.raises(ValueError, match="no output head"):
         make_drafter(target).bind(target.model)

@@ -21,9 +21,16 @@ class Borrowed:
     def __init__(self, target: PreTrainedModel, token_ids: Tensor | None = None):
         self.target = target
         self.embed_tokens: nn.Module = target.get_input_embeddings()
-        self.lm_head: nn.Module = target.get_output_embeddings()
-        if token_ids is not None:
-            self.lm_head = _select_rows(self.lm_head, token_ids)
+        self._whole_head: nn.Module = target.get_output_embeddings()
+        self.lm_head = self._whole_head if token_ids is None else _select_rows(self._whole_head, token_ids)
+
+    def is_current(self, target: PreTrainedModel) -> bool:
+        """Whether these still are the modules of `target`; resizing its vocabulary, for one, replaces them."""
+        return (
+            self.target is target
+            and self.embed_tokens is target.get_input_embeddings()
+            and self._whole_head is target.get_output_embeddings()
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Borrowed":
         return self

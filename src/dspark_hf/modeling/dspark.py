@@ -120,7 +120,7 @@ class DSparkModel(PreTrainedModel):
         return self
 
     def is_bound_to(self, target: PreTrainedModel) -> bool:
-        return self.borrowed is not None and self.borrowed.target is target
+        return self.borrowed is not None and self.borrowed.is_current(target)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token embeddings in the drafter's dtype, `(..., hidden)`."""
