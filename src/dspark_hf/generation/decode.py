@@ -247,7 +247,7 @@ class SpeculativeLoop:
                 self.context,
                 transcript.anchor_ids.to(self.drafter.device),
                 num_slots=num_slots,
-                **({} if pick is None else {"pick": pick}),
+                pick=pick,
             )
             if self.speculation.confidence_threshold > 0:
                 lens = survival_lens(proposal.confidence_logits, self.speculation.confidence_threshold).tolist()
