@@ -1,5 +1,7 @@
 """DraftTrainer on a tiny target: it learns, resumes bit for bit, and counts the global batch."""
 
+import copy
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -7,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from dspark_hf import AutoDrafter, DraftTrainer, DraftTrainingArguments, DSparkModel
 from dspark_hf.data.features import TargetFeatures, hold_features
+from dspark_hf.trainers.trainer import _encode
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +130,18 @@ def test_conversations_need_a_tokenizer(target, tmp_path):
     conversation = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     with pytest.raises(ValueError, match="processing_class"):
         make_trainer(target, tmp_path, [conversation])
+
+
+def test_the_end_of_a_cut_answer_is_not_learned(tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['role'][0] }}:{{ message['content'] }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}a:{% endif %}"
+    )
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bcd"}]
+    rows = _encode([{"messages": messages}, {"messages": messages, "complete": False}], tokenizer, 64)
+    whole, cut = (sum(row["loss_mask"]) for row in rows)
+    assert rows[0]["input_ids"] == rows[1]["input_ids"] and cut < whole
 
 
 @pytest.mark.parametrize(

@@ -44,11 +44,6 @@ class DraftState:
         self._values: list[Tensor | None] = [None] * num_layers
 
     @property
-    def lengths(self) -> Tensor:
-        """`torch.LongTensor` of shape `(batch,)`: context length of each row."""
-        return torch.tensor(self.context_lens)
-
-    @property
     def is_uniform(self) -> bool:
         return min(self.context_lens) == max(self.context_lens)
 

@@ -1,6 +1,5 @@
 """DraftTrainer: the Hugging Face Trainer, told what a drafter's batch and loss are."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -160,11 +159,16 @@ class _AnchorEpoch(TrainerCallback):
 
 
 def _encode(dataset: Any, tokenizer: Any, max_length: int) -> Any:
-    if dataset is None or not isinstance(dataset, Sequence) and not hasattr(dataset, "map"):
-        return dataset
-    if len(dataset) == 0 or "messages" not in dataset[0]:
+    """Rows of conversations as ids and masks; any other dataset as it is."""
+    if dataset is None or not hasattr(dataset, "__len__") or len(dataset) == 0 or "messages" not in dataset[0]:
         return dataset
     if tokenizer is None:
         raise ValueError("The dataset holds conversations; give the trainer their tokenizer as processing_class.")
-    rows = (encode_conversation(tokenizer, row["messages"], max_length=max_length) for row in dataset)
+    rows = (
+        # The end of an answer that was cut off is not the target's.
+        encode_conversation(
+            tokenizer, row["messages"], max_length=max_length, complete=row.get("complete") is not False
+        )
+        for row in dataset
+    )
     return [row for row in rows if any(row["loss_mask"])]
