@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from dspark_hf.cli.main import app
 from dspark_hf.data.chat import load_conversations, prompt_ids
 from dspark_hf.data.regenerate import regenerate, synthesize
-from dspark_hf.data.synthesis import PromptSampler
+from dspark_hf.data.synthesis import PromptSampler, load_openings
 
 # Every token is a word, so that whatever a random target writes is text.
 WORDS = ["<pad>", "<eos>", "user:", "assistant:", *(f"word{i}" for i in range(60))]
@@ -186,6 +186,25 @@ def prompt_ids_of_opening(tokenizer):
     return tokenizer("user: ", add_special_tokens=False)["input_ids"]
 
 
+def test_openings_begin_the_prompts_in_turn(target, tokenizer, tmp_path):
+    file = tmp_path / "openings.txt"
+    file.write_text("# a comment\n\nword1 word2\nword3\\nword4\n", encoding="utf-8")
+    assert load_openings(file) == ["word1 word2", "word3\nword4"]
+    out = tmp_path / "out.jsonl"
+    synthesize(target, tokenizer, 12, out, openings=file, **SETTINGS)
+    prompts = [record["messages"][0]["content"] for record in load_conversations(out)]
+    by_opening = [sum(prompt.startswith(text) for prompt in prompts) for text in ("word1 word2", "word3\nword4")]
+    assert min(by_opening) > 2 and sum(by_opening) == len(prompts) == 12
+    assert len({len(prompt.split()) for prompt in prompts}) > 1, "the target must go on from the openings"
+
+
+def test_file_without_openings_is_refused(tmp_path):
+    file = tmp_path / "openings.txt"
+    file.write_text("# nothing\n\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="has no opening"):
+        load_openings(file)
+
+
 def test_target_without_new_prompts_is_reported(target, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="no new prompt in 8 rounds; .* has 1 conversations. Ask for fewer"):
         synthesize(target, tokenizer, 5, tmp_path / "data.jsonl", **SETTINGS, top_k=1)
@@ -351,6 +370,7 @@ def test_command_synthesizes_and_regenerates(target, tokenizer, target_dir, ques
     [
         ((), "either --synthesize NUM or --prompts FILE.jsonl"),
         (("--synthesize", 3, "--prompts", "x.jsonl"), "either --synthesize NUM or --prompts FILE.jsonl"),
+        (("--prompts", "x.jsonl", "--openings", "y.txt"), "does not go with --prompts"),
         (("--synthesize", 3, "--dtype", "int8"), "Expected --dtype bfloat16, float16, float32 or auto, got 'int8'"),
     ],
 )

@@ -11,8 +11,10 @@ def regenerate(
     target: Annotated[str, typer.Option(help="Model repository or folder, or 'embedded'.")] = "embedded",
     synthesize: Annotated[int | None, typer.Option(help="Let the target invent this many prompts.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="JSONL file of 'messages' or 'turns' records.")] = None,
+    openings: Annotated[Path | None, typer.Option(help="Beginnings of invented prompts, one a line.")] = None,
     batch_size: Annotated[int, typer.Option(help="Answers written at once.")] = 128,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 160,
+    max_prompt_tokens: Annotated[int, typer.Option(help="Longest invented prompt, in tokens.")] = 40,
     temperature: Annotated[float, typer.Option(help="Temperature of the answers; 0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of all sampling.")] = 0,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto (as saved).")] = "bfloat16",
@@ -30,9 +32,13 @@ def regenerate(
         dspark regenerate --target DIR --prompts FILE.jsonl --out data.jsonl
 
         dspark regenerate --synthesize 6000 --seed 1 --exclude heldout.jsonl --out data.jsonl --resume
+
+        dspark regenerate --synthesize 6000 --openings examples/openings.txt --out data.jsonl
     """
     if (synthesize is None) == (prompts is None):
         raise ValueError("Say where the prompts come from: either --synthesize NUM or --prompts FILE.jsonl.")
+    if prompts is not None and openings is not None:
+        raise ValueError("--openings begins prompts that the target invents; it does not go with --prompts.")
     if dtype not in ("bfloat16", "float16", "float32", "auto"):
         raise ValueError(f"Expected --dtype bfloat16, float16, float32 or auto, got {dtype!r}.")
     # Imported here, so that `dspark --help` does not load torch.
@@ -55,7 +61,8 @@ def regenerate(
         "resume": resume,
     }
     if synthesize is not None:
-        num_lines = data.synthesize(model, tokenizer, synthesize, out, **settings)
+        invented = {"openings": openings, "max_prompt_tokens": max_prompt_tokens}
+        num_lines = data.synthesize(model, tokenizer, synthesize, out, **invented, **settings)
     else:
         num_lines = data.regenerate(model, tokenizer, prompts, out, **settings)
     typer.echo(f"{out}: {num_lines} conversations")

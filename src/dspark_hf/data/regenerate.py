@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dspark_hf.data.answer_file import AnswerFile
 from dspark_hf.data.answers import Answerer
 from dspark_hf.data.chat import check_messages, load_conversations
-from dspark_hf.data.synthesis import PromptSampler
+from dspark_hf.data.synthesis import PromptSampler, load_openings
 
 _POOL = 4  # batches of prompts drawn at once, so that a batch can be filled with prompts of similar length
 
@@ -29,6 +29,7 @@ def synthesize(
     max_new_tokens: int = 160,
     max_prompt_tokens: int = 40,
     top_k: int = 40,
+    openings: str | os.PathLike | None = None,
     temperature: float = 0.0,
     exclude: str | os.PathLike | None = None,
     resume: bool = False,
@@ -47,6 +48,8 @@ def synthesize(
         max_new_tokens (`int`): Longest answer; `complete` is false where it cuts an answer off.
         max_prompt_tokens (`int`): Longest invented prompt.
         top_k (`int`): Tokens that a prompt may draw from at each step.
+        openings (`str` or `os.PathLike`, *optional*): File of beginnings of user turns, taken in turn
+            ([`~data.synthesis.load_openings`]). Left out, the target invents whole turns.
         temperature (`float`): Temperature of the answers; 0 for greedy ones.
         exclude (`str` or `os.PathLike`, *optional*): JSONL file whose prompts must not occur, such as held-out data.
         resume (`bool`): Continue an existing file, made with the same settings.
@@ -66,7 +69,8 @@ def synthesize(
         max_prompt_tokens=max_prompt_tokens,
         top_k=top_k,
     )
-    sampler = PromptSampler(target, tokenizer, top_k=top_k, max_prompt_tokens=max_prompt_tokens)
+    starts = load_openings(openings) if openings is not None else [""]
+    sampler = PromptSampler(target, tokenizer, top_k=top_k, max_prompt_tokens=max_prompt_tokens, openings=starts)
     answerer = Answerer(target, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature)
     settings = {
         "kind": "synthesize",
@@ -75,6 +79,7 @@ def synthesize(
         "max_new_tokens": max_new_tokens,
         "max_prompt_tokens": max_prompt_tokens,
         "top_k": top_k,
+        "openings": starts,
         "temperature": temperature,
         "exclude": os.fspath(exclude) if exclude is not None else None,
     }

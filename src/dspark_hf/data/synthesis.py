@@ -5,7 +5,9 @@ An instruction-tuned model was trained on whole conversations, so what it writes
 Source: Magpie, Xu et al. 2024 (hf.co/papers/2406.08464).
 """
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from transformers import LogitsProcessor
@@ -56,6 +58,21 @@ class _DrawTopK(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(-1, top_ids.gather(-1, drawn), 0.0)
 
 
+def load_openings(path: str | os.PathLike) -> list[str]:
+    r"""Read beginnings of user turns, one a line; empty lines and lines that start with `#` are skipped.
+
+    `\n` stands for a new line. An opening ends where its line does, so a word is never glued to the target's next one.
+
+    Raises:
+        `ValueError`: If there is none.
+    """
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    openings = [line.rstrip().replace("\\n", "\n") for line in lines if line.strip() and not line.startswith("#")]
+    if not openings:
+        raise ValueError(f"{path} has no opening. Write one beginning of a user turn a line.")
+    return openings
+
+
 class PromptSampler:
     """Samples user prompts from a target.
 
@@ -64,9 +81,11 @@ class PromptSampler:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer, with a chat template.
         top_k (`int`): Tokens that may be drawn at each step (temperature 1).
         max_prompt_tokens (`int`): Longest prompt; one that reaches it is kept as it is.
+        openings (`Sequence[str]`): Beginnings of user turns that the target goes on from, taken in turn. Models asked
+            for a whole turn mostly ask for advice; openings such as "Write a Python function that" widen that.
     """
 
-    def __init__(self, target, tokenizer, *, top_k: int = 40, max_prompt_tokens: int = 40):
+    def __init__(self, target, tokenizer, *, top_k: int = 40, max_prompt_tokens: int = 40, openings=("",)):
         if tokenizer.chat_template is None:
             raise ValueError(
                 f"The tokenizer of {tokenizer.name_or_path!r} has no chat template, so the target cannot be asked to "
@@ -81,12 +100,14 @@ class PromptSampler:
                 f"The chat template of {tokenizer.name_or_path!r} does not show a user's text as it is, so the "
                 "opening of a user turn cannot be found. Give prompts of your own."
             )
-        self.opening_ids = tokenizer(opening, add_special_tokens=False)["input_ids"]
-        if not self.opening_ids:
+        if not tokenizer(opening, add_special_tokens=False)["input_ids"]:
             raise ValueError(
                 f"The chat template of {tokenizer.name_or_path!r} puts nothing before a user's text, so there is no "
                 "opening to continue. Give prompts of your own."
             )
+        # Tokenized whole: a template's opening and a text may share a token at their border.
+        self.rows = [tokenizer(opening + text, add_special_tokens=False)["input_ids"] for text in openings]
+        self.openings = list(openings)
         closing_ids = tokenizer(closing, add_special_tokens=False)["input_ids"][:1]
         self.stop_ids = sorted(set(end_ids(target, tokenizer) + closing_ids))
 
@@ -97,7 +118,9 @@ class PromptSampler:
         Returns:
             `list[str]`: Distinct prompts in the order drawn.
         """
-        inputs = left_pad([self.opening_ids] * num_prompts, self.stop_ids[0])
+        chosen = [i % len(self.rows) for i in range(num_prompts)]
+        inputs = left_pad([self.rows[i] for i in chosen], self.stop_ids[0])
+        prompt_len = inputs["input_ids"].shape[1]
         inputs = {key: value.to(self.target.device) for key, value in inputs.items()}
         devices = [self.target.device] if self.target.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
@@ -110,15 +133,16 @@ class PromptSampler:
                 pad_token_id=self.stop_ids[0],
                 max_new_tokens=self.max_prompt_tokens,
             )
-        prompts = [self._to_text(row) for row in out[:, len(self.opening_ids) :].tolist()]
+        written = zip(chosen, out[:, prompt_len:].tolist(), strict=True)
+        prompts = [self._to_text(self.openings[i], row) for i, row in written]
         return list(dict.fromkeys(prompt for prompt in prompts if prompt is not None))
 
-    def _to_text(self, ids: list[int]) -> str | None:
-        """Decode up to the end of the turn; `None` for what nobody would ask."""
+    def _to_text(self, opening: str, ids: list[int]) -> str | None:
+        """Decode up to the end of the turn, after its opening; `None` for what nobody would ask."""
         ends = [i for i, token in enumerate(ids) if token in self.stop_ids]
         ids = ids[: ends[0]] if ends else ids
         if set(ids) & set(self.tokenizer.all_special_ids):
             return None
-        text = self.tokenizer.decode(ids).strip()
+        text = (opening + self.tokenizer.decode(ids)).strip()
         is_useful = len(text) >= _MIN_CHARS and len(text.split()) >= _MIN_WORDS and "\ufffd" not in text
         return text if is_useful else None
