@@ -195,7 +195,8 @@ def test_openings_begin_the_prompts_in_turn(target, tokenizer, tmp_path):
     prompts = [record["messages"][0]["content"] for record in load_conversations(out)]
     by_opening = [sum(prompt.startswith(text) for prompt in prompts) for text in ("word1 word2", "word3\nword4")]
     assert min(by_opening) > 2 and sum(by_opening) == len(prompts) == 12
-    assert len({len(prompt.split()) for prompt in prompts}) > 1, "the target must go on from the openings"
+    assert all(set(prompt.split()) <= set(WORDS) for prompt in prompts), "words must not be glued together"
+    assert min(len(prompt.split()) for prompt in prompts) > 3, "the target must go on from the openings"
 
 
 def test_file_without_openings_is_refused(tmp_path):

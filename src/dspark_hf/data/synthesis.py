@@ -134,15 +134,18 @@ class PromptSampler:
                 max_new_tokens=self.max_prompt_tokens,
             )
         written = zip(chosen, out[:, prompt_len:].tolist(), strict=True)
-        prompts = [self._to_text(self.openings[i], row) for i, row in written]
+        prompts = [self._to_text(i, row) for i, row in written]
         return list(dict.fromkeys(prompt for prompt in prompts if prompt is not None))
 
-    def _to_text(self, opening: str, ids: list[int]) -> str | None:
-        """Decode up to the end of the turn, after its opening; `None` for what nobody would ask."""
+    def _to_text(self, opening: int, ids: list[int]) -> str | None:
+        """Decode up to the end of a turn, with the opening it had; `None` for what nobody would ask."""
         ends = [i for i, token in enumerate(ids) if token in self.stop_ids]
         ids = ids[: ends[0]] if ends else ids
         if set(ids) & set(self.tokenizer.all_special_ids):
             return None
-        text = (opening + self.tokenizer.decode(ids)).strip()
+        # Decoded behind its opening: some tokenizers drop a leading space.
+        before = self.rows[opening]
+        written = self.tokenizer.decode(before + ids)[len(self.tokenizer.decode(before)) :]
+        text = (self.openings[opening] + written).strip()
         is_useful = len(text) >= _MIN_CHARS and len(text.split()) >= _MIN_WORDS and "\ufffd" not in text
         return text if is_useful else None
