@@ -5,10 +5,17 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+sys.path.append(str(Path(__file__).parent))
+
+from hub_server import HubServer  # noqa: E402
 
 # One token per byte, then the special ones.
 PAD_ID, EOS_ID, MASK_ID = 256, 257, 258
@@ -88,3 +95,15 @@ def tiny_drafter_dir(tmp_path_factory, tiny_target_dir) -> str:
     folder = tmp_path_factory.mktemp("drafter") / "tiny-drafter"
     drafter.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub of this test's own, which this process's clients talk to, logged in as a user who may write.
+
+    `hub.environment(home)` has the variables for another process, `hub.log_in(monkeypatch, token)` changes the user.
+    """
+    server = HubServer().start()
+    server.use(monkeypatch, tmp_path / "hub-cache")
+    yield server
+    server.stop()
