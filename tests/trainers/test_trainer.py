@@ -69,15 +69,16 @@ def test_the_full_objective_falls_and_is_logged(target, tmp_path, rows):
     assert 0 <= metrics["eval_confidence_error"] <= 1
 
 
-def test_resume_is_bit_for_bit(target, tmp_path, rows):
-    whole = make_trainer(target, tmp_path / "whole", rows, max_steps=10)
+@pytest.mark.parametrize("optimizer", [{}, {"muon_learning_rate": 0.02}], ids=str)
+def test_resume_is_bit_for_bit(target, tmp_path, rows, optimizer):
+    whole = make_trainer(target, tmp_path / "whole", rows, max_steps=10, **optimizer)
     whole.train()
 
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             control.should_training_stop = state.global_step == 6  # in the second epoch
 
-    options = {"max_steps": 10, "save_strategy": "steps", "save_steps": 3}
+    options = {"max_steps": 10, "save_strategy": "steps", "save_steps": 3, **optimizer}
     make_trainer(target, tmp_path / "part", rows, callbacks=[Stop()], **options).train()
     resumed = make_trainer(target, tmp_path / "part", rows, **options)
     resumed.train(resume_from_checkpoint=True)
@@ -145,7 +146,14 @@ def test_the_end_of_a_cut_answer_is_not_learned(tiny_tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("tv_weight", -1.0), ("slot_decay", 0.0), ("num_anchors", 0), ("loss_chunk_size", 0)]
+    ("field", "value"),
+    [
+        ("tv_weight", -1.0),
+        ("slot_decay", 0.0),
+        ("num_anchors", 0),
+        ("loss_chunk_size", 0),
+        ("muon_learning_rate", 0.0),
+    ],
 )
 def test_bad_arguments(tmp_path, field, value):
     with pytest.raises(ValueError, match=field):

@@ -18,6 +18,8 @@ class DraftTrainingArguments(TrainingArguments):
         num_anchors (`int`, *optional*): Anchors per sequence; the drafter config's, if not given.
         loss_chunk_size (`int`, *optional*, defaults to 256): Rows whose logits are alive at a time.
         compile_loss (`bool`, *optional*, defaults to `False`): Whether the loss goes through `torch.compile`.
+        muon_learning_rate (`float`, *optional*): Peak learning rate of Muon on the matrices of the draft layers; AdamW
+            updates only the rest then ([`~trainers.optimizer.MuonWithAdamW`]). Without it, `optim` updates all.
 
     Raises:
         `ValueError`: If a weight is negative, or a size is not positive.
@@ -34,6 +36,7 @@ class DraftTrainingArguments(TrainingArguments):
     num_anchors: int | None = field(default=None, metadata={"help": "Anchors per sequence."})
     loss_chunk_size: int = field(default=256, metadata={"help": "Rows whose logits are alive at a time."})
     compile_loss: bool = field(default=False, metadata={"help": "Send the loss through torch.compile."})
+    muon_learning_rate: float | None = field(default=None, metadata={"help": "Muon's; AdamW if not set."})
 
     def __post_init__(self):
         # bf16 is refused on a machine without accelerator unless this is said.
@@ -42,6 +45,6 @@ class DraftTrainingArguments(TrainingArguments):
         for name in ("ce_weight", "tv_weight", "confidence_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-        for name in ("slot_decay", "loss_chunk_size", "num_anchors"):
+        for name in ("slot_decay", "loss_chunk_size", "num_anchors", "muon_learning_rate"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")

@@ -15,6 +15,7 @@ from dspark_hf.ops.blocks import block_targets, slot_weights
 from .arguments import DraftTrainingArguments
 from .metrics import DraftMetrics
 from .objective import DistillObjective
+from .optimizer import MuonWithAdamW
 
 
 class DraftTrainer(Trainer):
@@ -92,6 +93,20 @@ class DraftTrainer(Trainer):
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             total = self.accelerator.gather(total.unsqueeze(0)).sum()
         return total
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer that the arguments ask for."""
+        args = self.args
+        if self.optimizer is None and args.muon_learning_rate is not None:
+            self.optimizer = MuonWithAdamW(
+                self.model if model is None else model,
+                args.muon_learning_rate,
+                adamw_lr=args.learning_rate,
+                weight_decay=args.weight_decay,
+                betas=(args.adam_beta1, args.adam_beta2),
+                eps=args.adam_epsilon,
+            )
+        return super().create_optimizer(model)
 
     def compute_loss(
         self,
