@@ -5,53 +5,17 @@ import copy
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import TrainerCallback
 
-from dspark_hf import AutoDrafter, DraftTrainer, DraftTrainingArguments, DSparkModel
+from dspark_hf import AutoDrafter, DraftTrainingArguments
 from dspark_hf.data.features import TargetFeatures, hold_features
 from dspark_hf.trainers.trainer import _encode
 
 
-@pytest.fixture(scope="module")
-def target():
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
-                         num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3)  # fmt: skip
-    return LlamaForCausalLM(config).eval()
-
-
-@pytest.fixture(scope="module")
-def rows(target):
-    torch.manual_seed(1)
-    written = target.generate(torch.randint(2, 97, (16, 3)), max_new_tokens=30, do_sample=False, pad_token_id=0)
-    lengths = [33 - index % 5 for index in range(16)]
-    return [
-        {"input_ids": ids[:length].tolist(), "loss_mask": [index >= 3 for index in range(length)]}
-        for ids, length in zip(written, lengths, strict=True)
-    ]
-
-
-def make_trainer(target, folder, rows, **arguments):
-    fields = {name: arguments.pop(name) for name in ("markov_rank", "draft_vocab_size") if name in arguments}
-    torch.manual_seed(2)
-    defaults = {"num_hidden_layers": 1, "block_size": 4, "markov_rank": 8, "num_anchors": 8}
-    drafter = DSparkModel.from_target(target, **{**defaults, **fields})
-    defaults = {"per_device_train_batch_size": 4, "disable_tqdm": True, "report_to": "none", "logging_steps": 1,
-                "save_strategy": "no", "max_steps": 4, "seed": 5}  # fmt: skip
-    callbacks = arguments.pop("callbacks", None)
-    eval_rows = arguments.pop("eval_rows", None)
-    return DraftTrainer(drafter, target, DraftTrainingArguments(str(folder), **{**defaults, **arguments}),
-                        train_dataset=rows, eval_dataset=eval_rows, callbacks=callbacks)  # fmt: skip
-
-
-def losses(trainer):
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
 @pytest.mark.parametrize("fields", [{}, {"draft_vocab_size": 80}], ids=str)
-def test_overfits_one_batch(target, tmp_path, rows, fields):
+def test_overfits_one_batch(make_trainer, tmp_path, rows, fields, losses):
     # Few tokens and many steps: what remains is far below what it starts from.
-    trainer = make_trainer(target, tmp_path, rows[:2], max_steps=400, learning_rate=1e-2, logging_steps=20,
+    trainer = make_trainer(tmp_path, rows[:2], max_steps=400, learning_rate=1e-2, logging_steps=20,
                            per_device_train_batch_size=2, num_anchors=40, markov_rank=64,
                            confidence_weight=0.0, tv_weight=0.0, ce_weight=1.0)  # fmt: skip
     trainer.train()
@@ -59,8 +23,8 @@ def test_overfits_one_batch(target, tmp_path, rows, fields):
     assert history[-1] < history[0] / 10
 
 
-def test_the_full_objective_falls_and_is_logged(target, tmp_path, rows):
-    trainer = make_trainer(target, tmp_path, rows, max_steps=60, learning_rate=1e-2, logging_steps=30, eval_rows=rows)
+def test_the_full_objective_falls_and_is_logged(make_trainer, tmp_path, rows):
+    trainer = make_trainer(tmp_path, rows, max_steps=60, learning_rate=1e-2, logging_steps=30, eval_rows=rows)
     trainer.train()
     first, last = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert last["loss"] < first["loss"] and last["expected_tau"] > first["expected_tau"]
@@ -70,8 +34,8 @@ def test_the_full_objective_falls_and_is_logged(target, tmp_path, rows):
 
 
 @pytest.mark.parametrize("optimizer", [{}, {"muon_learning_rate": 0.02}], ids=str)
-def test_resume_is_bit_for_bit(target, tmp_path, rows, optimizer):
-    whole = make_trainer(target, tmp_path / "whole", rows, max_steps=10, **optimizer)
+def test_resume_is_bit_for_bit(make_trainer, tmp_path, rows, losses, optimizer):
+    whole = make_trainer(tmp_path / "whole", rows, max_steps=10, **optimizer)
     whole.train()
 
     class Stop(TrainerCallback):
@@ -79,17 +43,17 @@ def test_resume_is_bit_for_bit(target, tmp_path, rows, optimizer):
             control.should_training_stop = state.global_step == 6  # in the second epoch
 
     options = {"max_steps": 10, "save_strategy": "steps", "save_steps": 3, **optimizer}
-    make_trainer(target, tmp_path / "part", rows, callbacks=[Stop()], **options).train()
-    resumed = make_trainer(target, tmp_path / "part", rows, **options)
+    make_trainer(tmp_path / "part", rows, callbacks=[Stop()], **options).train()
+    resumed = make_trainer(tmp_path / "part", rows, **options)
     resumed.train(resume_from_checkpoint=True)
     assert losses(resumed)[-4:] == losses(whole)[-4:]
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
-def test_accumulation_equals_one_big_batch(target, tmp_path, rows):
-    big = make_trainer(target, tmp_path / "a", rows, per_device_train_batch_size=8)
-    small = make_trainer(target, tmp_path / "b", rows, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+def test_accumulation_equals_one_big_batch(make_trainer, tmp_path, rows, losses):
+    big = make_trainer(tmp_path / "a", rows, per_device_train_batch_size=8)
+    small = make_trainer(tmp_path / "b", rows, per_device_train_batch_size=2, gradient_accumulation_steps=4)
     big.train()
     small.train()
     assert losses(small) == pytest.approx(losses(big), rel=1e-4)
@@ -98,12 +62,12 @@ def test_accumulation_equals_one_big_batch(target, tmp_path, rows):
 
 
 @pytest.mark.parametrize("fields", [{}, {"draft_vocab_size": 60}], ids=str)
-def test_held_features_equal_online_ones(target, tmp_path, rows, fields):
-    online = make_trainer(target, tmp_path / "a", rows, **fields)
+def test_held_features_equal_online_ones(make_trainer, target, tmp_path, rows, fields, losses):
+    online = make_trainer(tmp_path / "a", rows, **fields)
     held = hold_features(TargetFeatures(target, online.model.config.target_layer_ids), rows,
                          log_norm=bool(fields), progress=False)  # fmt: skip
     assert held[0]["features"].shape == (len(rows[0]["input_ids"]), 32 * len(online.model.config.target_layer_ids))
-    offline = make_trainer(target, tmp_path / "b", held, **fields)
+    offline = make_trainer(tmp_path / "b", held, **fields)
     online.train()
     offline.train()
     assert losses(offline) == pytest.approx(losses(online), rel=1e-4)
@@ -117,8 +81,8 @@ def test_features_are_the_raw_layer_outputs(target, rows):
     torch.testing.assert_close(target.lm_head(last), outputs.logits)
 
 
-def test_bf16_and_checkpoints(target, tmp_path, rows):
-    trainer = make_trainer(target, tmp_path, rows, bf16=True, save_strategy="steps", save_steps=4)
+def test_bf16_and_checkpoints(make_trainer, target, tmp_path, rows):
+    trainer = make_trainer(tmp_path, rows, bf16=True, save_strategy="steps", save_steps=4)
     trainer.train()
     drafter = AutoDrafter.from_pretrained(tmp_path / "checkpoint-4")
     assert drafter.dtype == torch.float32  # the weights that are trained stay in full precision
@@ -127,10 +91,10 @@ def test_bf16_and_checkpoints(target, tmp_path, rows):
     assert all(parameter.grad is None for parameter in target.parameters())
 
 
-def test_conversations_need_a_tokenizer(target, tmp_path):
+def test_conversations_need_a_tokenizer(make_trainer, tmp_path):
     conversation = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     with pytest.raises(ValueError, match="processing_class"):
-        make_trainer(target, tmp_path, [conversation])
+        make_trainer(tmp_path, [conversation])
 
 
 def test_the_end_of_a_cut_answer_is_not_learned(tiny_tokenizer):
@@ -158,3 +122,25 @@ def test_the_end_of_a_cut_answer_is_not_learned(tiny_tokenizer):
 def test_bad_arguments(tmp_path, field, value):
     with pytest.raises(ValueError, match=field):
         DraftTrainingArguments(str(tmp_path), **{field: value})
+
+
+def test_gradient_checkpointing_saves_memory_and_changes_nothing(make_trainer, rows, tmp_path, losses):
+    def saved_bytes(trainer):
+        batch = trainer.data_collator(rows[:4])
+        sizes = {}
+
+        def pack(tensor):
+            sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = trainer.compute_loss(trainer.model, batch)
+        loss.backward()
+        return sum(sizes.values())
+
+    plain = make_trainer(tmp_path / "a", rows, num_hidden_layers=2)
+    frugal = make_trainer(tmp_path / "b", rows, num_hidden_layers=2, activation_checkpointing=True)
+    plain.train()
+    frugal.train()
+    assert losses(frugal) == losses(plain)
+    assert saved_bytes(frugal) < saved_bytes(plain) / 2

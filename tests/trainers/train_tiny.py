@@ -1,5 +1,9 @@
-"""Train a tiny drafter for a few steps and write losses and weights: run by test_processes.py, also under torchrun."""
+"""Train a tiny drafter for a few steps and write losses and weights: run as a process of its own, or several.
 
+python train_tiny.py FOLDER '{"max_steps": 8, ...}'
+"""
+
+import json
 import sys
 
 import torch
@@ -9,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dspark_hf import DraftTrainer, DraftTrainingArguments, DSparkModel
 
 
-def main(folder: str, batch_size: int) -> None:
+def main(folder: str, arguments: dict) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
@@ -21,19 +25,24 @@ def main(folder: str, batch_size: int) -> None:
         for length in (30, 6, 7, 24, 5, 28, 9, 16) * 2
     ]
     drafter = DSparkModel.from_target(target, num_hidden_layers=1, block_size=4, markov_rank=8)
-    arguments = DraftTrainingArguments(
-        folder, per_device_train_batch_size=batch_size, max_steps=4, num_anchors=6, logging_steps=1, seed=3,
-        save_strategy="no", report_to="none", disable_tqdm=True,
-    )  # fmt: skip
-    trainer = DraftTrainer(drafter, target, arguments, train_dataset=rows)
-    trainer.train()
+    resume = arguments.pop("resume_from_checkpoint", None) == "True"
+    defaults = {"max_steps": 4, "num_anchors": 6, "logging_steps": 1, "seed": 3, "save_strategy": "no",
+                "report_to": "none", "disable_tqdm": True, "num_eval_prompts": 4, "eval_max_new_tokens": 8,
+                "per_device_eval_batch_size": 1, "learning_rate": 3e-3}  # fmt: skip
+    training = DraftTrainingArguments(folder, **{**defaults, **arguments})
+    trainer = DraftTrainer(drafter, target, training, train_dataset=rows, eval_dataset=rows[:8])
+    trainer.train(resume_from_checkpoint=resume)
+    figures = trainer.evaluate()
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
-        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        taus = [entry["expected_tau"] for entry in trainer.state.log_history if "expected_tau" in entry]
-        results = {name: tensor.clone() for name, tensor in drafter.state_dict().items()}
-        results |= {"losses": torch.tensor(losses), "taus": torch.tensor(taus)}
+        history = trainer.state.log_history
+        results = {name: tensor.clone() for name, tensor in weights.items()}
+        for name in ("loss", "expected_tau"):
+            results[name] = torch.tensor([entry[name] for entry in history if name in entry])
+        for name in ("eval_tau", "eval_accepted_slot_1", "eval_expected_tau"):
+            results[name] = torch.tensor(figures[name])
         save_file(results, f"{folder}/result.safetensors")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], json.loads(sys.argv[2]))

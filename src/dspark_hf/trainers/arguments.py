@@ -5,6 +5,23 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+_NOT_NEGATIVE = (
+    "ce_weight",
+    "tv_weight",
+    "confidence_weight",
+    "num_eval_prompts",
+    "eval_temperature",
+    "early_stopping_threshold",
+)
+_POSITIVE = (
+    "slot_decay",
+    "loss_chunk_size",
+    "num_anchors",
+    "muon_learning_rate",
+    "eval_max_new_tokens",
+    "early_stopping_patience",
+)
+
 
 @dataclass
 class DraftTrainingArguments(TrainingArguments):
@@ -20,9 +37,16 @@ class DraftTrainingArguments(TrainingArguments):
         compile_loss (`bool`, *optional*, defaults to `False`): Whether the loss goes through `torch.compile`.
         muon_learning_rate (`float`, *optional*): Peak learning rate of Muon on the matrices of the draft layers; AdamW
             updates only the rest then ([`~trainers.optimizer.MuonWithAdamW`]). Without it, `optim` updates all.
+        num_eval_prompts (`int`, *optional*, defaults to 32): Held-out prompts that every evaluation answers with the
+            drafter, for `eval_tau` and `eval_accepted_slot_k`; 0 leaves it out.
+        eval_max_new_tokens (`int`, *optional*, defaults to 128): Longest of these answers.
+        eval_temperature (`float`, *optional*, defaults to 0.0): Their temperature; 0 is greedy.
+        early_stopping_patience (`int`, *optional*): Stop after so many evaluations without a better
+            `metric_for_best_model`, which is `eval_tau` where prompts are answered, unless it is set.
+        early_stopping_threshold (`float`, *optional*, defaults to 0.0): How much better counts as better.
 
     Raises:
-        `ValueError`: If a weight is negative, or a size is not positive.
+        `ValueError`: If a weight is negative, a size is not positive, or early stopping has nothing to go by.
     """
 
     learning_rate: float = field(default=6e-4, metadata={"help": "Peak learning rate."})
@@ -37,14 +61,34 @@ class DraftTrainingArguments(TrainingArguments):
     loss_chunk_size: int = field(default=256, metadata={"help": "Rows whose logits are alive at a time."})
     compile_loss: bool = field(default=False, metadata={"help": "Send the loss through torch.compile."})
     muon_learning_rate: float | None = field(default=None, metadata={"help": "Muon's; AdamW if not set."})
+    num_eval_prompts: int = field(default=32, metadata={"help": "Held-out prompts to answer per evaluation; 0: none."})
+    eval_max_new_tokens: int = field(default=128, metadata={"help": "Longest answer to a held-out prompt."})
+    eval_temperature: float = field(default=0.0, metadata={"help": "Temperature of these answers; 0 is greedy."})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many evaluations without a better metric_for_best_model."}
+    )
+    early_stopping_threshold: float = field(default=0.0, metadata={"help": "How much better counts as better."})
 
     def __post_init__(self):
         # bf16 is refused on a machine without accelerator unless this is said.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        keeps_best = self.early_stopping_patience is not None or self.load_best_model_at_end
+        if self.metric_for_best_model is None and (keeps_best or self.save_strategy == "best"):
+            self.metric_for_best_model = "eval_tau" if self.num_eval_prompts > 0 else "eval_loss"
         super().__post_init__()
-        for name in ("ce_weight", "tv_weight", "confidence_weight"):
+        for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-        for name in ("slot_decay", "loss_chunk_size", "num_anchors", "muon_learning_rate"):
+        for name in _POSITIVE:
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        if self.early_stopping_patience is not None and self.eval_strategy == "no":
+            raise ValueError(
+                f"early_stopping_patience={self.early_stopping_patience} counts evaluations, but eval_strategy is "
+                "'no'; set it to 'steps' or 'epoch'."
+            )
+        if self.metric_for_best_model in ("tau", "eval_tau") and self.num_eval_prompts == 0:
+            raise ValueError(
+                "metric_for_best_model='eval_tau' is measured by decoding, but num_eval_prompts is 0; set it to 32, "
+                "say, or choose another metric, e.g. 'eval_loss'."
+            )

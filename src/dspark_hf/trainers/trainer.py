@@ -1,10 +1,14 @@
 """DraftTrainer: the Hugging Face Trainer, told what a drafter's batch and loss are."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from dspark_hf.data.chat import encode_conversation
 from dspark_hf.data.collator import DraftCollator
@@ -13,6 +17,9 @@ from dspark_hf.modeling import DSparkModel
 from dspark_hf.ops.blocks import block_targets, slot_weights
 
 from .arguments import DraftTrainingArguments
+from .callbacks import AnchorEpoch, StepClock
+from .checkpoints import check_checkpoint, last_checkpoint
+from .decoding import add_stats, decode_prompts, decoding_metrics, held_out_prompts
 from .metrics import DraftMetrics
 from .objective import DistillObjective
 from .optimizer import MuonWithAdamW
@@ -67,6 +74,7 @@ class DraftTrainer(Trainer):
         self.features = TargetFeatures(target, model.config.target_layer_ids)
         self.num_slots = model.config.num_slots
         self._train_metrics, self._eval_metrics = DraftMetrics(self.num_slots), None
+        self._clock, self._num_tokens = StepClock(), 0
         collator = data_collator or DraftCollator(args.num_anchors or model.config.num_anchors, seed=args.seed)
         super().__init__(
             model,
@@ -77,7 +85,27 @@ class DraftTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self.add_callback(_AnchorEpoch(collator))
+        self.add_callback(AnchorEpoch(collator))
+        self.add_callback(self._clock)
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As [`~transformers.Trainer.train`]; checkpoints whose saving was interrupted are not resumed from.
+
+        Raises:
+            `ValueError`: If the checkpoint is not whole, or with `True` no whole one is there.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir, self.args.world_size)
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"There is no whole checkpoint in {self.args.output_dir} to resume from; leave "
+                    "resume_from_checkpoint out to start anew."
+                )
+        elif resume_from_checkpoint:
+            check_checkpoint(resume_from_checkpoint, self.args.world_size)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
         """Sum of slot weights over the global batch: what the loss's weighted means divide by."""
@@ -89,6 +117,7 @@ class DraftTrainer(Trainer):
             names = ("input_ids", "loss_mask", "anchors", "anchor_mask")
             _, _, block_mask = block_targets(*(batch[name] for name in names), self.num_slots)
             total = total + (block_mask.cpu() * weights).sum()
+            self._num_tokens += int(batch["attention_mask"].sum())
         total = total.to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             total = self.accelerator.gather(total.unsqueeze(0)).sum()
@@ -146,31 +175,53 @@ class DraftTrainer(Trainer):
             loss = self.compute_loss(model, inputs)
         return loss.detach(), None, None
 
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
         self._eval_metrics = DraftMetrics(self.num_slots)
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         means = self._eval_metrics.means(self._sum_over_processes)
+        if self.args.num_eval_prompts > 0:
+            means |= self._decode(dataloader.dataset)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
+
+    def _decode(self, dataset: Any) -> dict[str, float]:
+        """Figures of held-out decoding, each process answering its share of the prompts."""
+        args, rank = self.args, self.accelerator.process_index
+        prompts = held_out_prompts(dataset, args.num_eval_prompts)[rank :: self.accelerator.num_processes]
+        stats = decode_prompts(
+            self.features.target,
+            self.model,
+            prompts,
+            max_new_tokens=args.eval_max_new_tokens,
+            batch_size=args.per_device_eval_batch_size,
+            temperature=args.eval_temperature,
+            seed=args.seed,
+            progress=not args.disable_tqdm and rank == 0,
+        )
+        total, *others = gather_object([stats])
+        for part in others:
+            add_stats(total, part)
+        return decoding_metrics(total)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= self._train_metrics.means(self._sum_over_processes)
             self._train_metrics = DraftMetrics(self.num_slots)
+            num_tokens = self._sum_over_processes(torch.tensor(float(self._num_tokens)))
+            logs["tokens_per_second"] = round(float(num_tokens) / max(self._clock.take(), 1e-9), 1)
+            logs["eta_seconds"] = round(self._clock.eta_seconds(self.state.max_steps - self.state.global_step), 1)
+            self._num_tokens = 0
         super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # A checkpoint counts as whole once its state is there, so that of an older run must not be.
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        super()._save_checkpoint(model, trial)
 
     def _sum_over_processes(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor.to(self.args.device), reduction="sum")
-
-
-class _AnchorEpoch(TrainerCallback):
-    """Gives each epoch its own anchors, the same ones after a resume."""
-
-    def __init__(self, collator: DraftCollator):
-        self.collator = collator
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.collator.epoch = int(state.epoch or 0)
 
 
 def _encode(dataset: Any, tokenizer: Any, max_length: int) -> Any:

@@ -1,0 +1,50 @@
+"""What happens around the steps of a drafter's training."""
+
+import time
+
+from transformers import TrainerCallback
+
+from dspark_hf.data.collator import DraftCollator
+
+
+class AnchorEpoch(TrainerCallback):
+    """Gives each epoch its own anchors, the same ones after a resume."""
+
+    def __init__(self, collator: DraftCollator):
+        self.collator = collator
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.collator.epoch = int(state.epoch or 0)
+
+
+class StepClock(TrainerCallback):
+    """Wall time of training steps, data loading included, evaluation and saving left out."""
+
+    def __init__(self):
+        self.seconds = self.total_seconds = 0.0
+        self.num_steps = 0
+        self._since = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._since = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        now = time.perf_counter()
+        self.seconds += now - self._since
+        self.total_seconds += now - self._since
+        self.num_steps += 1
+        self._since = now
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self._since = time.perf_counter()
+
+    on_save = on_evaluate
+
+    def take(self) -> float:
+        """Seconds since the last call."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+    def eta_seconds(self, num_left: int) -> float:
+        """Seconds that so many steps will take, by the mean so far."""
+        return num_left * self.total_seconds / max(self.num_steps, 1)

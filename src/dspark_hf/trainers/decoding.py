@@ -1,0 +1,109 @@
+"""Held-out tau by real decoding: the target answers held-out prompts with the drafter as it is now."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from dspark_hf.data.synthesis import left_pad
+
+
+def held_out_prompts(dataset: Any, num_prompts: int) -> list[list[int]]:
+    """The first prompts of a dataset: of each row, the tokens before the first supervised one.
+
+    Args:
+        dataset (`Sequence` or `Iterable`): Rows of `input_ids` and `loss_mask`.
+        num_prompts (`int`): At most so many.
+
+    Raises:
+        `ValueError`: If there is none.
+    """
+    prompts = [prompt for prompt in map(_prompt, islice(_rows(dataset), num_prompts)) if prompt]
+    if not prompts:
+        raise ValueError(
+            "Held-out tau is measured on prompts, the tokens before a row's first supervised one, and the evaluation "
+            "dataset has none. Give it conversations, or leave decoding out with num_eval_prompts=0."
+        )
+    return prompts
+
+
+def _rows(dataset: Any) -> Iterator[Any]:
+    return (dataset[index] for index in range(len(dataset))) if hasattr(dataset, "__getitem__") else iter(dataset)
+
+
+def _prompt(row: Any) -> list[int]:
+    supervised = [bool(keep) for keep in row["loss_mask"]]
+    start = supervised.index(True) if True in supervised else 0
+    return [int(token) for token in row["input_ids"][:start]]
+
+
+@torch.no_grad()
+def decode_prompts(
+    target: PreTrainedModel,
+    drafter: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    progress: bool = False,
+) -> Any:
+    """Answer prompts with a drafter.
+
+    Global random states are left as they are, so that training goes on as if nothing had been decoded.
+
+    Args:
+        target (`PreTrainedModel`): The target.
+        drafter ([`DSparkModel`]): The drafter, bound to it, in evaluation mode.
+        prompts (`Sequence[Sequence[int]]`): Token ids.
+        max_new_tokens (`int`): Most tokens per answer.
+        batch_size (`int`): Prompts per call of `generate()`.
+        temperature (`float`, *optional*, defaults to 0.0): 0 decodes greedily.
+        seed (`int`, *optional*, defaults to 0): Seed of the sampling.
+        progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
+
+    Returns:
+        [`SpeculationStats`]: The verifications of all answers.
+    """
+    # The public names, because their first use is what teaches generate() about drafters.
+    from dspark_hf import SpeculationConfig, SpeculationStats
+
+    sampling = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    pad_id = target.generation_config.pad_token_id or 0
+    stats = SpeculationStats()
+    with tqdm(total=len(prompts), desc="Held-out decoding", unit="prompt", leave=False, disable=not progress) as bar:
+        for start in range(0, len(prompts), batch_size):
+            batch = prompts[start : start + batch_size]
+            inputs = {name: tensor.to(target.device) for name, tensor in left_pad(batch, pad_id).items()}
+            target.generate(
+                **inputs,
+                **sampling,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad_id,
+                assistant_model=drafter,
+                speculation=SpeculationConfig(seed=seed + start, measure_time=False),
+            )
+            add_stats(stats, drafter.last_stats)
+            bar.update(len(batch))
+            bar.set_postfix(tau=f"{stats.tau:.2f}")
+    return stats
+
+
+def add_stats(total: Any, part: Any) -> None:
+    """Add the verifications of one generation to those of others."""
+    total.rounds += part.rounds
+    total.new_tokens += part.new_tokens
+    for name in ("verified_lens", "accepted_lens", "emitted_lens", "row_ids"):
+        getattr(total, name).extend(getattr(part, name))
+
+
+def decoding_metrics(stats: Any) -> dict[str, float]:
+    """`tau`, and `accepted_slot_k`: P(slot k accepted | all before it accepted)."""
+    rates = {f"accepted_slot_{slot}": rate for slot, rate in enumerate(stats.slot_rates, start=1)}
+    return {"tau": stats.tau, **rates}
