@@ -7,7 +7,7 @@ import torch
 from fake_drafters import TableDrafter, greedy_oracle
 from tiny_targets import make_prompt
 
-from dspark_hf import SpeculationConfig, SpeculationStats
+from dspark_hf import DSparkModel, SpeculationConfig, SpeculationStats
 from dspark_hf.generation.stats import Stopwatch
 
 
@@ -30,6 +30,44 @@ def test_rates():
     assert stats.slot_survival == [4 / 5, 2 / 3, 1 / 3]
     assert "tau 2.20 (10 tokens, 4 rounds, 13 drafts verified, 7 accepted)" in stats.summary()
     assert "0.80 1.00 0.50" in stats.summary()
+
+
+def test_reliability():
+    stats = SpeculationStats(confidences=[[0.95, 0.85, 0.25], [0.91, 0.05], [0.35, 0.2, 0.1], [], [0.9]])
+    for verified_len, accepted_len, emitted_len in ((3, 2, 3), (1, 1, 2), (3, 1, 1), (0, 0, 1), (1, 0, 1)):
+        stats.record(0, verified_len, accepted_len, emitted_len)
+    # Slots that were judged: the accepted ones and the one after, unless it was not verified or the output ended.
+    assert stats.reliability() == [
+        {"confidence": 0.25, "accepted": 0.0, "count": 1},
+        {"confidence": 0.35, "accepted": 1.0, "count": 1},
+        {"confidence": 0.85, "accepted": 1.0, "count": 1},
+        {"confidence": pytest.approx((0.95 + 0.91 + 0.9) / 3), "accepted": 2 / 3, "count": 3},
+    ]
+    assert [one["count"] for one in stats.reliability(num_bins=1)] == [6]
+    assert SpeculationStats().reliability() == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_confidences_belong_to_their_verifications(target, batch_size):
+    drafter = DSparkModel.from_target(target, target_layer_ids=[0, 2], markov_rank=4, block_size=3)
+    seen = []
+    drafter.confidence_head.register_forward_hook(lambda module, inputs, output: seen.append(output.sigmoid()))
+    ids = make_prompt(9).repeat(batch_size, 1)
+    out = target.generate(ids, assistant_model=drafter, max_new_tokens=14, do_sample=True, eos_token_id=[3, 5, 7])
+    stats = drafter.last_stats
+    assert len(stats.confidences) == len(stats.verified_lens) and out.shape[0] == batch_size
+    assert all(len(one) >= verified for one, verified in zip(stats.confidences, stats.verified_lens, strict=True))
+    assert stats.confidences[0] == pytest.approx(seen[0][0].tolist())
+    assert sum(one["count"] for one in stats.reliability()) <= stats.verified_tokens
+
+
+def test_no_confidence_head_no_confidences(target):
+    drafter, _ = greedy_oracle(target, make_prompt(9), range(5))
+    bare = DSparkModel.from_target(target, target_layer_ids=[0], markov_rank=0, enable_confidence_head=False)
+    for one in (bare, drafter):
+        target.generate(make_prompt(9), assistant_model=one, max_new_tokens=6, do_sample=False)
+    assert bare.last_stats.confidences == [] == bare.last_stats.reliability()
+    assert drafter.last_stats.confidences
 
 
 def test_seconds_add_up(target):

@@ -29,6 +29,7 @@ def summarize(
         - `tau`, `num_rounds`: mean tokens per round, bonus included, over all rounds of all prompts.
         - `accepted_per_slot`: for each slot, how often it and all before it were accepted where it was verified.
         - `accepted_per_slot_given_previous`: the same where all before it were accepted.
+        - `reliability`: confidence against acceptance, see [`SpeculationStats.reliability`]; `None` without that head.
         - `speculative`, `plain`: `tokens`, `seconds`, `tokens_per_second`.
         - `ratio`: tokens per second against plain; `median` over calls and `total`.
         - `seconds_in`, `time_share`: see [`seconds_in_parts`] and [`time_share`]; `None` where not measured.
@@ -47,6 +48,7 @@ def summarize(
         "num_rounds": joined.rounds,
         "accepted_per_slot": joined.slot_survival,
         "accepted_per_slot_given_previous": joined.slot_rates,
+        "reliability": joined.reliability() or None,
         "seconds_in": seconds,
         "time_share": time_share(seconds),
         "speculative": throughput(speculative),
@@ -104,6 +106,7 @@ def _joined_stats(runs: Sequence[Run]) -> SpeculationStats:
         joined.verified_lens += run.stats.verified_lens
         joined.accepted_lens += run.stats.accepted_lens
         joined.emitted_lens += run.stats.emitted_lens
+        joined.confidences += run.stats.confidences
     return joined
 
 

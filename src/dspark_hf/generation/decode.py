@@ -16,7 +16,7 @@ from .checks import check_drafter, check_inputs, check_mode, check_options
 from .config import SpeculationConfig
 from .sampling import TokenChooser
 from .settling import Settler
-from .stats import SpeculationStats, Stopwatch
+from .stats import ConfidenceLog, SpeculationStats, Stopwatch
 from .stopping import StopRules
 from .target import TargetRunner
 from .transcript import Transcript
@@ -108,6 +108,7 @@ class SpeculativeLoop:
         measure_time = speculation.measure_time
         is_measured = model.device.type == "cpu" if measure_time is None else measure_time
         self.watch = Stopwatch(self.stats, model.device, is_measured)
+        self.confidences = ConfidenceLog()
         self.drafter = drafter
         self.speculation = speculation
         self.generation_config = generation_config
@@ -150,6 +151,7 @@ class SpeculativeLoop:
             self.watch.stop()
             self.target.close()
             self.stats.new_tokens = transcript.num_made
+            self.stats.confidences = self.confidences.read()
             self.drafter.last_stats = self.stats
         return self._result()
 
@@ -167,6 +169,7 @@ class SpeculativeLoop:
         for row in range(len(live)):
             if live[row]:
                 self.stats.record(row_ids[row], draft_lens[row], accepted_lens[row], num_taken[row])
+        self.confidences.note(live)
         transcript.end_round(accepted_lens[0])
         self._commit(num_block, num_taken)
 
@@ -249,6 +252,7 @@ class SpeculativeLoop:
                 num_slots=num_slots,
                 pick=pick,
             )
+            self.confidences.logits = proposal.confidence_logits
             if self.speculation.confidence_threshold > 0:
                 lens = survival_lens(proposal.confidence_logits, self.speculation.confidence_threshold).tolist()
                 draft_lens = [min(pair) for pair in zip(draft_lens, lens, strict=True)]

@@ -22,6 +22,7 @@ class SpeculationStats:
         accepted_lens (`list[int]`): Drafts that became output.
         emitted_lens (`list[int]`): Tokens that became output, the target's own included.
         row_ids (`list[int]`): Sequence of each verification.
+        confidences (`list[list[float]]`): Confidence of each drafted slot; empty for a drafter without that head.
         total_seconds (`float`): Wall time of the decoding loop, prefill included.
         prefill_seconds, target_seconds, drafter_seconds (`float` or `None`):
             Seconds in the prefill, in the verification passes and in the drafter; None where time was not measured
@@ -34,6 +35,7 @@ class SpeculationStats:
     accepted_lens: list[int] = field(default_factory=list)
     emitted_lens: list[int] = field(default_factory=list)
     row_ids: list[int] = field(default_factory=list)
+    confidences: list[list[float]] = field(default_factory=list)
     total_seconds: float = 0.0
     prefill_seconds: float | None = None
     target_seconds: float | None = None
@@ -65,6 +67,32 @@ class SpeculationStats:
     def slot_survival(self) -> list[float]:
         """P(slot k and all before it accepted | slot k verified), for slots 1, 2, ..."""
         return [accepted / judged for judged, accepted in self._per_slot(conditional=False)]
+
+    def reliability(self, num_bins: int = 10) -> list[dict[str, float]]:
+        """Confidence against acceptance, over slots whose predecessors were all accepted.
+
+        Args:
+            num_bins (`int`, *optional*, defaults to 10): Bins of equal width from 0 to 1.
+
+        Returns:
+            `list[dict]`: For each bin that is not empty, in order: mean `confidence`, `accepted` (a fraction) and
+            `count`.
+        """
+        sums = [[0.0, 0, 0] for _ in range(num_bins)]
+        rounds = zip(self.confidences, self.verified_lens, self.accepted_lens, self.emitted_lens, strict=False)
+        for confidences, verified_len, accepted_len, emitted_len in rounds:
+            # The slot after the accepted ones was judged too, unless it was not verified or the output ended first.
+            is_refused = accepted_len < verified_len and emitted_len > accepted_len
+            for slot, confidence in enumerate(confidences[: accepted_len + is_refused]):
+                one = sums[min(int(confidence * num_bins), num_bins - 1)]
+                one[0] += confidence
+                one[1] += slot < accepted_len
+                one[2] += 1
+        return [
+            {"confidence": total / count, "accepted": accepted / count, "count": count}
+            for total, accepted, count in sums
+            if count
+        ]
 
     def _per_slot(self, conditional: bool) -> list[tuple[int, int]]:
         counts = []
@@ -107,6 +135,38 @@ class SpeculationStats:
 
     def __repr__(self) -> str:
         return f"SpeculationStats(tau={self.tau:.2f}, new_tokens={self.new_tokens}, rounds={self.rounds})"
+
+
+class ConfidenceLog:
+    """Keeps each round's confidence on its device, so that reading it costs one wait at the end.
+
+    Attributes:
+        logits (`torch.Tensor` of shape `(rows, slots)` or `None`): Those of the round under way.
+    """
+
+    def __init__(self) -> None:
+        self.logits: torch.Tensor | None = None
+        self._rounds: list[tuple[torch.Tensor | None, list[bool]]] = []
+
+    def note(self, live: list[bool]) -> None:
+        """Keep the round's logits of the rows that are verified."""
+        self._rounds.append((self.logits, list(live)))
+        self.logits = None
+
+    def read(self) -> list[list[float]]:
+        """Confidences of each verification, in order; empty if no round had any."""
+        tensors = [logits for logits, _ in self._rounds if logits is not None]
+        if not tensors:
+            return []
+        flat = iter(torch.cat([logits.flatten().float() for logits in tensors]).sigmoid().tolist())
+        rows = []
+        for logits, live in self._rounds:
+            width = 0 if logits is None else logits.shape[1]
+            for is_live in live:
+                row = [next(flat) for _ in range(width)]
+                if is_live:
+                    rows.append(row)
+        return rows
 
 
 class Stopwatch:
