@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from dspark_hf.modeling.wrappers import unwrap
 from dspark_hf.ops.distill_loss import streamed_log_norm
 
 
@@ -24,7 +25,7 @@ class TargetFeatures:
     """
 
     def __init__(self, target: PreTrainedModel, target_layer_ids: Sequence[int]):
-        self.target = target.eval().requires_grad_(False)
+        self.target = unwrap(target).eval().requires_grad_(False)
         self.taps = [layer + 1 for layer in target_layer_ids]
         # The last entry of hidden_states is post-norm: the output head applies to it directly.
         self.last = target.config.get_text_config().num_hidden_layers

@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from dspark_hf.modeling.wrappers import unwrap
+
 from .checks import check_drafter
 from .config import SpeculationConfig
 
@@ -64,14 +66,3 @@ def attached_drafter(model: PreTrainedModel) -> Any:
     """The drafter that stays with a model, as an attribute or a submodule, or None."""
     drafter = getattr(model, "drafter", None)
     return drafter if getattr(drafter, "is_drafter", False) else None
-
-
-def unwrap(model: Any) -> PreTrainedModel:
-    """The model whose `generate()` runs in the end: that inside `torch.compile` and PEFT wrappers."""
-    while True:
-        if "_orig_mod" in getattr(model, "_modules", {}):
-            model = model._orig_mod
-        elif hasattr(type(model), "get_base_model"):
-            model = model.get_base_model()
-        else:
-            return model

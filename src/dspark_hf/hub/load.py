@@ -10,6 +10,8 @@ from transformers.utils import cached_file
 
 from dspark_hf.modeling import DSparkModel
 
+from .adapters import ADAPTER_CONFIG, base_of_adapter, put_on
+
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
@@ -30,7 +32,7 @@ class AutoDrafter:
 
     @classmethod
     def from_pretrained(cls, repo_or_dir: str | Path, **kwargs: Any) -> DSparkModel:
-        """Load a drafter in the checkpoint's own dtype.
+        """Load a drafter in the checkpoint's own dtype; of an adapter, with the drafter below it, as a `PeftModel`.
 
         Args:
             repo_or_dir (`str` or `Path`): A Hub repository or a folder.
@@ -43,6 +45,11 @@ class AutoDrafter:
         repo_or_dir = str(repo_or_dir)
         where = " / ".join(filter(None, (repo_or_dir, kwargs.get("subfolder"))))
         hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
+        if adapter := _find(repo_or_dir, ADAPTER_CONFIG, where, hub):
+            # The drafter below has a place, a revision and a folder of its own.
+            below = {name: value for name, value in kwargs.items() if name not in ("subfolder", "revision")}
+            drafter = cls.from_pretrained(base_of_adapter(adapter, where), **below)
+            return put_on(drafter, repo_or_dir, _find(repo_or_dir, _CONFIG, where, hub), where, hub)
         config = _read_config(repo_or_dir, where, hub)
         _check_layout(config, where)
         names = _tensor_names(repo_or_dir, where, hub)

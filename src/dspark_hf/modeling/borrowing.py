@@ -71,17 +71,20 @@ def check_fit(config: DSparkConfig, target: PreTrainedModel, *, check_name: bool
             )
     if target.get_output_embeddings() is None:
         raise ValueError(f"{sides} do not fit: the target has no output head. Load it with AutoModelForCausalLM.")
-    if check_name and config.target_name_or_path is not None and not _is_same_target(config, target):
+    if check_name and config.target_name_or_path is not None and not is_made_for(config, target):
         raise ValueError(
             f"This drafter was made for {config.target_name_or_path}, and {target_name} is another model: neither "
             "name nor weights agree. Drafts would be exact but rarely accepted. Load the drafter of this target; for "
-            "a fine-tuned or merged target pass SpeculationConfig(check_target=False)."
+            "a fine-tuned or merged target pass SpeculationConfig(check_target=False), and to train the drafter for "
+            "it call drafter.bind(target, check_name=False) first."
         )
 
 
-def _is_same_target(config: DSparkConfig, target: PreTrainedModel) -> bool:
+def is_made_for(config: DSparkConfig, target: PreTrainedModel) -> bool:
+    """Whether a drafter was made for this target, by its name or its fingerprint."""
     # A folder may hold a copy under any name, and a repository may be re-trained under its old one: either is enough.
-    if target.name_or_path and _last_part(config.target_name_or_path) == _last_part(target.name_or_path):
+    name = config.target_name_or_path
+    if target.name_or_path and name and _last_part(name) == _last_part(target.name_or_path):
         return True
     fingerprint = target_fingerprint(target)
     if config.target_fingerprint is None or fingerprint is None:

@@ -10,6 +10,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from .families import DEFAULT_FAMILY, FAMILIES, get_family
 from .fingerprint import target_fingerprint
+from .wrappers import unwrap
 
 
 @strict
@@ -170,6 +171,7 @@ class DSparkConfig(PreTrainedConfig):
         Raises:
             `ValueError`: If a field is unknown or out of range.
         """
+        target = unwrap(target)
         config = target if isinstance(target, PreTrainedConfig) else target.config
         text_config = config.get_text_config()
         family = get_family(
@@ -190,6 +192,11 @@ class DSparkConfig(PreTrainedConfig):
             own.setdefault("target_name_or_path", _public_name(target.name_or_path))
             own.setdefault("target_fingerprint", target_fingerprint(target))
         return cls(decoder_config=family.decoder_config(text_config, num_hidden_layers, **decoder_fields), **own)
+
+    def name_target(self, target: PreTrainedModel) -> None:
+        """Record another target, for which the drafter is trained from now on: its name and fingerprint."""
+        self.target_name_or_path = _public_name(target.name_or_path)
+        self.target_fingerprint = target_fingerprint(target)
 
     def to_diff_dict(self) -> dict[str, Any]:
         """The JSON form: decoder fields and drafter fields side by side (`config.json` of a released checkpoint)."""

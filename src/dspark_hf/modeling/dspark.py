@@ -20,6 +20,7 @@ from .drafting import BlockOutput, PickFn, Proposal
 from .families import get_family
 from .heads import MARKOV_HEADS, ConfidenceHead
 from .vocabulary import entry_tokens, expand_logits, vocabulary_buffers
+from .wrappers import unwrap
 
 
 class DSparkModel(PreTrainedModel):
@@ -81,6 +82,7 @@ class DSparkModel(PreTrainedModel):
             target (`PreTrainedModel`): The target.
             fields: See [`DSparkConfig.from_target`].
         """
+        target = unwrap(target)
         model = cls(DSparkConfig.from_target(target, **fields))
         return model.to(device=target.device, dtype=target.dtype).bind(target)
 
@@ -108,19 +110,23 @@ class DSparkModel(PreTrainedModel):
         """Borrow the target's embedding and output head, in place of any copies of its own.
 
         Args:
-            target (`PreTrainedModel`): The target to draft for.
+            target (`PreTrainedModel`): The target to draft for, or a PEFT or compiled wrapper around it.
             check_name (`bool`, *optional*, defaults to `True`): Whether a drafter made for another target is refused.
 
         Raises:
             `ValueError`: If drafter and target do not fit; the message names both sides.
         """
+        target = unwrap(target)
         check_fit(self.config, target, check_name=check_name)
         self.borrowed = Borrowed(target, entry_tokens(self.d2t) if self.has_reduced_vocabulary else None)
         self.embed_tokens = self.lm_head = None
         return self
 
     def is_bound_to(self, target: PreTrainedModel) -> bool:
-        return self.borrowed is not None and self.borrowed.is_current(target)
+        return self.borrowed is not None and self.borrowed.is_current(unwrap(target))
+
+    def enable_input_require_grads(self) -> None:
+        """Nothing to do: the borrowed embeddings stay frozen, and checkpointing needs no gradient of theirs."""
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token embeddings in the drafter's dtype, `(..., hidden)`."""

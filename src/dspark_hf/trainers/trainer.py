@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
@@ -14,8 +15,11 @@ from dspark_hf.data.chat import encode_conversation
 from dspark_hf.data.collator import DraftCollator
 from dspark_hf.data.features import TargetFeatures
 from dspark_hf.modeling import DSparkModel
+from dspark_hf.modeling.borrowing import is_made_for
+from dspark_hf.modeling.wrappers import unwrap
 from dspark_hf.ops.blocks import block_targets, slot_weights
 
+from .adapters import add_adapter, check_target_head, save_base_config
 from .arguments import DraftTrainingArguments
 from .callbacks import AnchorEpoch, StepClock
 from .checkpoints import check_checkpoint, last_checkpoint
@@ -33,10 +37,12 @@ class DraftTrainer(Trainer):
     target runs in the loop.
 
     Args:
-        model ([`DSparkModel`]): The drafter.
+        model ([`DSparkModel`] or `PeftModel`): The drafter, or one with a trainable adapter.
         target (`PreTrainedModel`): The frozen target; it stays outside the trained model.
         args ([`DraftTrainingArguments`]): The arguments.
         max_length (`int`, *optional*, defaults to 4096): Conversations are cut to so many tokens.
+        peft_config (`PeftConfig`, *optional*): Train an adapter on the drafter instead of the drafter
+            ([`~trainers.adapters.add_adapter`]); it alone is saved.
         kwargs: As for [`~transformers.Trainer`].
 
     Raises:
@@ -67,10 +73,16 @@ class DraftTrainer(Trainer):
         processing_class: Any = None,
         data_collator: DraftCollator | None = None,
         max_length: int = 4096,
+        peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ):
         if not model.is_bound_to(target):
             model.bind(target)
+        check_target_head(target)
+        if not is_made_for(model.config, unwrap(target)):
+            model.config.name_target(unwrap(target))
+        if peft_config is not None:
+            model = add_adapter(model, peft_config)
         self.features = TargetFeatures(target, model.config.target_layer_ids)
         self.num_slots = model.config.num_slots
         self._train_metrics, self._eval_metrics = DraftMetrics(self.num_slots), None
@@ -212,6 +224,11 @@ class DraftTrainer(Trainer):
             logs["eta_seconds"] = round(self._clock.eta_seconds(self.state.max_steps - self.state.global_step), 1)
             self._num_tokens = 0
         super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            save_base_config(self.model, output_dir or self.args.output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # A checkpoint counts as whole once its state is there, so that of an older run must not be.

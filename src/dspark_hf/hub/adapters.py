@@ -1,0 +1,55 @@
+"""Adapters of drafters: a folder with the few weights that were trained, and the name of the drafter below."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dspark_hf.modeling import DSparkConfig
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def base_of_adapter(path: str, where: str) -> str:
+    """The drafter that an adapter was trained on, as its config names it.
+
+    Raises:
+        `ValueError`: If the config is not readable, or names none.
+    """
+    try:
+        name = json.loads(Path(path).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not readable JSON ({error}); fetch the adapter again.") from error
+    if not name:
+        raise ValueError(
+            f"The adapter in {where} does not say which drafter it was trained on. Load that drafter yourself: "
+            "PeftModel.from_pretrained(drafter, adapter)."
+        )
+    return name
+
+
+def put_on(drafter: Any, repo_or_dir: str, config_path: str | None, where: str, hub: dict[str, Any]) -> Any:
+    """Put a saved adapter on its drafter.
+
+    Args:
+        drafter ([`DSparkModel`]): The drafter below.
+        repo_or_dir (`str`): The adapter.
+        config_path (`str`, *optional*): The drafter's config as training left it, which names the target.
+        where (`str`): The adapter, in messages.
+        hub (`dict`): `revision`, `token`, `subfolder`, ...
+
+    Returns:
+        `PeftModel`: Works wherever a drafter does.
+
+    Raises:
+        `ValueError`: If the adapter does not fit the drafter.
+    """
+    from peft import PeftModel  # takes a second, and few drafters have adapters
+
+    if config_path is not None:
+        trained = DSparkConfig.from_pretrained(Path(config_path).parent)
+        drafter.config.target_name_or_path = trained.target_name_or_path
+        drafter.config.target_fingerprint = trained.target_fingerprint
+    try:
+        return PeftModel.from_pretrained(drafter, repo_or_dir, **hub).eval()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"The adapter in {where} does not fit its drafter: {error}") from error

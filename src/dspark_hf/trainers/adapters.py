@@ -1,0 +1,82 @@
+"""LoRA and its like on a drafter: which modules take adapters, and what is saved with them."""
+
+from typing import Any
+
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from dspark_hf.modeling.wrappers import unwrap
+
+logger = logging.get_logger(__name__)
+# Training reads this matrix instead of calling the module, so an adapter on it would not be trained.
+_READ_AS_MATRIX = "markov_w2"
+
+
+def add_adapter(drafter: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
+    """Put a fresh adapter on a drafter, whose own weights are frozen.
+
+    Args:
+        drafter ([`DSparkModel`]): The drafter.
+        peft_config (`PeftConfig`): E.g. `LoraConfig(r=16)`. Without `target_modules`, every linear layer gets an
+            adapter but the sequential head's output matrix.
+
+    Returns:
+        `PeftModel`: Works wherever a drafter does.
+
+    Raises:
+        `ValueError`: If the drafter has an adapter already, or the config asks for what a drafter cannot have.
+    """
+    if isinstance(drafter, PeftModel):
+        raise ValueError(
+            "The drafter has an adapter already, and peft_config asks for another: leave peft_config out to go on "
+            "training the one there is, or merge it first with drafter.merge_and_unload()."
+        )
+    if not isinstance(peft_config, PeftConfig) or peft_config.is_prompt_learning:
+        raise ValueError(
+            f"peft_config must describe adapters inside the layers, e.g. LoraConfig(r=16), got "
+            f"{type(peft_config).__name__}; a drafter reads no prompt."
+        )
+    if not drafter.name_or_path:
+        logger.warning(
+            "This drafter was not loaded from anywhere, and an adapter's folder holds no weights but its own: save "
+            "the drafter itself too, with save_pretrained, before training."
+        )
+    if getattr(peft_config, "target_modules", None) in (None, "all-linear"):
+        peft_config.target_modules = sorted(_linear_layers(drafter))
+    adapted = get_peft_model(drafter, peft_config)
+    if any(isinstance(module, BaseTunerLayer) and _READ_AS_MATRIX in name for name, module in adapted.named_modules()):
+        raise ValueError(
+            f"target_modules name {_READ_AS_MATRIX}, which is read as a matrix and cannot take an adapter. Leave it "
+            f"out, or train it whole with modules_to_save=['{_READ_AS_MATRIX}']."
+        )
+    return adapted
+
+
+def _linear_layers(drafter: nn.Module) -> list[str]:
+    return [
+        name
+        for name, module in drafter.named_modules()
+        if isinstance(module, nn.Linear) and not name.endswith(_READ_AS_MATRIX) and not name.startswith("lm_head")
+    ]
+
+
+def check_target_head(target: PreTrainedModel) -> None:
+    """Check that the target's output head is a plain matrix, which the loss reads.
+
+    Raises:
+        `ValueError`: If it carries an adapter.
+    """
+    if isinstance(unwrap(target).get_output_embeddings(), BaseTunerLayer):
+        raise ValueError(
+            "The target's output head carries an adapter, and the loss reads the head as one matrix; merge it first: "
+            "target = target.merge_and_unload()."
+        )
+
+
+def save_base_config(model: Any, folder: str) -> None:
+    """Write the drafter's own config beside its adapter: it names the target that the adapter was trained for."""
+    if isinstance(model, PeftModel):
+        unwrap(model).config.save_pretrained(folder)
