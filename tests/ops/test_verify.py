@@ -8,7 +8,7 @@ from dspark_hf.ops.verify import (
     accept_or_redraw,
     draw,
     residual,
-    survival_lens,
+    survival,
     verify_greedy,
     verify_sampled,
 )
@@ -167,9 +167,10 @@ def test_generator_makes_it_repeatable():
 
 
 def test_survival():
-    logits = torch.tensor([[4.0, 0.0, 4.0], [-4.0, 9.0, 9.0], [9.0, 9.0, 9.0]])
-    assert survival_lens(logits, 0.4).tolist() == [3, 0, 3]
-    assert survival_lens(logits, 0.5).tolist() == [1, 0, 3]
+    logits = torch.tensor([[4.0, 0.0, 4.0], [-4.0, 9.0, 9.0]])
+    expected = torch.tensor([[0.982, 0.491, 0.482], [0.018, 0.018, 0.018]])
+    torch.testing.assert_close(survival(logits), expected, atol=1e-3, rtol=0)
+    assert survival(logits.bfloat16()).dtype == torch.float32
 
 
 def test_errors():

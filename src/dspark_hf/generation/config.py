@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from .policy import FixedLength, SurvivalThreshold
+
 
 @dataclass
 class SpeculationConfig:
@@ -52,6 +54,12 @@ class SpeculationConfig:
         for name, allowed in (("check_target", (True, False)), ("measure_time", (True, False, None))):
             if not any(getattr(self, name) is value for value in allowed):
                 raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}.")
+
+    def length_policy(self) -> FixedLength:
+        """The policy that these options describe."""
+        if self.confidence_threshold > 0:
+            return SurvivalThreshold(self.confidence_threshold, self.max_draft_len)
+        return FixedLength(self.max_draft_len)
 
 
 def _is_int(value: object) -> bool:

@@ -10,10 +10,9 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from dspark_hf.ops.verify import survival_lens
-
 from .checks import check_drafter, check_inputs, check_mode, check_options
 from .config import SpeculationConfig
+from .proposing import Proposer
 from .sampling import TokenChooser
 from .settling import Settler
 from .stats import ConfidenceLog, SpeculationStats, Stopwatch
@@ -110,9 +109,7 @@ class SpeculativeLoop:
         self.watch = Stopwatch(self.stats, model.device, is_measured)
         self.confidences = ConfidenceLog()
         self.drafter = drafter
-        self.speculation = speculation
         self.generation_config = generation_config
-        self.num_slots = min(drafter.config.num_slots, speculation.max_draft_len or drafter.config.num_slots)
         rules = StopRules(stopping_criteria, generation_config, input_ids.shape[1])
         cache = model_kwargs["past_key_values"]
         is_returned = generation_config.return_dict_in_generate or getattr(cache, "_is_user_defined", False)
@@ -127,7 +124,7 @@ class SpeculativeLoop:
         self.transcript = Transcript(input_ids, rules, generation_config, keeps_rows, streamer)
         self.settler = Settler(self.chooser, self.transcript)
         self.needs_level_rows = self.chooser.in_order or streamer is not None or rules.needs_level_rows
-        self.context = drafter.start(input_ids.shape[0])
+        self.proposer = Proposer(drafter, speculation.length_policy(), self.chooser, self.transcript, self.watch)
 
     def run(self) -> Tensor | GenerateDecoderOnlyOutput:
         """Generate to the end."""
@@ -158,18 +155,18 @@ class SpeculativeLoop:
     def _round(self) -> None:
         transcript = self.transcript
         live, lens, row_ids = transcript.live, transcript.lens, transcript.row_ids
-        draft_ids, draft_probs, draft_lens = self._propose()
-        num_block = draft_ids.shape[1] + 1
-        transcript.note_drafts(draft_ids)
+        offer = self.proposer.propose()
+        num_block = offer.ids.shape[1] + 1
+        transcript.note_drafts(offer.ids)
         with self.watch.part("target"):
             logits = self.target.verify(transcript.ids, lens, num_block)
         self.stats.rounds += 1
-        num_taken, accepted_lens = self.settler.settle(logits, draft_ids, draft_probs, draft_lens)
+        num_taken, accepted_lens = self.settler.settle(logits, offer.ids, offer.probs, offer.lens)
         accepted_lens = [min(pair) for pair in zip(accepted_lens, num_taken, strict=True)]
         for row in range(len(live)):
             if live[row]:
-                self.stats.record(row_ids[row], draft_lens[row], accepted_lens[row], num_taken[row])
-        self.confidences.note(live)
+                self.stats.record(row_ids[row], offer.lens[row], accepted_lens[row], num_taken[row])
+        self.confidences.note(live, offer.confidence_logits)
         transcript.end_round(accepted_lens[0])
         self._commit(num_block, num_taken)
 
@@ -187,8 +184,7 @@ class SpeculativeLoop:
         self.target.commit([num_block - count for count in num_taken], transcript.lens, rows)
         if features is not None:
             with self.watch.part("drafter"):
-                is_even = min(num_taken) == features.shape[1]
-                self.drafter.extend(self.context, features, None if is_even else num_taken)
+                self.proposer.read(features, num_taken)
 
     def _rows_to_keep(self) -> list[int] | None:
         """Rows that go on; None if all do, or all stay until the last has ended."""
@@ -200,7 +196,7 @@ class SpeculativeLoop:
     def _drop_others(self, rows: list[int] | None) -> None:
         if rows is not None:
             self.transcript.keep(rows)
-            self.context.select(rows)
+            self.proposer.select(rows)
 
     def _catch_up(self) -> None:
         """Process the padding of rows that ended early, up to the longest row: its cache and scores are returned."""
@@ -217,56 +213,11 @@ class SpeculativeLoop:
 
     def _read_prompt(self) -> None:
         with self.watch.part("prefill"):
-            features = self.target.take_features()
-            mask = self.target.prompt_mask()
-            counts = None
-            if mask is not None:
-                # Padding may stand on either side: the drafter gets each row's tokens from column 0 on.
-                mask = mask.to(features.device)
-                counts = mask.sum(1).tolist()
-                order = (~mask).int().argsort(dim=1, stable=True)[:, : max(counts)]
-                features = features.gather(1, order.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
-            self.drafter.extend(self.context, features, counts)
+            self.proposer.read_prompt(self.target.take_features(), self.target.prompt_mask())
         rows = self._rows_to_keep()
         if rows is not None:
             self._drop_others(rows)
             self.target.commit([0] * len(rows), self.transcript.lens, rows)
-
-    def _propose(self) -> tuple[Tensor, Tensor | None, list[int]]:
-        """Drafts `(rows, n)`, the distributions they were drawn from, and how many of them each row is offered."""
-        transcript = self.transcript
-        live = transcript.live
-        # A round makes one token more than it has drafts.
-        draft_lens = [
-            min(self.num_slots, left - 1) if is_live else 0
-            for left, is_live in zip(transcript.num_left, live, strict=True)
-        ]
-        num_slots = max(draft_lens)
-        if num_slots == 0:
-            return transcript.ids[:, :0], None, draft_lens
-        with self.watch.part("drafter"):
-            pick = self.chooser.draft_picker(transcript.ids, transcript.lens, transcript.row_ids)
-            proposal = self.drafter.propose(
-                self.context,
-                transcript.anchor_ids.to(self.drafter.device),
-                num_slots=num_slots,
-                pick=pick,
-            )
-            self.confidences.logits = proposal.confidence_logits
-            if self.speculation.confidence_threshold > 0:
-                lens = survival_lens(proposal.confidence_logits, self.speculation.confidence_threshold).tolist()
-                draft_lens = [min(pair) for pair in zip(draft_lens, lens, strict=True)]
-        if transcript.in_step:
-            # No row can use more drafts than the shortest offer.
-            draft_lens = [min(n for n, is_live in zip(draft_lens, live, strict=True) if is_live)] * len(live)
-        num_slots = max(draft_lens)
-        draft_ids = proposal.ids[:, :num_slots].to(transcript.ids.device)
-        if not all(live):
-            # What plain generate() feeds to rows that have ended.
-            is_live = torch.tensor(live, device=draft_ids.device).unsqueeze(1)
-            draft_ids = torch.where(is_live, draft_ids, transcript.pad_id)
-        has_probs = proposal.probs is not None and num_slots > 0
-        return draft_ids, proposal.probs[:, :num_slots] if has_probs else None, draft_lens
 
     def _result(self) -> Tensor | GenerateDecoderOnlyOutput:
         transcript = self.transcript

@@ -138,20 +138,14 @@ class SpeculationStats:
 
 
 class ConfidenceLog:
-    """Keeps each round's confidence on its device, so that reading it costs one wait at the end.
-
-    Attributes:
-        logits (`torch.Tensor` of shape `(rows, slots)` or `None`): Those of the round under way.
-    """
+    """Keeps each round's confidence on its device, so that reading it costs one wait at the end."""
 
     def __init__(self) -> None:
-        self.logits: torch.Tensor | None = None
         self._rounds: list[tuple[torch.Tensor | None, list[bool]]] = []
 
-    def note(self, live: list[bool]) -> None:
-        """Keep the round's logits of the rows that are verified."""
-        self._rounds.append((self.logits, list(live)))
-        self.logits = None
+    def note(self, live: list[bool], logits: torch.Tensor | None) -> None:
+        """Keep a round's logits `(rows, slots)`, if there are any, of the rows that are verified."""
+        self._rounds.append((logits, list(live)))
 
     def read(self) -> list[list[float]]:
         """Confidences of each verification, in order; empty if no round had any."""

@@ -133,18 +133,16 @@ def draw(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return torch.searchsorted(sums, threshold, right=True).squeeze(1)
 
 
-def survival_lens(confidence_logits: Tensor, threshold: float) -> Tensor:
-    """How many leading slots have a survival of at least `threshold` (paper, section 3.3).
+def survival(confidence_logits: Tensor) -> Tensor:
+    """Probability that a slot and all before it are accepted (paper, section 3.3).
 
     Args:
         confidence_logits (`torch.Tensor` of shape `(batch, slots)`): Logits of P(slot accepted | all before accepted).
-        threshold (`float`): Least probability that a slot and all before it are accepted.
 
     Returns:
-        `torch.LongTensor` of shape `(batch,)`.
+        `torch.FloatTensor` of shape `(batch, slots)`, falling from slot to slot.
     """
-    # Survival falls from slot to slot, so what passes is a prefix.
-    return (confidence_logits.float().sigmoid().cumprod(-1) >= threshold).sum(-1)
+    return confidence_logits.float().sigmoid().cumprod(-1)
 
 
 def _accept(drawn_p: Tensor, drawn_q: Tensor, generator: torch.Generator | None) -> Tensor:

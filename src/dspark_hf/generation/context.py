@@ -1,0 +1,83 @@
+"""The drafter's context while decoding, brought up to date only when the drafter is asked.
+
+Shapes: B rows, T tokens, L taps, E hidden size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Tokens that may wait: so many cost the drafter little more than one, and hold little memory.
+MAX_WAITING = 64
+
+
+class PendingContext:
+    """Context of one generation. Features wait until a proposal needs them, and enter the drafter together.
+
+    Rounds without a proposal thus cost the drafter next to nothing.
+
+    Args:
+        drafter ([`DSparkModel`]): The drafter.
+        batch_size (`int`): Number of rows.
+    """
+
+    def __init__(self, drafter: Any, batch_size: int):
+        self._drafter = drafter
+        self._state = drafter.start(batch_size)
+        self._waiting: list[tuple[Tensor, list[int]]] = []
+
+    def add(self, features: Tensor, counts: list[int] | None = None) -> None:
+        """Append tapped states.
+
+        Args:
+            features (`torch.Tensor` of shape `(rows, tokens, taps * hidden)`): Tapped states of the next positions.
+            counts (`list[int]`, *optional*): How many of the tokens each row keeps; all, if not given.
+        """
+        counts = [features.shape[1]] * features.shape[0] if counts is None else counts
+        self._waiting.append((features, counts))
+        if sum(waiting.shape[1] for waiting, _ in self._waiting) > MAX_WAITING:
+            self._flush()
+
+    def select(self, rows: list[int]) -> None:
+        """Keep only these rows, in this order."""
+        self._waiting = [(features[rows], [counts[row] for row in rows]) for features, counts in self._waiting]
+        self._state.select(rows)
+
+    def state(self) -> Any:
+        """The drafter's own state, with everything that was added."""
+        if self._waiting:
+            self._flush()
+        return self._state
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        features, counts = waiting[0] if len(waiting) == 1 else _join(waiting)
+        is_even = min(counts) == features.shape[1]
+        self._drafter.extend(self._state, features, None if is_even else counts)
+
+
+def align_left(features: Tensor, mask: Tensor) -> tuple[Tensor, list[int]]:
+    """Move what `mask` keeps to the front of each row.
+
+    Args:
+        features (`torch.Tensor` of shape `(rows, tokens, width)`): Features of all columns.
+        mask (`torch.BoolTensor` of shape `(rows, tokens)`): Columns to keep; padding may stand on either side.
+
+    Returns:
+        `tuple(torch.Tensor, list[int])`: Features up to the longest row, and how many each row has.
+    """
+    mask = mask.to(features.device)
+    counts = mask.sum(1).tolist()
+    order = (~mask).int().argsort(dim=1, stable=True)[:, : max(counts)]
+    return features.gather(1, order.unsqueeze(-1).expand(-1, -1, features.shape[-1])), counts
+
+
+def _join(chunks: list[tuple[Tensor, list[int]]]) -> tuple[Tensor, list[int]]:
+    """Chunks of features that follow each other as one, each row's tokens without gaps."""
+    features = torch.cat([chunk for chunk, _ in chunks], 1)
+    counts = [sum(column) for column in zip(*(counts for _, counts in chunks), strict=True)]
+    if min(counts) == features.shape[1]:
+        return features, counts
+    kept = [torch.arange(chunk.shape[1]) < torch.tensor(counts).unsqueeze(1) for chunk, counts in chunks]
+    return align_left(features, torch.cat(kept, 1))
