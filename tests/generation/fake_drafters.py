@@ -15,10 +15,24 @@ class FakeState:
     context_lens: list[int]
     features: list[list[torch.Tensor]] = field(default_factory=list)
     row_ids: list[int] = field(default_factory=list)
+    missing: list[int] = field(default_factory=list)
 
     def select(self, rows):
-        self.context_lens = [self.context_lens[row] for row in rows]
-        self.row_ids = [self.row_ids[row] for row in rows]
+        self.context_lens, self.missing, self.row_ids = (
+            [values[row] for row in rows] for values in (self.context_lens, self.missing, self.row_ids)
+        )
+
+    def crop(self, lengths):
+        self.context_lens = list(lengths)
+        for row_id, length in zip(self.row_ids, lengths, strict=True):
+            self.features[row_id] = [torch.cat(self.features[row_id])[:length]]
+
+    def move_to(self, positions):
+        self.missing = [place - length for place, length in zip(positions, self.context_lens, strict=True)]
+
+    @property
+    def positions(self):
+        return [length + missing for length, missing in zip(self.context_lens, self.missing, strict=True)]
 
 
 class FakeDrafter:
@@ -46,7 +60,8 @@ class FakeDrafter:
         return self
 
     def start(self, batch_size):
-        self.state = FakeState([0] * batch_size, [[] for _ in range(batch_size)], list(range(batch_size)))
+        features = [[] for _ in range(batch_size)]
+        self.state = FakeState([0] * batch_size, features, list(range(batch_size)), [0] * batch_size)
         return self.state
 
     def extend(self, state, features, counts=None):
@@ -81,7 +96,7 @@ class OracleDrafter(FakeDrafter):
             known = self.rows[row_id]
             num_right = self.pattern[(self.num_rounds + self.uneven * row_id) % len(self.pattern)]
             confidence[row, :num_right] = 4.0
-            anchor = state.context_lens[row]
+            anchor = state.positions[row]
             if anchor < len(known) and known[anchor] != anchor_ids[row]:
                 self.anchors_were_right = False
             for slot in range(num_slots):

@@ -7,21 +7,11 @@ import torch
 from fake_drafters import OneHotOracle, OracleDrafter, TableDrafter, greedy_oracle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_targets import make_prompt, make_target
+from tiny_targets import make_prompt, make_target, padded_prompts
 from transformers import DynamicCache, LogitsProcessor, StoppingCriteria
 
 from dspark_hf import DSparkModel, SpeculationConfig
 from dspark_hf.generation import decode
-
-
-def padded_prompts(lengths, side, seed=0):
-    """Rows of different lengths, padded with 0, and their mask."""
-    width = max(lengths)
-    ids = torch.zeros(len(lengths), width, dtype=torch.long)
-    for row, length in enumerate(lengths):
-        place = slice(width - length, width) if side == "left" else slice(0, length)
-        ids[row, place] = make_prompt(length, seed=seed + row)[0]
-    return ids, (ids != 0).long()
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

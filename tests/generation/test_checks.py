@@ -30,7 +30,6 @@ def guarded(target, monkeypatch):
         ),
         ({"num_beams": 3, "do_sample": True}, "ask for beam sample"),
         ({"use_cache": False}, "use_cache=False is not supported together with a drafter: leave use_cache at True"),
-        ({"prefill_chunk_size": 4}, "prefill_chunk_size is not supported"),
         ({"prompt_lookup_num_tokens": 4}, "prompt_lookup_num_tokens is not supported.*pass one drafter only"),
         ({"assistant_early_exit": 2}, "assistant_early_exit is not supported"),
         ({"assistant_ensemble_weight": 0.5}, "assistant_ensemble_weight is not supported.*changes the output"),
@@ -62,19 +61,8 @@ def test_speculation_without_a_drafter(guarded):
         guarded.generate(make_prompt(5), speculation=SpeculationConfig(), max_new_tokens=8)
 
 
-def test_inputs_embeds(guarded):
-    embeds = guarded.get_input_embeddings()(make_prompt(5))
-    with pytest.raises(ValueError, match="inputs_embeds are not supported together with a drafter: pass input_ids"):
-        guarded.generate(inputs_embeds=embeds, assistant_model=TableDrafter(64), max_new_tokens=8)
-
-
 def test_caches(target):
     ids = make_prompt(5)
-    cache = DynamicCache(config=target.config)
-    with torch.no_grad():
-        target(ids[:, :3], past_key_values=cache)
-    with pytest.raises(ValueError, match="past_key_values holds 3 tokens already.*pass all tokens"):
-        target.generate(ids, past_key_values=cache, assistant_model=TableDrafter(64), max_new_tokens=8)
     static = StaticCache(config=target.config, max_cache_len=32)
     with pytest.raises(ValueError, match="such as DynamicCache, and LlamaForCausalLM uses StaticCache"):
         target.generate(ids, past_key_values=static, assistant_model=TableDrafter(64), max_new_tokens=8)

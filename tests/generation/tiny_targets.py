@@ -41,3 +41,13 @@ def make_prompt(length, seed=0, batch_size=1, vocab_size=VOCAB_SIZE):
     """Random ids without the padding token, `(batch, length)`."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(1, vocab_size, (batch_size, length), generator=generator)
+
+
+def padded_prompts(lengths, side="left", seed=0):
+    """Rows of different lengths, padded with 0, and their mask."""
+    width = max(lengths)
+    ids = torch.zeros(len(lengths), width, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        place = slice(width - length, width) if side == "left" else slice(0, length)
+        ids[row, place] = make_prompt(length, seed=seed + row)[0]
+    return ids, (ids != 0).long()

@@ -106,6 +106,32 @@ def test_context_grows_in_place_and_can_be_cropped(target):
         state.crop([701])
 
 
+def test_context_that_lacks_tokens(target):
+    """What follows stands at its own positions, in each row."""
+    drafter = make_drafter(target)
+    features, anchors = torch.randn(2, 9, 96), torch.tensor([3, 4])
+    state = drafter.start(2)
+    drafter.extend(state, features[:, :4], [4, 2])
+    state.move_to([10, 2])
+    drafter.extend(state, features[:, 4:])
+    assert state.context_lens == [9, 7] and state.positions(2, "cpu").tolist() == [[15, 16], [7, 8]]
+    blocks = drafter.block_hidden(state, anchors)
+    for row, kept, missing in ((0, 4, 6), (1, 2, 0)):
+        single = drafter.start(1)
+        drafter.extend(single, features[row : row + 1, :kept])
+        without = copy.deepcopy(single)
+        single.move_to([kept + missing])
+        for context in (single, without):
+            drafter.extend(context, features[row : row + 1, 4:])
+        alone = drafter.block_hidden(single, anchors[row : row + 1])
+        torch.testing.assert_close(blocks[row : row + 1], alone, rtol=1e-4, atol=1e-5)
+        # Where the gap stands between two parts of the context, it matters how wide it is.
+        other = drafter.block_hidden(without, anchors[row : row + 1])
+        assert torch.allclose(alone, other, atol=1e-4) == (missing == 0)
+    state.select([1])
+    assert state.positions(1, "cpu").tolist() == [[7]]
+
+
 def test_blocks_do_not_see_each_other_or_the_future(target):
     drafter = make_drafter(target)
     ids, features = torch.randint(VOCAB, (1, 12)), torch.randn(1, 12, 96)

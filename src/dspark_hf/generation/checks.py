@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 from .config import SpeculationConfig
+from .layout import PromptLayout
 
 _OWN_MODES = (GenerationMode.ASSISTED_GENERATION, GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
@@ -49,7 +50,6 @@ def check_options(model: PreTrainedModel, generation_config: GenerationConfig, s
         )
     for option, is_set, instead in (
         ("use_cache=False", not generation_config.use_cache, "leave use_cache at True"),
-        ("prefill_chunk_size", generation_config.prefill_chunk_size is not None, "leave it out"),
         ("prompt_lookup_num_tokens", generation_config.prompt_lookup_num_tokens is not None, "pass one drafter only"),
         ("use_mtp", bool(generation_config.use_mtp), "pass one drafter only"),
         ("assistant_early_exit", generation_config.assistant_early_exit is not None, "pass one drafter only"),
@@ -65,14 +65,8 @@ def check_options(model: PreTrainedModel, generation_config: GenerationConfig, s
             )
 
 
-def check_inputs(model: PreTrainedModel, input_ids: Tensor, model_kwargs: dict[str, Any]) -> None:
-    """Raise `ValueError` for inputs that cannot be continued."""
-    if model_kwargs.get("inputs_embeds") is not None:
-        raise ValueError(
-            "inputs_embeds are not supported together with a drafter: pass input_ids, or generate without a drafter."
-        )
-    if input_ids.shape[1] == 0:
-        raise ValueError("The prompt is empty; a drafter needs at least one token of input_ids to start from.")
+def check_cache(model: PreTrainedModel, model_kwargs: dict[str, Any]) -> None:
+    """Raise `ValueError` for a cache that rejected tokens cannot be taken out of."""
     cache = model_kwargs.get("past_key_values")
     name = type(model).__name__
     if not isinstance(cache, DynamicCache) or not cache.is_croppable:
@@ -81,10 +75,20 @@ def check_inputs(model: PreTrainedModel, input_ids: Tensor, model_kwargs: dict[s
             f"A drafter needs a cache that rejected tokens can be taken out of, such as DynamicCache, and {name} uses "
             f"{got}. Leave out cache_implementation and past_key_values, or generate without a drafter."
         )
-    if cache.get_seq_length() > 0:
+
+
+def check_chunks(layout: PromptLayout, model_kwargs: dict[str, Any], generation_config: GenerationConfig) -> None:
+    """Raise `ValueError` where a prompt is to be processed in chunks and cannot be."""
+    chunk_size = generation_config.prefill_chunk_size
+    if chunk_size is None:
+        return
+    if not isinstance(chunk_size, int) or chunk_size < 1:
+        raise ValueError(f"prefill_chunk_size must be a positive int, got {chunk_size!r}.")
+    others = [name for name in MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL if model_kwargs.get(name) is not None]
+    if others and layout.num_columns - layout.num_cached > chunk_size:
         raise ValueError(
-            f"past_key_values holds {cache.get_seq_length()} tokens already, and the drafter has not seen their "
-            "states. Leave past_key_values out and pass all tokens, or generate without a drafter."
+            f"prefill_chunk_size={chunk_size} would split the prompt, and with it {others}, which is not supported "
+            "together with a drafter: leave prefill_chunk_size out, or generate without a drafter."
         )
 
 

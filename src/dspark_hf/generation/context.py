@@ -20,11 +20,12 @@ class PendingContext:
     Args:
         drafter ([`DSparkModel`]): The drafter.
         batch_size (`int`): Number of rows.
+        state ([`DraftState`], *optional*): Context to go on with; an empty one, if not given.
     """
 
-    def __init__(self, drafter: Any, batch_size: int):
+    def __init__(self, drafter: Any, batch_size: int, state: Any = None):
         self._drafter = drafter
-        self._state = drafter.start(batch_size)
+        self._state = drafter.start(batch_size) if state is None else state
         self._waiting: list[tuple[Tensor, list[int]]] = []
 
     def add(self, features: Tensor, counts: list[int] | None = None) -> None:

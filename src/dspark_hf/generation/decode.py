@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from .checks import check_drafter, check_inputs, check_mode, check_options
+from .checks import check_cache, check_chunks, check_drafter, check_mode, check_options
 from .config import SpeculationConfig
+from .layout import PromptLayout
 from .proposing import Proposer
 from .sampling import TokenChooser
 from .settling import Settler
@@ -19,6 +20,7 @@ from .stats import ConfidenceLog, SpeculationStats, Stopwatch
 from .stopping import StopRules
 from .target import TargetRunner
 from .transcript import Transcript
+from .turns import DraftContext
 
 # Most tokens of a forward pass over padding.
 CATCH_UP_LEN = 64
@@ -69,12 +71,14 @@ def speculative_generate(
     check_drafter(drafter, speculation)
     check_mode(generation_config.get_generation_mode(), generation_config)
     check_options(model, generation_config, synced_gpus)
-    check_inputs(model, input_ids, model_kwargs)
+    check_cache(model, model_kwargs)
+    layout = PromptLayout.of(input_ids, model_kwargs, generation_config)
+    check_chunks(layout, model_kwargs, generation_config)
     if not drafter.is_bound_to(model):
         drafter.bind(model, check_name=speculation.check_target)
     loop = SpeculativeLoop(
-        model, drafter, speculation, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs,
-        streamer,
+        model, drafter, speculation, input_ids, layout, logits_processor, stopping_criteria, generation_config,
+        model_kwargs, streamer,
     )  # fmt: skip
     return loop.run()
 
@@ -97,6 +101,7 @@ class SpeculativeLoop:
         drafter: Any,
         speculation: SpeculationConfig,
         input_ids: Tensor,
+        layout: PromptLayout,
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
@@ -116,34 +121,37 @@ class SpeculativeLoop:
         self.chooser = TokenChooser(
             logits_processor, bool(generation_config.do_sample), input_ids.shape[0], speculation.seed
         )
-        self.target = TargetRunner(
-            model, drafter.config.target_layer_ids, model_kwargs, tuple(input_ids.shape), rules.max_length
-        )
+        self.target = TargetRunner(model, drafter.config.target_layer_ids, model_kwargs, layout, rules.max_length)
         # A single row has ended when all is over.
         keeps_rows = is_returned or input_ids.shape[0] == 1 or not self.target.can_drop_rows
         self.transcript = Transcript(input_ids, rules, generation_config, keeps_rows, streamer)
         self.settler = Settler(self.chooser, self.transcript)
         self.needs_level_rows = self.chooser.in_order or streamer is not None or rules.needs_level_rows
-        self.proposer = Proposer(drafter, speculation.length_policy(), self.chooser, self.transcript, self.watch)
+        self.context = DraftContext(drafter, cache, layout, model_kwargs.get("attention_mask"), is_returned)
+        self.proposer = Proposer(
+            drafter, speculation.length_policy(), self.chooser, self.transcript, self.watch, self.context
+        )
 
     def run(self) -> Tensor | GenerateDecoderOnlyOutput:
         """Generate to the end."""
         transcript = self.transcript
         try:
-            with self.watch.part("prefill"):
-                logits = self.target.prefill(transcript.prefix)
+            logits = self._read_prompt()
             num_rows = len(transcript.lens)
             transcript.in_step = num_rows > 1 and (self.needs_level_rows or not self.target.takes_uneven_rows)
             self.settler.settle(logits, transcript.ids[:, :0], None, [0] * num_rows)
             transcript.end_round(accepted_len=0)
-            if not transcript.is_over:
-                self._read_prompt()
+            rows = self._rows_to_keep()
+            if rows:
+                self._drop_others(rows)
+                self.target.commit([0] * len(rows), transcript.lens, rows)
             while not transcript.is_over:
                 if any(transcript.live):
                     self._round()
                 else:
                     self._catch_up()
             transcript.end()
+            self.context.leave()
         finally:
             self.watch.stop()
             self.target.close()
@@ -151,6 +159,15 @@ class SpeculativeLoop:
             self.stats.confidences = self.confidences.read()
             self.drafter.last_stats = self.stats
         return self._result()
+
+    def _read_prompt(self) -> Tensor:
+        """Logits of the first new token; target and drafter have then read the prompt."""
+        chunk_size = self.generation_config.prefill_chunk_size
+        with self.watch.part("prefill"):
+            for chunk_logits in self.target.prefill(self.transcript.prefix, chunk_size):
+                self.context.read_prompt(self.target.take_prompt())
+                logits = chunk_logits
+        return logits
 
     def _round(self) -> None:
         transcript = self.transcript
@@ -177,14 +194,15 @@ class SpeculativeLoop:
         if rows is not None and not rows:
             return
         num_taken = num_taken if rows is None else [num_taken[row] for row in rows]
-        features = None if transcript.is_over else self.target.take_features(max(num_taken), rows)
+        is_read = self.context.is_left or not transcript.is_over
+        features = self.target.take_features(max(num_taken), rows) if is_read else None
         self._drop_others(rows)
         # A row's last token is its next anchor, which the target has not processed: of the block's inputs as many
         # stand as tokens were taken.
         self.target.commit([num_block - count for count in num_taken], transcript.lens, rows)
         if features is not None:
             with self.watch.part("drafter"):
-                self.proposer.read(features, num_taken)
+                self.context.add(features, transcript.count_unpadded(num_taken))
 
     def _rows_to_keep(self) -> list[int] | None:
         """Rows that go on; None if all do, or all stay until the last has ended."""
@@ -196,7 +214,7 @@ class SpeculativeLoop:
     def _drop_others(self, rows: list[int] | None) -> None:
         if rows is not None:
             self.transcript.keep(rows)
-            self.proposer.select(rows)
+            self.context.select(rows)
 
     def _catch_up(self) -> None:
         """Process the padding of rows that ended early, up to the longest row: its cache and scores are returned."""
@@ -209,15 +227,7 @@ class SpeculativeLoop:
             logits = self.target.verify(transcript.ids, transcript.lens, num_block)
         scores = None if transcript.scores is None else self.settler.block_scores(logits)
         transcript.fill(counts, scores, logits)
-        self.target.commit([num_block - count for count in counts], transcript.lens)
-
-    def _read_prompt(self) -> None:
-        with self.watch.part("prefill"):
-            self.proposer.read_prompt(self.target.take_features(), self.target.prompt_mask())
-        rows = self._rows_to_keep()
-        if rows is not None:
-            self._drop_others(rows)
-            self.target.commit([0] * len(rows), self.transcript.lens, rows)
+        self._commit(num_block, counts)
 
     def _result(self) -> Tensor | GenerateDecoderOnlyOutput:
         transcript = self.transcript

@@ -12,7 +12,7 @@ from torch import Tensor
 from dspark_hf.modeling.drafting import Proposal
 from dspark_hf.ops.verify import survival
 
-from .context import PendingContext, align_left
+from .context import PendingContext
 from .policy import FixedLength
 from .sampling import TokenChooser
 from .stats import Stopwatch
@@ -46,43 +46,25 @@ class Proposer:
         chooser ([`TokenChooser`]): Picks draft tokens.
         transcript ([`Transcript`]): The tokens so far.
         watch ([`Stopwatch`]): Measures the drafter.
+        context ([`PendingContext`]): What the drafter has read.
     """
 
     def __init__(
-        self, drafter: Any, policy: FixedLength, chooser: TokenChooser, transcript: Transcript, watch: Stopwatch
+        self,
+        drafter: Any,
+        policy: FixedLength,
+        chooser: TokenChooser,
+        transcript: Transcript,
+        watch: Stopwatch,
+        context: PendingContext,
     ):
         self._drafter = drafter
         self._policy = policy
         self._chooser = chooser
         self._transcript = transcript
         self._watch = watch
-        self._context = PendingContext(drafter, len(transcript.lens))
+        self._context = context
         self._num_slots = policy.limit(drafter.config.num_slots)
-
-    def read_prompt(self, features: Tensor, mask: Tensor | None) -> None:
-        """Begin with the prompt.
-
-        Args:
-            features (`torch.Tensor` of shape `(rows, prompt, taps * hidden)`): The target's features of the prompt.
-            mask (`torch.BoolTensor` of shape `(rows, prompt)`, *optional*): Its attention mask.
-        """
-        counts = None
-        if mask is not None:
-            features, counts = align_left(features, mask)
-        self._context.add(features, counts)
-
-    def read(self, features: Tensor, counts: list[int]) -> None:
-        """Go on with what stands of a block.
-
-        Args:
-            features (`torch.Tensor` of shape `(rows, tokens, taps * hidden)`): The target's features of its tokens.
-            counts (`list[int]`): How many of them stand, of each row.
-        """
-        self._context.add(features, counts)
-
-    def select(self, rows: list[int]) -> None:
-        """Go on with these rows only."""
-        self._context.select(rows)
 
     def propose(self) -> Offer:
         """Draft what the rows have room for."""

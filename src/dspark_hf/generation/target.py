@@ -1,9 +1,10 @@
 """The target in the decoding loop: prefill with taps, verification of a block, commit of what was accepted.
 
 Rows of different lengths all end at the cache's last column: column c of a row holds its token c - (longest - length).
-Shapes: B batch, T prompt, w tokens of one forward pass, L taps, E hidden size, V vocabulary.
+Shapes: B batch, w tokens of one forward pass, L taps, E hidden size, V vocabulary.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,6 +12,10 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from .compaction import compact, is_compactable
+from .layout import PromptLayout
+
+# Most tokens of a prompt whose features are handed over at once.
+PIECE_LEN = 1024
 
 
 class TargetRunner:
@@ -20,8 +25,8 @@ class TargetRunner:
         model (`PreTrainedModel`): The target.
         tap_layer_ids (`list[int]`): Layers to tap; the tap of layer i is `hidden_states[i + 1]`.
         model_kwargs (`dict`): What `generate()` prepared for the forward passes.
-        prompt_shape (`tuple(int, int)`): Rows of the batch, and tokens of the prompt.
-        max_length (`int`): Most tokens, prompt included.
+        layout ([`PromptLayout`]): Where the prompt stands.
+        max_length (`int`): Most token ids of a row, those of the prompt included.
     """
 
     def __init__(
@@ -29,17 +34,17 @@ class TargetRunner:
         model: PreTrainedModel,
         tap_layer_ids: list[int],
         model_kwargs: dict[str, Any],
-        prompt_shape: tuple[int, int],
+        layout: PromptLayout,
         max_length: int,
     ):
         self._model = model
         self._taps = [layer_id + 1 for layer_id in tap_layer_ids]
         self.cache: Cache = model_kwargs["past_key_values"]
         self._kwargs = dict(model_kwargs)
-        self._batch_size, self._prompt_len = prompt_shape
-        prompt_len = self._prompt_len
-        self._num_new = max_length - prompt_len
-        self._num_columns = 0
+        self._embeds = self._kwargs.pop("inputs_embeds", None)
+        self._layout = layout
+        self._num_new = max_length - layout.num_ids
+        self._num_columns = layout.num_cached
         self._taps_of_pass: list[Tensor] = []
         # What grows with every token is laid out once, up to the end.
         self._mask = self._kwargs.pop("attention_mask", None)
@@ -74,21 +79,47 @@ class TargetRunner:
             appended = last.expand(shape)
         else:
             appended = last.new_zeros(shape)
-        values = torch.cat([prompt_values, appended], -1)
-        return values.expand(*values.shape[:-2], self._batch_size, -1)
+        # Of cached columns nothing is read, and they may be missing.
+        num_missing = self._layout.num_columns - prompt_values.shape[-1]
+        missing = prompt_values.new_zeros(*last.shape[:-1], max(num_missing, 0))
+        values = torch.cat([missing, prompt_values[..., max(-num_missing, 0) :], appended], -1)
+        return values.expand(*values.shape[:-2], self._layout.num_rows, -1)
 
     @torch.no_grad()
-    def prefill(self, input_ids: Tensor) -> Tensor:
-        """Process the prompt `(batch, prompt)`; returns the logits `(batch, 1, vocab)` of the first new token.
+    def prefill(self, input_ids: Tensor, chunk_size: int | None = None) -> Iterator[Tensor]:
+        """Process what is not cached of the prompt, in chunks; features are to be taken after each.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, ids)`): The ids.
+            chunk_size (`int`, *optional*): Most tokens of one forward pass; all, if not given.
+
+        Yields:
+            `torch.Tensor` of shape `(batch, 1, vocab)`: Logits behind the chunk; in the end, of the first new token.
 
         Raises:
             `ValueError`: If the target does not return hidden states.
         """
-        prompt_lens = [input_ids.shape[1]] * input_ids.shape[0]
-        logits = self._forward(input_ids, prompt_lens, input_ids.shape[1], num_logits=1, is_first=True)
+        start, end = self._layout.num_cached, self._layout.num_columns
+        for begin in range(start, end, chunk_size or end):
+            stop = min(begin + (chunk_size or end), end)
+            yield self._prefill_pass(input_ids, begin, stop)
         # From here on rejected tokens must be taken back; before, it would only keep what a sliding window drops.
         self.cache.activate_past_recording()
-        return logits
+
+    def _prefill_pass(self, ids: Tensor, begin: int, stop: int) -> Tensor:
+        """Process columns `begin` to `stop` of the prompt."""
+        self._num_columns = stop
+        kwargs = {name: values[..., :stop] for name, values in self._by_column.items()}
+        if "position_ids" in kwargs:
+            kwargs["position_ids"] = kwargs["position_ids"][..., begin:]
+        if self._mask is not None:
+            kwargs["attention_mask"] = self._mask[:, :stop]
+        if self._embeds is not None:
+            kwargs["inputs_embeds"] = self._embeds[:, :stop]
+        else:
+            ids = ids[:, : stop - self._layout.shift]
+        options = {"next_sequence_length": stop - begin, "is_first_iteration": True}
+        return self._forward(ids, kwargs, num_logits=1, **options)
 
     @torch.no_grad()
     def verify(self, ids: Tensor, lens: list[int], num_block: int) -> Tensor:
@@ -102,8 +133,14 @@ class TargetRunner:
         Returns:
             `torch.Tensor` of shape `(batch, num_block, vocab)`: Logits.
         """
-        ends = [length - 1 + num_block for length in lens]
-        return self._forward(ids, ends, num_block, num_logits=num_block, is_first=False)
+        ids, kwargs = self._inputs(ids, [length - 1 + num_block for length in lens], num_block)
+        return self._forward(ids, kwargs, num_logits=num_block, next_sequence_length=num_block)
+
+    def take_prompt(self) -> Iterator[Tensor]:
+        """Features `(batch, tokens, taps * hidden)` of the latest pass, in pieces, so that no copy of all is made."""
+        taps, self._taps_of_pass = self._taps_of_pass, []
+        for begin in range(0, taps[0].shape[1], PIECE_LEN):
+            yield torch.cat([tap[:, begin : begin + PIECE_LEN].to(taps[0].device) for tap in taps], -1)
 
     def take_features(self, num_tokens: int | None = None, rows: list[int] | None = None) -> Tensor:
         """Features `(batch, num_tokens, taps * hidden)` of the latest pass's first tokens; to be taken once.
@@ -123,7 +160,7 @@ class TargetRunner:
             lens (`list[int]`): Tokens of each of these rows, the last of which is not in the cache.
             rows (`list[int]`, *optional*): Rows that stay; all, if not given.
         """
-        width = max(lens) - 1
+        width = max(lens) - 1 + self._layout.shift
         if rows is None and min(num_rejected) == max(num_rejected) == self._num_columns - width:
             # Also where nothing was rejected: sliding windows are trimmed here.
             self.cache.crop(-num_rejected[0])
@@ -140,42 +177,37 @@ class TargetRunner:
             if getattr(layer, "record_past", False):
                 layer.record_past = False
 
-    def prompt_mask(self) -> Tensor | None:
-        """Attention mask of the prompt, `(batch, prompt)` bool; None where nothing is padded."""
-        return None if self._mask is None else self._mask[:, : self._prompt_len].bool()
-
     def _inputs(self, ids: Tensor, ends: list[int], num_inputs: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Token ids `(batch, columns)` as they stand in the cache, mask and what else belongs to columns."""
-        end = self._num_columns = max(ends)
+        end = max(ends)
+        num_columns = self._num_columns = end + self._layout.shift
         if min(ends) == end:
-            kwargs = {name: values[..., end - num_inputs : end] for name, values in self._by_column.items()}
+            inputs = slice(num_columns - num_inputs, num_columns)
+            kwargs = {name: values[..., inputs] for name, values in self._by_column.items()}
             if self._mask is not None:
-                kwargs["attention_mask"] = self._mask[:, :end]
+                kwargs["attention_mask"] = self._mask[:, :num_columns]
             return ids[:, :end], kwargs
         shifts = torch.tensor([end - row_end for row_end in ends], device=ids.device)
-        places = torch.arange(end, device=ids.device) - shifts.unsqueeze(1)  # [B, columns]
+        places = torch.arange(num_columns, device=ids.device) - shifts.unsqueeze(1)  # [B, columns]
         is_token = places >= 0
         # Drafts that a row has no room for are given the last position: they are never taken.
-        places.clamp_(0, self._prompt_len + self._num_new - 1)
+        places.clamp_(0, self._layout.num_columns + self._num_new - 1)
         mask = is_token.long()
         if self._mask is not None:
             mask = self._mask.gather(1, places.to(self._mask.device)) * mask.to(self._mask)
         kwargs = {name: _gather(values, places[:, -num_inputs:]) for name, values in self._by_column.items()}
-        return ids.gather(1, places), {"attention_mask": mask, **kwargs}
+        ids = ids.gather(1, (places[:, -end:] - self._layout.shift).clamp_min_(0))
+        return ids, {"attention_mask": mask, **kwargs}
 
-    def _forward(self, ids: Tensor, ends: list[int], num_inputs: int, num_logits: int, is_first: bool) -> Tensor:
-        ids, kwargs = self._inputs(ids, ends, num_inputs)
+    def _forward(self, ids: Tensor, kwargs: dict[str, Any], num_logits: int, **options: Any) -> Tensor:
         # About 20 microseconds, and some models need it.
-        inputs = self._model.prepare_inputs_for_generation(
-            ids,
-            next_sequence_length=None if is_first else num_inputs,
-            is_first_iteration=is_first,
-            **self._kwargs,
-            **kwargs,
-        )
+        inputs = self._model.prepare_inputs_for_generation(ids, **options, **self._kwargs, **kwargs)
+        if self.cache.get_seq_length() == 0:
+            # Models with two rope scalings drop the cache of a long prompt, which is no loss.
+            inputs["past_key_values"] = self.cache
         if inputs.get("past_key_values") is not self.cache:
             raise ValueError(
-                f"{type(self._model).__name__} dropped its cache at {ids.shape[1]} tokens to compute all of them "
+                f"{type(self._model).__name__} dropped its cache at {self._num_columns} tokens to compute all of them "
                 "anew, as models with two rope scalings do. Speculative decoding cannot cross that length: generate "
                 "up to it, or generate without a drafter."
             )

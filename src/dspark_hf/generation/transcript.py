@@ -51,6 +51,7 @@ class Transcript:
         self.ids = input_ids.new_zeros(batch_size, rules.max_length + 1)
         self.ids[:, :prompt_len] = input_ids
         self.lens = [prompt_len] * batch_size
+        self._unpadded_lens = list(self.lens)
         self.row_ids = list(range(batch_size))
         self.finished = [False] * batch_size
         self.in_step = False
@@ -103,6 +104,14 @@ class Transcript:
         if self.is_level:
             return self.ids[:, self.lens[0] - 1]
         return self.ids.gather(1, torch.tensor(self.lens, device=self.ids.device).unsqueeze(1) - 1).squeeze(1)
+
+    def count_unpadded(self, counts: list[int]) -> list[int]:
+        """How many of the latest `counts[row]` tokens that the target has processed are no padding, per row.
+
+        It has processed all but the last token of a row. Padding of the prompt counts as tokens.
+        """
+        ends = zip(self.lens, self._unpadded_lens, counts, strict=True)
+        return [min(end - 1, last) - min(end - 1 - count, last) for end, last, count in ends]
 
     def note_drafts(self, draft_ids: Tensor) -> None:
         """Write drafts behind the tokens so far, without counting them."""
@@ -163,7 +172,9 @@ class Transcript:
             if not live[row]:
                 self.ids[row, self.lens[row]] = tokens[row] = self.pad_id
             self.lens[row] += 1
-            self.num_made += live[row]
+            if live[row]:
+                self._unpadded_lens[row] = self.lens[row]
+                self.num_made += 1
 
     def _record(self, rows: list[int], index: int, scores: Tensor, logits: Tensor) -> None:
         for store, values in ((self.scores, scores), (self.logits, logits)):
@@ -208,8 +219,8 @@ class Transcript:
         for row in set(range(len(self.lens))) - set(rows):
             self._ended[self.row_ids[row]] = self.ids[row, : self.lens[row]].clone()
         self.ids = self.ids[rows]
-        self.lens, self.row_ids, self.finished = (
-            [values[row] for row in rows] for values in (self.lens, self.row_ids, self.finished)
+        self.lens, self._unpadded_lens, self.row_ids, self.finished = (
+            [values[row] for row in rows] for values in (self.lens, self._unpadded_lens, self.row_ids, self.finished)
         )
 
     def end_round(self, accepted_len: int) -> None:

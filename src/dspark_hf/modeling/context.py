@@ -40,6 +40,8 @@ class DraftState:
 
     def __init__(self, batch_size: int, num_layers: int):
         self.context_lens: list[int] = [0] * batch_size
+        # Position of each row's column 0: not 0 where the context lacks what stands at the start of a text.
+        self._first_positions: list[int] = [0] * batch_size
         self._keys: list[Tensor | None] = [None] * num_layers
         self._values: list[Tensor | None] = [None] * num_layers
 
@@ -48,11 +50,18 @@ class DraftState:
         return min(self.context_lens) == max(self.context_lens)
 
     def positions(self, num_tokens: int, device: torch.device) -> Tensor:
-        """Positions `(batch, num_tokens)` of the next tokens; `(1, num_tokens)` when all rows are equally long."""
+        """Positions `(batch, num_tokens)` of the next tokens; `(1, num_tokens)` when they are the same in all rows."""
+        starts = [length + first for length, first in zip(self.context_lens, self._first_positions, strict=True)]
         steps = torch.arange(num_tokens, device=device)
-        if self.is_uniform:
-            return (steps + self.context_lens[0]).unsqueeze(0)
-        return torch.tensor(self.context_lens, device=device).unsqueeze(1) + steps
+        if min(starts) == max(starts):
+            return (steps + starts[0]).unsqueeze(0)
+        return torch.tensor(starts, device=device).unsqueeze(1) + steps
+
+    def move_to(self, positions: Sequence[int]) -> None:
+        """Let each row's next token stand at a position, because the context lacks tokens before it."""
+        self._first_positions = [
+            int(position) - length for position, length in zip(positions, self.context_lens, strict=True)
+        ]
 
     def block_mask(self, num_tokens: int, device: torch.device) -> Tensor | None:
         """Which columns a block may see, `(batch, 1, 1, columns)` bool; None when all rows are equally long."""
@@ -91,6 +100,7 @@ class DraftState:
                     index = torch.tensor(list(rows), device=buffer.device) if index is None else index
                     buffers[layer] = buffer.index_select(0, index.to(buffer.device))
         self.context_lens = [self.context_lens[row] for row in rows]
+        self._first_positions = [self._first_positions[row] for row in rows]
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Write `(batch, heads, tokens, dim)` behind each row's context; returns context and tokens together."""
@@ -107,7 +117,8 @@ class DraftState:
         if self.is_uniform:
             buffer[:, :, end - num_tokens : end] = new
         else:
-            columns = self.positions(num_tokens, new.device)  # [B, T]
+            ends = torch.tensor(self.context_lens, device=new.device).unsqueeze(1)
+            columns = ends + torch.arange(num_tokens, device=new.device)  # [B, T]
             rows = torch.arange(new.shape[0], device=new.device).unsqueeze(1)
             buffer[rows, :, columns] = new.transpose(1, 2)
         return buffer[:, :, :end]
@@ -116,9 +127,9 @@ class DraftState:
     def _reserve(buffer: Tensor | None, new: Tensor, num_columns: int) -> Tensor:
         if buffer is not None and buffer.shape[2] >= num_columns:
             return buffer
-        # Doubling keeps the cost of growing constant per token.
+        # Growing by a share keeps its cost constant per token, and little stays unused behind a long prompt.
         batch_size, num_heads, _, head_dim = new.shape
-        grown = new.new_zeros(batch_size, num_heads, max(2 * num_columns, 256), head_dim)
+        grown = new.new_zeros(batch_size, num_heads, num_columns + max(num_columns // 4, 256), head_dim)
         if buffer is not None:
             grown[:, :, : buffer.shape[2]] = buffer
         return grown
