@@ -55,8 +55,6 @@ def check_options(model: PreTrainedModel, generation_config: GenerationConfig, s
         ("assistant_early_exit", generation_config.assistant_early_exit is not None, "pass one drafter only"),
         ("assistant_ensemble_weight", generation_config.assistant_ensemble_weight is not None,
          "leave it out: it changes the output, and a drafter never does"),
-        ("output_hidden_states", _is_recorded(generation_config, "output_hidden_states"), "leave it out"),
-        ("output_attentions", _is_recorded(generation_config, "output_attentions"), "leave it out"),
         ("synced_gpus", synced_gpus, "run one target per process, not sharded by FSDP or ZeRO-3"),
     ):  # fmt: skip
         if is_set:
@@ -90,7 +88,3 @@ def check_chunks(layout: PromptLayout, model_kwargs: dict[str, Any], generation_
             f"prefill_chunk_size={chunk_size} would split the prompt, and with it {others}, which is not supported "
             "together with a drafter: leave prefill_chunk_size out, or generate without a drafter."
         )
-
-
-def _is_recorded(generation_config: GenerationConfig, name: str) -> bool:
-    return bool(generation_config.return_dict_in_generate and getattr(generation_config, name))

@@ -14,6 +14,7 @@ from .checks import check_cache, check_chunks, check_drafter, check_mode, check_
 from .config import SpeculationConfig
 from .layout import PromptLayout
 from .proposing import Proposer
+from .recording import StateRecorder
 from .sampling import TokenChooser
 from .settling import Settler
 from .stats import ConfidenceLog, SpeculationStats, Stopwatch
@@ -88,9 +89,9 @@ class SpeculativeLoop:
 
     Each row of a batch takes as many drafts as stand, and leaves the work when it has ended, unless the cache is
     returned. Rows grow in step, that is, a round ends where the first row's draft is rejected, where something must
-    see the whole batch: a streamer, an unknown or stateful processor, a stopping criterion without an eos token; and
-    where the target cannot tell rows apart (no position ids, a cache of an unknown kind, attention in chunks of
-    columns, rotary frequencies that depend on the longest row).
+    see the whole batch: a streamer, an unknown or stateful processor, a stopping criterion without an eos token,
+    recorded hidden states or attentions; and where the target cannot tell rows apart (no position ids, a cache of an
+    unknown kind, attention in chunks of columns, rotary frequencies that depend on the longest row).
 
     Args: as of [`speculative_generate`], checked.
     """
@@ -121,12 +122,17 @@ class SpeculativeLoop:
         self.chooser = TokenChooser(
             logits_processor, bool(generation_config.do_sample), input_ids.shape[0], speculation.seed
         )
-        self.target = TargetRunner(model, drafter.config.target_layer_ids, model_kwargs, layout, rules.max_length)
+        self.recorder = StateRecorder(model, cache, generation_config)
+        self.target = TargetRunner(
+            model, drafter.config.target_layer_ids, model_kwargs, layout, rules.max_length, self.recorder
+        )
         # A single row has ended when all is over.
         keeps_rows = is_returned or input_ids.shape[0] == 1 or not self.target.can_drop_rows
         self.transcript = Transcript(input_ids, rules, generation_config, keeps_rows, streamer)
         self.settler = Settler(self.chooser, self.transcript)
-        self.needs_level_rows = self.chooser.in_order or streamer is not None or rules.needs_level_rows
+        self.needs_level_rows = (
+            self.chooser.in_order or streamer is not None or rules.needs_level_rows or self.recorder.is_on
+        )
         self.context = DraftContext(drafter, cache, layout, model_kwargs.get("attention_mask"), is_returned)
         self.proposer = Proposer(
             drafter, speculation.length_policy(), self.chooser, self.transcript, self.watch, self.context
@@ -184,6 +190,9 @@ class SpeculativeLoop:
             if live[row]:
                 self.stats.record(row_ids[row], offer.lens[row], accepted_lens[row], num_taken[row])
         self.confidences.note(live, offer.confidence_logits)
+        if self.recorder.is_on:
+            # Rows then grow in step.
+            self.recorder.note_block(self.target.outputs, num_taken[0])
         transcript.end_round(accepted_lens[0])
         self._commit(num_block, num_taken)
 
@@ -237,5 +246,7 @@ class SpeculativeLoop:
             sequences=transcript.sequences(),
             scores=None if transcript.scores is None else tuple(transcript.scores),
             logits=None if transcript.logits is None else tuple(transcript.logits),
+            hidden_states=None if self.recorder.hidden_states is None else tuple(self.recorder.hidden_states),
+            attentions=None if self.recorder.attentions is None else tuple(self.recorder.attentions),
             past_key_values=self.target.cache,
         )

@@ -13,6 +13,7 @@ from transformers import Cache, PreTrainedModel
 
 from .compaction import compact, is_compactable
 from .layout import PromptLayout
+from .recording import StateRecorder
 
 # Most tokens of a prompt whose features are handed over at once.
 PIECE_LEN = 1024
@@ -27,6 +28,10 @@ class TargetRunner:
         model_kwargs (`dict`): What `generate()` prepared for the forward passes.
         layout ([`PromptLayout`]): Where the prompt stands.
         max_length (`int`): Most token ids of a row, those of the prompt included.
+        recorder ([`StateRecorder`], *optional*): Gets hidden states and attentions of the prompt.
+
+    Attributes:
+        outputs (`ModelOutput` or `None`): Those of the latest pass, if there is something to record.
     """
 
     def __init__(
@@ -36,6 +41,7 @@ class TargetRunner:
         model_kwargs: dict[str, Any],
         layout: PromptLayout,
         max_length: int,
+        recorder: StateRecorder | None = None,
     ):
         self._model = model
         self._taps = [layer_id + 1 for layer_id in tap_layer_ids]
@@ -43,6 +49,11 @@ class TargetRunner:
         self._kwargs = dict(model_kwargs)
         self._embeds = self._kwargs.pop("inputs_embeds", None)
         self._layout = layout
+        self._recorder = recorder if recorder is not None and recorder.is_on else None
+        self.outputs: Any = None
+        # Asked for with each pass, where they are recorded or tapped.
+        self._kwargs.pop("output_hidden_states", None)
+        self._kwargs.pop("output_attentions", None)
         self._num_new = max_length - layout.num_ids
         self._num_columns = layout.num_cached
         self._taps_of_pass: list[Tensor] = []
@@ -119,7 +130,10 @@ class TargetRunner:
         else:
             ids = ids[:, : stop - self._layout.shift]
         options = {"next_sequence_length": stop - begin, "is_first_iteration": True}
-        return self._forward(ids, kwargs, num_logits=1, **options)
+        logits = self._forward(ids, kwargs, num_logits=1, **options)
+        if self._recorder is not None:
+            self._recorder.note_prompt(self.outputs)
+        return logits
 
     @torch.no_grad()
     def verify(self, ids: Tensor, lens: list[int], num_block: int) -> Tensor:
@@ -213,7 +227,12 @@ class TargetRunner:
             )
         if "logits_to_keep" in inputs:
             inputs["logits_to_keep"] = num_logits
-        outputs = self._model(**inputs, output_hidden_states=self._taps, return_dict=True)
+        if self._recorder is None:
+            outputs = self._model(**inputs, output_hidden_states=self._taps, return_dict=True)
+        else:
+            records = {"output_attentions": True} if self._recorder.attentions is not None else {}
+            outputs = self._model(**inputs, **records, output_hidden_states=True, return_dict=True)
+            self.outputs = outputs
         if outputs.hidden_states is None:
             raise ValueError(
                 f"{type(self._model).__name__} returns no hidden states, so a drafter cannot read it. Generate "
