@@ -2,19 +2,25 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "examples" / "accelerate"
 SCRIPT = Path(__file__).with_name("train_tiny.py")
 
 
 def run(folder, *launcher, **arguments):
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, *launcher, str(SCRIPT), str(folder), json.dumps(arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
@@ -34,3 +40,32 @@ def test_two_processes_equal_one(tmp_path):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     two = run(tmp_path / "two", *launcher, per_device_train_batch_size=2)
     assert_same(one, two)
+
+
+@pytest.mark.slow
+def test_fsdp2_equals_one_process_and_resumes(tmp_path):
+    one = run(tmp_path / "one", per_device_train_batch_size=4)
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "fsdp2.yaml"))
+    launcher = (*launcher, "--num_processes", "2", "--mixed_precision", "no")
+    arguments = {"per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 2}
+    sharded = run(tmp_path / "two", *launcher, **arguments)
+    assert_same(one, sharded)
+    # What it saves is an ordinary drafter.
+    saved = load_file(tmp_path / "two" / "checkpoint-4" / "model.safetensors")
+    assert all(torch.equal(tensor, sharded[name]) for name, tensor in saved.items())
+    shutil.rmtree(tmp_path / "two" / "checkpoint-4")
+    resumed = run(tmp_path / "two", *launcher, **arguments, resume_from_checkpoint="True")
+    for name, tensor in sharded.items():
+        assert torch.equal(resumed[name], tensor), name
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configs_are_what_accelerate_reads(path):
+    # Reading it refuses unknown keys of the first level; those inside are options of the launcher.
+    config = load_config_from_file(str(path))
+    options = set(vars(launch_command_parser().parse_args([path.name])))
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    inside = {key for section in given.values() if isinstance(section, dict) for key in section}
+    assert inside - options == set()
+    assert config.num_processes == 8 and config.mixed_precision == "bf16"
+    assert f"--config_file examples/accelerate/{path.name}" in path.read_text(encoding="utf-8")

@@ -4,9 +4,11 @@ python train_tiny.py FOLDER '{"max_steps": 8, ...}'
 """
 
 import json
+import os
 import sys
 
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -30,6 +32,9 @@ def main(folder: str, arguments: dict) -> None:
                 "report_to": "none", "disable_tqdm": True, "num_eval_prompts": 4, "eval_max_new_tokens": 8,
                 "per_device_eval_batch_size": 1, "learning_rate": 3e-3}  # fmt: skip
     training = DraftTrainingArguments(folder, **{**defaults, **arguments})
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        # accelerate offers FSDP to accelerators only; torch shards over gloo just as well.
+        training.distributed_state.distributed_type = DistributedType.MULTI_GPU
     trainer = DraftTrainer(drafter, target, training, train_dataset=rows, eval_dataset=rows[:8])
     trainer.train(resume_from_checkpoint=resume)
     figures = trainer.evaluate()

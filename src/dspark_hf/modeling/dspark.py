@@ -125,6 +125,14 @@ class DSparkModel(PreTrainedModel):
     def is_bound_to(self, target: PreTrainedModel) -> bool:
         return self.borrowed is not None and self.borrowed.is_current(unwrap(target))
 
+    def get_input_embeddings(self) -> nn.Module | None:
+        """The drafter's own embedding; None where it borrows the target's."""
+        return self.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The drafter's own output head; None where it borrows the target's."""
+        return self.lm_head
+
     def enable_input_require_grads(self) -> None:
         """Nothing to do: the borrowed embeddings stay frozen, and checkpointing needs no gradient of theirs."""
 

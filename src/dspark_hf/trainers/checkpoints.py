@@ -60,7 +60,7 @@ def _damage(path: Path, num_processes: int) -> str | None:
                 pass
         except (OSError, SafetensorError):
             return f"{weights.name} cannot be read"
-    for archive in (*path.glob("*.pt"), *path.glob("*.pth"), *path.glob("training_args.bin")):
+    for archive in (*path.glob("*.pt"), *path.glob("*.pth"), *path.glob("*.bin")):
         if not zipfile.is_zipfile(archive):
             return f"{archive.name} is cut off"
     states = {state.name for state in path.glob("rng_state_*.pth")}

@@ -1,12 +1,14 @@
 """Held-out tau by real decoding: the target answers held-out prompts with the drafter as it is now."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 
 from dspark_hf.data.synthesis import left_pad
 
@@ -38,6 +40,31 @@ def _prompt(row: Any) -> list[int]:
     supervised = [bool(keep) for keep in row["loss_mask"]]
     start = supervised.index(True) if True in supervised else 0
     return [int(token) for token in row["input_ids"][:start]]
+
+
+class WholeDrafter:
+    """The drafter to decode with: the trained one, or where its weights are sharded, a copy on the main process.
+
+    Args:
+        trainer ([`DraftTrainer`]): The trainer, before its model is wrapped.
+        model (`nn.Module`): The drafter.
+    """
+
+    def __init__(self, trainer: Trainer, model: nn.Module):
+        self.trainer = trainer
+        self.is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        self._copy = copy.deepcopy(model).cpu() if self.is_sharded and trainer.is_world_process_zero() else None
+
+    def get(self) -> nn.Module | None:
+        """The drafter in evaluation mode; None on processes that have no part in decoding. All processes call it."""
+        trainer = self.trainer
+        if not self.is_sharded:
+            return trainer.model.eval()
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        if self._copy is None:
+            return None
+        self._copy.load_state_dict(weights)
+        return self._copy.to(trainer.args.device).eval()
 
 
 @torch.no_grad()
@@ -99,7 +126,7 @@ def add_stats(total: Any, part: Any) -> None:
     """Add the verifications of one generation to those of others."""
     total.rounds += part.rounds
     total.new_tokens += part.new_tokens
-    for name in ("verified_lens", "accepted_lens", "emitted_lens", "row_ids"):
+    for name in ("verified_lens", "accepted_lens", "emitted_lens", "row_ids", "confidences"):
         getattr(total, name).extend(getattr(part, name))
 
 

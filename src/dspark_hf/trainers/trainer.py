@@ -23,7 +23,7 @@ from .adapters import add_adapter, check_target_head, save_base_config
 from .arguments import DraftTrainingArguments
 from .callbacks import AnchorEpoch, StepClock
 from .checkpoints import check_checkpoint, last_checkpoint
-from .decoding import add_stats, decode_prompts, decoding_metrics, held_out_prompts
+from .decoding import WholeDrafter, add_stats, decode_prompts, decoding_metrics, held_out_prompts
 from .metrics import DraftMetrics
 from .objective import DistillObjective
 from .optimizer import MuonWithAdamW
@@ -97,6 +97,7 @@ class DraftTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        self._whole_drafter = WholeDrafter(self, model)
         self.add_callback(AnchorEpoch(collator))
         self.add_callback(self._clock)
         if args.early_stopping_patience is not None:
@@ -197,13 +198,16 @@ class DraftTrainer(Trainer):
         return output
 
     def _decode(self, dataset: Any) -> dict[str, float]:
-        """Figures of held-out decoding, each process answering its share of the prompts."""
+        """Figures of held-out decoding: each process answers its share of the prompts, if it has a whole drafter."""
         args, rank = self.args, self.accelerator.process_index
-        prompts = held_out_prompts(dataset, args.num_eval_prompts)[rank :: self.accelerator.num_processes]
+        drafter = self._whole_drafter.get()
+        prompts = held_out_prompts(dataset, args.num_eval_prompts)
+        if not self._whole_drafter.is_sharded:
+            prompts = prompts[rank :: self.accelerator.num_processes]
         stats = decode_prompts(
             self.features.target,
-            self.model,
-            prompts,
+            drafter,
+            prompts if drafter is not None else [],
             max_new_tokens=args.eval_max_new_tokens,
             batch_size=args.per_device_eval_batch_size,
             temperature=args.eval_temperature,
