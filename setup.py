@@ -7,9 +7,12 @@ from setuptools import find_packages, setup
 EXTRAS = {
     # The embedded target arrives as a GGUF file, which is read once.
     "gguf": ["gguf>=0.10"],
+    # Training text from a target behind an OpenAI-compatible server.
+    "server": ["openai>=1.60"],
     "triton": ["triton>=3.2"],
     "test": [
         "hypothesis>=6.100",
+        "openai>=1.60",
         "pytest>=8.0",
         "pytest-xdist>=3.5",
         "ruff>=0.9",

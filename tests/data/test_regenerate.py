@@ -151,7 +151,7 @@ def test_excluded_prompts_do_not_occur(target, tokenizer, tmp_path):
 def test_provenance_says_how_the_file_was_made(target, tokenizer, tmp_path):
     synthesize(target, tokenizer, 3, tmp_path / "data.jsonl", **SETTINGS, top_k=30)
     provenance = json.loads((tmp_path / "data.jsonl.provenance.json").read_text())
-    made_with = {"target": "tiny-target", "kind": "synthesize", "seed": 5, "top_k": 30, "dtype": "float32"}
+    made_with = {"target": "somewhere/tiny-target", "kind": "synthesize", "seed": 5, "top_k": 30, "dtype": "float32"}
     assert made_with.items() <= provenance["settings"].items()
     assert provenance["num_conversations"] == 3
     assert provenance["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]

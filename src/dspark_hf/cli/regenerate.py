@@ -1,21 +1,31 @@
 """`dspark regenerate`: training text written by the target itself."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+_DTYPES = ("bfloat16", "float16", "float32", "auto")
 
 
 def regenerate(
     out: Annotated[Path, typer.Option(help="JSONL file to write; its provenance goes beside it.")],
     target: Annotated[str, typer.Option(help="Model repository or folder, or 'embedded'.")] = "embedded",
     synthesize: Annotated[int | None, typer.Option(help="Let the target invent this many prompts.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="JSONL file of 'messages' or 'turns' records.")] = None,
     openings: Annotated[Path | None, typer.Option(help="Beginnings of invented prompts, one a line.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Answers written at once.")] = 128,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 160,
     max_prompt_tokens: Annotated[int, typer.Option(help="Longest invented prompt, in tokens.")] = 40,
+    prompts: Annotated[str | None, typer.Option(help="JSONL file, or a dataset's repository or folder.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
+    limit: Annotated[int | None, typer.Option(help="Take so many prompts from the top.")] = None,
+    server: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server that has it.")] = None,
+    concurrency: Annotated[int, typer.Option(help="Conversations under way at the server.")] = 32,
+    api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="Key of the server.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Answers written at once by a local target.")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 160,
     temperature: Annotated[float, typer.Option(help="Temperature of the answers; 0 is greedy.")] = 0.0,
+    thinking: Annotated[
+        bool | None, typer.Option("--thinking/--no-thinking", help="enable_thinking of the chat template.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of all sampling.")] = 0,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto (as saved).")] = "bfloat16",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an existing file.")] = False,
@@ -23,46 +33,63 @@ def regenerate(
 ) -> None:
     """Write training text: the target answers given prompts, or prompts that it invents.
 
-    A run can be stopped at any time: finished conversations stay usable, and --resume goes on.
+    The target runs here, or behind a server. A run can be stopped at any time: finished conversations stay usable, and
+    --resume goes on.
 
     Examples:
 
         dspark regenerate --target embedded --synthesize 2000 --out data.jsonl
 
+        dspark regenerate --synthesize 6000 --openings examples/openings.txt --out data.jsonl --resume
+
         dspark regenerate --target DIR --prompts FILE.jsonl --out data.jsonl
 
-        dspark regenerate --synthesize 6000 --seed 1 --exclude heldout.jsonl --out data.jsonl --resume
-
-        dspark regenerate --synthesize 6000 --openings examples/openings.txt --out data.jsonl
+        dspark regenerate --target Qwen/Qwen3-4B --server http://localhost:8000/v1 \\
+            --prompts mlabonne/open-perfectblend --max-new-tokens 2048 --no-thinking --out data.jsonl --resume
     """
     if (synthesize is None) == (prompts is None):
         raise ValueError("Say where the prompts come from: either --synthesize NUM or --prompts FILE.jsonl.")
     if prompts is not None and openings is not None:
         raise ValueError("--openings begins prompts that the target invents; it does not go with --prompts.")
-    if dtype not in ("bfloat16", "float16", "float32", "auto"):
-        raise ValueError(f"Expected --dtype bfloat16, float16, float32 or auto, got {dtype!r}.")
-    # Imported here, so that `dspark --help` does not load torch.
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from dspark_hf.data import regenerate as data
-    from dspark_hf.hub.embedded import resolve_target
-
-    folder = resolve_target(target)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if synthesize is not None and (limit is not None or server is not None):
+        raise ValueError("--limit and --server go with --prompts: only a local target can invent prompts.")
+    if dtype not in _DTYPES:
+        raise ValueError(f"Expected --dtype {', '.join(_DTYPES[:-1])} or auto, got {dtype!r}.")
     settings = {
         "seed": seed,
-        "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
+        "thinking": thinking,
         "exclude": exclude,
         "resume": resume,
     }
-    if synthesize is not None:
-        invented = {"openings": openings, "max_prompt_tokens": max_prompt_tokens}
-        num_lines = data.synthesize(model, tokenizer, synthesize, out, **invented, **settings)
+    if server is not None:
+        from dspark_hf.data.server import regenerate_with_server
+
+        settings |= {"concurrency": concurrency, "api_key": api_key, "split": split, "limit": limit}
+        num_lines, num_failed = regenerate_with_server(server, target, prompts, out, **settings)
+        if num_failed:
+            typer.echo(f"{num_failed} conversations failed: see {out}.failed.jsonl, and try again with --resume")
+    elif synthesize is not None:
+        from dspark_hf.data.regenerate import synthesize as write
+
+        settings |= {"batch_size": batch_size, "openings": openings, "max_prompt_tokens": max_prompt_tokens}
+        num_lines = write(*_load(target, dtype), synthesize, out, **settings)
     else:
-        num_lines = data.regenerate(model, tokenizer, prompts, out, **settings)
+        from dspark_hf.data.regenerate import regenerate as write
+
+        settings |= {"batch_size": batch_size, "split": split, "limit": limit}
+        num_lines = write(*_load(target, dtype), prompts, out, **settings)
     typer.echo(f"{out}: {num_lines} conversations")
+
+
+def _load(target: str, dtype: str) -> tuple[Any, Any]:
+    """The target and its tokenizer. Imports wait until here, so that `dspark --help` does not load torch."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from dspark_hf.hub.embedded import resolve_target
+
+    folder = resolve_target(target)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(folder)

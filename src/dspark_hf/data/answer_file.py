@@ -15,16 +15,17 @@ class AnswerFile:
 
     Args:
         path (`str` or `os.PathLike`): The file.
-        target ([`~transformers.PreTrainedModel`]): Named in the provenance.
+        target (`str`): Name or folder of the target, for the provenance.
         settings (`dict`): What the content depends on; a resumed file must have been made with the same.
         resume (`bool`): Continue an existing file. A last line that was cut off is dropped.
     """
 
-    def __init__(self, path: str | os.PathLike, target, settings: dict, *, resume: bool):
+    def __init__(self, path: str | os.PathLike, target: str, settings: dict, *, resume: bool):
         self.path = Path(path)
         self.sidecar = self.path.with_name(self.path.name + ".provenance.json")
-        self.settings = {"target": os.path.basename(target.name_or_path.rstrip("/")), **settings}
-        self.settings["dtype"] = str(target.dtype).removeprefix("torch.")
+        # A folder's path says nothing on another machine.
+        name = Path(target).name if os.path.isabs(target) or os.path.isdir(target) else target
+        self.settings = {"target": name, **settings}
         self.records: list[dict] = []
         self.rounds_done = 0
         self._barren_rounds = 0

@@ -17,12 +17,16 @@ class Answerer:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
         max_new_tokens (`int`): Longest answer.
         temperature (`float`): 0 for greedy answers.
+        thinking (`bool`, *optional*): `enable_thinking` of the chat template.
     """
 
-    def __init__(self, target, tokenizer, *, max_new_tokens: int, temperature: float = 0.0):
+    def __init__(
+        self, target, tokenizer, *, max_new_tokens: int, temperature: float = 0.0, thinking: bool | None = None
+    ):
         if temperature < 0:
             raise ValueError(f"temperature must be 0 (greedy) or above, got {temperature}.")
         self.target, self.tokenizer, self.max_new_tokens = target, tokenizer, max_new_tokens
+        self.thinking = thinking
         self.end_ids = end_ids(target, tokenizer)
         self.sampling = {"do_sample": False}
         if temperature > 0:
@@ -42,8 +46,8 @@ class Answerer:
             seed (`int`): Seed of sampled answers.
 
         Returns:
-            `list[dict]`: `{"messages", "complete"}` per conversation whose answers have text. A conversation ends
-            where an answer was cut off by `max_new_tokens`, with `complete` false.
+            `list[dict]`: `{"messages", "complete"}`, and `thinking` if that was chosen, per conversation whose answers
+            have text. A conversation ends where an answer was cut off by `max_new_tokens`, with `complete` false.
         """
         queues = [list(messages) for messages in conversations]
         done: list[list[dict]] = [[] for _ in queues]
@@ -56,7 +60,9 @@ class Answerer:
             for i, (text, ended) in zip(rows, self._answer_once([done[i] for i in rows], seed), strict=True):
                 done[i].append({"role": "assistant", "content": text})
                 complete[i] = ended
-        records = [{"messages": messages, "complete": ended} for messages, ended in zip(done, complete, strict=True)]
+        noted = {} if self.thinking is None else {"thinking": self.thinking}
+        pairs = zip(done, complete, strict=True)
+        records = [{"messages": messages, "complete": ended, **noted} for messages, ended in pairs]
         return [record for record in records if all(message["content"].strip() for message in record["messages"])]
 
     @torch.inference_mode()
@@ -64,7 +70,10 @@ class Answerer:
         if not conversations:
             return []
         start = time.perf_counter()
-        inputs = left_pad([prompt_ids(self.tokenizer, messages) for messages in conversations], self.end_ids[0])
+        inputs = left_pad(
+            [prompt_ids(self.tokenizer, messages, thinking=self.thinking) for messages in conversations],
+            self.end_ids[0],
+        )
         inputs = {key: value.to(self.target.device) for key, value in inputs.items()}
         devices = [self.target.device] if self.target.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):

@@ -13,13 +13,15 @@ def load_conversations(path: str | os.PathLike) -> list[dict]:
     """Read conversations from a JSONL file.
 
     A line is an object with `messages` (a list of `{"role", "content"}`) or with `turns` (a list of user turns, as in
-    evaluation sets). An optional `complete: false` says that the last answer was cut off by a length limit.
+    evaluation sets). An optional `complete: false` says that the last answer was cut off by a length limit, and an
+    optional `thinking` whether the chat template had `enable_thinking` on.
 
     Args:
         path (`str` or `os.PathLike`): The file. Empty lines are skipped.
 
     Returns:
-        `list[dict]`: One `{"messages": list[dict], "complete": bool}` per line; `turns` become user messages.
+        `list[dict]`: One `{"messages": list[dict], "complete": bool}` per line, with `thinking` where the line has it;
+        `turns` become user messages.
 
     Raises:
         `ValueError`: If the file is absent or empty, or a line is not such an object; the message has its number.
@@ -52,13 +54,16 @@ def check_messages(messages: Sequence[dict]) -> None:
             raise ValueError(f"Expected a role out of {_ROLES}, got {message.get('role')!r}.")
 
 
-def prompt_ids(tokenizer, conversation: str | Sequence[str] | Sequence[dict]) -> list[int]:
+def prompt_ids(
+    tokenizer, conversation: str | Sequence[str] | Sequence[dict], *, thinking: bool | None = None
+) -> list[int]:
     """Tokenize a prompt up to the point where the target starts to answer.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The target's tokenizer.
         conversation (`str`, `list[str]` or `list[dict]`): One user turn, or several, or messages. A tokenizer without
             a chat template takes the single turn as raw text.
+        thinking (`bool`, *optional*): `enable_thinking` of the chat template; the template's own choice, if not given.
 
     Returns:
         `list[int]`: Token ids, ending with the template's opening of an assistant turn.
@@ -72,11 +77,17 @@ def prompt_ids(tokenizer, conversation: str | Sequence[str] | Sequence[dict]) ->
         if len(messages) > 1:
             raise ValueError(f"{_no_template(tokenizer)} Without one, only a single turn can be taken as raw text.")
         return tokenizer(messages[0]["content"])["input_ids"]
-    return _tokenize(tokenizer, _render(tokenizer, messages, add_generation_prompt=True))["input_ids"]
+    text = _render(tokenizer, messages, add_generation_prompt=True, **_template_options(thinking))
+    return _tokenize(tokenizer, text)["input_ids"]
 
 
 def encode_conversation(
-    tokenizer, messages: Sequence[dict], max_length: int | None = None, *, complete: bool = True
+    tokenizer,
+    messages: Sequence[dict],
+    max_length: int | None = None,
+    *,
+    complete: bool = True,
+    thinking: bool | None = None,
 ) -> dict[str, list]:
     """Tokenize a conversation and mark the tokens that the target produces: each answer and its end-of-turn token.
 
@@ -89,6 +100,7 @@ def encode_conversation(
         max_length (`int`, *optional*): Keep at most this many tokens, from the start.
         complete (`bool`, *optional*, defaults to `True`): `False` if the last answer was cut off: its end-of-turn
             token then stands where the target would have gone on, and is not marked.
+        thinking (`bool`, *optional*): `enable_thinking` of the chat template, as when the answers were made.
 
     Returns:
         `dict`: `input_ids` (`list[int]`) and `loss_mask` (`list[bool]`, `True` = written by the assistant), equally
@@ -105,19 +117,23 @@ def encode_conversation(
         raise ValueError(f"max_length must be at least 1, got {max_length}. Leave it out for no limit.")
     if _GENERATION_TAG.search(tokenizer.get_chat_template()):
         encoded = tokenizer.apply_chat_template(
-            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+            list(messages),
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            **_template_options(thinking),
         )
         input_ids, loss_mask = encoded["input_ids"], [bool(keep) for keep in encoded["assistant_masks"]]
     else:
-        input_ids, loss_mask = _encode_by_prefixes(tokenizer, messages)
+        input_ids, loss_mask = _encode_by_prefixes(tokenizer, messages, _template_options(thinking))
     if not complete and messages[-1]["role"] == "assistant":
         _unmark_end_of_turn(tokenizer, input_ids, loss_mask)
     return {"input_ids": input_ids[:max_length], "loss_mask": loss_mask[:max_length]}
 
 
-def _encode_by_prefixes(tokenizer, messages: Sequence[dict]) -> tuple[list[int], list[bool]]:
+def _encode_by_prefixes(tokenizer, messages: Sequence[dict], options: dict[str, bool]) -> tuple[list[int], list[bool]]:
     """Mark the text between `messages[:i]` with the assistant's opening, and `messages[:i + 1]`."""
-    text = _render(tokenizer, messages)
+    text = _render(tokenizer, messages, **options)
     encoded = _tokenize(tokenizer, text, return_offsets_mapping=True)
     input_ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     loss_mask = [False] * len(input_ids)
@@ -127,8 +143,8 @@ def _encode_by_prefixes(tokenizer, messages: Sequence[dict]) -> tuple[list[int],
             continue
         if i == 0:
             raise ValueError("The conversation starts with an assistant message. Put a user message before it.")
-        opening = _render(tokenizer, messages[:i], add_generation_prompt=True)
-        turn = _render(tokenizer, messages[: i + 1])
+        opening = _render(tokenizer, messages[:i], add_generation_prompt=True, **options)
+        turn = _render(tokenizer, messages[: i + 1], **options)
         if not turn.startswith(opening) or not text.startswith(turn):
             raise ValueError(
                 f"The chat template of {tokenizer.name_or_path!r} is not prefix-stable: message {i} is rendered "
@@ -150,8 +166,14 @@ def _unmark_end_of_turn(tokenizer, input_ids: list[int], loss_mask: list[bool]) 
     loss_mask[last:] = [False] * (len(loss_mask) - last)
 
 
-def _render(tokenizer, messages: Sequence[dict], add_generation_prompt: bool = False) -> str:
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+def _render(tokenizer, messages: Sequence[dict], add_generation_prompt: bool = False, **options: bool) -> str:
+    return tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **options
+    )
+
+
+def _template_options(thinking: bool | None) -> dict[str, bool]:
+    return {} if thinking is None else {"enable_thinking": thinking}
 
 
 def _tokenize(tokenizer, text: str, return_offsets_mapping: bool = False) -> dict:
@@ -181,7 +203,10 @@ def _parse_record(line: str) -> dict:
     complete = record.get("complete", True)
     if not isinstance(complete, bool):
         raise ValueError(f"Expected 'complete' to be true or false, got {complete!r}.")
-    return {"messages": messages, "complete": complete}
+    thinking = record.get("thinking")
+    if thinking is not None and not isinstance(thinking, bool):
+        raise ValueError(f"Expected 'thinking' to be true, false or absent, got {thinking!r}.")
+    return {"messages": messages, "complete": complete, **({} if thinking is None else {"thinking": thinking})}
 
 
 def _no_template(tokenizer) -> str:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from dspark_hf.data.answer_file import AnswerFile
 from dspark_hf.data.answers import Answerer
 from dspark_hf.data.chat import check_messages, load_conversations
+from dspark_hf.data.prompts import load_prompts
 from dspark_hf.data.synthesis import PromptSampler, load_openings
 
 _POOL = 4  # batches of prompts drawn at once, so that a batch can be filled with prompts of similar length
@@ -31,6 +32,7 @@ def synthesize(
     top_k: int = 40,
     openings: str | os.PathLike | None = None,
     temperature: float = 0.0,
+    thinking: bool | None = None,
     exclude: str | os.PathLike | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -51,6 +53,7 @@ def synthesize(
         openings (`str` or `os.PathLike`, *optional*): File of beginnings of user turns, taken in turn
             ([`~data.synthesis.load_openings`]). Left out, the target invents whole turns.
         temperature (`float`): Temperature of the answers; 0 for greedy ones.
+        thinking (`bool`, *optional*): `enable_thinking` of the chat template; its own choice, if not given.
         exclude (`str` or `os.PathLike`, *optional*): JSONL file whose prompts must not occur, such as held-out data.
         resume (`bool`): Continue an existing file, made with the same settings.
         progress (`bool`): Show a progress bar.
@@ -71,9 +74,10 @@ def synthesize(
     )
     starts = load_openings(openings) if openings is not None else [""]
     sampler = PromptSampler(target, tokenizer, top_k=top_k, max_prompt_tokens=max_prompt_tokens, openings=starts)
-    answerer = Answerer(target, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature)
+    answerer = Answerer(target, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, thinking=thinking)
     settings = {
         "kind": "synthesize",
+        "dtype": str(target.dtype).removeprefix("torch."),
         "seed": seed,
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
@@ -81,11 +85,12 @@ def synthesize(
         "top_k": top_k,
         "openings": starts,
         "temperature": temperature,
+        "thinking": thinking,
         "exclude": os.fspath(exclude) if exclude is not None else None,
     }
-    excluded = _first_prompts(load_conversations(exclude)) if exclude is not None else set()
-    with AnswerFile(out_path, target, settings, resume=resume) as file:
-        seen = excluded | _first_prompts(file.records)
+    excluded = first_prompts(load_conversations(exclude)) if exclude is not None else set()
+    with AnswerFile(out_path, target.name_or_path, settings, resume=resume) as file:
+        seen = excluded | first_prompts(file.records)
         with tqdm(total=num_samples, initial=file.num_lines, unit="conv", disable=not progress) as bar:
             while file.num_lines < num_samples:
                 round_seed = _mix(seed, file.rounds_done)
@@ -105,10 +110,13 @@ def regenerate(
     prompts: str | os.PathLike | Iterable,
     out_path: str | os.PathLike,
     *,
+    split: str = "train",
+    limit: int | None = None,
     seed: int = 0,
     batch_size: int = 128,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
+    thinking: bool | None = None,
     exclude: str | os.PathLike | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -120,10 +128,11 @@ def regenerate(
     Args:
         target ([`~transformers.PreTrainedModel`]): The model that answers.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
-        prompts (`str`, `os.PathLike` or iterable): JSONL file with `messages` or `turns` records, or a list of
-            messages lists. Of records with the same prompt, the first is taken.
+        prompts (`str`, `os.PathLike` or iterable): As of [`~data.prompts.load_prompts`], or a list of messages lists.
+            Of conversations with the same prompt, the first is taken.
+        split, limit: As of [`~data.prompts.load_prompts`].
         out_path (`str` or `os.PathLike`): As in [`synthesize`].
-        seed, batch_size, max_new_tokens, temperature, exclude, resume, progress: As in [`synthesize`].
+        seed, batch_size, max_new_tokens, temperature, thinking, exclude, resume, progress: As in [`synthesize`].
 
     Returns:
         `int`: Conversations in the file.
@@ -133,20 +142,23 @@ def regenerate(
     """
     _check_positive(batch_size=batch_size, max_new_tokens=max_new_tokens)
     is_path = isinstance(prompts, (str, os.PathLike))
-    conversations = [r["messages"] for r in load_conversations(prompts)] if is_path else list(prompts)
-    answerer = Answerer(target, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature)
+    conversations = list(load_prompts(prompts, split=split, limit=limit) if is_path else prompts)
+    answerer = Answerer(target, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, thinking=thinking)
     settings = {
         "kind": "regenerate",
+        "dtype": str(target.dtype).removeprefix("torch."),
         "seed": seed,
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
+        "thinking": thinking,
         "prompts": os.fspath(prompts) if is_path else None,
+        "split": split,
         "exclude": os.fspath(exclude) if exclude is not None else None,
     }
-    excluded = _first_prompts(load_conversations(exclude)) if exclude is not None else set()
-    with AnswerFile(out_path, target, settings, resume=resume) as file:
-        wanted = list(_unanswered(conversations, excluded | _first_prompts(file.records)))
+    excluded = first_prompts(load_conversations(exclude)) if exclude is not None else set()
+    with AnswerFile(out_path, target.name_or_path, settings, resume=resume) as file:
+        wanted = list(unanswered(conversations, excluded | first_prompts(file.records)))
         total = file.num_lines + len(wanted)
         with tqdm(total=total, initial=file.num_lines, unit="conv", disable=not progress) as bar:
             for first in range(0, len(wanted), _POOL * batch_size):
@@ -171,7 +183,7 @@ def _answer_all(wanted, answerer, file, batch_size, seed, bar, limit=None) -> No
             return
 
 
-def _unanswered(conversations: Iterable[Sequence[dict]], seen: set[str]) -> Iterator[list[dict]]:
+def unanswered(conversations: Iterable[Sequence[dict]], seen: set[str]) -> Iterator[list[dict]]:
     """Yield conversations without their answers, leaving out those whose first prompt was seen."""
     for messages in conversations:
         check_messages(messages)
@@ -184,7 +196,7 @@ def _unanswered(conversations: Iterable[Sequence[dict]], seen: set[str]) -> Iter
             yield kept
 
 
-def _first_prompts(records: Iterable[dict]) -> set[str]:
+def first_prompts(records: Iterable[dict]) -> set[str]:
     """Collect the first user message of each record: what makes two conversations the same."""
     users = ([m["content"] for m in record["messages"] if m["role"] == "user"] for record in records)
     return {contents[0] for contents in users if contents}

@@ -254,7 +254,11 @@ def _encode(dataset: Any, tokenizer: Any, max_length: int) -> Any:
     rows = (
         # The end of an answer that was cut off is not the target's.
         encode_conversation(
-            tokenizer, row["messages"], max_length=max_length, complete=row.get("complete") is not False
+            tokenizer,
+            row["messages"],
+            max_length=max_length,
+            complete=row.get("complete") is not False,
+            thinking=row.get("thinking"),
         )
         for row in dataset
     )

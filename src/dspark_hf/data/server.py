@@ -1,0 +1,229 @@
+"""Training text from a target behind an OpenAI-compatible server (vLLM, SGLang, any other)."""
+
+import asyncio
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dspark_hf.data.answer_file import AnswerFile
+from dspark_hf.data.chat import load_conversations
+from dspark_hf.data.prompts import load_prompts
+from dspark_hf.data.regenerate import first_prompts, unanswered
+
+
+class ServerAnswerer:
+    """Answers conversations through a server's `/v1/chat/completions`.
+
+    Args:
+        base_url (`str`): Address of the server, such as `http://localhost:8000/v1`.
+        model (`str`): Name under which the server has the target.
+        max_new_tokens (`int`): Longest answer.
+        temperature (`float`, *optional*, defaults to 0.0): 0 for greedy answers.
+        thinking (`bool`, *optional*): Passed to the chat template as `enable_thinking`; the template's own choice, if
+            not given.
+        api_key (`str`, *optional*): Key of the server.
+        max_retries (`int`, *optional*, defaults to 5): Attempts after the first, with growing pauses, where the server
+            is busy, fails or does not answer.
+        timeout (`float`, *optional*, defaults to 600.0): Seconds for an answer.
+
+    Raises:
+        `ImportError`: If the `openai` package is not installed.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        thinking: bool | None = None,
+        api_key: str | None = None,
+        max_retries: int = 5,
+        timeout: float = 600.0,
+    ):
+        if not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"Expected the server's address, like http://localhost:8000/v1, got {base_url!r}.")
+        if temperature < 0:
+            raise ValueError(f"temperature must be 0 (greedy) or above, got {temperature}.")
+        try:
+            from openai import AsyncOpenAI
+        except ImportError as error:
+            raise ImportError("Asking a server needs the openai package: pip install dspark_hf[server].") from error
+        # The client insists on a key; servers that want none do not look at it.
+        self.client = AsyncOpenAI(
+            base_url=base_url, api_key=api_key or "EMPTY", timeout=timeout, max_retries=max_retries
+        )
+        self.options: dict[str, Any] = {"model": model, "max_tokens": max_new_tokens, "temperature": temperature}
+        if thinking is not None:
+            self.options["extra_body"] = {"chat_template_kwargs": {"enable_thinking": thinking}}
+        self.noted = {} if thinking is None else {"thinking": thinking}
+        self.num_tokens = 0
+
+    async def answer(self, messages: Sequence[dict], seed: int) -> dict[str, Any]:
+        """Answer every user turn, in order.
+
+        Args:
+            messages (`list[dict]`): System and user messages.
+            seed (`int`): Seed of a sampled answer.
+
+        Returns:
+            `dict`: `{"messages", "complete"}`; it ends where an answer was cut off, with `complete` false. Thoughts
+            that the server took out of an answer stand beside it as `reasoning_content`, as chat templates expect.
+
+        Raises:
+            `ValueError`: If an answer has no text.
+            `openai.OpenAIError`: If the server does not answer, all attempts included.
+        """
+        done: list[dict] = []
+        for message in messages:
+            done.append(dict(message))
+            if message["role"] == "user":
+                choice = await self._ask(done, seed)
+                answer = {"role": "assistant", "content": choice.message.content or ""}
+                thoughts = _extra(choice.message, "reasoning_content") or _extra(choice.message, "reasoning")
+                if thoughts:
+                    answer["reasoning_content"] = thoughts
+                if not answer["content"].strip():
+                    raise ValueError(f"The answer has no text (finish_reason {choice.finish_reason!r}).")
+                done.append(answer)
+                if choice.finish_reason == "length":
+                    return {"messages": done, "complete": False, **self.noted}
+        return {"messages": done, "complete": True, **self.noted}
+
+    async def _ask(self, messages: list[dict], seed: int) -> Any:
+        output = await self.client.chat.completions.create(messages=messages, seed=seed % 2**31, **self.options)
+        self.num_tokens += output.usage.completion_tokens if output.usage else 0
+        return output.choices[0]
+
+
+def regenerate_with_server(
+    base_url: str,
+    model: str,
+    prompts: str | os.PathLike | Iterable,
+    out_path: str | os.PathLike,
+    *,
+    split: str = "train",
+    limit: int | None = None,
+    seed: int = 0,
+    concurrency: int = 32,
+    max_new_tokens: int = 2048,
+    temperature: float = 0.0,
+    thinking: bool | None = None,
+    api_key: str | None = None,
+    max_retries: int = 5,
+    timeout: float = 600.0,
+    exclude: str | os.PathLike | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> tuple[int, int]:
+    """Let a target behind a server answer prompts; answers that come with the prompts are replaced by its own.
+
+    A conversation is written as soon as it is done. One that failed goes to `<out_path>.failed.jsonl`, with the reason,
+    and is tried again by a resumed run.
+
+    Args:
+        base_url, model, max_new_tokens, temperature, thinking, api_key, max_retries, timeout: As of
+            [`ServerAnswerer`].
+        prompts (`str`, `os.PathLike` or iterable): As of [`~data.prompts.load_prompts`], or messages lists. Of
+            conversations with the same prompt, the first is taken.
+        split, limit: As of [`~data.prompts.load_prompts`].
+        out_path (`str` or `os.PathLike`): As of [`~data.regenerate.synthesize`].
+        seed (`int`, *optional*, defaults to 0): Seed of sampled answers.
+        concurrency (`int`, *optional*, defaults to 32): Conversations under way at once.
+        exclude, resume, progress: As of [`~data.regenerate.synthesize`].
+
+    Returns:
+        `tuple[int, int]`: Conversations in the file, and conversations that failed.
+
+    Raises:
+        `ValueError`: If a setting is out of range, the file exists and `resume` is off or was made otherwise, or not
+            one conversation was answered.
+    """
+    for name, value in (("concurrency", concurrency), ("max_new_tokens", max_new_tokens), ("timeout", timeout)):
+        if value <= 0:
+            raise ValueError(f"{name} must be positive, got {value}.")
+    if max_retries < 0:
+        raise ValueError(f"max_retries must not be negative, got {max_retries}.")
+    is_source = isinstance(prompts, (str, os.PathLike))
+    answerer = ServerAnswerer(
+        base_url,
+        model,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        thinking=thinking,
+        api_key=api_key,
+        max_retries=max_retries,
+        timeout=timeout,
+    )
+    settings = {
+        "kind": "server",
+        "seed": seed,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "thinking": thinking,
+        "prompts": os.fspath(prompts) if is_source else None,
+        "split": split,
+        "exclude": os.fspath(exclude) if exclude is not None else None,
+    }
+    excluded = first_prompts(load_conversations(exclude)) if exclude is not None else set()
+    with AnswerFile(out_path, model, settings, resume=resume) as file:
+        conversations = load_prompts(prompts, split=split, limit=limit) if is_source else iter(prompts)
+        wanted = unanswered(conversations, excluded | first_prompts(file.records))
+        failed = _FailedFile(Path(out_path))
+        bar = tqdm(initial=file.num_lines, unit="conv", disable=not progress)
+        with bar:
+            asyncio.run(_answer_all(answerer, wanted, file, failed, bar, seed, concurrency))
+        if failed.num_lines and not file.num_lines:
+            raise ValueError(f"No conversation was answered; the last reason: {failed.reason}")
+        return file.num_lines, failed.num_lines
+
+
+class _FailedFile:
+    """Conversations that failed, with reasons; those of an earlier run are tried again, so they are dropped."""
+
+    def __init__(self, out_path: Path):
+        self.path = out_path.with_name(out_path.name + ".failed.jsonl")
+        self.path.unlink(missing_ok=True)
+        self.num_lines, self.reason = 0, ""
+
+    def append(self, messages: Sequence[dict], error: Exception) -> None:
+        self.reason = " ".join(f"{type(error).__name__}: {error}".split())
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"messages": list(messages), "reason": self.reason}, ensure_ascii=False) + "\n")
+        self.num_lines += 1
+
+
+async def _answer_all(
+    answerer: ServerAnswerer,
+    wanted: Iterator[list[dict]],
+    file: AnswerFile,
+    failed: _FailedFile,
+    bar: tqdm,
+    seed: int,
+    concurrency: int,
+) -> None:
+    from openai import OpenAIError
+
+    async def work() -> None:
+        # Workers share one iterator, so a stream of prompts is read no faster than it is answered.
+        for messages in wanted:
+            try:
+                file.append([await answerer.answer(messages, seed)])
+                bar.update()
+            except (OpenAIError, ValueError) as error:
+                failed.append(messages, error)
+            tokens_per_second = answerer.num_tokens / max(bar.format_dict["elapsed"], 1e-9)
+            bar.set_postfix_str(f"{tokens_per_second:.0f} tokens/s, {failed.num_lines} failed")
+
+    async with answerer.client:
+        await asyncio.gather(*(work() for _ in range(concurrency)))
+
+
+def _extra(message: Any, name: str) -> Any:
+    """A field that servers add to the protocol."""
+    return (message.model_extra or {}).get(name)
