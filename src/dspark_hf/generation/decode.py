@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from dspark_hf.modeling.placement import compute_device
+
 from .checks import check_cache, check_chunks, check_drafter, check_mode, check_options
 from .config import SpeculationConfig
 from .layout import PromptLayout
@@ -111,8 +113,9 @@ class SpeculativeLoop:
     ):
         self.stats = SpeculationStats()
         measure_time = speculation.measure_time
-        is_measured = model.device.type == "cpu" if measure_time is None else measure_time
-        self.watch = Stopwatch(self.stats, model.device, is_measured)
+        device = compute_device(model.get_input_embeddings())
+        is_measured = device.type == "cpu" if measure_time is None else measure_time
+        self.watch = Stopwatch(self.stats, device, is_measured)
         self.confidences = ConfidenceLog()
         self.drafter = drafter
         self.generation_config = generation_config

@@ -120,8 +120,11 @@ def _wrap_generate(original: Callable) -> Callable:
 
 
 def _on_device_of(target: Any, drafter: Any) -> Any:
+    from dspark_hf.modeling.placement import compute_device
+
     # An attached drafter is no submodule, so target.to(device) leaves it behind.
-    return drafter if drafter.device == target.device else drafter.to(target.device)
+    device = compute_device(target.get_input_embeddings())
+    return drafter if drafter.device == device else drafter.to(device)
 
 
 def _wrap_validate(original: Callable) -> Callable:

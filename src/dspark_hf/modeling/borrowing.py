@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from .configuration import DSparkConfig
 from .fingerprint import target_fingerprint
+from .placement import loaded
 
 
 class Borrowed:
@@ -37,11 +38,12 @@ class Borrowed:
 
 
 def _select_rows(head: nn.Linear, token_ids: Tensor) -> nn.Linear:
-    rows = token_ids.to(head.weight.device)
-    selected = nn.Linear(head.in_features, len(rows), bias=head.bias is not None, device="meta")
-    selected.weight = nn.Parameter(head.weight.detach()[rows], requires_grad=False)
-    if head.bias is not None:
-        selected.bias = nn.Parameter(head.bias.detach()[rows], requires_grad=False)
+    selected = nn.Linear(head.in_features, len(token_ids), bias=head.bias is not None, device="meta")
+    with loaded(head):
+        rows = token_ids.to(head.weight.device)
+        selected.weight = nn.Parameter(head.weight.detach()[rows], requires_grad=False)
+        if head.bias is not None:
+            selected.bias = nn.Parameter(head.bias.detach()[rows], requires_grad=False)
     return selected
 
 

@@ -19,6 +19,7 @@ from .context import DraftState, TrainingContext
 from .drafting import BlockOutput, PickFn, Proposal
 from .families import get_family
 from .heads import MARKOV_HEADS, ConfidenceHead
+from .placement import compute_device
 from .vocabulary import entry_tokens, expand_logits, vocabulary_buffers
 from .wrappers import unwrap
 
@@ -84,7 +85,8 @@ class DSparkModel(PreTrainedModel):
         """
         target = unwrap(target)
         model = cls(DSparkConfig.from_target(target, **fields))
-        return model.to(device=target.device, dtype=target.dtype).bind(target)
+        device = compute_device(target.get_input_embeddings())
+        return model.to(device=device, dtype=target.dtype).bind(target)
 
     def choose_vocabulary(self, token_ids: Iterable[int]) -> None:
         """Say which tokens a reduced draft vocabulary stands for, before training.
@@ -139,12 +141,12 @@ class DSparkModel(PreTrainedModel):
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token embeddings in the drafter's dtype, `(..., hidden)`."""
         embedding = self._vocabulary_module("embed_tokens")
-        return embedding(input_ids.to(embedding.weight.device)).to(device=self.device, dtype=self.fc.weight.dtype)
+        return embedding(input_ids.to(compute_device(embedding))).to(device=self.device, dtype=self.fc.weight.dtype)
 
     def base_logits(self, hidden: Tensor) -> Tensor:
         """The target's output head on block hidden states: `(..., hidden)` to logits over the draft vocabulary."""
         head = self._vocabulary_module("lm_head")
-        return head(hidden.to(device=head.weight.device, dtype=head.weight.dtype)).to(self.device)
+        return head(hidden.to(device=compute_device(head), dtype=head.weight.dtype)).to(self.device)
 
     @property
     def head_weight(self) -> Tensor:

@@ -5,6 +5,8 @@ import hashlib
 import torch
 from transformers import PreTrainedModel
 
+from .placement import loaded
+
 _NUM_ROWS = 64
 
 
@@ -15,10 +17,13 @@ def target_fingerprint(target: PreTrainedModel) -> str | None:
         `str`, or `None` where the weights are not at hand (meta device) or not plain floating point (quantised).
     """
     head = target.get_output_embeddings()
-    weight = getattr(head, "weight", None)
-    if weight is None or weight.device.type == "meta" or not weight.is_floating_point():
+    if getattr(head, "weight", None) is None:
         return None
-    rows = torch.linspace(0, weight.shape[0] - 1, min(_NUM_ROWS, weight.shape[0])).long().to(weight.device)
-    # bfloat16 is the coarsest dtype in use: float32 and bfloat16 copies of one checkpoint agree after rounding to it.
-    sample = weight.detach()[rows].to(torch.bfloat16).cpu().contiguous().view(torch.int16)
+    with loaded(head):
+        weight = head.weight
+        if weight.device.type == "meta" or not weight.is_floating_point():
+            return None
+        rows = torch.linspace(0, weight.shape[0] - 1, min(_NUM_ROWS, weight.shape[0])).long().to(weight.device)
+        # bfloat16 is the coarsest dtype in use: float32 and bfloat16 copies of one checkpoint agree in it.
+        sample = weight.detach()[rows].to(torch.bfloat16).cpu().contiguous().view(torch.int16)
     return hashlib.sha256(sample.numpy().tobytes()).hexdigest()[:16]
