@@ -43,6 +43,16 @@ def test_rows_that_disagree_and_finish_at_different_times(family):
         )
 
 
+@pytest.mark.parametrize("family", ["gemma4_text", "phi3", "qwen3_moe", "gpt_neox"])
+def test_uneven_rows_of_other_architectures(family):
+    target = make_target(family)
+    ids, mask = padded_prompts((5, 12, 3), "left")
+    drafter, plain = greedy_oracle(target, ids, [4, 1, 0, 3], attention_mask=mask, max_new_tokens=25, uneven=True)
+    out = speculate(target, drafter, ids, mask, max_new_tokens=25, do_sample=False)
+    assert out.tolist() == plain.tolist()
+    assert drafter.anchors_were_right and drafter.last_stats.tau > 2.5
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_batch(target, data):

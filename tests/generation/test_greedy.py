@@ -113,8 +113,11 @@ OTHERS = {
     "qwen2": {},
     "phi3": {},
     "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 8},
-    "mixtral": {"num_local_experts": 4},
+    "gemma4_text": {},
+    "mixtral": {},
+    "qwen3_moe": {},
     "gpt_neox": {},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "gpt2": GPT2,
     "falcon": {"num_kv_heads": 2},
 }

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from dspark_hf.modeling.taps import merge_streams
 from dspark_hf.modeling.wrappers import unwrap
 from dspark_hf.ops.distill_loss import streamed_log_norm
 
@@ -52,7 +53,7 @@ class TargetFeatures:
             logits_to_keep=torch.zeros(1, dtype=torch.int64, device=device),
         )
         states = outputs.hidden_states
-        return torch.cat([states[tap] for tap in self.taps], -1), states[self.last]
+        return torch.cat([merge_streams(states[tap]) for tap in self.taps], -1), states[self.last]
 
     def log_norm(self, last_hidden_states: Tensor, mask: Tensor) -> Tensor:
         """`logsumexp` of the target's logits, float32 `(batch, sequence)`, where `mask` is True; 0 elsewhere."""

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 from .config import SpeculationConfig
 from .layout import PromptLayout
+from .rewinding import compresses, is_rewindable, keeps_unknown_state
 
 _OWN_MODES = (GenerationMode.ASSISTED_GENERATION, GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
@@ -43,9 +44,9 @@ def check_options(model: PreTrainedModel, generation_config: GenerationConfig, s
     name = type(model).__name__
     if model.config.is_encoder_decoder:
         raise ValueError(f"A drafter needs a decoder-only target, and {name} is an encoder-decoder; drop the drafter.")
-    if getattr(model, "_is_stateful", False):
+    if keeps_unknown_state(model):
         raise ValueError(
-            f"{name} keeps a state that rejected tokens cannot be taken out of, so it cannot verify drafts yet; "
+            f"{name} keeps a state that rejected tokens cannot be taken out of, so it cannot verify drafts; "
             "generate without a drafter."
         )
     for option, is_set, instead in (
@@ -67,11 +68,17 @@ def check_cache(model: PreTrainedModel, model_kwargs: dict[str, Any]) -> None:
     """Raise `ValueError` for a cache that rejected tokens cannot be taken out of."""
     cache = model_kwargs.get("past_key_values")
     name = type(model).__name__
-    if not isinstance(cache, DynamicCache) or not cache.is_croppable:
+    if not is_rewindable(model, cache):
         got = "no cache" if cache is None else type(cache).__name__
         raise ValueError(
             f"A drafter needs a cache that rejected tokens can be taken out of, such as DynamicCache, and {name} uses "
             f"{got}. Leave out cache_implementation and past_key_values, or generate without a drafter."
+        )
+    mask = model_kwargs.get("attention_mask")
+    if compresses(cache) and mask is not None and not mask.all():
+        raise ValueError(
+            f"{name} compresses tokens by cache column, so with padding a block of drafts is not what single tokens "
+            "are. Generate from prompts of one length, or one by one, or without a drafter."
         )
 
 

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from dspark_hf.modeling.taps import merge_streams
+
 from .compaction import compact, is_compactable
 from .layout import PromptLayout
 from .recording import StateRecorder
+from .rewinding import MAX_REPLAYED, Rewinder
 
 # Most tokens of a prompt whose features are handed over at once.
 PIECE_LEN = 1024
@@ -57,6 +60,7 @@ class TargetRunner:
         self._num_new = max_length - layout.num_ids
         self._num_columns = layout.num_cached
         self._taps_of_pass: list[Tensor] = []
+        self._rewinder = Rewinder(self.cache)
         # What grows with every token is laid out once, up to the end.
         self._mask = self._kwargs.pop("attention_mask", None)
         if self._mask is not None:
@@ -114,8 +118,7 @@ class TargetRunner:
         for begin in range(start, end, chunk_size or end):
             stop = min(begin + (chunk_size or end), end)
             yield self._prefill_pass(input_ids, begin, stop)
-        # From here on rejected tokens must be taken back; before, it would only keep what a sliding window drops.
-        self.cache.activate_past_recording()
+        self._rewinder.start()
 
     def _prefill_pass(self, ids: Tensor, begin: int, stop: int) -> Tensor:
         """Process columns `begin` to `stop` of the prompt."""
@@ -147,8 +150,24 @@ class TargetRunner:
         Returns:
             `torch.Tensor` of shape `(batch, num_block, vocab)`: Logits.
         """
-        ids, kwargs = self._inputs(ids, [length - 1 + num_block for length in lens], num_block)
-        return self._forward(ids, kwargs, num_logits=num_block, next_sequence_length=num_block)
+        if self._rewinder.num_replayed > MAX_REPLAYED:
+            self.replay(ids, lens)
+        num_replayed = self._rewinder.num_replayed
+        num_inputs = num_replayed + num_block
+        self._rewinder.begin(num_inputs)
+        ids, kwargs = self._inputs(ids, [length - 1 + num_block for length in lens], num_inputs)
+        logits = self._forward(ids, kwargs, num_logits=num_block, next_sequence_length=num_inputs)
+        self._taps_of_pass = [tap[:, num_replayed:] for tap in self._taps_of_pass]
+        return logits
+
+    @torch.no_grad()
+    def replay(self, ids: Tensor, lens: list[int]) -> None:
+        """Bring the cache to all tokens but the last, if it stands back; arguments as of [`verify`]."""
+        num_inputs = self._rewinder.num_replayed
+        if num_inputs > 0:
+            ids, kwargs = self._inputs(ids, [length - 1 for length in lens], num_inputs)
+            self._forward(ids, kwargs, num_logits=1, next_sequence_length=num_inputs)
+            self._rewinder.take_back(0)
 
     def take_prompt(self) -> Iterator[Tensor]:
         """Features `(batch, tokens, taps * hidden)` of the latest pass, in pieces, so that no copy of all is made."""
@@ -177,7 +196,7 @@ class TargetRunner:
         width = max(lens) - 1 + self._layout.shift
         if rows is None and min(num_rejected) == max(num_rejected) == self._num_columns - width:
             # Also where nothing was rejected: sliding windows are trimmed here.
-            self.cache.crop(-num_rejected[0])
+            self._rewinder.take_back(num_rejected[0])
         else:
             compact(self.cache, num_rejected, width, rows)
         self._num_columns = width
@@ -187,9 +206,7 @@ class TargetRunner:
 
     def close(self) -> None:
         """Leave the cache as plain `generate()` would, for whoever goes on with it."""
-        for layer in self.cache.layers:
-            if getattr(layer, "record_past", False):
-                layer.record_past = False
+        self._rewinder.stop()
 
     def _inputs(self, ids: Tensor, ends: list[int], num_inputs: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Token ids `(batch, columns)` as they stand in the cache, mask and what else belongs to columns."""
@@ -238,7 +255,7 @@ class TargetRunner:
                 f"{type(self._model).__name__} returns no hidden states, so a drafter cannot read it. Generate "
                 "without a drafter."
             )
-        self._taps_of_pass = [outputs.hidden_states[tap] for tap in self._taps]
+        self._taps_of_pass = [merge_streams(outputs.hidden_states[tap]) for tap in self._taps]
         logits = outputs.logits
         # A view would keep the logits of the whole prompt alive.
         return logits if logits.shape[1] == num_logits else logits[:, -num_logits:].clone()
