@@ -52,7 +52,8 @@ def test_greedy(target, length, pattern):
     prepare = target.prepare_inputs_for_generation
 
     def spy(*args, **kwargs):
-        replayed.append((kwargs.get("next_sequence_length") or 0) - 5)
+        if not kwargs.get("is_first_iteration"):
+            replayed.append(kwargs["next_sequence_length"] - 5)
         return prepare(*args, **kwargs)
 
     target.prepare_inputs_for_generation = spy
@@ -105,6 +106,31 @@ def test_returned_cache(target):
     assert ours.keys() == plain.keys()
     for name, expected in plain.items():
         torch.testing.assert_close(ours[name], expected, atol=1e-2, rtol=1e-2)
+
+
+def test_second_turn(target):
+    """A later turn goes on with the cache, and the drafter's context with it."""
+    ids = make_prompt(9)
+    drafter, cache = TableDrafter(64, num_slots=3, scale=0.5), DynamicCache(config=target.config)
+    plain_cache = DynamicCache(config=target.config)
+    for turn in range(2):
+        kwargs = {"max_new_tokens": 12, "do_sample": False}
+        out = target.generate(ids, assistant_model=drafter, past_key_values=cache, **kwargs)
+        plain = target.generate(ids, past_key_values=plain_cache, **kwargs)
+        assert out.tolist() == plain.tolist()
+        assert drafter.state.context_lens[0] >= ids.shape[1]
+        ids = torch.cat([out, make_prompt(4, seed=turn)], 1)
+
+
+def test_rows_that_end_at_different_times(target):
+    ids = make_prompt(7, batch_size=3)
+    plain = target.generate(ids, max_new_tokens=20, do_sample=False)
+    kwargs = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": [int(plain[0, 10]), int(plain[2, 20])]}
+    expected = target.generate(ids, **kwargs)
+    for more in ({}, {"return_dict_in_generate": True}):
+        drafter, _ = greedy_oracle(target, ids, (3, 0, 2), max_new_tokens=20)
+        out = target.generate(ids, assistant_model=drafter, **kwargs, **more)
+        assert (out.sequences if more else out).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -121,7 +121,7 @@ class SpeculativeLoop:
         self.generation_config = generation_config
         rules = StopRules(stopping_criteria, generation_config, input_ids.shape[1])
         cache = model_kwargs["past_key_values"]
-        self.is_cache_returned = generation_config.return_dict_in_generate or getattr(cache, "_is_user_defined", False)
+        is_returned = generation_config.return_dict_in_generate or getattr(cache, "_is_user_defined", False)
         self.chooser = TokenChooser(
             logits_processor, bool(generation_config.do_sample), input_ids.shape[0], speculation.seed
         )
@@ -130,7 +130,7 @@ class SpeculativeLoop:
             model, drafter.config.target_layer_ids, model_kwargs, layout, rules.max_length, self.recorder
         )
         # A single row has ended when all is over.
-        keeps_rows = self.is_cache_returned or input_ids.shape[0] == 1 or not self.target.can_drop_rows
+        keeps_rows = is_returned or input_ids.shape[0] == 1 or not self.target.can_drop_rows
         self.transcript = Transcript(input_ids, rules, generation_config, keeps_rows, streamer)
         self.settler = Settler(self.chooser, self.transcript)
         self.needs_level_rows = (
@@ -159,7 +159,7 @@ class SpeculativeLoop:
                     self._round()
                 else:
                     self._catch_up()
-            if self.is_cache_returned:
+            if self.context.is_left:
                 self.target.replay(transcript.ids, transcript.lens)
             transcript.end()
             self.context.leave()

@@ -59,7 +59,8 @@ class LeftContext:
 
 
 def _first_keys(cache: Cache) -> Tensor | None:
-    return next((layer.keys for layer in cache.layers if layer.is_initialized and layer.keys is not None), None)
+    # Layers that only keep a recurrent state have none.
+    return next((layer.keys for layer in cache.layers if getattr(layer, "keys", None) is not None), None)
 
 
 class DraftContext(PendingContext):
