@@ -133,6 +133,21 @@ def test_rows_that_end_at_different_times(target):
         assert (out.sequences if more else out).tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("name", ["qwen3_next", "deepseek_v4"])
+def test_recorded_states(name):
+    target = make_target(name)
+    ids = make_prompt(6)
+    drafter, _ = greedy_oracle(target, ids, (1, 3, 0), max_new_tokens=20)
+    kwargs = {"max_new_tokens": 16, "do_sample": False, "return_dict_in_generate": True, "output_hidden_states": True}
+    out = target.generate(ids, assistant_model=drafter, **kwargs)
+    expected = target.generate(ids, **kwargs)
+    assert len(out.hidden_states) == len(expected.hidden_states) == 16
+    for entry, plain in zip(out.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(entry, plain, atol=1e-2, rtol=1e-3)
+    with pytest.raises(ValueError, match="output_attentions is not supported together with a drafter for"):
+        target.generate(ids, assistant_model=drafter, output_attentions=True, **kwargs)
+
+
 @pytest.mark.parametrize("padded", [False, True])
 def test_rows_in_step(target, padded):
     ids = make_prompt(11, batch_size=3)

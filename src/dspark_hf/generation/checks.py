@@ -64,8 +64,8 @@ def check_options(model: PreTrainedModel, generation_config: GenerationConfig, s
             )
 
 
-def check_cache(model: PreTrainedModel, model_kwargs: dict[str, Any]) -> None:
-    """Raise `ValueError` for a cache that rejected tokens cannot be taken out of."""
+def check_cache(model: PreTrainedModel, model_kwargs: dict[str, Any], generation_config: GenerationConfig) -> None:
+    """Raise `ValueError` for a cache that rejected tokens cannot be taken out of, or what does not go with it."""
     cache = model_kwargs.get("past_key_values")
     name = type(model).__name__
     if not is_rewindable(model, cache):
@@ -79,6 +79,12 @@ def check_cache(model: PreTrainedModel, model_kwargs: dict[str, Any]) -> None:
         raise ValueError(
             f"{name} compresses tokens by cache column, so with padding a block of drafts is not what single tokens "
             "are. Generate from prompts of one length, or one by one, or without a drafter."
+        )
+    records = generation_config.return_dict_in_generate and generation_config.output_attentions
+    if records and (compresses(cache) or any(cache.is_linear)):
+        raise ValueError(
+            f"output_attentions is not supported together with a drafter for {name}, whose layers attend to more or "
+            "less than one column for each token: leave it out, or generate without a drafter."
         )
 
 

@@ -74,7 +74,7 @@ def speculative_generate(
     check_drafter(drafter, speculation)
     check_mode(generation_config.get_generation_mode(), generation_config)
     check_options(model, generation_config, synced_gpus)
-    check_cache(model, model_kwargs)
+    check_cache(model, model_kwargs, generation_config)
     layout = PromptLayout.of(input_ids, model_kwargs, generation_config)
     check_chunks(layout, model_kwargs, generation_config)
     if not drafter.is_bound_to(model):
@@ -197,7 +197,7 @@ class SpeculativeLoop:
         self.confidences.note(live, offer.confidence_logits)
         if self.recorder.is_on:
             # Rows then grow in step.
-            self.recorder.note_block(self.target.outputs, num_taken[0])
+            self.recorder.note_block(self.target.outputs, num_taken[0], self.target.num_replayed)
         transcript.end_round(accepted_lens[0])
         self._commit(num_block, num_taken)
 

@@ -44,9 +44,9 @@ class StateRecorder:
         if self.attentions is not None:
             self.attentions[:] = [outputs.attentions]
 
-    def note_block(self, outputs: Any, num_taken: int) -> None:
-        """Record the first tokens of a pass over a block; the cache still holds all of it."""
-        for index in range(num_taken):
+    def note_block(self, outputs: Any, num_taken: int, num_replayed: int) -> None:
+        """Record the first tokens of a pass over a block, behind those replayed; the cache still holds all of it."""
+        for index in range(num_replayed, num_replayed + num_taken):
             if self.hidden_states is not None:
                 self.hidden_states.append(tuple(_at(states, index) for states in outputs.hidden_states))
             if self.attentions is not None:

@@ -160,6 +160,11 @@ class TargetRunner:
         self._taps_of_pass = [tap[:, num_replayed:] for tap in self._taps_of_pass]
         return logits
 
+    @property
+    def num_replayed(self) -> int:
+        """Tokens that the latest pass processed again, before its block."""
+        return self._rewinder.num_replayed
+
     @torch.no_grad()
     def replay(self, ids: Tensor, lens: list[int]) -> None:
         """Bring the cache to all tokens but the last, if it stands back; arguments as of [`verify`]."""
