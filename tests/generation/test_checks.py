@@ -33,7 +33,7 @@ def guarded(target, monkeypatch):
         ({"prompt_lookup_num_tokens": 4}, "prompt_lookup_num_tokens is not supported.*pass one drafter only"),
         ({"assistant_early_exit": 2}, "assistant_early_exit is not supported"),
         ({"assistant_ensemble_weight": 0.5}, "assistant_ensemble_weight is not supported.*changes the output"),
-        ({"synced_gpus": True}, "synced_gpus is not supported"),
+        ({"synced_gpus": True}, "synced_gpus=True keeps processes in step, but there is no process group"),
         ({"cache_implementation": "static"}, "needs a cache that rejected tokens can be taken out of.*StaticCache"),
         ({"assistant_tokenizer": object(), "tokenizer": object()}, "assistant_tokenizer is not supported"),
         ({"speculation": "fast"}, "speculation must be a SpeculationConfig, got 'fast'"),

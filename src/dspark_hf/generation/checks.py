@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 from .config import SpeculationConfig
 from .layout import PromptLayout
-from .rewinding import compresses, is_rewindable, keeps_unknown_state
+from .rewinding import compresses, is_rewindable, keeps_unknown_state, replays
 
 _OWN_MODES = (GenerationMode.ASSISTED_GENERATION, GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
@@ -56,12 +57,26 @@ def check_options(model: PreTrainedModel, generation_config: GenerationConfig, s
         ("assistant_early_exit", generation_config.assistant_early_exit is not None, "pass one drafter only"),
         ("assistant_ensemble_weight", generation_config.assistant_ensemble_weight is not None,
          "leave it out: it changes the output, and a drafter never does"),
-        ("synced_gpus", synced_gpus, "run one target per process, not sharded by FSDP or ZeRO-3"),
     ):  # fmt: skip
         if is_set:
             raise ValueError(
                 f"{option} is not supported together with a drafter: {instead}, or generate without a drafter."
             )
+    if synced_gpus and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        raise ValueError(
+            "synced_gpus=True keeps processes in step, but there is no process group: call "
+            "torch.distributed.init_process_group first, or leave synced_gpus out."
+        )
+    if synced_gpus and replays(model):
+        raise ValueError(
+            f"synced_gpus=True is not supported together with a drafter for {name}, which processes some tokens again "
+            "in passes of their own, at other times in each process. Generate without a drafter."
+        )
+    if synced_gpus and generation_config.prefill_chunk_size is not None:
+        raise ValueError(
+            "prefill_chunk_size and synced_gpus are not supported together: prompts of different lengths would need "
+            "different numbers of passes. Leave prefill_chunk_size out."
+        )
 
 
 def check_cache(model: PreTrainedModel, model_kwargs: dict[str, Any], generation_config: GenerationConfig) -> None:

@@ -15,6 +15,7 @@ from dspark_hf.modeling.placement import compute_device
 from .checks import check_cache, check_chunks, check_drafter, check_mode, check_options
 from .config import SpeculationConfig
 from .layout import PromptLayout
+from .peers import Peers
 from .proposing import Proposer
 from .recording import StateRecorder
 from .sampling import TokenChooser
@@ -57,7 +58,8 @@ def speculative_generate(
         drafter ([`DSparkModel`]): The drafter; bound to `model` if it is not yet.
         speculation ([`SpeculationConfig`], *optional*): How to speculate.
         streamer (`BaseStreamer`, *optional*): Gets tokens as they are made, see [`Transcript`].
-        synced_gpus (`bool`, *optional*): Not supported.
+        synced_gpus (`bool`, *optional*): Whether the target is sharded over processes, so that rounds must go on until
+            all have ended. Each process needs a whole drafter.
         model_kwargs: What `generate()` prepared for the target's forward passes, the cache among it.
 
     Returns:
@@ -81,7 +83,7 @@ def speculative_generate(
         drafter.bind(model, check_name=speculation.check_target)
     loop = SpeculativeLoop(
         model, drafter, speculation, input_ids, layout, logits_processor, stopping_criteria, generation_config,
-        model_kwargs, streamer,
+        model_kwargs, streamer, synced_gpus,
     )  # fmt: skip
     return loop.run()
 
@@ -110,6 +112,7 @@ class SpeculativeLoop:
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
         streamer: Any,
+        synced_gpus: bool,
     ):
         self.stats = SpeculationStats()
         measure_time = speculation.measure_time
@@ -129,8 +132,9 @@ class SpeculativeLoop:
         self.target = TargetRunner(
             model, drafter.config.target_layer_ids, model_kwargs, layout, rules.max_length, self.recorder
         )
+        self.peers = Peers(synced_gpus, input_ids.device)
         # A single row has ended when all is over.
-        keeps_rows = is_returned or input_ids.shape[0] == 1 or not self.target.can_drop_rows
+        keeps_rows = is_returned or synced_gpus or input_ids.shape[0] == 1 or not self.target.can_drop_rows
         self.transcript = Transcript(input_ids, rules, generation_config, keeps_rows, streamer)
         self.settler = Settler(self.chooser, self.transcript)
         self.needs_level_rows = (
@@ -138,7 +142,7 @@ class SpeculativeLoop:
         )
         self.context = DraftContext(drafter, cache, layout, model_kwargs.get("attention_mask"), is_returned)
         self.proposer = Proposer(
-            drafter, speculation.length_policy(), self.chooser, self.transcript, self.watch, self.context
+            drafter, speculation.length_policy(), self.chooser, self.transcript, self.watch, self.context, synced_gpus
         )
 
     def run(self) -> Tensor | GenerateDecoderOnlyOutput:
@@ -154,8 +158,10 @@ class SpeculativeLoop:
             if rows:
                 self._drop_others(rows)
                 self.target.commit([0] * len(rows), transcript.lens, rows)
-            while not transcript.is_over:
-                if any(transcript.live):
+            while self.peers.go_on(transcript.is_over):
+                if transcript.is_over:
+                    self._idle()
+                elif any(transcript.live):
                     self._round()
                 else:
                     self._catch_up()
@@ -233,6 +239,7 @@ class SpeculativeLoop:
     def _catch_up(self) -> None:
         """Process the padding of rows that ended early, up to the longest row: its cache and scores are returned."""
         transcript = self.transcript
+        self.proposer.idle()
         counts = [max(transcript.lens) - length for length in transcript.lens]
         num_block = min(max(counts), CATCH_UP_LEN)
         counts = [min(count, num_block) for count in counts]
@@ -242,6 +249,13 @@ class SpeculativeLoop:
         scores = None if transcript.scores is None else self.settler.block_scores(logits)
         transcript.fill(counts, scores, logits)
         self._commit(num_block, counts)
+
+    def _idle(self) -> None:
+        """A round for the sake of other processes: it leaves nothing behind."""
+        self.proposer.idle()
+        lens = self.transcript.lens
+        self.target.verify(self.transcript.ids, lens, num_block=1)
+        self.target.commit([1] * len(lens), lens)
 
     def _result(self) -> Tensor | GenerateDecoderOnlyOutput:
         transcript = self.transcript

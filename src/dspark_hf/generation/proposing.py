@@ -47,6 +47,7 @@ class Proposer:
         transcript ([`Transcript`]): The tokens so far.
         watch ([`Stopwatch`]): Measures the drafter.
         context ([`PendingContext`]): What the drafter has read.
+        is_synced (`bool`): Whether every round must run the drafter, because its embedding and head are sharded.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Proposer:
         transcript: Transcript,
         watch: Stopwatch,
         context: PendingContext,
+        is_synced: bool = False,
     ):
         self._drafter = drafter
         self._policy = policy
@@ -64,6 +66,7 @@ class Proposer:
         self._transcript = transcript
         self._watch = watch
         self._context = context
+        self._is_synced = is_synced
         self._num_slots = policy.limit(drafter.config.num_slots)
 
     def propose(self) -> Offer:
@@ -76,6 +79,7 @@ class Proposer:
             for left, is_live in zip(transcript.num_left, live, strict=True)
         ]
         if max(limits) == 0:
+            self.idle()
             return Offer(transcript.ids[:, :0], None, limits)
         with self._watch.part("drafter"):
             proposal = self._draft(max(limits))
@@ -86,6 +90,13 @@ class Proposer:
             # No row can use more drafts than the shortest offer.
             lens = [min(n for n, is_live in zip(lens, live, strict=True) if is_live)] * len(live)
         return self._offer(proposal, lens)
+
+    def idle(self) -> None:
+        """Run the drafter for the sake of other processes, if there are any."""
+        if self._is_synced:
+            self._drafter.propose(
+                self._context.state(), self._transcript.anchor_ids.to(self._drafter.device), num_slots=1
+            )
 
     def _draft(self, num_slots: int) -> Proposal:
         transcript = self._transcript

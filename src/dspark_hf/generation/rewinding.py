@@ -32,6 +32,11 @@ def keeps_unknown_state(model: PreTrainedModel) -> bool:
     return model._is_stateful and model_type != "deepseek_v4" and not continues(model_type)
 
 
+def replays(model: PreTrainedModel) -> bool:
+    """Whether tokens that stand are processed again, because a target's states are put back to before them."""
+    return model._is_stateful and continues(_model_type(model))
+
+
 def _model_type(model: PreTrainedModel) -> str:
     return model.config.get_text_config(decoder=True).model_type
 

@@ -1,0 +1,126 @@
+"""Two processes that share a target, whose forward passes need both of them."""
+
+import multiprocessing
+import os
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+from fake_drafters import TableDrafter
+from tiny_targets import make_prompt, make_target
+from torch.distributed.fsdp import fully_shard
+
+from dspark_hf import DSparkModel
+
+LENGTHS = ((5, 3), (9, 24))
+
+
+def in_two_processes(run, tmp_path):
+    """Call `run(rank)` in two processes of one group; returns what each returned."""
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+
+    def worker(rank):
+        try:
+            torch.set_num_threads(1)
+            dist.init_process_group(
+                "gloo", init_method=f"file://{tmp_path}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+            )
+            results.put((rank, run(rank), None))
+            dist.destroy_process_group()
+        except Exception as error:
+            results.put((rank, None, repr(error)))
+        finally:
+            results.close()
+            results.join_thread()
+            os._exit(0)
+
+    workers = [context.Process(target=worker, args=(rank,)) for rank in range(2)]
+    for process in workers:
+        process.start()
+    (_, first, *errors), (_, second, error) = sorted(results.get(timeout=120) for _ in workers)
+    for process in workers:
+        process.join()
+    assert [*errors, error] == [None, None]
+    return first, second
+
+
+def share(target):
+    """Let every use of the target's modules wait for the other process; returns what was used."""
+    used = []
+
+    def wait(module, args, kwargs):
+        dist.all_reduce(torch.zeros(1))
+        used.append(type(module).__name__)
+
+    for module in (target, target.get_input_embeddings(), target.get_output_embeddings()):
+        module.register_forward_pre_hook(wait, with_kwargs=True)
+    return used
+
+
+def inputs(rank, num_rows):
+    num_prompt, num_new = LENGTHS[rank]
+    return make_prompt(num_prompt, seed=rank, batch_size=num_rows), num_new
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+@pytest.mark.parametrize("slow_rank", [0, 1])
+def test_rounds_go_on_until_all_have_ended(num_rows, slow_rank, tmp_path):
+    target = make_target("mistral")
+    drafter = DSparkModel.from_target(target, block_size=4, markov_rank=8, num_hidden_layers=1)
+    # Rows of a batch end at different places.
+    ids, num_new = inputs(1, num_rows)
+    eos = int(target.generate(ids, max_new_tokens=num_new, do_sample=False)[-1, ids.shape[1] + 9])
+
+    def run(rank):
+        ids, num_new = inputs(rank ^ slow_rank, num_rows)
+        kwargs = {"max_new_tokens": num_new, "do_sample": False, "eos_token_id": eos}
+        expected = target.generate(ids, **kwargs)
+        used = share(target)
+        out = target.generate(ids, assistant_model=drafter, synced_gpus=True, return_dict_in_generate=True, **kwargs)
+        assert out.sequences.tolist() == expected.tolist()
+        # Nothing of the idle rounds is left.
+        assert out.past_key_values.get_seq_length() == out.sequences.shape[1] - 1
+        return used, drafter.last_stats.rounds
+
+    (used, rounds), (other_used, other_rounds) = in_two_processes(run, tmp_path)
+    assert used == other_used and rounds != other_rounds
+    assert used.count("Embedding") >= 2 * max(rounds, other_rounds)
+
+
+def test_sharded_target(tmp_path):
+    def run(rank):
+        target = make_target()
+        ids, num_new = inputs(rank, 2)
+        plain = target.generate(ids, max_new_tokens=num_new, do_sample=False).tolist()
+        drafter = DSparkModel.from_target(target, block_size=4, markov_rank=8, num_hidden_layers=1)
+        for module in (*target.model.layers, target.model.embed_tokens, target.lm_head, target):
+            fully_shard(module, mesh=dist.init_device_mesh("cpu", (2,)))
+        kwargs = {"max_new_tokens": num_new, "do_sample": False}
+        # Without being told: generate() sees that the target is sharded.
+        return plain, target.generate(ids, assistant_model=drafter, **kwargs).tolist()
+
+    for plain, out in in_two_processes(run, tmp_path):
+        assert out == plain
+
+
+def test_no_chunks_in_step(tmp_path):
+    target = make_target()
+
+    def run(rank):
+        with pytest.raises(ValueError, match="prefill_chunk_size and synced_gpus are not supported together"):
+            target.generate(make_prompt(5), assistant_model=TableDrafter(64), synced_gpus=True, prefill_chunk_size=4)
+
+    assert in_two_processes(run, tmp_path) == (None, None)
+
+
+def test_no_replayed_tokens_in_step(target, tmp_path, monkeypatch):
+    monkeypatch.setattr(target, "_is_stateful", True)
+    monkeypatch.setattr(target.config, "model_type", "qwen3_next")
+
+    def run(rank):
+        with pytest.raises(ValueError, match="synced_gpus=True is not supported together with a drafter for Llama"):
+            target.generate(make_prompt(5), assistant_model=TableDrafter(64), synced_gpus=True)
+
+    assert in_two_processes(run, tmp_path) == (None, None)
