@@ -11,8 +11,7 @@ from transformers import PreTrainedConfig
 class Family:
     """Llama-shaped defaults; a subclass states only what its architecture does differently."""
 
-    engine_name: str  # begins the names by which serving engines choose their classes
-    is_llama_shaped = True  # pre-norm layers with two norms, and key and value projections of their own
+    architecture: str  # the name by which serving engines choose their class
     config_cls: type[PreTrainedConfig]
     layer_cls: type[nn.Module]
     norm_cls: type[nn.Module]

@@ -7,7 +7,7 @@ from .family import Family
 
 
 class Llama(Family):
-    engine_name = "Llama"
+    architecture = "LlamaDSparkModel"
     config_cls = LlamaConfig
     layer_cls = modeling_llama.LlamaDecoderLayer
     norm_cls = modeling_llama.LlamaRMSNorm

@@ -1,0 +1,216 @@
+"""The text of a card, section by section."""
+
+from typing import TYPE_CHECKING, Any
+
+from .evaluations import describe
+from .folder import DrafterFolder, num_slots
+from .plots import ACCEPTANCE, RELIABILITY
+from .serving import serving_commands
+
+if TYPE_CHECKING:
+    from .card import CardFacts
+
+_HEADS = {"vanilla": "a vanilla", "gated": "a gated", "rnn": "a recurrent"}
+
+
+def card_body(drafter: DrafterFolder, facts: "CardFacts", base_model: str | None, pictures: list[str]) -> str:
+    """Everything below the front matter.
+
+    Args:
+        drafter ([`DrafterFolder`]): The drafter.
+        facts ([`CardFacts`]): What else is known.
+        base_model (`str` or `None`): The target's repository, if known.
+        pictures (`list[str]`): Names of the pictures that were drawn.
+    """
+    sections = [
+        _head(drafter, facts, base_model),
+        _use(drafter, facts, base_model),
+        _serve(drafter, facts, base_model),
+        _training(drafter),
+        _results(drafter, facts, pictures),
+        _calibration(drafter, facts, pictures),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _head(drafter: DrafterFolder, facts: "CardFacts", base_model: str | None) -> str:
+    config = drafter.config
+    target = _target_name(drafter, base_model)
+    title = (facts.repo_id or "").split("/")[-1] or f"A DSpark drafter for {target}"
+    what = "with a DSpark drafter" if facts.subfolder else "A DSpark drafter for"
+    first = (
+        f"{_linked(target, base_model)} {what} (`{facts.subfolder}/`)"
+        if facts.subfolder
+        else f"{what} {_linked(target, base_model)}"
+    )
+    if facts.subfolder and not facts.has_target:
+        first += "; the target's weights are loaded from its own repository"
+    rank, slots = config.get("markov_rank", 0), num_slots(config)
+    head = f"{_HEADS[config.get('markov_head_type', 'vanilla')]} sequential head of rank {rank}" if rank else None
+    parts = [
+        f"{_count(drafter.num_parameters)} parameters",
+        f"{config['num_hidden_layers']} {config['model_type']}-shaped layers of hidden size {config['hidden_size']}"
+        if {"num_hidden_layers", "model_type", "hidden_size"} <= set(config)
+        else None,
+        f"taps after layers {_listed(config['target_layer_ids'])} of {config['num_target_layers']}"
+        if {"target_layer_ids", "num_target_layers"} <= set(config)
+        else None,
+        f"blocks of {slots} drafts",
+        head,
+        "a confidence head" if config.get("enable_confidence_head") else None,
+        f"a reduced draft vocabulary of {config['draft_vocab_size']:,} of {config['vocab_size']:,} tokens"
+        if config.get("draft_vocab_size")
+        else None,
+        config.get("dtype"),
+    ]
+    if drafter.adapter is not None:
+        below = drafter.adapter.get("base_model_name_or_path")
+        parts[0] = f"a {drafter.adapter.get('peft_type', 'PEFT')} adapter of {parts[0]}" + (
+            f" on the drafter {below}" if below else ""
+        )
+    about = "; ".join(part for part in parts if part)
+    return (
+        f"# {title}\n\n{first}, for speculative decoding "
+        "([DSpark](https://arxiv.org/abs/2606.19348)). It makes generation faster; what is generated stays the "
+        f"target's own.\n\nThe drafter: {about}."
+    )
+
+
+def _use(drafter: DrafterFolder, facts: "CardFacts", base_model: str | None) -> str:
+    repo = facts.repo_id or drafter.path.resolve().name
+    if facts.subfolder:
+        lines = [
+            "from transformers import AutoTokenizer",
+            "",
+            "from dspark_hf import DSparkForCausalLM",
+            "",
+            f'tokenizer = AutoTokenizer.from_pretrained("{repo}")',
+            f'model = DSparkForCausalLM.from_pretrained("{repo}", dtype="auto")',
+            'inputs = tokenizer("Why is the sky blue?", return_tensors="pt")',
+            "model.generate(**inputs, max_new_tokens=128)",
+        ]
+    else:
+        target = base_model or _target_name(drafter, base_model)
+        lines = [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            "from dspark_hf import AutoDrafter",
+            "",
+            f'tokenizer = AutoTokenizer.from_pretrained("{target}")',
+            f'model = AutoModelForCausalLM.from_pretrained("{target}", dtype="auto")',
+            f'drafter = AutoDrafter.from_pretrained("{repo}")',
+            'inputs = tokenizer("Why is the sky blue?", return_tensors="pt")',
+            "model.generate(**inputs, assistant_model=drafter, max_new_tokens=128)",
+        ]
+    return "\n".join(["## Use", "", "```python", *lines, "```"])
+
+
+def _serve(drafter: DrafterFolder, facts: "CardFacts", base_model: str | None) -> str:
+    target = facts.repo_id if facts.subfolder and facts.has_target else base_model
+    if facts.repo_id is None or target is None or drafter.adapter is not None:
+        return ""  # engines read whole drafters: merge_and_unload() makes one
+    parts = ["## Serve"]
+    for one in serving_commands(drafter.config, facts.repo_id, target, facts.subfolder):
+        if one.command is None:
+            parts.append(f"{one.engine} cannot load this drafter: {'; '.join(one.reasons)}.")
+        else:
+            parts.append(f"With {one.engine}:\n\n```bash\n{one.command}\n```")
+    return "\n\n".join(parts)
+
+
+def _training(drafter: DrafterFolder) -> str:
+    record = drafter.training
+    if record is None:
+        return ""
+    parts = ["## How it was trained"]
+    if record.get("data"):
+        parts.append(f"Data: {_listed([f'`{name}`' for name in record['data']])}.")
+    if record.get("command"):
+        parts.append(f"```bash\n{record['command']}\n```")
+    known = {"command", "data", "arguments", "versions"}
+    figures = {name: value for name, value in record.items() if name not in known}
+    rows = {**record.get("arguments", {}), **figures}
+    if rows:
+        parts.append(_table(["", ""], [[f"`{name}`", _number(value)] for name, value in rows.items()]))
+    versions = record.get("versions") or {}
+    if versions:
+        parts.append("Versions: " + ", ".join(f"{name} {value}" for name, value in versions.items() if value) + ".")
+    return "\n\n".join(parts)
+
+
+def _results(drafter: DrafterFolder, facts: "CardFacts", pictures: list[str]) -> str:
+    if not drafter.evaluations:
+        return ""
+    rows = [describe(record, name) for name, record in drafter.evaluations.items()]
+    columns = [column for column in rows[0] if any(row[column] for row in rows)]
+    parts = [
+        "## What it reaches",
+        "tau is the mean number of tokens per round, the target's own included; 1 is plain generation. "
+        "Speed is tokens per second against plain `generate()`, median over prompts.",
+        _table(columns, [[row[column] for column in columns] for row in rows]),
+    ]
+    if ACCEPTANCE in pictures:
+        parts.append(f"![How often slots are accepted]({_place(facts, ACCEPTANCE)})")
+    made = [_made(name, record.get("provenance") or {}) for name, record in drafter.evaluations.items()]
+    if any(made):
+        parts.append("How these figures were made:\n\n" + "\n".join(line for line in made if line))
+    return "\n\n".join(parts)
+
+
+def _made(name: str, provenance: dict[str, Any]) -> str:
+    machine = provenance.get("machine") or {}
+    place = machine.get("device_name")
+    if place and machine.get("threads"):
+        place += f", {machine['threads']} threads"
+    parts = [
+        f"`{provenance['command']}`" if provenance.get("command") else None,
+        f"commit {provenance['commit'][:12]}" if provenance.get("commit") else None,
+        place,
+    ]
+    known = "; ".join(part for part in parts if part)
+    return f"* {name}: {known}" if known else ""
+
+
+def _calibration(drafter: DrafterFolder, facts: "CardFacts", pictures: list[str]) -> str:
+    parts = []
+    if drafter.calibration is not None:
+        temperatures = _listed([f"{one:.3g}" for one in drafter.calibration["temperatures"]])
+        parts.append(
+            f"`{_place(facts, 'calibration.json')}` has one temperature a slot ({temperatures}): the calibrated "
+            "confidence of slot k is sigmoid(logit / temperature)."
+        )
+    if RELIABILITY in pictures:
+        parts.append(
+            "Confidence before calibration against acceptance, of slots whose predecessors were all accepted:\n\n"
+            f"![Confidence against acceptance]({_place(facts, RELIABILITY)})"
+        )
+    return "\n\n".join(["## Does it know when it is right?", *parts]) if parts else ""
+
+
+def _place(facts: "CardFacts", name: str) -> str:
+    return f"{facts.subfolder}/{name}" if facts.subfolder else name
+
+
+def _target_name(drafter: DrafterFolder, base_model: str | None) -> str:
+    return base_model or drafter.config.get("target_name_or_path") or "its target"
+
+
+def _linked(name: str, base_model: str | None) -> str:
+    return f"[{name}](https://huggingface.co/{name})" if name == base_model else name
+
+
+def _listed(items: list[Any]) -> str:
+    return ", ".join(str(item) for item in items)
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.2f}M" if number >= 1e6 else f"{number:,}"
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -1,0 +1,69 @@
+"""How a drafter was trained, kept beside its weights as `training.json`."""
+
+import dataclasses
+import os
+import shlex
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePath
+from typing import Any
+
+from .evaluations import shorten_command
+from .folder import TRAINING, write_json
+
+# Where files lie and who watches says nothing about the drafter.
+_SILENT = ("output_dir", "hub_", "logging_", "run_name", "report_to", "token", "trackio", "resume_from", "push_to_hub",
+           "disable_tqdm", "log_level", "save_", "dataloader_", "local_rank", "ddp_", "eval_", "deepspeed", "use_cpu",
+           "load_best", "metric_for", "greater_is", "project")  # fmt: skip
+
+
+def write_training_record(
+    folder: str | os.PathLike,
+    *,
+    arguments: Any = None,
+    data: list[str] | None = None,
+    command: str | None = None,
+    **figures: Any,
+) -> Path:
+    """Write down how a drafter was trained, for its card.
+
+    Args:
+        folder (`str` or `os.PathLike`): The drafter's folder.
+        arguments (`TrainingArguments`, *optional*): Those that differ from their defaults are kept.
+        data (`list[str]`, *optional*): Datasets or files; of a file its name is kept.
+        command (`str`, *optional*): The command; this process's by default. Secrets and folders are taken out.
+        figures: Anything else that is known, JSON-able: `num_conversations=3000`, `steps=4300`, ...
+
+    Returns:
+        `Path`: The file.
+    """
+    if command is None:
+        command = shlex.join([PurePath(sys.argv[0]).name, *sys.argv[1:]])
+    record = {
+        "command": shorten_command(command),
+        "data": None if data is None else [PurePath(name).name if Path(name).exists() else name for name in data],
+        "arguments": None if arguments is None else _changed(arguments),
+        **figures,
+        "versions": {name: _version(name) for name in ("dspark_hf", "torch", "transformers")},
+    }
+    path = Path(folder) / TRAINING
+    write_json(path, {name: value for name, value in record.items() if value is not None})
+    return path
+
+
+def _changed(arguments: Any) -> dict[str, Any]:
+    values, changed = arguments.to_dict(), {}
+    for field in dataclasses.fields(arguments):
+        value = values.get(field.name)
+        is_default = field.default is not dataclasses.MISSING and value == field.default
+        is_plain = isinstance(value, bool | int | float | str)
+        if is_plain and field.init and not is_default and not field.name.startswith(_SILENT):
+            changed[field.name] = value
+    return changed
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

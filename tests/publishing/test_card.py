@@ -1,0 +1,256 @@
+"""Cards tell what is known, and nobody's own words are lost."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, ModelCard
+from PIL import Image
+
+from dspark_hf import AutoDrafter, DraftTrainingArguments
+from dspark_hf.publishing import CardFacts, add_evaluation, push_folder, write_card, write_training_record
+from dspark_hf.publishing.card import is_generated
+from dspark_hf.publishing.evaluations import shorten_command
+from dspark_hf.publishing.folder import DrafterFolder
+from dspark_hf.publishing.plots import calibration_error
+from dspark_hf.publishing.serving import serving_commands, sglang_problems, vllm_problems
+
+BINS = [
+    {"confidence": 0.25, "accepted": 0.5, "count": 1},
+    {"confidence": 0.9, "accepted": 0.8, "count": 3},
+]
+RESULT = {
+    "target": "/home/someone/target",
+    "data": "/home/someone/mt-bench.jsonl",
+    "dtype": "bfloat16",
+    "settings": {"temperature": 0.0, "max_new_tokens": 128, "batch_size": 1},
+    "num_prompts": 10,
+    "num_rounds": 80,
+    "tau": 2.4567,
+    "accepted_per_slot": [0.8, 0.5],
+    "accepted_per_slot_given_previous": [0.8, 0.625],
+    "reliability": BINS,
+    "ratio": {"median": 1.5, "total": 1.4, "median_to_fastest_plain": 1.25},
+    "calls": [{"tau": 2.0}],
+    "provenance": {
+        "command": "dspark bench generate --data /home/someone/mt-bench.jsonl",
+        "commit": "0123456789abcdef",
+        "versions": {"torch": "2.13"},
+        "machine": {"device_name": "A processor", "platform": "secret-host", "cpu_count": 2, "threads": 1},
+        "time": "2026-01-01",
+    },
+}
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_drafter_dir):
+    return Path(shutil.copytree(tiny_drafter_dir, tmp_path / "drafter"))
+
+
+@pytest.fixture
+def evaluated(folder, tmp_path):
+    for name, result in (("chat", RESULT), ("code", {"tau": 1.5})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+        add_evaluation(folder, tmp_path / f"{name}.json")
+    return folder
+
+
+def card(folder):
+    return (Path(folder) / "README.md").read_text()
+
+
+def test_only_what_is_known_appears(folder):
+    assert write_card(folder)
+    text = card(folder)
+    num_parameters = sum(weight.numel() for weight in AutoDrafter.from_pretrained(folder).parameters())
+    assert (
+        f"{num_parameters:,} parameters" in text
+        and "taps after layers 0, 2 of 4" in text
+        and "blocks of 4 drafts" in text
+    )
+    for heading in ("## Serve", "## How it was trained", "## What it reaches", "## Does it know"):
+        assert heading not in text
+    for word in ("None", "nan", "png", "base_model", "license", "datasets", "model-index"):
+        assert word not in text
+    assert not list(folder.glob("*.png"))
+    data = ModelCard(text).data
+    assert data.tags == ["dspark", "speculative-decoding", "drafter"]
+    assert (data.library_name, data.pipeline_tag) == ("dspark_hf", "text-generation")
+
+
+def test_everything_that_is_known_appears(evaluated):
+    (evaluated / "calibration.json").write_text(json.dumps({"temperatures": [1.0, 1.25, 0.9, 2.0]}))
+    arguments = DraftTrainingArguments("out", learning_rate=1e-3, max_steps=7, hub_token="hf_abcdefghij", report_to=[])
+    write_training_record(
+        evaluated, arguments=arguments, data=["org/chats"], command="python train.py --data /x/y.jsonl", num_rows=12
+    )
+    facts = CardFacts("org/small", "org/Model", license="mit", datasets=("org/chats",), tags=("chat", "dspark"))
+    assert write_card(evaluated, facts)
+    text = card(evaluated)
+    data = ModelCard(text).data
+    assert (data.base_model, data.base_model_relation, data.license) == ("org/Model", "adapter", "mit")
+    assert (data.datasets, data.tags[3:]) == (["org/chats"], ["chat"])
+    assert {(one.dataset_name, one.metric_value) for one in data.eval_results} == {("chat", 2.4567), ("code", 1.5)}
+    assert "| chat (mt-bench.jsonl) | greedy | 10 | 128 | bfloat16 | 2.46 | 1.25x |" in text
+    assert "| code |  |  |  |  | 1.50 |  |" in text
+    assert "`dspark bench generate --data mt-bench.jsonl`; commit 0123456789ab; A processor, 1 threads" in text
+    assert "python train.py --data y.jsonl" in text and "Data: `org/chats`." in text
+    assert "| `learning_rate` | 0.001 |" in text and "| `max_steps` | 7 |" in text and "| `num_rows` | 12 |" in text
+    assert "(1, 1.25, 0.9, 2)" in text
+    for secret in ("/home", "secret-host", "hf_abcdefghij", "output_dir"):
+        assert secret not in text + "".join(path.read_text() for path in evaluated.rglob("*.json"))
+    for picture in ("acceptance.png", "reliability.png"):
+        assert f"]({picture})" in text
+        with Image.open(evaluated / picture) as image:
+            assert len(image.convert("L").getcolors()) > 10
+
+
+def test_pictures_repeat_byte_for_byte(evaluated):
+    write_card(evaluated)
+    first = {path.name: path.read_bytes() for path in evaluated.glob("*.png")}
+    assert write_card(evaluated)
+    assert first == {path.name: path.read_bytes() for path in evaluated.glob("*.png")} and len(first) == 2
+
+
+def test_words_of_ones_own_are_kept(folder, evaluated):
+    assert write_card(folder) and write_card(folder)
+    assert is_generated(card(folder))
+    edited = card(folder).replace("# ", "# My ", 1)
+    (folder / "README.md").write_text(edited)
+    assert not write_card(folder) and card(folder) == edited
+    (folder / "README.md").write_text("Tau is 3.\n")
+    assert not write_card(folder) and card(folder) == "Tau is 3.\n"
+    assert write_card(folder, overwrite=True) and is_generated(card(folder))
+
+
+def test_words_on_the_hub_are_kept(hub, folder):
+    write_card(folder, CardFacts("org/drafter"))
+    push_folder(folder, "org/drafter")
+    HfApi().upload_file(path_or_fileobj=b"By hand.", path_in_repo="README.md", repo_id="org/drafter")
+    push_folder(folder, "org/drafter")
+    assert hub.files("org/drafter")["README.md"] == b"By hand."
+    (folder / "README.md").write_text("Also by hand.")
+    push_folder(folder, "org/drafter")
+    assert hub.files("org/drafter")["README.md"] == b"Also by hand."
+    write_card(folder, overwrite=True)
+    push_folder(folder, "org/drafter", replace_card=True)
+    assert is_generated(hub.files("org/drafter")["README.md"].decode())
+
+
+def test_figures_stay_with_their_weights(hub, evaluated, tiny_drafter_dir):
+    (evaluated / "calibration.json").write_text(json.dumps({"temperatures": [1.0] * 4}))
+    write_card(evaluated)
+    push_folder(evaluated, "org/drafter")
+    full = hub.files("org/drafter")
+    assert {"calibration.json", "evaluations/chat.json", "acceptance.png", "reliability.png"} <= set(full)
+    drafter = AutoDrafter.from_pretrained("org/drafter")
+    drafter.push_to_hub("org/drafter")  # the same weights, of which memory knows less
+    again = hub.files("org/drafter")
+    assert {name: again[name] for name in full if name != "config.json"} == {
+        name: full[name] for name in full if name != "config.json"
+    }
+    drafter.fc.weight.data.zero_()
+    drafter.push_to_hub("org/drafter")
+    assert set(hub.files("org/drafter")) == {".gitattributes", "README.md", "config.json", "model.safetensors"}
+    assert "2.46" not in hub.files("org/drafter")["README.md"].decode()
+
+
+@pytest.mark.parametrize(
+    ("changes", "vllm", "sglang"),
+    [
+        ({}, [], []),
+        ({"markov_head_type": "rnn"}, ["vanilla sequential head only, not rnn"], []),
+        ({"markov_rank": 0}, [], ["needs a sequential head"]),
+        ({"draft_vocab_size": 100}, ["no reduced draft vocabulary"], ["no reduced draft vocabulary"]),
+        ({"architectures": ["LlamaDSparkModel"]}, ["no LlamaDSparkModel"], ["no LlamaDSparkModel"]),
+        ({"architectures": ["Gemma4DSparkModel"], "model_type": "gemma4_text"}, [], ["no Gemma 4"]),
+    ],
+)
+def test_engines_are_offered_what_they_load(changes, vllm, sglang):
+    config = {
+        "architectures": ["Qwen3DSparkModel"], "model_type": "qwen3", "block_size": 7, "markov_rank": 8,
+        "markov_head_type": "vanilla", "vocab_size": 260, "sample_from_anchor": True,
+    } | changes  # fmt: skip
+    for problems, expected in ((vllm_problems(config), vllm), (sglang_problems(config), sglang)):
+        assert len(problems) == len(expected)
+        assert all(part in problem for part, problem in zip(expected, problems, strict=True))
+    for one, expected in zip(serving_commands(config, "org/drafter", "org/Model"), (vllm, sglang), strict=True):
+        assert (one.command is None) == bool(expected)
+
+
+def test_serving_commands(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["Qwen3DSparkModel"], "block_size": 16, "sample_from_anchor": False}
+    alone = [one.command for one in serving_commands(config, "org/drafter", "org/Model")]
+    assert alone[0] == (
+        'vllm serve org/Model --speculative-config \'{"method":"dspark","model":"org/drafter",'
+        '"num_speculative_tokens":15,"draft_sample_method":"probabilistic"}\''
+    )
+    assert alone[1] == (
+        "python -m sglang.launch_server --model-path org/Model --speculative-algorithm DSPARK "
+        "--speculative-draft-model-path org/drafter"
+    )
+    inside = serving_commands(config, "org/Model-DSpark", "org/Model-DSpark", "dspark")[0].command
+    assert inside.startswith('hf download org/Model-DSpark --include "dspark/*" --local-dir Model-DSpark\nvllm serve')
+    assert '"model":"Model-DSpark/dspark"' in inside
+    (folder / "config.json").write_text(json.dumps(config))
+    write_card(folder, CardFacts("org/drafter", "org/Model"))
+    assert all(command in card(folder) for command in alone)
+    write_card(folder, CardFacts("org/drafter"))
+    assert "## Serve" not in card(folder)  # of which target?
+
+
+@pytest.mark.parametrize(
+    ("command", "short"),
+    [
+        ("python train.py --data a.jsonl", "python train.py --data a.jsonl"),
+        ("dspark push /tmp/x/run org/repo --token hf_AbC123456", "dspark push run org/repo --token ***"),
+        ("a --hub_token=abc --api-key k", "a --hub_token=*** --api-key ***"),
+        ("a ../b/c.json ~/d/e ./f", "a c.json e f"),
+        ("a --out=/r/s/t.json runs/first https://example.org/x", "a --out=t.json runs/first https://example.org/x"),
+    ],
+)
+def test_commands_lose_secrets_and_places(command, short):
+    assert shorten_command(command) == short
+
+
+def test_calibration_error():
+    assert calibration_error(BINS) == pytest.approx((0.25 + 3 * 0.1) / 4)
+    assert calibration_error([]) == 0.0
+
+
+@pytest.mark.parametrize("content", [None, "{broken", '{"ratio": 2}', "[1]"])
+def test_evaluations_without_figures_are_refused(folder, tmp_path, content):
+    if content is not None:
+        (tmp_path / "x.json").write_text(content)
+    with pytest.raises(ValueError, match="no evaluation at|not readable JSON|holds no tau|must hold a JSON object"):
+        add_evaluation(folder, tmp_path / "x.json")
+    assert not (folder / "evaluations").exists()
+
+
+@pytest.mark.parametrize("temperatures", [[1.0], [1.0, 1.0, 0.0, 1.0], "warm", None])
+def test_a_calibration_that_does_not_fit_is_refused(folder, temperatures):
+    (folder / "calibration.json").write_text(json.dumps({"temperatures": temperatures}))
+    with pytest.raises(ValueError, match="must hold `temperatures`, 4 numbers above 0"):
+        write_card(folder)
+
+
+def test_a_damaged_or_foreign_folder_is_refused(folder, tiny_target_dir, tmp_path):
+    with pytest.raises(ValueError, match=r"no config\.json in"):
+        write_card(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="holds no drafter: .*composite"):
+        write_card(tiny_target_dir)
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-8])
+    with pytest.raises(ValueError, match="cannot be read .*damaged"):
+        write_card(folder)
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"no model\.safetensors .*not whole"):
+        write_card(folder)
+
+
+def test_parameters_are_counted(tiny_drafter_dir):
+    expected = sum(weight.numel() for weight in AutoDrafter.from_pretrained(tiny_drafter_dir).parameters())
+    assert DrafterFolder.read(tiny_drafter_dir).num_parameters == expected
