@@ -1,0 +1,61 @@
+"""A composite folder from a target's name and a drafter's folder, without generating anything."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from dspark_hf.modeling.borrowing import check_fit
+from dspark_hf.publishing.card import is_generated
+from dspark_hf.publishing.folder import CARD
+from dspark_hf.publishing.push import files_to_push
+
+from .composite import SUBFOLDER, save_reference
+from .load import AutoDrafter
+
+
+def assemble(
+    folder: str | os.PathLike,
+    target: str,
+    drafter: str | os.PathLike,
+    *,
+    name: str | None = None,
+    include_target: bool = False,
+) -> None:
+    """Write target and drafter into one folder.
+
+    What belongs to the drafter comes along with it: calibration, evaluations, a card that was written by hand.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder to write, empty or absent.
+        target (`str`): The target's repository or folder.
+        drafter (`str` or `os.PathLike`): The drafter's folder.
+        name (`str`, *optional*): What the folder calls the target, if it is not to hold its weights; `target` itself
+            by default.
+        include_target (`bool`, *optional*, defaults to `False`): Whether the target's weights are copied; otherwise
+            the folder names it.
+
+    Raises:
+        `ValueError`: If the two do not fit.
+    """
+    folder, drafter = Path(folder), Path(drafter)
+    config, model = AutoConfig.from_pretrained(target), AutoDrafter.from_pretrained(drafter)
+    # Before anything large is fetched: sizes and names.
+    with torch.device("meta"):
+        outline = AutoModelForCausalLM.from_config(config)
+    outline.name_or_path = target
+    check_fit(model.config, outline, check_name=not include_target)
+    if include_target:
+        whole = AutoModelForCausalLM.from_pretrained(target, dtype="auto")
+        check_fit(model.config, whole)
+        whole.save_pretrained(folder)
+    else:
+        save_reference(folder, config, name or target)
+    AutoTokenizer.from_pretrained(target).save_pretrained(folder)
+    for name in files_to_push(drafter):
+        if name == CARD and is_generated((drafter / name).read_text(encoding="utf-8")):
+            continue  # the root's card says it all
+        (folder / SUBFOLDER / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(drafter / name, folder / SUBFOLDER / name)

@@ -1,0 +1,241 @@
+"""DSparkForCausalLM: a target and its drafter from one repository.
+
+Its root is the target's checkpoint, or only names it (`base_model_name_or_path` in config.json); `dspark/` holds the
+drafter in the flat layout.
+"""
+
+import functools
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from dspark_hf.generation import attach_drafter, detach_drafter
+from dspark_hf.publishing import CardFacts, push_folder, write_card
+from dspark_hf.publishing.card import known_repo
+
+from .load import AutoDrafter
+
+SUBFOLDER = "dspark"
+_BASE, _BASE_REVISION = "base_model_name_or_path", "base_model_revision"
+# What says where files are, for target and drafter alike.
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+
+
+class DSparkForCausalLM:
+    """A causal language model that carries its drafter: `generate()` uses it without being told to.
+
+    It is the target itself, of a class of its own that also knows these methods: parameters, state dict and everything
+    else that the target can do are as they were. The drafter is `model.drafter`.
+
+    Example:
+
+    ```python
+    model = DSparkForCausalLM.from_pretrained("org/Model-DSpark", dtype="bfloat16", device_map="auto")
+    model.generate(**inputs, max_new_tokens=128)
+    target, drafter = model, model.detach_drafter()
+    ```
+    """
+
+    def __init__(self):
+        raise ValueError(
+            "DSparkForCausalLM is not instantiated; use DSparkForCausalLM.from_pretrained(repo_or_dir), or "
+            "DSparkForCausalLM.from_parts(target, drafter)."
+        )
+
+    @classmethod
+    def from_pretrained(cls, repo_or_dir: str | os.PathLike, **kwargs: Any) -> "DSparkForCausalLM":
+        """Load a target and its drafter.
+
+        Args:
+            repo_or_dir (`str` or `os.PathLike`): A composite repository or a folder.
+            kwargs: As for [`~transformers.AutoModelForCausalLM.from_pretrained`]: `dtype`, `device_map`, `revision`,
+                `subfolder`, `token`, `local_files_only`, ... `revision` and `subfolder` are the composite's; a target
+                that it only names is loaded at the revision that it names. `dtype` holds for both models.
+
+        Returns:
+            [`DSparkForCausalLM`]: In evaluation mode.
+
+        Raises:
+            `ValueError`: If there is no drafter, or the two do not fit.
+        """
+        repo_or_dir, hub = str(repo_or_dir), {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        root = kwargs.get("subfolder") or ""
+        # The small one first: what is missing or does not fit is told before the target is fetched.
+        options = hub | {name: kwargs[name] for name in ("dtype",) if name in kwargs}
+        drafter = AutoDrafter.from_pretrained(repo_or_dir, subfolder=_join(root, SUBFOLDER), **options)
+        base, base_revision = _named_target(repo_or_dir, root, hub)
+        if base is None:
+            target = AutoModelForCausalLM.from_pretrained(repo_or_dir, **kwargs)
+        else:
+            kwargs = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
+            target = AutoModelForCausalLM.from_pretrained(base, revision=base_revision or "main", **kwargs)
+        model = cls.from_parts(target, drafter)
+        model._named_target = None if base is None else (base, base_revision)
+        return model
+
+    @classmethod
+    def from_parts(cls, target: PreTrainedModel, drafter: Any) -> "DSparkForCausalLM":
+        """Join two models that are in memory.
+
+        Args:
+            target (`PreTrainedModel`): The target; this very object is returned.
+            drafter ([`DSparkModel`]): The drafter, moved to the target's device.
+
+        Raises:
+            `ValueError`: If the two do not fit.
+        """
+        if isinstance(target, DSparkForCausalLM):
+            target.detach_drafter()
+        # What lies in one repository, or is joined by hand, belongs together, whatever it is called.
+        attach_drafter(target, drafter.to(target.device), check_target=False)
+        target.__class__ = _composite_class(type(target))
+        target._named_target = None
+        return target
+
+    def detach_drafter(self) -> Any:
+        """Take the drafter away. The model is the plain target afterwards, of its own class.
+
+        Returns:
+            [`DSparkModel`]: The drafter.
+        """
+        drafter = detach_drafter(self)
+        del self._named_target
+        self.__class__ = type(self).target_class
+        return drafter
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *,
+        include_target: bool | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save target and drafter as one folder.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): The folder.
+            include_target (`bool`, *optional*): Whether the target's weights are saved too, or only its name. By
+                default as it was loaded; with weights, if it was joined in memory.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): Saved beside them.
+            push_to_hub (`bool`, *optional*, defaults to `False`): Refused; [`DSparkForCausalLM.push_to_hub`] does it.
+            kwargs: As for [`~transformers.PreTrainedModel.save_pretrained`] of the target.
+
+        Raises:
+            `ValueError`: If the target is only to be named and has no name.
+        """
+        if push_to_hub:
+            raise ValueError("save_pretrained(push_to_hub=True) is not supported: call model.push_to_hub(repo_id).")
+        folder = Path(save_directory)
+        if self._includes_target(include_target):
+            super().save_pretrained(folder, **kwargs)
+        else:
+            save_reference(folder, self.config, *(self._named_target or (self.name_or_path, None)))
+        shard_size = {name: kwargs[name] for name in ("max_shard_size",) if name in kwargs}
+        if kwargs.get("is_main_process", True):
+            self.drafter.save_pretrained(folder / SUBFOLDER, **shard_size)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        include_target: bool | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        max_shard_size: int | str = "50GB",
+        tags: list[str] | None = None,
+        **options: Any,
+    ) -> CommitInfo:
+        """Upload target and drafter with a card, in one commit.
+
+        Args:
+            repo_id (`str`): The repository, made where there is none.
+            include_target, tokenizer: See [`DSparkForCausalLM.save_pretrained`].
+            max_shard_size (`int` or `str`, *optional*, defaults to `"50GB"`): Largest file of weights.
+            tags (`list[str]`, *optional*): Tags besides the usual ones.
+            options: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr`; see
+                [`~dspark_hf.publishing.push_folder`].
+
+        Raises:
+            `ValueError`: If the Hub refuses, or a target that is only named is a folder of this machine.
+        """
+        has_target = self._includes_target(include_target)
+        base = (self._named_target or (self.name_or_path, None))[0]
+        if not has_target and known_repo(base) is None:
+            raise ValueError(
+                f"The target {base!r} is no Hub repository that others could load. Push it along with "
+                "include_target=True, or load it from its repository first."
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, include_target=has_target, tokenizer=tokenizer, max_shard_size=max_shard_size)
+            facts = CardFacts(
+                repo_id, known_repo(base), tags=tuple(tags or ()), subfolder=SUBFOLDER, has_target=has_target
+            )
+            write_card(Path(folder) / SUBFOLDER, facts, root=Path(folder))
+            return push_folder(folder, repo_id, **{"commit_message": "Upload target and drafter", **options})
+
+    def _includes_target(self, wish: bool | None) -> bool:
+        return self._named_target is None if wish is None else wish
+
+    def __reduce__(self):
+        # Pickle finds classes by name, and that of this one is the target's.
+        return _blank, (type(self).target_class,), self.__dict__
+
+
+def save_reference(folder: str | os.PathLike, config: Any, base: str, revision: str | None = None) -> None:
+    """Write the root of a composite folder that only names its target.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder.
+        config (`PreTrainedConfig`): The target's.
+        base (`str`): The target's repository or folder.
+        revision (`str`, *optional*): Its revision.
+
+    Raises:
+        `ValueError`: If the target has no name.
+    """
+    if not base:
+        raise ValueError(
+            "The target was made in memory and has no name to refer to: save it along with include_target=True."
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    named = {_BASE: base} | ({_BASE_REVISION: revision} if revision else {})
+    fields = json.loads(config.to_json_string()) | named
+    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def _named_target(repo_or_dir: str, root: str, hub: dict[str, Any]) -> tuple[str | None, str | None]:
+    path = cached_file(repo_or_dir, _join(root, "config.json"), _raise_exceptions_for_missing_entries=False, **hub)
+    if path is None:
+        raise ValueError(
+            f"There is no config.json in {' / '.join(filter(None, (repo_or_dir, root)))}: it has a drafter in "
+            f"{SUBFOLDER}/, but no target. Load the drafter alone: AutoDrafter.from_pretrained(repo, "
+            f"subfolder={SUBFOLDER!r})."
+        )
+    config = json.loads(Path(path).read_text(encoding="utf-8"))
+    return config.get(_BASE), config.get(_BASE_REVISION)
+
+
+def _join(*parts: str) -> str:
+    return "/".join(part.strip("/") for part in parts if part)
+
+
+@functools.cache
+def _composite_class(target_class: type) -> type:
+    # Saving writes the class's name into config.json, and messages show it: it stays the target's.
+    names = {"__module__": target_class.__module__, "__doc__": target_class.__doc__, "target_class": target_class}
+    return type(target_class.__name__, (DSparkForCausalLM, target_class), names)
+
+
+def _blank(target_class: type) -> Any:
+    composite = _composite_class(target_class)
+    return composite.__new__(composite)
