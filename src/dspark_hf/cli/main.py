@@ -7,6 +7,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from dspark_hf.cli import bench, demo, env, generate
+from dspark_hf.cli.push import push
 from dspark_hf.cli.regenerate import regenerate
 
 _BAD_INPUT = 2
@@ -36,4 +37,5 @@ app.command()(demo.demo)
 app.command()(generate.generate)
 app.add_typer(bench.app, name="bench")
 app.command()(regenerate)
+app.command()(push)
 app.command()(env.env)
