@@ -12,18 +12,29 @@ if TYPE_CHECKING:
     from dspark_hf.generation import SpeculationConfig, SpeculationStats, attach_drafter, detach_drafter
     from dspark_hf.hub.composite import DSparkForCausalLM
     from dspark_hf.hub.load import AutoDrafter
-    from dspark_hf.modeling import DSparkConfig, DSparkModel
+    from dspark_hf.modeling import (
+        DFlashConfig,
+        DFlashModel,
+        DSparkConfig,
+        DSparkModel,
+        Eagle3Config,
+        Eagle3Model,
+    )
     from dspark_hf.trainers import DraftTrainer, DraftTrainingArguments
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AutoDrafter",
+    "DFlashConfig",
+    "DFlashModel",
     "DSparkConfig",
     "DSparkForCausalLM",
     "DSparkModel",
     "DraftTrainer",
     "DraftTrainingArguments",
+    "Eagle3Config",
+    "Eagle3Model",
     "SpeculationConfig",
     "SpeculationStats",
     "attach_drafter",
@@ -32,11 +43,15 @@ __all__ = [
 
 _HOMES = {
     "AutoDrafter": "dspark_hf.hub.load",
+    "DFlashConfig": "dspark_hf.modeling",
+    "DFlashModel": "dspark_hf.modeling",
     "DSparkConfig": "dspark_hf.modeling",
     "DSparkForCausalLM": "dspark_hf.hub.composite",
     "DSparkModel": "dspark_hf.modeling",
     "DraftTrainer": "dspark_hf.trainers",
     "DraftTrainingArguments": "dspark_hf.trainers",
+    "Eagle3Config": "dspark_hf.modeling",
+    "Eagle3Model": "dspark_hf.modeling",
     "SpeculationConfig": "dspark_hf.generation",
     "SpeculationStats": "dspark_hf.generation",
     "attach_drafter": "dspark_hf.generation",

@@ -10,12 +10,13 @@ from dspark_hf.modeling import Proposal
 
 @dataclass
 class FakeState:
-    """Context that only remembers what it was given; features also of rows that have left."""
+    """Context that only remembers what it was given; features and tokens also of rows that have left."""
 
     context_lens: list[int]
     features: list[list[torch.Tensor]] = field(default_factory=list)
     row_ids: list[int] = field(default_factory=list)
     missing: list[int] = field(default_factory=list)
+    ids: list[list[int]] = field(default_factory=list)
 
     def select(self, rows):
         self.context_lens, self.missing, self.row_ids = (
@@ -26,6 +27,7 @@ class FakeState:
         self.context_lens = list(lengths)
         for row_id, length in zip(self.row_ids, lengths, strict=True):
             self.features[row_id] = [torch.cat(self.features[row_id])[:length]]
+            self.ids[row_id] = self.ids[row_id][:length]
 
     def move_to(self, positions):
         self.missing = [place - length for place, length in zip(positions, self.context_lens, strict=True)]
@@ -60,14 +62,15 @@ class FakeDrafter:
         return self
 
     def start(self, batch_size):
-        features = [[] for _ in range(batch_size)]
-        self.state = FakeState([0] * batch_size, features, list(range(batch_size)), [0] * batch_size)
+        features, ids = ([[] for _ in range(batch_size)] for _ in range(2))
+        self.state = FakeState([0] * batch_size, features, list(range(batch_size)), [0] * batch_size, ids)
         return self.state
 
-    def extend(self, state, features, counts=None):
+    def extend(self, state, features, counts=None, ids=None):
         counts = [features.shape[1]] * features.shape[0] if counts is None else counts
         for row, count in enumerate(counts):
             state.features[state.row_ids[row]].append(features[row, :count].clone())
+            state.ids[state.row_ids[row]] += ids[row, :count].tolist()
             state.context_lens[row] += count
 
 

@@ -95,9 +95,12 @@ def test_a_target_is_no_drafter(folder):
         AutoDrafter.from_pretrained(folder)
 
 
-def test_other_packagings_are_named(folder):
-    edit_config(folder, target_layer_ids="-", speculators_model_type="dspark")
-    with pytest.raises(ValueError, match="'speculators_model_type' packaging"):
+def test_tensors_that_the_config_does_not_explain(folder):
+    edit_config(folder, markov_rank=0, confidence_head_with_markov=False)
+    with pytest.raises(ValueError, match=r"holds 2 tensors .*markov_head\.markov_w1\.weight|do not fit"):
+        AutoDrafter.from_pretrained(folder)
+    edit_config(folder, enable_confidence_head=False)
+    with pytest.raises(ValueError, match="holds 4 tensors that its config.json does not explain, e.g. "):
         AutoDrafter.from_pretrained(folder)
 
 

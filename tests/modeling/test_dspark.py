@@ -5,18 +5,10 @@ import copy
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from small_target import VOCAB, make_target
+from transformers import LlamaForCausalLM
 
 from dspark_hf import AutoDrafter, DSparkModel
-
-VOCAB = 61
-
-
-def make_target(seed=0, **fields):
-    torch.manual_seed(seed)
-    config = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=6, num_attention_heads=4,
-                  num_key_value_heads=2, initializer_range=0.3)  # fmt: skip
-    return LlamaForCausalLM(LlamaConfig(**{**config, **fields})).eval()
 
 
 def make_drafter(target, **fields):
@@ -191,6 +183,12 @@ def test_round_trip(target, tmp_path, fields):
     again.extend(same, features)
     anchor = torch.tensor([4])
     assert torch.equal(drafter.propose(state, anchor).ids, again.propose(same, anchor).ids)
+
+
+def test_positions_stay_exact_in_low_precision(target):
+    drafter, low = make_drafter(target), make_drafter(target).to(torch.bfloat16)
+    assert low.dtype == torch.bfloat16
+    assert torch.equal(low.rotary_emb.inv_freq, drafter.rotary_emb.inv_freq)
 
 
 def test_reduced_vocabulary_proposes_only_its_tokens(target):

@@ -26,23 +26,26 @@ class PendingContext:
     def __init__(self, drafter: Any, batch_size: int, state: Any = None):
         self._drafter = drafter
         self._state = drafter.start(batch_size) if state is None else state
-        self._waiting: list[tuple[Tensor, list[int]]] = []
+        self._waiting: list[tuple[Tensor, Tensor, list[int]]] = []
 
-    def add(self, features: Tensor, counts: list[int] | None = None) -> None:
+    def add(self, features: Tensor, ids: Tensor, counts: list[int] | None = None) -> None:
         """Append tapped states.
 
         Args:
             features (`torch.Tensor` of shape `(rows, tokens, taps * hidden)`): Tapped states of the next positions.
+            ids (`torch.LongTensor` of shape `(rows, tokens)`): The tokens there.
             counts (`list[int]`, *optional*): How many of the tokens each row keeps; all, if not given.
         """
         counts = [features.shape[1]] * features.shape[0] if counts is None else counts
-        self._waiting.append((features, counts))
-        if sum(waiting.shape[1] for waiting, _ in self._waiting) > MAX_WAITING:
+        self._waiting.append((features, ids, counts))
+        if sum(waiting.shape[1] for waiting, _, _ in self._waiting) > MAX_WAITING:
             self._flush()
 
     def select(self, rows: list[int]) -> None:
         """Keep only these rows, in this order."""
-        self._waiting = [(features[rows], [counts[row] for row in rows]) for features, counts in self._waiting]
+        self._waiting = [
+            (features[rows], ids[rows], [counts[row] for row in rows]) for features, ids, counts in self._waiting
+        ]
         self._state.select(rows)
 
     def state(self) -> Any:
@@ -53,32 +56,35 @@ class PendingContext:
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
-        features, counts = waiting[0] if len(waiting) == 1 else _join(waiting)
+        features, ids, counts = waiting[0] if len(waiting) == 1 else _join(waiting)
         is_even = min(counts) == features.shape[1]
-        self._drafter.extend(self._state, features, None if is_even else counts)
+        self._drafter.extend(self._state, features, None if is_even else counts, ids)
 
 
-def align_left(features: Tensor, mask: Tensor) -> tuple[Tensor, list[int]]:
+def align_left(features: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, list[int]]:
     """Move what `mask` keeps to the front of each row.
 
     Args:
         features (`torch.Tensor` of shape `(rows, tokens, width)`): Features of all columns.
+        ids (`torch.LongTensor` of shape `(rows, tokens)`): Their tokens.
         mask (`torch.BoolTensor` of shape `(rows, tokens)`): Columns to keep; padding may stand on either side.
 
     Returns:
-        `tuple(torch.Tensor, list[int])`: Features up to the longest row, and how many each row has.
+        `tuple(torch.Tensor, torch.Tensor, list[int])`: Features and tokens up to the longest row, and how many each
+        row has.
     """
     mask = mask.to(features.device)
     counts = mask.sum(1).tolist()
     order = (~mask).int().argsort(dim=1, stable=True)[:, : max(counts)]
-    return features.gather(1, order.unsqueeze(-1).expand(-1, -1, features.shape[-1])), counts
+    features = features.gather(1, order.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
+    return features, ids.gather(1, order.to(ids.device)), counts
 
 
-def _join(chunks: list[tuple[Tensor, list[int]]]) -> tuple[Tensor, list[int]]:
-    """Chunks of features that follow each other as one, each row's tokens without gaps."""
-    features = torch.cat([chunk for chunk, _ in chunks], 1)
-    counts = [sum(column) for column in zip(*(counts for _, counts in chunks), strict=True)]
+def _join(chunks: list[tuple[Tensor, Tensor, list[int]]]) -> tuple[Tensor, Tensor, list[int]]:
+    """Chunks that follow each other as one, each row's tokens without gaps."""
+    features, ids = (torch.cat(tensors, 1) for tensors in list(zip(*chunks, strict=True))[:2])
+    counts = [sum(column) for column in zip(*(counts for _, _, counts in chunks), strict=True)]
     if min(counts) == features.shape[1]:
-        return features, counts
-    kept = [torch.arange(chunk.shape[1]) < torch.tensor(counts).unsqueeze(1) for chunk, counts in chunks]
-    return align_left(features, torch.cat(kept, 1))
+        return features, ids, counts
+    kept = [torch.arange(chunk.shape[1]) < torch.tensor(counts).unsqueeze(1) for chunk, _, counts in chunks]
+    return align_left(features, ids, torch.cat(kept, 1))

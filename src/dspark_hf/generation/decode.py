@@ -140,7 +140,16 @@ class SpeculativeLoop:
         self.needs_level_rows = (
             self.chooser.in_order or streamer is not None or rules.needs_level_rows or self.recorder.is_on
         )
-        self.context = DraftContext(drafter, cache, layout, model_kwargs.get("attention_mask"), is_returned)
+        # Embeddings take the place of ids.
+        has_ids = model_kwargs.get("inputs_embeds") is None
+        self.context = DraftContext(
+            drafter,
+            cache,
+            layout,
+            model_kwargs.get("attention_mask"),
+            is_left=is_returned,
+            ids=input_ids[:, layout.num_cached - layout.shift :] if has_ids else None,
+        )
         self.proposer = Proposer(
             drafter, speculation.length_policy(), self.chooser, self.transcript, self.watch, self.context, synced_gpus
         )
@@ -222,7 +231,8 @@ class SpeculativeLoop:
         self.target.commit([num_block - count for count in num_taken], transcript.lens, rows)
         if features is not None:
             with self.watch.part("drafter"):
-                self.context.add(features, transcript.count_unpadded(num_taken))
+                ids = transcript.ids_before_anchors(num_taken)
+                self.context.add(features, ids, transcript.count_unpadded(num_taken))
 
     def _rows_to_keep(self) -> list[int] | None:
         """Rows that go on; None if all do, or all stay until the last has ended."""

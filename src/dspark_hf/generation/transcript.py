@@ -113,6 +113,15 @@ class Transcript:
         ends = zip(self.lens, self._unpadded_lens, counts, strict=True)
         return [min(end - 1, last) - min(end - 1 - count, last) for end, last, count in ends]
 
+    def ids_before_anchors(self, counts: list[int]) -> Tensor:
+        """Tokens `(rows, max(counts))` of which the first `counts[row]` stand right before a row's last one."""
+        if self.is_level and min(counts) == max(counts):
+            return self.ids[:, self.lens[0] - 1 - counts[0] : self.lens[0] - 1]
+        starts = [length - 1 - count for length, count in zip(self.lens, counts, strict=True)]
+        starts = torch.tensor(starts, device=self.ids.device).unsqueeze(1)
+        columns = starts + torch.arange(max(counts), device=self.ids.device)
+        return self.ids.gather(1, columns.clamp_max_(self.ids.shape[1] - 1))
+
     def note_drafts(self, draft_ids: Tensor) -> None:
         """Write drafts behind the tokens so far, without counting them."""
         num_drafts = draft_ids.shape[1]

@@ -72,9 +72,28 @@ class DraftContext(PendingContext):
         layout ([`PromptLayout`]): Where the prompt stands.
         mask (`torch.Tensor` of shape `(batch, columns)`, *optional*): The prompt's attention mask.
         is_left (`bool`): Whether the context is left at the cache in the end. Rows must then stay.
+        ids (`torch.LongTensor` of shape `(batch, new columns)`, *optional*): The prompt's tokens that are not cached;
+            None where embeddings were given.
+
+    Raises:
+        `ValueError`: If the drafter reads tokens, and there are none.
     """
 
-    def __init__(self, drafter: Any, cache: Cache, layout: PromptLayout, mask: Tensor | None, is_left: bool):
+    def __init__(
+        self,
+        drafter: Any,
+        cache: Cache,
+        layout: PromptLayout,
+        mask: Tensor | None,
+        is_left: bool,
+        ids: Tensor | None = None,
+    ):
+        if ids is None and getattr(drafter, "reads_tokens", False):
+            raise ValueError(
+                f"{type(drafter).__name__} reads the prompt's tokens, and inputs_embeds take their place. Pass "
+                "input_ids, or use a drafter that reads features alone, such as DSpark."
+            )
+        self._ids = ids
         self._cache = cache
         self.is_left = is_left
         shape = (layout.num_rows, layout.num_columns)
@@ -99,11 +118,16 @@ class DraftContext(PendingContext):
         for features in pieces:
             end = self._next_column + features.shape[1]
             mask = self._mask[:, self._next_column : end]  # [B, T]
+            ids = torch.zeros(mask.shape, dtype=torch.int64) if self._ids is None else self._next_ids(mask.shape[1])
             self._next_column = end
             if mask.all():
-                self.add(features)
+                self.add(features, ids)
             elif mask.any():
-                self.add(*align_left(features, mask))
+                self.add(*align_left(features, ids, mask))
+
+    def _next_ids(self, num_tokens: int) -> Tensor:
+        begin = self._next_column - self._mask.shape[1] + self._ids.shape[1]
+        return self._ids[:, begin : begin + num_tokens]
 
     def leave(self) -> None:
         """Leave the context at the cache, for a turn that goes on with it."""

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dspark_hf.modeling import DSparkConfig
-
 ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -46,7 +44,7 @@ def put_on(drafter: Any, repo_or_dir: str, config_path: str | None, where: str, 
     from peft import PeftModel  # takes a second, and few drafters have adapters
 
     if config_path is not None:
-        trained = DSparkConfig.from_pretrained(Path(config_path).parent)
+        trained = type(drafter.config).from_pretrained(Path(config_path).parent)
         drafter.config.target_name_or_path = trained.target_name_or_path
         drafter.config.target_fingerprint = trained.target_fingerprint
     try:

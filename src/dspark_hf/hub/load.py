@@ -9,16 +9,20 @@ from huggingface_hub import is_offline_mode
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
-from dspark_hf.modeling import DSparkModel
+from dspark_hf.modeling import DraftModel
 
 from .adapters import ADAPTER_CONFIG, base_of_adapter, put_on
+from .convert import KEY_MAPPING, drafter_class, flat_config
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 class AutoDrafter:
-    """Loads a drafter in the flat layout of released DSpark checkpoints.
+    """Loads a drafter of any kind: DSpark, DFlash or EAGLE-3.
+
+    Besides the flat layout of released checkpoints, which is what `save_pretrained` writes, it reads the packagings
+    of speculators, SpecForge and z-lab.
 
     Example:
 
@@ -32,7 +36,7 @@ class AutoDrafter:
         raise ValueError("AutoDrafter is not instantiated; use AutoDrafter.from_pretrained(repo_or_dir).")
 
     @classmethod
-    def from_pretrained(cls, repo_or_dir: str | Path, **kwargs: Any) -> DSparkModel:
+    def from_pretrained(cls, repo_or_dir: str | Path, **kwargs: Any) -> DraftModel:
         """Load a drafter in the checkpoint's own dtype; of an adapter, with the drafter below it, as a `PeftModel`.
 
         Args:
@@ -52,8 +56,8 @@ class AutoDrafter:
             drafter = cls.from_pretrained(base_of_adapter(adapter, where), **below)
             return put_on(drafter, repo_or_dir, _find(repo_or_dir, _CONFIG, where, hub), where, hub)
         config = _read_config(repo_or_dir, where, hub)
-        _check_layout(config, where)
         names = _tensor_names(repo_or_dir, where, hub)
+        config = flat_config(config, names, where)
         dtype = kwargs.get("dtype", "auto")
         if not (dtype == "auto" or isinstance(getattr(torch, str(dtype).removeprefix("torch."), None), torch.dtype)):
             raise ValueError(
@@ -61,14 +65,21 @@ class AutoDrafter:
             )
         # A checkpoint may carry copies of the target's embedding and head; without them the drafter borrows later.
         kwargs["own_embeddings"] = {"embed_tokens.weight", "lm_head.weight"} <= names
+        model_cls = drafter_class(config)
+        kwargs = {"config": model_cls.config_class.from_dict(config), "key_mapping": KEY_MAPPING, **kwargs}
         try:
-            drafter, report = DSparkModel.from_pretrained(repo_or_dir, output_loading_info=True, **kwargs)
+            drafter, report = model_cls.from_pretrained(repo_or_dir, output_loading_info=True, **kwargs)
         except RuntimeError as error:
             raise ValueError(f"The weights in {where} do not fit its config.json: {error}") from error
         if missing := sorted(report["missing_keys"]):
             raise ValueError(
                 f"The checkpoint {where} lacks {len(missing)} tensors that its config.json asks for, e.g. "
                 f"{missing[:3]}; it holds {len(names)}. Fetch it again, or correct config.json."
+            )
+        if unexpected := sorted(report["unexpected_keys"]):
+            raise ValueError(
+                f"The checkpoint {where} holds {len(unexpected)} tensors that its config.json does not explain, e.g. "
+                f"{unexpected[:3]}; without them drafts would be wrong. Correct config.json."
             )
         return drafter.eval()
 
@@ -86,18 +97,6 @@ def _read_config(repo_or_dir: str, where: str, hub: dict[str, Any]) -> dict[str,
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not readable JSON ({error}); fetch the checkpoint again.") from error
-
-
-def _check_layout(config: dict[str, Any], where: str) -> None:
-    if "target_layer_ids" in config and "block_size" in config:
-        return
-    kind = next((name for name in ("speculators_model_type", "dflash_config") if name in config), None)
-    found = f"a {kind!r} packaging, which is not read yet" if kind else f"model_type={config.get('model_type')!r}"
-    raise ValueError(
-        f"{where} is no DSpark drafter in the flat layout: its config.json has no target_layer_ids and block_size; "
-        f"found {found}. A target is loaded with AutoModelForCausalLM; a composite repository keeps its drafter in a "
-        "subfolder: AutoDrafter.from_pretrained(repo, subfolder='dspark')."
-    )
 
 
 def _tensor_names(repo_or_dir: str, where: str, hub: dict[str, Any]) -> set[str]:

@@ -1,9 +1,27 @@
 """Drafters as transformers models."""
 
 from .borrowing import check_fit
-from .configuration import DSparkConfig
+from .configuration import DraftConfig
+from .configuration_dspark import DFlashConfig, DSparkConfig
+from .configuration_eagle3 import Eagle3Config
 from .context import DraftState
-from .drafting import BlockOutput, Proposal
-from .dspark import DSparkModel
+from .drafter import DraftModel
+from .drafting import BlockOutput, LossWeights, Proposal
+from .dspark import DFlashModel, DSparkModel
+from .eagle3 import Eagle3Model
 
-__all__ = ["BlockOutput", "DSparkConfig", "DSparkModel", "DraftState", "Proposal", "check_fit"]
+__all__ = [
+    "BlockOutput",
+    "DFlashConfig",
+    "DFlashModel",
+    "DSparkConfig",
+    "DSparkModel",
+    "DraftConfig",
+    "DraftModel",
+    "DraftState",
+    "Eagle3Config",
+    "Eagle3Model",
+    "LossWeights",
+    "Proposal",
+    "check_fit",
+]

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .configuration import DSparkConfig
+from .configuration import DraftConfig, check_taps
 from .fingerprint import target_fingerprint
 from .placement import loaded
 
@@ -47,11 +47,11 @@ def _select_rows(head: nn.Linear, token_ids: Tensor) -> nn.Linear:
     return selected
 
 
-def check_fit(config: DSparkConfig, target: PreTrainedModel, *, check_name: bool = True) -> None:
+def check_fit(config: DraftConfig, target: PreTrainedModel, *, check_name: bool = True) -> None:
     """Check that a drafter can read this target.
 
     Args:
-        config ([`DSparkConfig`]): The drafter's configuration.
+        config ([`DraftConfig`]): The drafter's configuration.
         target (`PreTrainedModel`): The target.
         check_name (`bool`, *optional*, defaults to `True`): Whether a drafter made for another target is refused.
 
@@ -66,11 +66,12 @@ def check_fit(config: DSparkConfig, target: PreTrainedModel, *, check_name: bool
         ("hidden size", config.hidden_size, text_config.hidden_size),
         ("number of target layers", config.num_target_layers, text_config.num_hidden_layers),
     ):
-        if ours != theirs:
+        if ours is not None and ours != theirs:
             raise ValueError(
                 f"The {what} differs between {sides}: {ours} and {theirs}. Use the drafter that was trained for this "
                 "target, or train one: DSparkModel.from_target(target)."
             )
+    check_taps(config.target_layer_ids, text_config.num_hidden_layers)
     if target.get_output_embeddings() is None:
         raise ValueError(f"{sides} do not fit: the target has no output head. Load it with AutoModelForCausalLM.")
     if check_name and config.target_name_or_path is not None and not is_made_for(config, target):
@@ -82,7 +83,7 @@ def check_fit(config: DSparkConfig, target: PreTrainedModel, *, check_name: bool
         )
 
 
-def is_made_for(config: DSparkConfig, target: PreTrainedModel) -> bool:
+def is_made_for(config: DraftConfig, target: PreTrainedModel) -> bool:
     """Whether a drafter was made for this target, by its name or its fingerprint."""
     # A folder may hold a copy under any name, and a repository may be re-trained under its old one: either is enough.
     name = config.target_name_or_path

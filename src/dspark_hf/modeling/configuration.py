@@ -1,51 +1,43 @@
-"""DSparkConfig: nested in memory, flat on disk (the layout of released checkpoints, which engines read)."""
+"""DraftConfig: what all drafters' configurations share; nested in memory, flat on disk.
+
+The flat form puts the draft decoder's fields and the drafter's own side by side, as released checkpoints do and
+serving engines read.
+"""
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import SubConfigSpec
 
+from .drafting import LossWeights
 from .families import DEFAULT_FAMILY, FAMILIES, get_family
 from .fingerprint import target_fingerprint
 from .wrappers import unwrap
 
 
 @strict
-class DSparkConfig(PreTrainedConfig):
+class DraftConfig(PreTrainedConfig):
     r"""
-    Configuration of a DSpark drafter (paper, section 3). With `markov_rank=0` and no confidence head it is a DFlash
-    drafter that also samples from the anchor slot.
+    What every drafter's configuration holds.
 
     Args:
         decoder_config (`PreTrainedConfig`):
             The draft decoder: a stock config of one of the families.
-        block_size (`int`, *optional*, defaults to 7):
-            Block inputs G: the anchor and G - 1 mask tokens.
-        mask_token_id (`int`, *optional*, defaults to 0):
-            Token whose embedding fills the block after the anchor.
         target_layer_ids (`list[int]`):
             Target layers whose raw outputs are the features, 0-based and ascending; never the last layer.
-        num_target_layers (`int`):
-            Layers of the target.
+        num_target_layers (`int`, *optional*):
+            Layers of the target. Some checkpoints do not tell; binding the drafter fills it in.
         num_anchors (`int`, *optional*, defaults to 512):
             Anchors sampled per sequence in training.
-        markov_rank (`int`, *optional*, defaults to 256):
-            Rank r of the sequential head; 0 leaves it out.
-        markov_head_type (`"vanilla"`, `"gated"` or `"rnn"`, *optional*, defaults to `"vanilla"`):
-            Form of the sequential head.
-        enable_confidence_head (`bool`, *optional*, defaults to `True`):
-            Whether the drafter predicts which slots survive.
-        confidence_head_with_markov (`bool`, *optional*, defaults to `True`):
-            Whether the confidence head also reads the previous token's Markov embedding.
-        sample_from_anchor (`bool`, *optional*, defaults to `True`):
-            Whether the anchor's own output predicts slot 1. Where it is `False` (z-lab's DFlash), a block of G inputs
-            gives G - 1 slots.
         draft_vocab_size (`int`, *optional*):
             Tokens the drafter can propose, if it has a reduced vocabulary; all, if not given. The checkpoint then
             holds `t2d` and `d2t`, which say which tokens these are.
+        own_lm_head (`bool`, *optional*, defaults to `False`):
+            Whether the checkpoint holds an output head that was trained with the drafter, which then is not borrowed
+            from the target.
         target_name_or_path (`str`, *optional*):
             The target this drafter was made for.
         target_fingerprint (`str`, *optional*):
@@ -55,65 +47,52 @@ class DSparkConfig(PreTrainedConfig):
         `ValueError`: If a field is out of range; the message names the field and both sides.
     """
 
-    model_type = "dspark"
     sub_configs_defaults = {"decoder_config": SubConfigSpec(config_class=AutoConfig, model_type=DEFAULT_FAMILY)}
+    # Ends the name by which serving engines choose their class, after the family's: "Qwen3" + "DSparkModel".
+    architecture_suffix = ""
+    default_num_layers = 1
+    # What a checkpoint means that does not name a field, where that is not the default of a new drafter.
+    when_absent = {}
 
     decoder_config: PreTrainedConfig | dict | None = None
-    block_size: int = 7
-    mask_token_id: int = 0
     target_layer_ids: list[int] | None = None
     num_target_layers: int | None = None
     num_anchors: int = 512
-    markov_rank: int = 256
-    markov_head_type: Literal["vanilla", "gated", "rnn"] = "vanilla"
-    enable_confidence_head: bool = True
-    confidence_head_with_markov: bool = True
-    sample_from_anchor: bool = True
     draft_vocab_size: int | None = None
+    own_lm_head: bool = False
     target_name_or_path: str | None = None
     target_fingerprint: str | None = None
 
     def __post_init__(self, **kwargs):
         if self.target_layer_ids is None:
             self.target_layer_ids = [0]
-        if self.num_target_layers is None:
-            self.num_target_layers = max(self.target_layer_ids) + 2
-        if self.markov_rank == 0:
-            self.confidence_head_with_markov = False
         super().__post_init__(**kwargs)
         self._check_ranges()
 
     def _check_ranges(self) -> None:
-        taps, last = self.target_layer_ids, self.num_target_layers - 1
-        if not taps or any(not 0 <= tap < last for tap in taps) or sorted(set(taps)) != list(taps):
-            raise ValueError(
-                f"target_layer_ids must be ascending ids from 0 to {last - 1} for a target of "
-                f"{self.num_target_layers} layers (its last layer, {last}, is read after the final norm "
-                f"and cannot be tapped), got {taps}."
-            )
-        if self.num_slots < 1:
-            raise ValueError(
-                f"block_size={self.block_size} with sample_from_anchor={self.sample_from_anchor} leaves no slot to "
-                "draft; use a larger block."
-            )
-        if not 0 <= self.mask_token_id < self.vocab_size:
-            raise ValueError(
-                f"mask_token_id={self.mask_token_id} lies outside the vocabulary of {self.vocab_size} tokens; "
-                "choose a token that text does not contain."
-            )
+        check_taps(self.target_layer_ids, self.num_target_layers)
         if self.draft_vocab_size is not None and not 1 <= self.draft_vocab_size <= self.vocab_size:
             raise ValueError(
                 f"draft_vocab_size={self.draft_vocab_size} must be 1 to {self.vocab_size}, the target's vocabulary."
             )
-        if self.markov_rank < 0 or self.num_anchors < 1:
+        if self.num_anchors < 1:
+            raise ValueError(f"num_anchors must be >= 1, got {self.num_anchors}.")
+        windowed = sorted(set(getattr(self.decoder_config, "layer_types", None) or []) - {"full_attention"})
+        if windowed:
             raise ValueError(
-                f"markov_rank must be >= 0 and num_anchors >= 1, got {self.markov_rank} and {self.num_anchors}."
+                f"Draft layers of type {windowed} are not supported: every draft layer sees the whole context. Use a "
+                "drafter whose layer_types are all 'full_attention'."
             )
 
     @property
     def num_slots(self) -> int:
-        """Tokens a block proposes."""
-        return self.block_size if self.sample_from_anchor else self.block_size - 1
+        """Tokens a proposal may have."""
+        raise NotImplementedError
+
+    @property
+    def loss_weights(self) -> LossWeights:
+        """What this kind of drafter is trained with, unless the training arguments say otherwise."""
+        return LossWeights()
 
     # generate() and pipelines read these from the assistant's config.
     @property
@@ -150,10 +129,10 @@ class DSparkConfig(PreTrainedConfig):
         target: PreTrainedModel | PreTrainedConfig,
         *,
         family: str | None = None,
-        num_hidden_layers: int = 5,
+        num_hidden_layers: int | None = None,
         num_taps: int = 5,
         **overrides: Any,
-    ) -> "DSparkConfig":
+    ) -> "DraftConfig":
         """A drafter config that fits a target.
 
         Args:
@@ -161,8 +140,8 @@ class DSparkConfig(PreTrainedConfig):
                 The target. From a model its name and fingerprint are recorded too.
             family (`str`, *optional*):
                 Shape of the draft layers. Defaults to the target's own where it has a family here, else `"qwen3"`.
-            num_hidden_layers (`int`, *optional*, defaults to 5):
-                Draft layers.
+            num_hidden_layers (`int`, *optional*):
+                Draft layers; 5, or 1 for EAGLE-3, if not given.
             num_taps (`int`, *optional*, defaults to 5):
                 Tapped layers, spread evenly, if `target_layer_ids` is not given.
             overrides:
@@ -177,20 +156,23 @@ class DSparkConfig(PreTrainedConfig):
         family = get_family(
             family or (text_config.model_type if text_config.model_type in FAMILIES else DEFAULT_FAMILY)
         )
-        own = {name: value for name, value in overrides.items() if name in _OWN_FIELDS}
-        decoder_fields = {name: value for name, value in overrides.items() if name not in _OWN_FIELDS}
+        own_fields = cls.own_fields()
+        own = {name: value for name, value in overrides.items() if name in own_fields}
+        decoder_fields = {name: value for name, value in overrides.items() if name not in own_fields}
         if unknown := sorted(set(decoder_fields) - {field.name for field in fields(family.config_cls)}):
             raise ValueError(
-                f"Unknown drafter fields {unknown}. A drafter takes {sorted(_OWN_FIELDS)} and the fields of "
+                f"Unknown drafter fields {unknown}. A drafter takes {sorted(own_fields)} and the fields of "
                 f"{family.config_cls.__name__}."
             )
         num_layers = text_config.num_hidden_layers
         own.setdefault("target_layer_ids", spread_taps(num_layers, num_taps))
-        own.setdefault("mask_token_id", text_config.vocab_size - 1)
         own.setdefault("num_target_layers", num_layers)
+        if "mask_token_id" in own_fields:
+            own.setdefault("mask_token_id", text_config.vocab_size - 1)
         if isinstance(target, PreTrainedModel):
             own.setdefault("target_name_or_path", _public_name(target.name_or_path))
             own.setdefault("target_fingerprint", target_fingerprint(target))
+        num_hidden_layers = cls.default_num_layers if num_hidden_layers is None else num_hidden_layers
         return cls(decoder_config=family.decoder_config(text_config, num_hidden_layers, **decoder_fields), **own)
 
     def name_target(self, target: PreTrainedModel) -> None:
@@ -201,15 +183,14 @@ class DSparkConfig(PreTrainedConfig):
     def to_diff_dict(self) -> dict[str, Any]:
         """The JSON form: decoder fields and drafter fields side by side (`config.json` of a released checkpoint)."""
         flat = self.decoder_config.to_diff_dict()
-        flat |= {name: getattr(self, name) for name in _OWN_FIELDS - {"decoder_config"}}
+        flat |= {name: getattr(self, name) for name in self.own_fields() - {"decoder_config"}}
         for name in ("dtype", "transformers_version"):
             flat[name] = super().to_diff_dict().get(name)
-        if self.markov_rank == 0:
-            del flat["markov_head_type"]
-        if not self.enable_confidence_head:
-            del flat["confidence_head_with_markov"]
+        if not self.own_lm_head:
+            del flat["own_lm_head"]
+        family = get_family(self.decoder_config.model_type)
         return {name: value for name, value in flat.items() if value is not None} | {
-            "architectures": [get_family(self.decoder_config.model_type).architecture],
+            "architectures": [family.engine_name + self.architecture_suffix],
             "model_type": self.decoder_config.model_type,
             "tie_word_embeddings": False,
         }
@@ -224,12 +205,9 @@ class DSparkConfig(PreTrainedConfig):
     def _nest(cls, flat: dict[str, Any]) -> dict[str, Any]:
         family = get_family(flat.get("model_type", DEFAULT_FAMILY))
         shared = {"architectures", "dtype", "torch_dtype", "transformers_version"}
-        own = {name: value for name, value in flat.items() if name in _OWN_FIELDS | shared}
-        # A checkpoint without these names has no such head: they default to the released meaning, not to ours.
-        own.setdefault("markov_rank", 0)
-        own.setdefault("enable_confidence_head", False)
-        own.setdefault("confidence_head_with_markov", False)
-        decoder = {name: value for name, value in flat.items() if name not in _OWN_FIELDS | shared | {"model_type"}}
+        own_fields = cls.own_fields()
+        own = cls.when_absent | {name: value for name, value in flat.items() if name in own_fields | shared}
+        decoder = {name: value for name, value in flat.items() if name not in own_fields | shared | {"model_type"}}
         return {**own, "decoder_config": family.config_cls(**decoder), "model_type": cls.model_type}
 
     @classmethod
@@ -238,6 +216,26 @@ class DSparkConfig(PreTrainedConfig):
         if "target_layer_ids" in config_dict and "decoder_config" not in config_dict:
             config_dict = cls._nest(config_dict)
         return config_dict, kwargs
+
+    @classmethod
+    def own_fields(cls) -> set[str]:
+        """Names of the drafter's fields, which lie beside the decoder's in the flat form."""
+        return {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
+
+
+def check_taps(target_layer_ids: list[int], num_target_layers: int | None) -> None:
+    """Raise `ValueError` unless these are ascending ids of layers below the last; `None` is an unknown number."""
+    last = max(target_layer_ids, default=0) + 1 if num_target_layers is None else num_target_layers - 1
+    if (
+        not target_layer_ids
+        or any(not 0 <= tap < last for tap in target_layer_ids)
+        or sorted(set(target_layer_ids)) != list(target_layer_ids)
+    ):
+        raise ValueError(
+            f"target_layer_ids must be ascending ids from 0 to {last - 1} for a target of "
+            f"{last + 1} layers (its last layer, {last}, is read after the final norm "
+            f"and cannot be tapped), got {target_layer_ids}."
+        )
 
 
 def spread_taps(num_target_layers: int, num_taps: int) -> list[int]:
@@ -259,6 +257,3 @@ def spread_taps(num_target_layers: int, num_taps: int) -> list[int]:
 def _public_name(name_or_path: str) -> str | None:
     # A folder's place on this machine tells others nothing; its name may.
     return (Path(name_or_path).name if Path(name_or_path).is_dir() else name_or_path) or None
-
-
-_OWN_FIELDS = {field.name for field in fields(DSparkConfig)} - {field.name for field in fields(PreTrainedConfig)}

@@ -1,4 +1,4 @@
-"""What a drafter hands over: a block's proposal while decoding, a batch of blocks while training."""
+"""What a drafter hands over: a block's proposal while decoding, a batch of blocks and its loss while training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,3 +39,20 @@ class BlockOutput:
     hidden: Tensor
     markov_states: Tensor | None = None
     confidence_logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """The terms of a drafter's training loss (paper, section 3.4).
+
+    Attributes:
+        ce_weight (`float`): Weight of the cross-entropy.
+        tv_weight (`float`): Weight of the L1 distance between draft and target.
+        confidence_weight (`float`): Weight of the confidence head's BCE.
+        slot_decay (`float`): Slot k weighs `exp(-(k - 1) / slot_decay)`.
+    """
+
+    ce_weight: float = 0.1
+    tv_weight: float = 0.9
+    confidence_weight: float = 1.0
+    slot_decay: float = 4.0

@@ -7,7 +7,7 @@ from .family import Family
 
 
 class Llama(Family):
-    architecture = "LlamaDSparkModel"
+    engine_name = "Llama"
     config_cls = LlamaConfig
     layer_cls = modeling_llama.LlamaDecoderLayer
     norm_cls = modeling_llama.LlamaRMSNorm

@@ -8,7 +8,7 @@ from .family import Family
 
 
 class Qwen3(Family):
-    architecture = "Qwen3DSparkModel"
+    engine_name = "Qwen3"
     config_cls = Qwen3Config
     layer_cls = modeling_qwen3.Qwen3DecoderLayer
     norm_cls = modeling_qwen3.Qwen3RMSNorm

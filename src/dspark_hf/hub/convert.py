@@ -1,0 +1,113 @@
+"""Other packagings of drafters, read as the flat layout.
+
+Their tensors have the same names, but for a prefix of old files ([`KEY_MAPPING`]); what differs is config.json.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from dspark_hf.modeling import DFlashModel, DraftModel, DSparkConfig, DSparkModel, Eagle3Config, Eagle3Model
+
+KEY_MAPPING = {r"^logit_head\.": ""}
+_FIELDS = DSparkConfig.own_fields() | Eagle3Config.own_fields()
+
+
+def flat_config(config: Mapping[str, Any], names: Collection[str], where: str) -> dict[str, Any]:
+    """The config.json of any packaging in the flat layout.
+
+    Args:
+        config (`Mapping`): The config.json.
+        names (`Collection[str]`): Names of the checkpoint's tensors.
+        where (`str`): Where the checkpoint lies, for messages.
+
+    Raises:
+        `ValueError`: If it is no drafter's, or one of a kind that is not read.
+    """
+    if "speculators_model_type" in config:
+        return _from_speculators(config, names, where)
+    if "dflash_config" in config or "dspark_config" in config:
+        return _from_nested(config, names, where)
+    if "target_layer_ids" in config and ("block_size" in config or "ttt_length" in config):
+        return dict(config)
+    if "dspark_block_size" in config:
+        raise ValueError(
+            f"{where} is a DeepSeek-V4 target with its drafter inside (tensors mtp.*), which is not read: its layers "
+            "are a mixture of experts with hyper-connections. Serve it with an engine, or train a drafter of its own: "
+            "DSparkModel.from_target(target, family='qwen3')."
+        )
+    raise ValueError(
+        f"{where} is no DSpark drafter nor another that is read: its config.json has neither target_layer_ids with "
+        "block_size (DSpark, DFlash) or ttt_length (EAGLE-3), nor dflash_config, nor speculators_model_type; "
+        f"found model_type={config.get('model_type')!r}. A target is loaded with AutoModelForCausalLM; a composite "
+        "repository keeps its drafter in a subfolder: AutoDrafter.from_pretrained(repo, subfolder='dspark')."
+    )
+
+
+def drafter_class(flat: Mapping[str, Any]) -> type[DraftModel]:
+    """The class of a drafter, from its flat config."""
+    if "ttt_length" in flat:
+        return Eagle3Model
+    return DSparkModel if flat.get("markov_rank") or flat.get("enable_confidence_head") else DFlashModel
+
+
+def _from_nested(config: Mapping[str, Any], names: Collection[str], where: str) -> dict[str, Any]:
+    """SpecForge and z-lab: a stock decoder's config with the drafter's fields in a dictionary of their own."""
+    nested = {**config.get("dflash_config", {}), **config.get("dspark_config", {})}
+    architecture = next(iter(config.get("architectures") or []), "")
+    kind = nested.get("projector_type") or ("dspark" if architecture.startswith("DSpark") else "dflash")
+    if kind not in ("dspark", "dflash"):
+        raise ValueError(
+            f"{where} is a drafter with projector_type={kind!r}, which is not read; known are 'dspark' and 'dflash'."
+        )
+    flat = {
+        name: value for name, value in config.items() if name not in ("dflash_config", "dspark_config", "auto_map")
+    }
+    flat |= {name: value for name, value in nested.items() if name in _FIELDS}
+    if flat.get("model_type") in (None, "dspark", "dflash"):
+        flat["model_type"] = "qwen3"
+    return _with_heads({"sample_from_anchor": kind == "dspark"} | flat, names)
+
+
+def _from_speculators(config: Mapping[str, Any], names: Collection[str], where: str) -> dict[str, Any]:
+    """speculators: the decoder's config is nested, and tapped layers are counted from the embedding."""
+    kind = config["speculators_model_type"]
+    if kind not in ("dspark", "dflash", "eagle3"):
+        raise ValueError(
+            f"{where} is a speculators drafter of kind {kind!r}, which is not read; known are dspark, dflash, eagle3."
+        )
+    taps = config.get("eagle_aux_hidden_state_layer_ids" if kind == "eagle3" else "aux_hidden_state_layer_ids")
+    if taps is None:
+        raise ValueError(
+            f"{where} does not say which target layers it reads (aux_hidden_state_layer_ids in config.json); add "
+            "them, counted from 1 for the first layer."
+        )
+    for name in ("norm_before_fc", "fc_norm", "norm_output"):
+        if config.get(name):
+            raise ValueError(f"{where} has {name}={config[name]!r}, a variant of EAGLE-3 that is not read.")
+    layer = config["transformer_layer_config"]
+    width = config.get("target_hidden_size")
+    if width is not None and width != layer["hidden_size"]:
+        raise ValueError(
+            f"{where} is {layer['hidden_size']} wide and its target {width}; a drafter must be as wide as its target."
+        )
+    speculation = config.get("speculators_config") or {}
+    flat = {name: value for name, value in layer.items() if not name.startswith("_")}
+    flat |= {name: value for name, value in config.items() if name in _FIELDS and value is not None}
+    flat |= {
+        "target_layer_ids": [layer_id - 1 for layer_id in taps],
+        "target_name_or_path": (speculation.get("verifier") or {}).get("name_or_path"),
+        "draft_vocab_size": config.get("draft_vocab_size") if "d2t" in names else None,
+    }
+    flat = {name: value for name, value in flat.items() if name != "architectures"}
+    if kind == "eagle3":
+        methods = speculation.get("proposal_methods") or [{}]
+        num_tokens = methods[0].get("speculative_tokens") or Eagle3Config.ttt_length
+        return {"ttt_length": num_tokens, "own_lm_head": "lm_head.weight" in names} | flat
+    return _with_heads({"sample_from_anchor": False} | flat, names)
+
+
+def _with_heads(flat: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    # What is not said about the confidence head, the tensors tell.
+    has_head = any(name.endswith("confidence_head.proj.weight") for name in names)
+    defaults = {"enable_confidence_head": has_head, "confidence_head_with_markov": bool(flat.get("markov_rank"))}
+    return defaults | flat

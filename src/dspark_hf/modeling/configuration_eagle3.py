@@ -1,0 +1,73 @@
+"""Eagle3Config."""
+
+from math import inf, log
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration import DraftConfig
+from .drafting import LossWeights
+from .families import get_family
+
+
+@strict
+class Eagle3Config(DraftConfig):
+    r"""
+    Configuration of an EAGLE-3 drafter (https://arxiv.org/abs/2503.01840): one decoder layer that drafts token by
+    token.
+
+    Args:
+        ttt_length (`int`, *optional*, defaults to 7):
+            Steps that training runs on the drafter's own states, and tokens of a proposal.
+        step_loss_decay (`float`, *optional*, defaults to 0.8):
+            Step k weighs `step_loss_decay ** (k - 1)` in training.
+        norm_before_residual (`bool`, *optional*, defaults to `False`):
+            Whether the residual stream starts from the normalised feature, as in some checkpoints of speculators.
+        kwargs: The fields of [`DraftConfig`].
+
+    Raises:
+        `ValueError`: If a field is out of range; the message names the field and both sides.
+    """
+
+    model_type = "eagle3"
+    architecture_suffix = "Eagle3Model"
+
+    ttt_length: int = 7
+    step_loss_decay: float = 0.8
+    norm_before_residual: bool = False
+
+    def _check_ranges(self) -> None:
+        super()._check_ranges()
+        if self.ttt_length < 1 or not 0 < self.step_loss_decay <= 1:
+            raise ValueError(
+                f"ttt_length must be >= 1 and step_loss_decay above 0 and at most 1, got {self.ttt_length} and "
+                f"{self.step_loss_decay}."
+            )
+        if self.num_hidden_layers != 1:
+            raise ValueError(
+                f"An EAGLE-3 drafter has one layer, got num_hidden_layers={self.num_hidden_layers}: deeper ones would "
+                "need a pass over the whole context. Use DSparkConfig for a deeper drafter."
+            )
+        if not get_family(self.decoder_config.model_type).is_llama_shaped:
+            raise ValueError(
+                f"EAGLE-3 drafters are llama- or qwen3-shaped, got family={self.decoder_config.model_type!r}; any "
+                "target can take a drafter of family='qwen3'."
+            )
+
+    @property
+    def num_slots(self) -> int:
+        """Tokens a proposal may have."""
+        return self.ttt_length
+
+    @property
+    def loss_weights(self) -> LossWeights:
+        # slot_weights() is exp(-(k - 1) / decay).
+        decay = inf if self.step_loss_decay == 1 else -1 / log(self.step_loss_decay)
+        return LossWeights(ce_weight=1.0, tv_weight=0.0, confidence_weight=0.0, slot_decay=decay)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        return super().to_diff_dict() | {"draft_num_hidden_layers": self.num_hidden_layers}
+
+    @classmethod
+    def _nest(cls, flat: dict[str, Any]) -> dict[str, Any]:
+        return super()._nest({name: value for name, value in flat.items() if name != "draft_num_hidden_layers"})

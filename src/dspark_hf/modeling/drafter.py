@@ -1,0 +1,225 @@
+"""DraftModel: what all drafters share, the features they read and the vocabulary they borrow.
+
+Shapes: B batch, L taps, E hidden size, V vocabulary, n slots.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from huggingface_hub import CommitInfo
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dspark_hf.publishing import push_model
+
+from .borrowing import Borrowed, check_fit
+from .configuration import DraftConfig
+from .drafting import PickFn
+from .families import get_family
+from .placement import compute_device
+from .vocabulary import entry_tokens, expand_logits, vocabulary_buffers
+from .wrappers import unwrap
+
+
+class DraftModel(PreTrainedModel):
+    """A drafter.
+
+    It holds no embedding and no output head: [`DraftModel.bind`] borrows the target's, and saving leaves them out.
+    A checkpoint that carries copies can be loaded with them (`own_embeddings=True`, which `AutoDrafter` finds out).
+
+    A subclass says how blocks are drafted: `forward` for training, `start`, `extend` and `propose` for decoding.
+
+    Args:
+        config ([`DraftConfig`]): The configuration.
+        own_embeddings (`bool`, *optional*, defaults to `False`): Whether to hold an embedding and a head.
+    """
+
+    config: DraftConfig
+    config_class = DraftConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    is_drafter = True
+    reads_tokens = False  # whether extend() needs the tokens beside their features
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = False
+    _supports_attention_backend = True
+    _keys_to_ignore_on_load_unexpected = [
+        r"^embed_tokens\.",
+        r"^lm_head\.",
+        r"^verifier_(norm|lm_head)\.",
+        r"rotary_emb\.inv_freq",
+    ]
+
+    def __init__(self, config: DraftConfig, own_embeddings: bool = False):
+        super().__init__(config)
+        decoder, hidden_size = config.decoder_config, config.hidden_size
+        decoder._attn_implementation = config._attn_implementation
+        self.family = get_family(decoder.model_type)
+        self.fc = nn.Linear(len(config.target_layer_ids) * hidden_size, hidden_size, bias=False)
+        self.norm = self.family.norm_cls(hidden_size, eps=decoder.rms_norm_eps)
+        self.rotary_emb = self.family.rotary_cls(decoder)
+        num_outputs = config.draft_vocab_size or config.vocab_size
+        if self.has_reduced_vocabulary:
+            # The first tokens, until choose_vocabulary or a checkpoint says otherwise.
+            self.register_buffer("t2d", torch.arange(config.vocab_size) < num_outputs)
+            self.register_buffer("d2t", torch.zeros(num_outputs, dtype=torch.int64))
+        has_head = own_embeddings or config.own_lm_head
+        self.embed_tokens = nn.Embedding(config.vocab_size, hidden_size) if own_embeddings else None
+        self.lm_head = nn.Linear(hidden_size, num_outputs, bias=False) if has_head else None
+        self._keys_to_ignore_on_save = ["embed_tokens.weight"] + ([] if config.own_lm_head else ["lm_head.weight"])
+        self.borrowed: Borrowed | None = None
+        self.last_stats = None
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        if any(buffer.dtype != torch.float32 for buffer in self.rotary_emb.buffers()):
+            # Rounded frequencies would turn far positions by wrong angles, and loading would not round them.
+            self.rotary_emb = self.family.rotary_cls(self.config.decoder_config).to(self.device)
+        return self
+
+    @classmethod
+    def from_target(cls, target: PreTrainedModel, **fields) -> "DraftModel":
+        """A fresh drafter for a target, bound to it, in the target's dtype and on its device.
+
+        Args:
+            target (`PreTrainedModel`): The target.
+            fields: See [`DraftConfig.from_target`].
+        """
+        target = unwrap(target)
+        model = cls(cls.config_class.from_target(target, **fields))
+        device = compute_device(target.get_input_embeddings())
+        return model.to(device=device, dtype=target.dtype).bind(target)
+
+    def choose_vocabulary(self, token_ids: Iterable[int]) -> None:
+        """Say which tokens a reduced draft vocabulary stands for, before training.
+
+        Raises:
+            `ValueError`: If the config has no `draft_vocab_size`, or the ids do not match it.
+        """
+        if not self.has_reduced_vocabulary:
+            raise ValueError(
+                "This drafter proposes every token of its target; set draft_vocab_size in its config first."
+            )
+        t2d, d2t = vocabulary_buffers(token_ids, self.config.draft_vocab_size, self.config.vocab_size)
+        self.t2d.copy_(t2d)
+        self.d2t.copy_(d2t)
+        if self.borrowed is not None:
+            self.borrowed = self._borrow(self.borrowed.target)
+
+    @property
+    def has_reduced_vocabulary(self) -> bool:
+        return self.config.draft_vocab_size is not None
+
+    def bind(self, target: PreTrainedModel, check_name: bool = True) -> "DraftModel":
+        """Borrow the target's embedding and output head, in place of any copies of its own.
+
+        An output head that was trained with the drafter (`config.own_lm_head`) stays.
+
+        Args:
+            target (`PreTrainedModel`): The target to draft for, or a PEFT or compiled wrapper around it.
+            check_name (`bool`, *optional*, defaults to `True`): Whether a drafter made for another target is refused.
+
+        Raises:
+            `ValueError`: If drafter and target do not fit; the message names both sides.
+        """
+        target = unwrap(target)
+        check_fit(self.config, target, check_name=check_name)
+        if self.config.num_target_layers is None:
+            self.config.num_target_layers = target.config.get_text_config().num_hidden_layers
+        self.borrowed = self._borrow(target)
+        self.embed_tokens = None
+        if not self.config.own_lm_head:
+            self.lm_head = None
+        return self
+
+    def _borrow(self, target: PreTrainedModel) -> Borrowed:
+        selects_rows = self.has_reduced_vocabulary and not self.config.own_lm_head
+        return Borrowed(target, entry_tokens(self.d2t) if selects_rows else None)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
+        """Upload the drafter in the flat layout, with a card, in one commit.
+
+        Args:
+            repo_id (`str`): The repository, made where there is none.
+            options: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr`,
+                `max_shard_size`, `tags`; see [`~dspark_hf.publishing.push_model`].
+
+        Raises:
+            `ValueError`: If the Hub refuses; the message says what to do.
+        """
+        return push_model(self, repo_id, **options)
+
+    def is_bound_to(self, target: PreTrainedModel) -> bool:
+        return self.borrowed is not None and self.borrowed.is_current(unwrap(target))
+
+    def get_input_embeddings(self) -> nn.Module | None:
+        """The drafter's own embedding; None where it borrows the target's."""
+        return self.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The drafter's own output head; None where it borrows the target's."""
+        return self.lm_head
+
+    def enable_input_require_grads(self) -> None:
+        """Nothing to do: the borrowed embeddings stay frozen, and checkpointing needs no gradient of theirs."""
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Token embeddings in the drafter's dtype, `(..., hidden)`."""
+        embedding = self._vocabulary_module("embed_tokens")
+        return embedding(input_ids.to(compute_device(embedding))).to(device=self.device, dtype=self.fc.weight.dtype)
+
+    def base_logits(self, hidden: Tensor) -> Tensor:
+        """The output head on block hidden states: `(..., hidden)` to logits over the draft vocabulary."""
+        head = self._vocabulary_module("lm_head")
+        return head(hidden.to(device=compute_device(head), dtype=head.weight.dtype)).to(self.device)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """Weight `(draft_vocab, hidden)` of the output head in use."""
+        return self._vocabulary_module("lm_head").weight
+
+    def _vocabulary_module(self, name: str) -> nn.Module:
+        module = getattr(self, name)
+        if module is None and self.borrowed is not None:
+            module = getattr(self.borrowed, name)
+        if module is None:
+            raise ValueError(
+                f"This drafter (made for {self.config.target_name_or_path or 'an unnamed target'}) has no embedding "
+                "and no output head of its own; bind it to its target first: drafter.bind(target)."
+            )
+        return module
+
+    def project(self, features: Tensor) -> Tensor:
+        """Features `(batch, tokens, taps * hidden)` to states `(batch, tokens, hidden)`."""
+        if features.shape[-1] != self.fc.in_features:
+            raise ValueError(
+                f"features have width {features.shape[-1]}, but this drafter reads "
+                f"{len(self.config.target_layer_ids)} taps of width {self.config.hidden_size} "
+                f"({self.fc.in_features} in all)."
+            )
+        return self.fc(features.to(device=self.device, dtype=self.fc.weight.dtype))
+
+    def _attention_mask(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """A boolean mask in the form that the attention in use takes."""
+        if mask is None or self.config.decoder_config._attn_implementation != "eager":
+            return mask
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+    def _slots_to_draft(self, num_slots: int | None) -> int:
+        num_slots = self.config.num_slots if num_slots is None else num_slots
+        if not 1 <= num_slots <= self.config.num_slots:
+            raise ValueError(f"num_slots must be 1 to {self.config.num_slots} for this drafter, got {num_slots}.")
+        return num_slots
+
+    def _choose(self, logits: Tensor, drafted_ids: Tensor, pick: PickFn | None) -> tuple[Tensor, Tensor | None]:
+        """A slot's tokens `(batch,)`, and the distributions they were drawn from, given its logits `(batch, V)`."""
+        tokens = entry_tokens(self.d2t) if self.has_reduced_vocabulary else None
+        if pick is None:
+            # The index of max() is that of argmax(), which is several times as slow in bfloat16 on a CPU.
+            entries = logits.max(-1).indices
+            return (entries if tokens is None else tokens[entries]), None
+        if tokens is not None:
+            logits = expand_logits(logits, tokens, self.config.vocab_size)
+        return pick(logits, drafted_ids)

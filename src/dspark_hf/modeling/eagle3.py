@@ -1,0 +1,247 @@
+"""Eagle3Model: one decoder layer that drafts token by token (https://arxiv.org/abs/2503.01840).
+
+The layer reads pairs: the feature of position p with the embedding of the token at p + 1, from which it predicts the
+token at p + 2. Behind the anchor its own output stands in for the feature. What the paper leaves open follows the
+released checkpoints:
+
+* A pair has the position of its token; only differences of positions matter.
+* The feature is the projection of all taps (`fc`); the residual stream starts from it, before any norm.
+* What stands in for the feature is the layer's output before the final norm.
+* In training every step is given the true token, and sees the features before the anchor and its block's own steps.
+
+Shapes: B batch, S sequence, E hidden size, V vocabulary, A anchors, n steps (slots), T new tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from dspark_hf.ops.blocks import training_mask
+
+from .configuration_eagle3 import Eagle3Config
+from .context import DraftState, TrainingContext
+from .drafter import DraftModel
+from .drafting import BlockOutput, PickFn, Proposal
+from .families import Family
+
+
+class Eagle3Layer(GradientCheckpointingLayer):
+    """A stock decoder layer whose attention reads `[embedding; feature]`.
+
+    Args:
+        family ([`Family`]): Where the layer's parts come from.
+        config ([`Eagle3Config`]): The configuration.
+    """
+
+    _can_checkpoint_with_cache = True  # TrainingContext.update has no side effect
+
+    def __init__(self, family: Family, config: Eagle3Config):
+        super().__init__()
+        stock = family.layer_cls(config.decoder_config, 0)
+        self.self_attn, self.mlp = stock.self_attn, stock.mlp
+        self.self_attn.is_causal = False
+        for name in ("q_proj", "k_proj", "v_proj"):
+            narrow = getattr(self.self_attn, name)
+            wide = nn.Linear(2 * config.hidden_size, narrow.out_features, bias=narrow.bias is not None)
+            setattr(self.self_attn, name, wide)
+        self.input_layernorm = stock.input_layernorm
+        self.hidden_norm = family.norm_cls(config.hidden_size, eps=config.decoder_config.rms_norm_eps)
+        self.post_attention_layernorm = stock.post_attention_layernorm
+        self.norm_before_residual = config.norm_before_residual
+
+    def pairs(self, embeds: Tensor, hidden: Tensor) -> Tensor:
+        """What the attention reads, `(batch, tokens, 2 * hidden)`."""
+        return torch.cat([self.input_layernorm(embeds), self.hidden_norm(hidden)], -1)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        embeds: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        past_key_values: Any = None,
+    ) -> Tensor:
+        """
+        Args:
+            hidden (`torch.Tensor` of shape `(batch, tokens, hidden)`): Features, or this layer's own output.
+            embeds (`torch.Tensor` of shape `(batch, tokens, hidden)`): Embeddings of the tokens after them.
+            rope (`tuple[torch.Tensor, torch.Tensor]`): Cosines and sines of the pairs' positions.
+            mask (`torch.Tensor`, *optional*): Which pairs are seen.
+            past_key_values ([`TrainingContext`] or [`DraftState`]): The pairs before.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, tokens, hidden)`.
+        """
+        residual = self.hidden_norm(hidden) if self.norm_before_residual else hidden
+        hidden, _ = self.self_attn(
+            self.pairs(embeds, hidden),
+            position_embeddings=rope,
+            attention_mask=mask,
+            past_key_values=past_key_values,
+            is_causal=False,
+        )
+        hidden = residual + hidden
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+
+class Eagle3State(DraftState):
+    """Context of one generation. Column t holds the feature of token t, and the pair that ends with token t.
+
+    The first token ends no pair, so nothing sees column 0.
+
+    Args:
+        batch_size (`int`): Number of rows.
+    """
+
+    def __init__(self, batch_size: int):
+        super().__init__(batch_size, num_layers=1)
+        self._features: list[Tensor | None] = [None]
+
+    def append(self, features: Tensor) -> Tensor:
+        """Write `(batch, tokens, hidden)` behind each row's context; returns each token's predecessor's feature."""
+        buffer = self._write(self._features, features.unsqueeze(1), 0)[:, 0]
+        return torch.cat([self._last(buffer), features[:, :-1]], 1)
+
+    def last_features(self) -> Tensor:
+        """Features `(batch, 1, hidden)` of the rows' last tokens, whose pairs end with the anchors."""
+        return self._last(self._features[0][:, 0])
+
+    def _last(self, buffer: Tensor) -> Tensor:
+        columns = torch.tensor(self.context_lens, device=buffer.device).clamp_min(1) - 1
+        return buffer.gather(1, columns[:, None, None].expand(-1, 1, buffer.shape[-1]))
+
+    def select(self, rows: Sequence[int]) -> None:
+        super().select(rows)
+        self._features = [None if buffer is None else buffer[list(rows)] for buffer in self._features]
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        keys, values = super().update(keys, values, layer_idx)
+        return keys[:, :, 1:], values[:, :, 1:]
+
+    def block_mask(self, num_tokens: int, device: torch.device) -> Tensor | None:
+        mask = super().block_mask(num_tokens, device)
+        return None if mask is None else mask[..., 1:]
+
+
+class Eagle3Model(DraftModel):
+    """An EAGLE-3 drafter.
+
+    Args:
+        config ([`Eagle3Config`]): The configuration.
+        own_embeddings (`bool`, *optional*, defaults to `False`): Whether to hold an embedding and a head.
+    """
+
+    config: Eagle3Config
+    config_class = Eagle3Config
+    reads_tokens = True
+
+    def __init__(self, config: Eagle3Config, own_embeddings: bool = False):
+        super().__init__(config, own_embeddings)
+        self.layers = nn.ModuleList([Eagle3Layer(self.family, config)])
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        features: Tensor,
+        anchors: Tensor,
+        anchor_mask: Tensor,
+        objective: Callable[["Eagle3Model", BlockOutput], Any] | None = None,
+    ) -> Any:
+        """Draft behind every anchor for `ttt_length` steps, on the drafter's own states but the true tokens.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, sequence)`): Token ids.
+            features (`torch.Tensor` of shape `(batch, sequence, taps * hidden)`): Tapped states of the target.
+            anchors (`torch.LongTensor` of shape `(batch, anchors)`): Anchor positions, from 1 on.
+            anchor_mask (`torch.BoolTensor` of shape `(batch, anchors)`): False for anchors that are padding.
+            objective (`Callable`, *optional*): Turns this model and its [`BlockOutput`] into a loss. It runs inside
+                the forward pass, where wrappers that shard parameters have gathered them.
+
+        Returns:
+            [`BlockOutput`], or what `objective` returns.
+        """
+        layer, projected = self.layers[0], self.project(features)
+        positions = torch.arange(1, input_ids.shape[1], device=projected.device).unsqueeze(0)
+        key_values = self._key_values(input_ids[:, 1:], projected[:, :-1], positions)
+        # The pair that ends with the anchor is the first step's input; its feature stands one place before.
+        places = (anchors - 1).clamp_min(0)
+        hidden = projected.gather(1, places.unsqueeze(-1).expand(-1, -1, projected.shape[-1]))  # [B, A, E]
+        num_context = key_values[0].shape[2]
+        mask = training_mask(places, anchor_mask, num_context, block_size=1)
+        own, outputs = mask[..., num_context:], []
+        for step in range(self.config.ttt_length):
+            token_ids = input_ids.gather(1, (anchors + step).clamp_max(input_ids.shape[1] - 1))
+            embeds, rope = self.embed(token_ids), self.rotary_emb(hidden, anchors + step)
+            context = TrainingContext([key_values])
+            if step + 1 < self.config.ttt_length:
+                new = self.family.context_kv(layer.self_attn, layer.pairs(embeds, hidden), rope)
+                key_values = tuple(torch.cat(pair, 2) for pair in zip(key_values, new, strict=True))
+            hidden = layer(hidden, embeds, rope, self._attention_mask(mask, hidden.dtype), past_key_values=context)
+            mask = torch.cat([mask, own], -1)
+            outputs.append(self.norm(hidden))
+        output = BlockOutput(torch.stack(outputs, 2))
+        return output if objective is None else objective(self, output)
+
+    def _key_values(self, token_ids: Tensor, before: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of pairs: tokens `(batch, tokens)`, and the features `(batch, tokens, hidden)` before."""
+        layer, rope = self.layers[0], self.rotary_emb(before, positions)
+        return self.family.context_kv(layer.self_attn, layer.pairs(self.embed(token_ids), before), rope)
+
+    def start(self, batch_size: int) -> Eagle3State:
+        """An empty context for `batch_size` rows."""
+        return Eagle3State(batch_size)
+
+    @torch.no_grad()
+    def extend(
+        self, state: Eagle3State, features: Tensor, counts: Sequence[int] | None = None, ids: Tensor | None = None
+    ) -> None:
+        """Append tapped states to the context.
+
+        Args:
+            state ([`Eagle3State`]): The context, changed in place.
+            features (`torch.Tensor` of shape `(batch, tokens, taps * hidden)`): Tapped states of the next positions.
+            counts (`Sequence[int]`, *optional*): How many of the tokens each row keeps; all, if not given.
+            ids (`torch.LongTensor` of shape `(batch, tokens)`): These tokens.
+
+        Raises:
+            `ValueError`: If `ids` is missing.
+        """
+        if ids is None:
+            raise ValueError("An EAGLE-3 drafter reads tokens beside their features: pass ids to extend().")
+        projected, num_tokens = self.project(features), features.shape[1]
+        before = state.append(projected)
+        state.update(*self._key_values(ids, before, state.positions(num_tokens, projected.device)), 0)
+        state.advance([num_tokens] * features.shape[0] if counts is None else counts)
+
+    @torch.no_grad()
+    def propose(
+        self, state: Eagle3State, anchor_ids: Tensor, pick: PickFn | None = None, num_slots: int | None = None
+    ) -> Proposal:
+        """Draft behind each row's anchor, which stands right after the row's context.
+
+        Args:
+            state ([`Eagle3State`]): The context; what is drafted leaves it again.
+            anchor_ids (`torch.LongTensor` of shape `(batch,)`): The last known token of each row.
+            pick (`Callable`, *optional*): As of [`DSparkModel.propose`].
+            num_slots (`int`, *optional*): Draft only so many tokens, 1 to `config.num_slots`.
+
+        Raises:
+            `ValueError`: If `num_slots` is out of range.
+        """
+        num_slots, lens = self._slots_to_draft(num_slots), state.context_lens
+        ids = anchor_ids.new_empty(anchor_ids.shape[0], num_slots)
+        hidden, prev_ids, probs = state.last_features(), anchor_ids, []
+        for slot in range(num_slots):
+            rope = self.rotary_emb(hidden, state.positions(1, anchor_ids.device))
+            mask = self._attention_mask(state.block_mask(1, anchor_ids.device), hidden.dtype)
+            hidden = self.layers[0](hidden, self.embed(prev_ids.unsqueeze(1)), rope, mask, past_key_values=state)
+            state.advance([1] * len(lens))
+            prev_ids, slot_probs = self._choose(self.base_logits(self.norm(hidden))[:, 0], ids[:, :slot], pick)
+            ids[:, slot] = prev_ids
+            probs.append(slot_probs)
+        state.crop(lens)
+        return Proposal(ids, None if probs[0] is None else torch.stack(probs, 1))

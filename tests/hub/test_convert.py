@@ -1,0 +1,231 @@
+"""Checkpoints in the layouts of others give the drafter that they were written from."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from dspark_hf import AutoDrafter, DFlashModel, DSparkModel, Eagle3Model
+
+TAPS, VOCAB = [0, 2, 3], 61
+HEADS = ("markov_rank", "markov_head_type", "enable_confidence_head", "confidence_head_with_markov")
+
+
+@pytest.fixture(scope="module")
+def target():
+    torch.manual_seed(0)
+    config = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=6, num_attention_heads=4,
+                  num_key_value_heads=2, initializer_range=0.3)  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**config)).eval()
+
+
+def make(target, model_cls=DSparkModel, **fields):
+    defaults = {"target_layer_ids": TAPS, "family": "qwen3", "initializer_range": 0.3, "mask_token_id": 7}
+    if model_cls is not Eagle3Model:
+        defaults |= {"num_hidden_layers": 2, "block_size": 5}
+    else:
+        del defaults["mask_token_id"]
+    if model_cls is DSparkModel:
+        defaults["markov_rank"] = 8
+    drafter = model_cls.from_target(target, **{**defaults, **fields}).eval()
+    if "draft_vocab_size" in fields:
+        drafter.choose_vocabulary(range(1, 60, 3))
+    return drafter
+
+
+def write(folder, config, drafter, rename=lambda name: name, **more):
+    tensors = {rename(name): tensor.clone() for name, tensor in drafter.state_dict().items()}
+    folder.mkdir(exist_ok=True)
+    save_file(tensors | more, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    return AutoDrafter.from_pretrained(folder)
+
+
+def decoder_fields(drafter):
+    return drafter.config.decoder_config.to_diff_dict()
+
+
+def speculators_config(drafter, kind, **fields):
+    """config.json as speculators writes it; fields with the value None are left out."""
+    config = {
+        "architectures": [{"dspark": "DSparkSpeculator", "dflash": "DFlashSpeculator"}.get(kind, "Eagle3Speculator")],
+        "speculators_model_type": kind,
+        "speculators_version": "0.9.0",
+        "transformer_layer_config": decoder_fields(drafter),
+        "draft_vocab_size": drafter.config.draft_vocab_size or VOCAB,
+        "speculators_config": {
+            "algorithm": kind,
+            "default_proposal_method": "greedy",
+            "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": drafter.config.num_slots}],
+            "verifier": {"name_or_path": "org/Target", "architectures": ["LlamaForCausalLM"]},
+        },
+    } | fields  # fmt: skip
+    return {name: value for name, value in config.items() if value is not None}
+
+
+def assert_same(drafter, other, target):
+    assert type(other) is type(drafter) and other.config.num_slots == drafter.config.num_slots
+    other.config.target_name_or_path = None
+    other.bind(target)
+    features, ids, anchor = torch.randn(2, 6, 32 * len(TAPS)), torch.randint(VOCAB, (2, 6)), torch.tensor([4, 5])
+    proposals = []
+    for model in (drafter, other):
+        state = model.start(2)
+        model.extend(state, features, ids=ids)
+        proposals.append(model.propose(state, anchor))
+    first, second = proposals
+    assert torch.equal(first.ids, second.ids)
+    if first.confidence_logits is not None:
+        torch.testing.assert_close(first.confidence_logits, second.confidence_logits)
+
+
+@pytest.mark.parametrize("fields", [
+    {},
+    {"sample_from_anchor": False},
+    {"draft_vocab_size": 20},
+    {"markov_head_type": "gated", "enable_confidence_head": False},
+    {"markov_head_type": "rnn", "confidence_head_with_markov": False},
+], ids=str)  # fmt: skip
+def test_speculators_dspark(target, tmp_path, fields):
+    drafter = make(target, **fields)
+    own = drafter.config
+    config = speculators_config(
+        drafter, "dspark", block_size=5, mask_token_id=7, aux_hidden_state_layer_ids=[tap + 1 for tap in TAPS],
+        sample_from_anchor=own.sample_from_anchor or None, **{name: getattr(own, name) for name in HEADS},
+    )  # fmt: skip
+    head = target.lm_head.weight[drafter.t2d] if "draft_vocab_size" in fields else target.lm_head.weight
+    other = write(tmp_path / "a", config, drafter, **{"lm_head.weight": head.clone()})
+    assert other.config.target_layer_ids == TAPS and other.config.target_name_or_path == "org/Target"
+    assert other.config.sample_from_anchor == own.sample_from_anchor
+    assert_same(drafter, other, target)
+    # Saved by us it is the flat layout, and the same drafter still.
+    other.save_pretrained(tmp_path / "b")
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["num_target_layers"] == 6
+    assert_same(drafter, AutoDrafter.from_pretrained(tmp_path / "b"), target)
+
+
+def test_speculators_dflash(target, tmp_path):
+    drafter = make(target, DFlashModel, sample_from_anchor=False)
+    config = speculators_config(drafter, "dflash", block_size=5, mask_token_id=7,
+                                aux_hidden_state_layer_ids=[tap + 1 for tap in TAPS])  # fmt: skip
+    assert_same(drafter, write(tmp_path, config, drafter), target)
+
+
+@pytest.mark.parametrize("fields", [{}, {"family": "llama", "norm_before_residual": True}], ids=str)
+def test_speculators_eagle3(target, tmp_path, fields):
+    drafter = make(target, Eagle3Model, draft_vocab_size=20, own_lm_head=True, ttt_length=3, **fields)
+    config = speculators_config(
+        drafter, "eagle3", norm_before_residual=drafter.config.norm_before_residual, norm_before_fc=False,
+        eagle_aux_hidden_state_layer_ids=[tap + 1 for tap in TAPS],
+    )  # fmt: skip
+    other = write(tmp_path, config, drafter, **{"embed_tokens.weight": target.model.embed_tokens.weight.clone()})
+    assert other.embed_tokens is not None
+    assert_same(drafter, other, target)
+
+
+@pytest.mark.parametrize("prefix", ["", "logit_head."])
+@pytest.mark.parametrize("nested_heads", [True, False])
+def test_specforge(target, tmp_path, prefix, nested_heads):
+    drafter = make(target)
+    own = drafter.config
+    heads = {"markov_rank": own.markov_rank, "markov_head_type": "vanilla"}
+    nested = {"projector_type": "dspark", "mask_token_id": 7, "target_layer_ids": TAPS}
+    config = decoder_fields(drafter) | {
+        "architectures": ["DSparkDraftModel"], "model_type": "dspark", "block_size": 5, "num_target_layers": 6,
+        "auto_map": {"AutoModel": "dspark.DSparkDraftModel"}, "dflash_config": nested,
+    }  # fmt: skip
+    (nested if nested_heads else config).update(heads)
+
+    def rename(name):
+        return prefix + name if name.startswith(("markov_head.", "confidence_head.")) else name
+
+    assert_same(drafter, write(tmp_path, config, drafter, rename), target)
+
+
+def test_zlab_dflash(target, tmp_path):
+    drafter = make(target, DFlashModel, sample_from_anchor=False, block_size=16)
+    config = decoder_fields(drafter) | {
+        "architectures": ["DFlashDraftModel"], "model_type": "qwen3", "block_size": 16, "num_target_layers": 6,
+        "auto_map": {"AutoModel": "dflash.DFlashDraftModel"},
+        "dflash_config": {"target_layer_ids": TAPS, "mask_token_id": 7},
+    }  # fmt: skip
+    other = write(tmp_path, config, drafter)
+    assert other.config.num_slots == 15 and other.config.mask_token_id == 7
+    assert_same(drafter, other, target)
+
+
+def test_deepspec_dflash_and_eagle3(target, tmp_path):
+    copies = {"embed_tokens.weight": target.model.embed_tokens.weight, "lm_head.weight": target.lm_head.weight}
+    copies = {name: tensor.detach().clone() for name, tensor in copies.items()}
+    dflash = make(target, DFlashModel)
+    config = decoder_fields(dflash) | {
+        "architectures": ["Qwen3DSparkModel"], "block_size": 5, "mask_token_id": 7, "target_layer_ids": TAPS,
+        "num_target_layers": 6, "num_anchors": 512, "markov_rank": 0, "enable_confidence_head": False,
+    }  # fmt: skip
+    assert_same(dflash, write(tmp_path / "dflash", config, dflash, **copies), target)
+    eagle = make(target, Eagle3Model)
+    config = decoder_fields(eagle) | {
+        "architectures": ["Qwen3Eagle3Model"], "num_target_layers": 6, "target_model_name_or_path": "org/Target",
+        "target_layer_ids": TAPS, "ttt_length": 7, "step_loss_decay": 0.8, "draft_num_hidden_layers": 1,
+    }  # fmt: skip
+    other = write(tmp_path / "eagle3", config, eagle, **copies)
+    torch.testing.assert_close(other.base_logits(torch.eye(32)), target.lm_head(torch.eye(32)))
+    assert_same(eagle, other, target)
+
+
+@pytest.mark.parametrize("model_cls", [DSparkModel, DFlashModel, Eagle3Model])
+def test_round_trip(target, tmp_path, model_cls):
+    drafter = make(target, model_cls).to(torch.bfloat16)
+    drafter.save_pretrained(tmp_path)
+    assert not any(name.startswith(("lm_head", "embed")) for name in load_file(tmp_path / "model.safetensors"))
+    other = AutoDrafter.from_pretrained(tmp_path)
+    assert other.dtype == torch.bfloat16
+    assert_same(drafter, other, target)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["architectures"] == ["Qwen3Eagle3Model" if model_cls is Eagle3Model else "Qwen3DSparkModel"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"speculators_model_type": "medusa"}, "kind 'medusa', which is not read"),
+        ({"speculators_model_type": "dflash"}, "does not say which target layers"),
+        (
+            {"speculators_model_type": "eagle3", "eagle_aux_hidden_state_layer_ids": [1], "fc_norm": True},
+            "fc_norm=True",
+        ),
+        (
+            {
+                "speculators_model_type": "dflash",
+                "aux_hidden_state_layer_ids": [1],
+                "transformer_layer_config": {"hidden_size": 32},
+                "target_hidden_size": 64,
+            },
+            "is 32 wide and its target 64",
+        ),
+        ({"dflash_config": {"projector_type": "domino"}}, "projector_type='domino'"),
+        ({"model_type": "deepseek_v4", "dspark_block_size": 5}, r"DeepSeek-V4 target .*mtp\.\*"),
+    ],
+)
+def test_what_is_not_read(target, tmp_path, config, message):
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path, config, make(target, DFlashModel))
+
+
+def test_sliding_draft_layers_are_refused(target, tmp_path):
+    drafter = make(target, DFlashModel)
+    config = drafter.config.to_diff_dict() | {"layer_types": ["full_attention", "sliding_attention"]}
+    with pytest.raises(ValueError, match=r"type \['sliding_attention'\] are not supported"):
+        write(tmp_path, config, drafter)
+
+
+def test_a_tap_of_the_last_layer_is_found_when_binding(target, tmp_path):
+    drafter = make(target, DFlashModel, sample_from_anchor=False)
+    config = speculators_config(drafter, "dflash", block_size=5, mask_token_id=7,
+                                aux_hidden_state_layer_ids=[1, 3, 6])  # fmt: skip
+    other = write(tmp_path, config, drafter)
+    other.config.target_name_or_path = None
+    with pytest.raises(ValueError, match="cannot be tapped"):
+        other.bind(target)
