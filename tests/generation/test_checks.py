@@ -4,7 +4,14 @@ import pytest
 import torch
 from fake_drafters import TableDrafter
 from tiny_targets import make_prompt, make_target
-from transformers import DynamicCache, QuantizedCache, StaticCache, T5Config, T5ForConditionalGeneration
+from transformers import (
+    DynamicCache,
+    LlamaForCausalLM,
+    QuantizedCache,
+    StaticCache,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from dspark_hf import DSparkModel, SpeculationConfig
 from dspark_hf.generation import speculative_generate
@@ -113,6 +120,21 @@ def test_stateful_target(guarded, monkeypatch):
     monkeypatch.setattr(guarded, "_is_stateful", True)
     with pytest.raises(ValueError, match="LlamaForCausalLM keeps a state that rejected tokens cannot be taken out of"):
         guarded.generate(make_prompt(5), assistant_model=TableDrafter(64), max_new_tokens=4)
+
+
+def test_target_with_inputs_of_its_own(monkeypatch):
+    """As Mllama, whose mask over image tiles grows with every token."""
+
+    class OwnInputs(LlamaForCausalLM):
+        def _update_model_kwargs_for_generation(self, outputs, model_kwargs, **kwargs):
+            return super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
+
+        def forward(self, *args, **kwargs):
+            raise AssertionError("the target ran")
+
+    target = OwnInputs(make_target().config)
+    with pytest.raises(ValueError, match="OwnInputs changes its inputs from token to token in a way of its own"):
+        target.generate(make_prompt(5), assistant_model=TableDrafter(64), max_new_tokens=4)
 
 
 def test_drafter_of_another_target(guarded):

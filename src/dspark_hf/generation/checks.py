@@ -10,6 +10,7 @@ from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREF
 from .config import SpeculationConfig
 from .layout import PromptLayout
 from .rewinding import compresses, is_rewindable, keeps_unknown_state, replays
+from .seam import grows_own_inputs
 
 _OWN_MODES = (GenerationMode.ASSISTED_GENERATION, GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
@@ -49,6 +50,13 @@ def check_options(model: PreTrainedModel, generation_config: GenerationConfig, s
         raise ValueError(
             f"{name} keeps a state that rejected tokens cannot be taken out of, so it cannot verify drafts; "
             "generate without a drafter."
+        )
+    # PaliGemma only says that answers are not part of the prompt, which nothing reads behind the prompt.
+    if grows_own_inputs(model) and model.config.model_type != "paligemma":
+        raise ValueError(
+            f"{name} changes its inputs from token to token in a way of its own (it overrides "
+            "_update_model_kwargs_for_generation), so it cannot be given several tokens at once; generate without a "
+            "drafter."
         )
     for option, is_set, instead in (
         ("use_cache=False", not generation_config.use_cache, "leave use_cache at True"),
