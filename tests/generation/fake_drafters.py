@@ -29,6 +29,9 @@ class FakeState:
             self.features[row_id] = [torch.cat(self.features[row_id])[:length]]
             self.ids[row_id] = self.ids[row_id][:length]
 
+    def expect(self, num_tokens):
+        pass
+
     def move_to(self, positions):
         self.missing = [place - length for place, length in zip(positions, self.context_lens, strict=True)]
 

@@ -98,6 +98,21 @@ def test_context_grows_in_place_and_can_be_cropped(target):
         state.crop([701])
 
 
+def test_expected_context_is_not_copied(target):
+    drafter = make_drafter(target)
+    features, anchor = torch.randn(1, 900, 96), torch.tensor([3])
+    state, whole = drafter.start(1), drafter.start(1)
+    state.expect(900)
+    places = set()
+    for begin in range(0, 900, 300):
+        drafter.extend(state, features[:, begin : begin + 300])
+        places.add(state.update(torch.zeros(1, 2, 1, 8), torch.zeros(1, 2, 1, 8), 0)[0].data_ptr())
+    assert len(places) == 1
+    drafter.extend(whole, features)
+    expected = drafter.block_hidden(whole, anchor)
+    torch.testing.assert_close(drafter.block_hidden(state, anchor), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_context_that_lacks_tokens(target):
     """What follows stands at its own positions, in each row."""
     drafter = make_drafter(target)

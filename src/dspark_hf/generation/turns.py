@@ -106,6 +106,7 @@ class DraftContext(PendingContext):
             self._is_read = left.is_read[:, : layout.num_cached]
             state.crop(self._is_read.sum(1).tolist())
         super().__init__(drafter, layout.num_rows, state)
+        self._state.expect(layout.num_columns - layout.num_cached)
         if layout.num_cached > 0:
             self._state.move_to(self._mask[:, : layout.num_cached].sum(1).tolist())
 

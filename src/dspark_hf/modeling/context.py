@@ -42,6 +42,7 @@ class DraftState:
         self.context_lens: list[int] = [0] * batch_size
         # Position of each row's column 0: not 0 where the context lacks what stands at the start of a text.
         self._first_positions: list[int] = [0] * batch_size
+        self._num_expected = 0
         self._keys: list[Tensor | None] = [None] * num_layers
         self._values: list[Tensor | None] = [None] * num_layers
 
@@ -62,6 +63,10 @@ class DraftState:
         self._first_positions = [
             int(position) - length for position, length in zip(positions, self.context_lens, strict=True)
         ]
+
+    def expect(self, num_tokens: int) -> None:
+        """Make room for so many more tokens of each row with the next write, instead of growing towards them."""
+        self._num_expected = max(self.context_lens) + num_tokens
 
     def block_mask(self, num_tokens: int, device: torch.device) -> Tensor | None:
         """Which columns a block may see, `(batch, 1, 1, columns)` bool; None when all rows are equally long."""
@@ -112,7 +117,7 @@ class DraftState:
     def _write(self, buffers: list[Tensor | None], new: Tensor, layer_idx: int) -> Tensor:
         num_tokens = new.shape[2]
         end = max(self.context_lens) + num_tokens
-        buffer = self._reserve(buffers[layer_idx], new, end)
+        buffer = self._reserve(buffers[layer_idx], new, max(end, self._num_expected))
         buffers[layer_idx] = buffer
         if self.is_uniform:
             buffer[:, :, end - num_tokens : end] = new
@@ -127,9 +132,10 @@ class DraftState:
     def _reserve(buffer: Tensor | None, new: Tensor, num_columns: int) -> Tensor:
         if buffer is not None and buffer.shape[2] >= num_columns:
             return buffer
-        # Growing by a share keeps its cost constant per token, and little stays unused behind a long prompt.
         batch_size, num_heads, _, head_dim = new.shape
-        grown = new.new_zeros(batch_size, num_heads, num_columns + max(num_columns // 4, 256), head_dim)
+        # Growing by a share keeps its cost constant per token; a first guess need not be generous.
+        num_more = 256 if buffer is None else max(num_columns // 4, 256)
+        grown = new.new_zeros(batch_size, num_heads, num_columns + num_more, head_dim)
         if buffer is not None:
             grown[:, :, : buffer.shape[2]] = buffer
         return grown
