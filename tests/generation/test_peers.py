@@ -105,22 +105,23 @@ def test_sharded_target(tmp_path):
         assert out == plain
 
 
-def test_no_chunks_in_step(tmp_path):
-    target = make_target()
+def test_what_would_get_out_of_step(target, tmp_path):
+    """Chunks, drafters that embed tokens as they read, targets that replay tokens."""
+    token_reader = TableDrafter(64)
+    token_reader.reads_tokens = True
+    replaying = make_target()
+    replaying._is_stateful, replaying.config.model_type = True, "qwen3_next"
+    cases = (
+        (target, TableDrafter(64), {"prefill_chunk_size": 4}, "prefill_chunk_size, which makes as many passes"),
+        (target, token_reader, {}, "TableDrafter, which embeds tokens whenever it reads"),
+        (replaying, TableDrafter(64), {}, "LlamaForCausalLM, which processes some tokens again"),
+    )
 
     def run(rank):
-        with pytest.raises(ValueError, match="prefill_chunk_size and synced_gpus are not supported together"):
-            target.generate(make_prompt(5), assistant_model=TableDrafter(64), synced_gpus=True, prefill_chunk_size=4)
-
-    assert in_two_processes(run, tmp_path) == (None, None)
-
-
-def test_no_replayed_tokens_in_step(target, tmp_path, monkeypatch):
-    monkeypatch.setattr(target, "_is_stateful", True)
-    monkeypatch.setattr(target.config, "model_type", "qwen3_next")
-
-    def run(rank):
-        with pytest.raises(ValueError, match="synced_gpus=True is not supported together with a drafter for Llama"):
-            target.generate(make_prompt(5), assistant_model=TableDrafter(64), synced_gpus=True)
+        for model, drafter, kwargs, message in cases:
+            with pytest.raises(
+                ValueError, match=f"synced_gpus=True and a drafter are not supported together with {message}"
+            ):
+                model.generate(make_prompt(5), assistant_model=drafter, synced_gpus=True, **kwargs)
 
     assert in_two_processes(run, tmp_path) == (None, None)

@@ -41,7 +41,7 @@ def check_mode(mode: GenerationMode, generation_config: GenerationConfig) -> Non
         )
 
 
-def check_options(model: PreTrainedModel, generation_config: GenerationConfig, synced_gpus: bool) -> None:
+def check_options(model: PreTrainedModel, generation_config: GenerationConfig) -> None:
     """Raise `ValueError` for a target or an option that is not supported."""
     name = type(model).__name__
     if model.config.is_encoder_decoder:
@@ -70,21 +70,29 @@ def check_options(model: PreTrainedModel, generation_config: GenerationConfig, s
             raise ValueError(
                 f"{option} is not supported together with a drafter: {instead}, or generate without a drafter."
             )
-    if synced_gpus and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+
+
+def check_synced(model: PreTrainedModel, drafter: Any, generation_config: GenerationConfig) -> None:
+    """Raise `ValueError` where processes that share a sharded target cannot be kept in step."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         raise ValueError(
             "synced_gpus=True keeps processes in step, but there is no process group: call "
             "torch.distributed.init_process_group first, or leave synced_gpus out."
         )
-    if synced_gpus and replays(model):
-        raise ValueError(
-            f"synced_gpus=True is not supported together with a drafter for {name}, which processes some tokens again "
-            "in passes of their own, at other times in each process. Generate without a drafter."
-        )
-    if synced_gpus and generation_config.prefill_chunk_size is not None:
-        raise ValueError(
-            "prefill_chunk_size and synced_gpus are not supported together: prompts of different lengths would need "
-            "different numbers of passes. Leave prefill_chunk_size out."
-        )
+    for name, is_set, why in (
+        (type(model).__name__, replays(model), "processes some tokens again in passes of their own"),
+        (type(drafter).__name__, getattr(drafter, "reads_tokens", False), "embeds tokens whenever it reads features"),
+        (
+            "prefill_chunk_size",
+            generation_config.prefill_chunk_size is not None,
+            "makes as many passes as a prompt has chunks",
+        ),
+    ):
+        if is_set:
+            raise ValueError(
+                f"synced_gpus=True and a drafter are not supported together with {name}, which {why}, so that "
+                "processes would get out of step. Leave one of them out."
+            )
 
 
 def check_cache(model: PreTrainedModel, model_kwargs: dict[str, Any], generation_config: GenerationConfig) -> None:

@@ -12,7 +12,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from dspark_hf.modeling.placement import compute_device
 
-from .checks import check_cache, check_chunks, check_drafter, check_mode, check_options
+from .checks import check_cache, check_chunks, check_drafter, check_mode, check_options, check_synced
 from .config import SpeculationConfig
 from .layout import PromptLayout
 from .peers import Peers
@@ -75,7 +75,9 @@ def speculative_generate(
     speculation = SpeculationConfig() if speculation is None else speculation
     check_drafter(drafter, speculation)
     check_mode(generation_config.get_generation_mode(), generation_config)
-    check_options(model, generation_config, synced_gpus)
+    check_options(model, generation_config)
+    if synced_gpus:
+        check_synced(model, drafter, generation_config)
     check_cache(model, model_kwargs, generation_config)
     layout = PromptLayout.of(input_ids, model_kwargs, generation_config)
     check_chunks(layout, model_kwargs, generation_config)

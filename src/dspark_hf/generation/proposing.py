@@ -82,7 +82,8 @@ class Proposer:
             self.idle()
             return Offer(transcript.ids[:, :0], None, limits)
         with self._watch.part("drafter"):
-            proposal = self._draft(max(limits))
+            # Some drafters use embedding and head once a slot.
+            proposal = self._draft(self._num_slots if self._is_synced else max(limits))
             lens = limits
             if self._policy.needs_survival:
                 lens = self._policy.choose(limits, survival(proposal.confidence_logits))
@@ -94,9 +95,8 @@ class Proposer:
     def idle(self) -> None:
         """Run the drafter for the sake of other processes, if there are any."""
         if self._is_synced:
-            self._drafter.propose(
-                self._context.state(), self._transcript.anchor_ids.to(self._drafter.device), num_slots=1
-            )
+            anchor_ids = self._transcript.anchor_ids.to(self._drafter.device)
+            self._drafter.propose(self._context.state(), anchor_ids, num_slots=self._num_slots)
 
     def _draft(self, num_slots: int) -> Proposal:
         transcript = self._transcript

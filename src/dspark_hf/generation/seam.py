@@ -145,7 +145,7 @@ def _wrap_validate(original: Callable) -> Callable:
             return original(self, generation_mode, generation_config, generation_mode_kwargs)
         check_drafter(drafter, _speculation.get() or SpeculationConfig())
         check_mode(generation_mode, generation_config)
-        check_options(self, generation_config, generation_mode_kwargs.get("synced_gpus", False))
+        check_options(self, generation_config)
         if "assistant_tokenizer" in generation_mode_kwargs:
             raise ValueError(
                 "assistant_tokenizer is not supported together with a drafter, which shares the target's vocabulary: "
