@@ -40,6 +40,7 @@ setup(
         "huggingface-hub>=1.31",
         "matplotlib>=3.8",
         "peft>=0.18",
+        "pyyaml>=6.0",
         "rich>=13.8",
         "safetensors>=0.8",
         "torch>=2.6",

@@ -4,21 +4,18 @@
     python examples/train_drafter.py --data text.jsonl more.jsonl --output_dir runs/second --max_steps 2000 \
         --num_hidden_layers 2 --markov_rank 32 --target_layer_ids 2 10 18 26 --bf16 --compile_loss
 
-Every option of `TrainingArguments` works too (`--help`): logging, checkpoints, `--resume_from_checkpoint`, ...
+Every option of `DraftTrainingArguments` works too (`--help`): logging, checkpoints, `--resume_from_checkpoint`, ...
+`dspark train --config RECIPE.yaml` does the same from a recipe.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
-from dspark_hf import DraftTrainer, DraftTrainingArguments, DSparkModel
-from dspark_hf.data.chat import encode_conversation, load_conversations
-from dspark_hf.data.features import TargetFeatures, hold_features
-from dspark_hf.data.regenerate import synthesize
+from dspark_hf import DraftTrainingArguments
 from dspark_hf.hub.embedded import resolve_target
-from dspark_hf.modeling.vocabulary import frequent_tokens
+from dspark_hf.trainers.recipe import Recipe
+from dspark_hf.trainers.run import train_drafter
 
 
 @dataclass
@@ -47,61 +44,19 @@ class Arguments:
     mask_token_id: int | None = field(default=None, metadata={"help": "Mask token; the last id if left out."})
 
 
-def load_rows(files: list[str], tokenizer, max_length: int) -> list[dict]:
-    """Encoded conversations whose answers have at least two tokens."""
-    rows = []
-    for file in files:
-        for record in load_conversations(file):
-            rows.append(
-                encode_conversation(tokenizer, record["messages"], max_length=max_length, complete=record["complete"])
-            )
-    return [row for row in rows if sum(row["loss_mask"]) > 1]
-
-
 def main() -> None:
     parser = HfArgumentParser((Arguments, DraftTrainingArguments))
     arguments, training = parser.parse_args_into_dataclasses()
-    set_seed(training.seed)
-    path = resolve_target(arguments.target)
+    fields = {name: value for name, value in vars(arguments).items() if value is not None}
+    of_recipe = {name: fields.pop(name) for name in ("target", "data", "num_synthetic", "held_out", "max_length")
+                 if name in fields}  # fmt: skip
+    features = "memory" if fields.pop("hold_features") else "online"
+    recipe = Recipe(**of_recipe, features=features, drafter=fields, training={"output_dir": training.output_dir})
+    path = resolve_target(recipe.target)
     tokenizer = AutoTokenizer.from_pretrained(path)
     target = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
-    files = arguments.data
-    if files is None:
-        files = [str(Path(training.output_dir) / "text.jsonl")]
-        Path(training.output_dir).mkdir(parents=True, exist_ok=True)
-        synthesize(target, tokenizer, arguments.num_synthetic, files[0], seed=training.seed, resume=True)
-    rows = load_rows(files, tokenizer, arguments.max_length)
-
-    optional = ("intermediate_size", "target_layer_ids", "draft_vocab_size", "mask_token_id")
-    fields = {name: getattr(arguments, name) for name in optional if getattr(arguments, name) is not None}
-    drafter = DSparkModel.from_target(
-        target,
-        family=arguments.family,
-        num_hidden_layers=arguments.num_hidden_layers,
-        block_size=arguments.block_size,
-        markov_rank=arguments.markov_rank,
-        **fields,
-    ).float()
-    if arguments.draft_vocab_size is not None:
-        drafter.choose_vocabulary(frequent_tokens(rows, arguments.draft_vocab_size, drafter.config.vocab_size))
-    size = sum(parameter.numel() for parameter in drafter.parameters())
-    print(
-        f"{len(rows)} conversations, drafter of {size / 1e6:.2f}M parameters ({2 * size / 2**20:.1f} MiB in bfloat16)"
-    )
-    if arguments.hold_features:
-        source = TargetFeatures(target, drafter.config.target_layer_ids)
-        rows = hold_features(source, rows, log_norm=drafter.has_reduced_vocabulary)
-    held_out = min(arguments.held_out, len(rows) // 5)
-    trainer = DraftTrainer(
-        drafter,
-        target,
-        training,
-        train_dataset=rows[: len(rows) - held_out],
-        eval_dataset=rows[len(rows) - held_out :],
-    )
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    trainer.log_metrics("eval", trainer.evaluate())
-    drafter.to(torch.bfloat16).save_pretrained(training.output_dir)
+    trainer, metrics = train_drafter(recipe, target, tokenizer, training)
+    trainer.log_metrics("eval", metrics)
     print(f"Saved to {training.output_dir}")
 
 

@@ -98,3 +98,11 @@ def test_a_released_config_samples_from_the_anchor():
 def test_bad_fields(fields, message):
     with pytest.raises(ValueError, match=message):
         DSparkConfig.from_target(TARGET, **fields)
+
+
+def test_heads_that_differ_from_layer_to_layer():
+    target = AutoConfig.for_model(
+        "gemma4_text", hidden_size=64, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, head_dim=16
+    )
+    decoder = DSparkConfig.from_target(target, family="qwen3").decoder_config
+    assert (decoder.num_attention_heads, decoder.num_key_value_heads, decoder.head_dim) == (4, 2, 16)

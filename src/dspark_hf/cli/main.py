@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 from dspark_hf.cli import bench, demo, env, generate
 from dspark_hf.cli.push import push
 from dspark_hf.cli.regenerate import regenerate
+from dspark_hf.cli.train import train
 
 _BAD_INPUT = 2
 
@@ -37,5 +38,6 @@ app.command()(demo.demo)
 app.command()(generate.generate)
 app.add_typer(bench.app, name="bench")
 app.command()(regenerate)
+app.command()(train)
 app.command()(push)
 app.command()(env.env)

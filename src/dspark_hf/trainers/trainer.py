@@ -98,7 +98,7 @@ class DraftTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self._whole_drafter = WholeDrafter(self, model)
+        self.whole_drafter = WholeDrafter(self, model)
         self.add_callback(AnchorEpoch(collator))
         self.add_callback(self._clock)
         if args.early_stopping_patience is not None:
@@ -201,9 +201,9 @@ class DraftTrainer(Trainer):
     def _decode(self, dataset: Any) -> dict[str, float]:
         """Figures of held-out decoding: each process answers its share of the prompts, if it has a whole drafter."""
         args, rank = self.args, self.accelerator.process_index
-        drafter = self._whole_drafter.get()
+        drafter = self.whole_drafter.get()
         prompts = held_out_prompts(dataset, args.num_eval_prompts)
-        if not self._whole_drafter.is_sharded:
+        if not self.whole_drafter.is_sharded:
             prompts = prompts[rank :: self.accelerator.num_processes]
         stats = decode_prompts(
             self.features.target,

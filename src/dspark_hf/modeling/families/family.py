@@ -28,14 +28,15 @@ class Family:
             overrides: Any field of the family's config, e.g. `intermediate_size=1024`.
         """
         # A target of another family may lack a name; its own config class decides what the name would mean.
-        num_heads = overrides.get("num_attention_heads", target.num_attention_heads)
+        layer = target.per_layer_config[0]  # heads may differ from layer to layer
+        num_heads = overrides.get("num_attention_heads", layer.num_attention_heads)
         fields = {
             "vocab_size": target.vocab_size,
             "hidden_size": target.hidden_size,
             "intermediate_size": getattr(target, "intermediate_size", 4 * target.hidden_size),
             "num_attention_heads": num_heads,
-            "num_key_value_heads": getattr(target, "num_key_value_heads", num_heads),
-            "head_dim": getattr(target, "head_dim", None) or target.hidden_size // num_heads,
+            "num_key_value_heads": getattr(layer, "num_key_value_heads", num_heads),
+            "head_dim": getattr(layer, "head_dim", None) or target.hidden_size // num_heads,
             "max_position_embeddings": getattr(target, "max_position_embeddings", 4096),
             "rope_parameters": self._rope_parameters(target),
             "rms_norm_eps": getattr(target, "rms_norm_eps", 1e-6),

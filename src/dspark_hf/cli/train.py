@@ -1,0 +1,94 @@
+"""`dspark train`: a drafter from a recipe."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+def train(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="What differs from the recipe.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Recipe, a YAML file; see examples/recipes.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint.")] = False,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Print disk and memory and stop.")] = False,
+) -> None:
+    """Train a drafter.
+
+    Keys are those of the recipe, `section.name` inside a section, or the bare name of a training argument or drafter
+    field; values are YAML. Unknown keys are errors.
+
+    Examples:
+
+        dspark train --config examples/recipes/embedded.yaml
+
+        dspark train --config examples/recipes/embedded.yaml "data=[text.jsonl]" max_steps=500 block_size=5 --resume
+
+        dspark train --config examples/recipes/qwen3-4b.yaml features=online --estimate
+
+        dspark train target=org/Model "data=[text.jsonl]" output_dir=runs/first num_hidden_layers=2 bf16=true
+
+        accelerate launch --config_file examples/accelerate/ddp.yaml $(which dspark) train --config RECIPE.yaml
+    """
+    from dspark_hf.trainers.recipe import load_recipe
+
+    recipe = load_recipe(config, overrides or ())
+    console = Console(highlight=False)
+    if estimate:
+        console.print(_estimate_table(recipe))
+        return
+    # Before anything is loaded.
+    training = recipe.training_arguments()
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from dspark_hf import AutoDrafter
+    from dspark_hf.hub.embedded import resolve_drafter, resolve_target
+    from dspark_hf.trainers.run import train_drafter
+
+    path = resolve_target(recipe.target)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    target = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+    drafter = None
+    if recipe.start_from is not None:
+        drafter = AutoDrafter.from_pretrained(resolve_drafter(recipe.start_from))
+    trainer, metrics = train_drafter(recipe, target, tokenizer, training, drafter=drafter, resume=resume)
+    if trainer.is_world_process_zero():
+        console.print(_result_table(metrics, recipe))
+        console.print(f"Saved to {training.output_dir}")
+
+
+def _result_table(metrics: dict[str, Any], recipe: Any) -> Table:
+    table = Table(title="Held out", show_header=False)
+    for name in ("eval_tau", "eval_expected_tau", "eval_greedy_tau", "eval_loss"):
+        if name in metrics:
+            table.add_row(name.removeprefix("eval_"), f"{metrics[name]:.3f}")
+    slots = [value for name, value in metrics.items() if name.startswith("eval_accepted_slot_")]
+    if slots:
+        table.add_row("accepted per slot, all before accepted", "  ".join(f"{rate:.2f}" for rate in slots))
+    if recipe.published:
+        table.add_row(recipe.paper, "  ".join(f"{name} {tau}" for name, tau in recipe.published.items()))
+    return table
+
+
+def _estimate_table(recipe: Any) -> Table:
+    from transformers import AutoConfig
+
+    from dspark_hf.hub.embedded import resolve_target
+    from dspark_hf.trainers.estimate import estimate_training
+
+    config = None
+    if not recipe.estimate.get("target"):
+        config = AutoConfig.from_pretrained(resolve_target(recipe.target))
+    found = estimate_training(recipe, config)
+    table = Table(title=f"{recipe.target}, features: {recipe.features}", show_header=False)
+    table.add_row("drafter", f"{found.num_parameters / 1e6:.1f}M parameters")
+    table.add_row("cache in bfloat16, per token", f"{found.cache_per_token:,} bytes")
+    if found.cache is not None:
+        table.add_row(f"cache in bfloat16, {recipe.estimate['tokens']:.3g} tokens", f"{found.cache / 1e9:,.1f} GB")
+    for name in ("drafter", "target", "activations", "batch", "loss", "memory"):
+        label = "memory of a process" if name == "memory" else f"  of it {name}"
+        table.add_row(label, f"{getattr(found, name) / 1e9:.2f} GB")
+    return table

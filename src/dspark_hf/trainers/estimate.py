@@ -1,0 +1,148 @@
+"""How much disk and memory a recipe takes, before any work.
+
+Shapes: L taps, E hidden size, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from dspark_hf.modeling import DSparkConfig, DSparkModel
+
+from .arguments import DraftTrainingArguments
+from .recipe import Recipe
+
+_COUNTED = "dspark_counted"
+
+
+@dataclass(frozen=True)
+class TrainingEstimate:
+    """Sizes in bytes; memory is that of one process that holds the drafter whole.
+
+    Attributes:
+        cache_per_token (`int`): Features and last hidden state of a token in bfloat16.
+        cache (`int`, *optional*): The same for all tokens of the text, if their number is known.
+        num_parameters (`int`): Of the drafter.
+        drafter (`int`): Its float32 weights, gradients and two AdamW states, and its bfloat16 copies under autocast.
+        target (`int`): bfloat16 weights of the target where it runs in the loop, else of its embedding and head.
+        activations (`int`): What the draft layers keep for the backward pass.
+        batch (`int`): Features and last hidden states of a batch.
+        loss (`int`): Logits of draft and target and their gradients, a chunk at a time.
+    """
+
+    cache_per_token: int
+    cache: int | None
+    num_parameters: int
+    drafter: int
+    target: int
+    activations: int
+    batch: int
+    loss: int
+
+    @property
+    def memory(self) -> int:
+        """The parts' sum."""
+        return self.drafter + self.target + self.activations + self.batch + self.loss
+
+
+def estimate_training(recipe: Recipe, target_config: PreTrainedConfig | None = None) -> TrainingEstimate:
+    """Estimate a recipe, with full batches and every anchor in use.
+
+    Args:
+        recipe ([`Recipe`]): The recipe.
+        target_config (`PreTrainedConfig`, *optional*): The target's config; by default what `estimate.target` gives.
+
+    Raises:
+        `ValueError`: If the target's sizes are not known.
+    """
+    if target_config is None:
+        if not recipe.estimate.get("target"):
+            raise ValueError("The recipe does not give the target's sizes (estimate.target); pass its config.")
+        target_config = AutoConfig.for_model(**recipe.estimate["target"])
+    fields = {name: recipe.training.get(name) for name in ("per_device_train_batch_size", "loss_chunk_size")}
+    defaults = DraftTrainingArguments.__dataclass_fields__
+    batch_size, chunk_size = (defaults[name].default if value is None else value for name, value in fields.items())
+    config = DSparkConfig.from_target(target_config, **recipe.drafter)
+    num_anchors = min(recipe.training.get("num_anchors") or config.num_anchors, recipe.max_length)
+    num_parameters = _num_parameters(DSparkModel, config)
+    width = (len(config.target_layer_ids) + 1) * config.hidden_size
+    num_tokens = recipe.estimate.get("tokens")
+    vocab_size = config.draft_vocab_size or config.vocab_size
+    is_checkpointed = recipe.training.get("activation_checkpointing") or recipe.training.get("gradient_checkpointing")
+    return TrainingEstimate(
+        cache_per_token=2 * width,
+        cache=None if num_tokens is None else int(2 * width * num_tokens),
+        num_parameters=num_parameters,
+        drafter=(4 * 4 + 2) * num_parameters,
+        target=2 * _target_parameters(recipe, target_config.get_text_config()),
+        activations=saved_bytes(config, batch_size, recipe.max_length, num_anchors, bool(is_checkpointed)),
+        batch=2 * width * batch_size * recipe.max_length,
+        loss=4 * 4 * chunk_size * vocab_size,
+    )
+
+
+def _target_parameters(recipe: Recipe, config: PreTrainedConfig) -> int:
+    if recipe.features == "online":
+        return _num_parameters(AutoModelForCausalLM.from_config, config)
+    return (1 if config.tie_word_embeddings else 2) * config.vocab_size * config.hidden_size
+
+
+def _num_parameters(make: Any, config: PreTrainedConfig) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in make(config).parameters())
+
+
+def saved_bytes(
+    config: DSparkConfig, batch_size: int, num_tokens: int, num_anchors: int, is_checkpointed: bool = False
+) -> int:
+    """What a training pass of a drafter in bfloat16 keeps for its backward pass, counted on a model without storage.
+
+    Attention is taken to keep its inputs, its mask and its output, as fused kernels do.
+    """
+    AttentionInterface.register(_COUNTED, _counted_attention)
+    dtype = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device("meta"):
+            model = DSparkModel._from_config(config, own_embeddings=True, attn_implementation=_COUNTED).train()
+            ids = torch.zeros(batch_size, num_tokens, dtype=torch.int64)
+            anchors = torch.zeros(batch_size, num_anchors, dtype=torch.int64)
+            features = torch.zeros(batch_size, num_tokens, model.fc.in_features)
+            mask = torch.ones(batch_size, num_anchors, dtype=torch.bool)
+    finally:
+        torch.set_default_dtype(dtype)
+    model.embed_tokens.requires_grad_(False)
+    if is_checkpointed:
+        model.activation_checkpointing_enable()
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    storages: dict[int, Any] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            storages[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(ids, features, anchors, mask)
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+class _SavesInputs(torch.autograd.Function):
+    """Attention's bookkeeping without its work."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, mask):
+        output = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, mask, output)
+        return output
+
+
+def _counted_attention(module: nn.Module, query, key, value, attention_mask, **kwargs):
+    # Key and value heads are repeated where a mask is given.
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (states.repeat_interleave(repeats, dim=1) for states in (key, value))
+    return _SavesInputs.apply(query, key, value, attention_mask).transpose(1, 2).contiguous(), None

@@ -1,0 +1,218 @@
+"""Recipes: a short YAML file that says which drafter to train, on what, and how."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser, PreTrainedConfig
+
+from dspark_hf.modeling import DSparkConfig
+from dspark_hf.modeling.families import DEFAULT_FAMILY, FAMILIES
+
+from .arguments import DraftTrainingArguments
+
+_INHERITED = {field.name for field in fields(PreTrainedConfig)}
+
+
+@dataclass
+class Recipe:
+    """A training run.
+
+    Args:
+        target (`str`, *optional*, defaults to `"embedded"`): The target: a repository, a folder, or `embedded`.
+        data (`list[str]`, *optional*): JSONL files of conversations that the target wrote. Without them it writes
+            `num_synthetic` first, into `text.jsonl` of the output folder.
+        num_synthetic (`int`, *optional*, defaults to 200): Conversations to write then.
+        held_out (`int`, *optional*, defaults to 100): Conversations at the end kept for evaluation; at most a fifth.
+        max_length (`int`, *optional*, defaults to 4096): Tokens of a conversation that are used.
+        features (`str`, *optional*, defaults to `"online"`): Where the target's features come from: `online` runs it
+            in the loop, `memory` runs it once and keeps them.
+        start_from (`str`, *optional*): A drafter to go on with, a repository or a folder; a fresh one by default.
+        drafter (`dict`, *optional*): Fields of the fresh drafter ([`DSparkConfig.from_target`]).
+        lora (`dict`, *optional*): Train an adapter with these fields of `peft.LoraConfig`, not the whole drafter.
+        training (`dict`, *optional*): Fields of [`DraftTrainingArguments`].
+        paper (`str`, *optional*): The table of the paper that the recipe is after.
+        published (`dict[str, float]`, *optional*): Its figures.
+        estimate (`dict`, *optional*): `tokens` of the text, the `target`'s config fields, and with them `cache_gb` and
+            `memory_gb` as [`~trainers.estimate.estimate_training`] computes them.
+
+    Raises:
+        `ValueError`: If a value cannot be used.
+    """
+
+    target: str = "embedded"
+    data: list[str] | None = None
+    num_synthetic: int = 200
+    held_out: int = 100
+    max_length: int = 4096
+    features: str = "online"
+    start_from: str | None = None
+    drafter: dict[str, Any] = field(default_factory=dict)
+    lora: dict[str, Any] | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    paper: str | None = None
+    published: dict[str, float] | None = None
+    estimate: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if isinstance(self.data, str):
+            self.data = [self.data]
+        for name in ("num_synthetic", "held_out", "max_length"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
+        if self.features not in ("online", "memory"):
+            raise ValueError(f"features must be 'online' or 'memory', got {self.features!r}.")
+        if self.start_from is not None and self.drafter:
+            raise ValueError(
+                f"start_from={self.start_from!r} brings a drafter with all its fields, and the recipe gives "
+                f"{sorted(self.drafter)} for a fresh one; leave either out."
+            )
+        if self.lora is not None and self.start_from is None:
+            raise ValueError("lora adapts a drafter that is there already: name it with start_from.")
+
+    def training_arguments(self) -> DraftTrainingArguments:
+        """The trainer's arguments.
+
+        Raises:
+            `ValueError`: If a value has the wrong type, or the arguments contradict each other.
+        """
+        words = []
+        for name, value in self.training.items():
+            if isinstance(value, list):
+                words += [f"--{name}", *map(str, value)]
+            elif value is not None:
+                words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+        if "output_dir" not in self.training:
+            raise ValueError("The recipe does not say where the drafter goes: give training.output_dir.")
+        return _TrainingParser(DraftTrainingArguments).parse_args_into_dataclasses(words)[0]
+
+    def save(self, path: str | Path) -> None:
+        """Write the recipe as YAML."""
+        given = {name: value for name, value in asdict(self).items() if value not in (None, {})}
+        Path(path).write_text(yaml.safe_dump(given, sort_keys=False), encoding="utf-8")
+
+
+class _TrainingParser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"A training argument of the recipe cannot be used: {message}.")
+
+
+def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path (`str` or `Path`, *optional*): The YAML file; without it everything is as by default.
+        overrides (`Sequence[str]`, *optional*): `key=value`, the value in YAML. A key is one of the recipe, of its
+            sections with a dot (`drafter.block_size`), or the bare name of a training argument or drafter field.
+
+    Raises:
+        `ValueError`: If the file is no recipe, or a key is unknown; the message has the nearest known key.
+    """
+    content = {} if path is None else _read(path)
+    where = "the recipe" if path is None else str(path)
+    known = _known_keys(content)
+    for key in _flat_keys(content):
+        if key not in known:
+            raise ValueError(f"{where}: unknown key {key!r}.{_nearest(key, known)}")
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise ValueError(f"Expected key=value, got {override!r}.")
+        _put(content, _resolve(key, known), _parse(text, override))
+        if key == "target":
+            # The sizes that the recipe states are those of its own target.
+            content.get("estimate", {}).pop("target", None)
+    return Recipe(**content)
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise ValueError(f"Cannot read the recipe {path}: {error}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold keys and values, got {type(content).__name__}.")
+    for section in _SECTIONS:
+        if not isinstance(content.get(section), dict | None):
+            raise ValueError(f"{path}: {section} must hold keys and values, got {content[section]!r}.")
+    return content
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that reads 6e-4 as a number, and `no` (as in `save_strategy: no`) as a word."""
+
+
+_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(_FLOAT, re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def _parse(text: str, override: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"The value in {override!r} is not readable YAML: {' '.join(str(error).split())}") from error
+
+
+_SECTIONS = ("training", "drafter", "lora", "estimate")
+
+
+def _known_keys(content: Mapping[str, Any]) -> set[str]:
+    """Every key a recipe may have, those of sections with a dot."""
+    from peft import LoraConfig
+
+    family = (content.get("drafter") or {}).get("family") or DEFAULT_FAMILY
+    decoder_cls = FAMILIES.get(family, FAMILIES[DEFAULT_FAMILY]).config_cls
+    drafter = {item.name for cls in (DSparkConfig, decoder_cls) for item in fields(cls)} - _INHERITED
+    sections = {
+        "training": {item.name for item in fields(DraftTrainingArguments) if item.init},
+        "drafter": (drafter - {"decoder_config", "layer_types"}) | {"family", "num_taps"},
+        "lora": {item.name for item in fields(LoraConfig) if item.init},
+        "estimate": {"tokens", "target", "cache_gb", "memory_gb"},
+    }
+    inside = {f"{section}.{name}" for section, names in sections.items() for name in names}
+    return {item.name for item in fields(Recipe)} | inside
+
+
+def _flat_keys(content: Mapping[str, Any]) -> Iterable[str]:
+    for key, value in content.items():
+        yield str(key)
+        if key in _SECTIONS and value:
+            yield from (f"{key}.{name}" for name in value)
+
+
+def _resolve(key: str, known: set[str]) -> str:
+    for candidate in (key, f"training.{key}", f"drafter.{key}"):
+        if candidate in known:
+            return candidate
+    raise ValueError(f"Unknown key {key!r}.{_nearest(key, known)}")
+
+
+def _nearest(key: str, known: set[str]) -> str:
+    section, dot, name = key.rpartition(".")
+    # Where a name occurs twice, the one outside sections counts.
+    names = {candidate.rpartition(".")[2]: candidate for candidate in sorted(known, key=lambda key: "." not in key)}
+    if dot:
+        names = {candidate.rpartition(".")[2]: candidate for candidate in known if candidate.startswith(section + ".")}
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f" Did you mean {names[close[0]]!r}?" if close else ""
+
+
+def _put(content: dict[str, Any], key: str, value: Any) -> None:
+    section, dot, name = key.partition(".")
+    if dot:
+        content[section] = (content.get(section) or {}) | {name: value}
+    else:
+        content[key] = value

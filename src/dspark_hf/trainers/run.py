@@ -1,0 +1,145 @@
+"""From a recipe to a trained drafter in a folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, set_seed
+
+from dspark_hf.data.chat import encode_conversation, load_conversations
+from dspark_hf.data.features import TargetFeatures, hold_features
+from dspark_hf.data.regenerate import synthesize
+from dspark_hf.modeling import DSparkModel
+from dspark_hf.modeling.vocabulary import frequent_tokens
+from dspark_hf.modeling.wrappers import unwrap
+
+from .arguments import DraftTrainingArguments
+from .checkpoints import last_checkpoint
+from .recipe import Recipe
+from .trainer import DraftTrainer
+
+
+def train_drafter(
+    recipe: Recipe,
+    target: PreTrainedModel,
+    tokenizer: Any,
+    training: DraftTrainingArguments | None = None,
+    *,
+    drafter: Any = None,
+    resume: bool = False,
+) -> tuple[DraftTrainer, dict[str, float]]:
+    """Train, evaluate and save a drafter.
+
+    The folder gets the drafter in bfloat16, or its adapter, and the recipe as `recipe.yaml`.
+
+    Args:
+        recipe ([`Recipe`]): What to do.
+        target (`PreTrainedModel`): The target that the recipe names.
+        tokenizer (`PreTrainedTokenizerBase`): The target's.
+        training ([`DraftTrainingArguments`], *optional*): The trainer's arguments; those of the recipe by default.
+        drafter ([`DSparkModel`], *optional*): The drafter that `start_from` names.
+        resume (`bool`, *optional*, defaults to `False`): Go on from the newest whole checkpoint, if there is one.
+
+    Returns:
+        `tuple[DraftTrainer, dict[str, float]]`: The trainer, and the figures of the last evaluation.
+
+    Raises:
+        `ValueError`: If the folder holds a run already and `resume` is not set, or the recipe cannot be followed.
+    """
+    training = recipe.training_arguments() if training is None else training
+    if (drafter is None) != (recipe.start_from is None):
+        raise ValueError(f"The recipe has start_from={recipe.start_from!r}; pass that drafter, and no other.")
+    checkpoint = _checkpoint(training, resume)
+    set_seed(training.seed)
+    target = target.to(training.device)
+    rows = load_rows(_files(recipe, target, tokenizer, training), tokenizer, recipe.max_length)
+    if drafter is None:
+        drafter = _fresh_drafter(recipe, target, rows)
+    drafter = drafter.to(training.device).float()
+    drafter = drafter if drafter.is_bound_to(target) else drafter.bind(target)
+    if recipe.features == "memory":
+        source = TargetFeatures(target, drafter.config.target_layer_ids)
+        rows = hold_features(source, rows, log_norm=drafter.has_reduced_vocabulary)
+    num_held_out = min(recipe.held_out, len(rows) // 5)
+    trainer = DraftTrainer(
+        drafter,
+        target,
+        training,
+        train_dataset=rows[: len(rows) - num_held_out],
+        eval_dataset=rows[len(rows) - num_held_out :],
+        peft_config=None if recipe.lora is None else LoraConfig(**recipe.lora),
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    metrics = trainer.evaluate() if num_held_out else {}
+    if metrics:
+        trainer.save_metrics("eval", metrics, combined=False)
+    _save(trainer, recipe)
+    return trainer, metrics
+
+
+def _checkpoint(training: DraftTrainingArguments, resume: bool) -> str | None:
+    asked = training.resume_from_checkpoint
+    if asked and str(asked).lower() != "true":
+        return asked
+    found = last_checkpoint(training.output_dir, training.world_size)
+    if found and not (resume or asked):
+        raise ValueError(
+            f"{training.output_dir} holds a run already, with {Path(found).name}: go on with it (--resume), or choose "
+            "another output_dir."
+        )
+    return found
+
+
+def load_rows(files: Sequence[str], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
+    """Encoded conversations of JSONL files, those whose answers have at least two tokens.
+
+    Raises:
+        `ValueError`: If none is left.
+    """
+    records = [record for file in files for record in load_conversations(file)]
+    rows = [
+        encode_conversation(tokenizer, record["messages"], max_length=max_length, complete=record["complete"])
+        for record in tqdm(records, desc="Encoding", unit="conversation", leave=False)
+    ]
+    rows = [row for row in rows if sum(row["loss_mask"]) > 1]
+    if not rows:
+        raise ValueError(
+            f"None of the {len(records)} conversations in {list(files)} has an answer of two tokens within "
+            f"max_length={max_length}; raise it, or give other data."
+        )
+    return rows
+
+
+def _files(recipe: Recipe, target: Any, tokenizer: Any, training: DraftTrainingArguments) -> list[str]:
+    if recipe.data is not None:
+        return recipe.data
+    file = Path(training.output_dir) / "text.jsonl"
+    with training.main_process_first(desc="writing text"):
+        if training.process_index == 0:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            synthesize(target, tokenizer, recipe.num_synthetic, str(file), seed=training.seed, resume=True)
+    return [str(file)]
+
+
+def _fresh_drafter(recipe: Recipe, target: PreTrainedModel, rows: list[dict[str, Any]]) -> DSparkModel:
+    drafter = DSparkModel.from_target(target, **recipe.drafter)
+    if drafter.has_reduced_vocabulary:
+        size, vocab_size = drafter.config.draft_vocab_size, drafter.config.vocab_size
+        drafter.choose_vocabulary(frequent_tokens(rows, size, vocab_size))
+    return drafter
+
+
+def _save(trainer: DraftTrainer, recipe: Recipe) -> None:
+    folder = trainer.args.output_dir
+    if recipe.lora is not None:
+        trainer.save_model()
+    else:
+        # Sharded weights are gathered, so every process takes part.
+        drafter = trainer.whole_drafter.get()
+        if trainer.is_world_process_zero():
+            unwrap(drafter).to(torch.bfloat16).save_pretrained(folder)
+    if trainer.is_world_process_zero():
+        recipe.save(Path(folder) / "recipe.yaml")

@@ -1,0 +1,50 @@
+"""`dspark train`: a recipe and what differs from it, in one line."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_target_dir):
+    """A recipe file with its data."""
+    data, path = tmp_path / "text.jsonl", tmp_path / "recipe.yaml"
+    conversation = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "abcdefgh"}]}
+    data.write_text("\n".join([json.dumps(conversation)] * 6))
+    path.write_text(
+        f"target: {tiny_target_dir}\ndata: [{data}]\nmax_length: 64\n"
+        "drafter: {num_hidden_layers: 1, block_size: 4, markov_rank: 4}\n"
+        f"training: {{output_dir: {tmp_path / 'out'}, max_steps: 1, report_to: none, disable_tqdm: true,"
+        " eval_max_new_tokens: 4}\npaper: Table 0\npublished: {GSM8K: 1.5}\n"
+    )
+    return path
+
+
+def test_a_drafter_is_trained(dspark, recipe, tmp_path):
+    from dspark_hf import AutoDrafter
+
+    outcome = dspark("train", "--config", recipe, "block_size=3", "training.save_strategy=no")
+    assert outcome.code == 0, outcome.err
+    assert "tau" in outcome.out and "Table 0" in outcome.out and "GSM8K 1.5" in outcome.out
+    assert AutoDrafter.from_pretrained(tmp_path / "out").config.block_size == 3
+
+
+def test_an_estimate_needs_no_work(dspark, recipe, tmp_path):
+    outcome = dspark("train", "--config", recipe, "--estimate", "estimate.tokens=1e6")
+    assert outcome.code == 0, outcome.err
+    assert "cache in bfloat16, 1e+06 tokens" in outcome.out and "memory of a process" in outcome.out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["max_step=3"], "Unknown key 'max_step'. Did you mean 'training.max_steps'?"),
+        (["bf16=maybe"], "A training argument of the recipe cannot be used"),
+        (["start_from=/no/such/drafter", "drafter={}"], "/no/such/drafter"),
+    ],
+)
+def test_bad_input_is_one_line(dspark, recipe, arguments, message):
+    outcome = dspark("train", "--config", recipe, *arguments)
+    assert outcome.code == 2
+    assert message in outcome.err.split("error: ")[1]

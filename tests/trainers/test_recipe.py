@@ -1,0 +1,173 @@
+"""Recipes: what they may say, what command lines change, and what their estimates are."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoConfig
+
+from dspark_hf import DSparkConfig, DSparkModel
+from dspark_hf.trainers.estimate import estimate_training, saved_bytes
+from dspark_hf.trainers.recipe import Recipe, load_recipe
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "examples" / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A small recipe."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "target: org/Model\ndata: text.jsonl\ndrafter: {block_size: 5, num_hidden_layers: 2}\n"
+        "training: {output_dir: out, learning_rate: 6e-4, bf16: false, logging_steps: 5}\n"
+        "estimate: {tokens: 1000, target: {model_type: llama}}\n"
+    )
+    return path
+
+
+def test_overrides_reach_every_section(path):
+    overrides = ["target=other", "block_size=3", "drafter.target_layer_ids=[1, 2]", "max_steps=7",
+                 "training.learning_rate=1e-3", "save_strategy=no", "data=[a.jsonl, b.jsonl]",
+                 "lr_scheduler_kwargs={num_cycles: 1}", "save_total_limit=null"]  # fmt: skip
+    recipe = load_recipe(path, overrides)
+    assert recipe.target == "other" and recipe.data == ["a.jsonl", "b.jsonl"]
+    assert recipe.drafter == {"block_size": 3, "num_hidden_layers": 2, "target_layer_ids": [1, 2]}
+    arguments = recipe.training_arguments()
+    assert (arguments.max_steps, arguments.learning_rate, arguments.logging_steps) == (7, 1e-3, 5)
+    assert arguments.save_strategy == "no" and arguments.bf16 is False
+    assert arguments.lr_scheduler_kwargs == {"num_cycles": 1} and arguments.save_total_limit is None
+    # The sizes it states are those of its own target.
+    assert recipe.estimate == {"tokens": 1000}
+    assert load_recipe(None, ["output_dir=x"]).training_arguments().output_dir == "x"
+
+
+def test_what_is_saved_is_the_same_recipe(path, tmp_path):
+    recipe = load_recipe(path, ["learning_rate=1e-5"])
+    recipe.save(tmp_path / "again.yaml")
+    assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["leaning_rate=1"], "Unknown key 'leaning_rate'. Did you mean 'training.learning_rate'?"),
+        (["training.block_size=1"], "Unknown key 'training.block_size'."),
+        (["drafter.blocksize=1"], "Did you mean 'drafter.block_size'?"),
+        (["taget=a"], "Did you mean 'target'?"),
+        (["qqqqqqqq=a"], r"Unknown key 'qqqqqqqq'.$"),
+        (["max_steps"], "Expected key=value, got 'max_steps'"),
+        (["data=[a"], "The value in 'data=\\[a' is not readable YAML"),
+        (["features=disk"], "features must be 'online' or 'memory', got 'disk'"),
+        (["held_out=0"], "held_out must be a positive whole number, got 0"),
+        (["start_from=org/Drafter"], "brings a drafter with all its fields"),
+        (["lora={r: 4}"], "name it with start_from"),
+    ],
+)
+def test_bad_overrides(path, overrides, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        load_recipe(path, overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("targte: a", r"unknown key 'targte'. Did you mean 'target'\?"),
+        (
+            "drafter: {num_hiden_layers: 2}",
+            r"'drafter.num_hiden_layers'. Did you mean 'drafter.num_hidden_layers'\?",
+        ),
+        ("drafter: [1]", "drafter must hold keys and values"),
+        ("- a", "must hold keys and values, got list"),
+        ("a: [", "is not readable YAML"),
+    ],
+)
+def test_bad_files(tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_recipe(tmp_path / "bad.yaml")
+    with pytest.raises(ValueError, match="Cannot read the recipe"):
+        load_recipe(tmp_path / "absent.yaml")
+
+
+def test_bad_training_arguments(path):
+    with pytest.raises(ValueError, match="argument --max_steps.*: invalid int value: 'ten'"):
+        load_recipe(path, ["max_steps=ten"]).training_arguments()
+    with pytest.raises(ValueError, match="give training.output_dir"):
+        Recipe().training_arguments()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_state_what_is_computed(path):
+    recipe = load_recipe(path)
+    estimate = estimate_training(recipe)
+    assert recipe.estimate["cache_gb"] == pytest.approx(estimate.cache / 1e9, rel=0.01)
+    assert recipe.estimate["memory_gb"] == pytest.approx(estimate.memory / 1e9, rel=0.01)
+    assert recipe.paper and recipe.data or recipe.target == "embedded"
+    # Published for the reference's block size.
+    assert recipe.published is None or (recipe.drafter["block_size"] == 7 and "Table 1" in recipe.paper)
+    # bf16 is refused where nothing computes in it; the rest must be usable anywhere.
+    recipe.training_arguments()
+
+
+def test_every_target_has_a_recipe():
+    assert {path.stem for path in RECIPES} >= {
+        "qwen3-4b", "qwen3-8b", "qwen3-14b", "gemma4-12b", "llama-3.1-8b", "deepseek-v4-flash", "embedded"
+    }  # fmt: skip
+
+
+def test_the_embedded_recipe_makes_the_shipped_drafter():
+    root = Path(__file__).resolve().parents[2] / "examples" / "drafters" / "smollm2-135m-dspark"
+    shipped = DSparkConfig.from_pretrained(root)
+    recipe = load_recipe(next(path for path in RECIPES if path.stem == "embedded"))
+    config = DSparkConfig.from_target(AutoConfig.for_model(**recipe.estimate["target"]), **recipe.drafter)
+    for name in ("block_size", "target_layer_ids", "markov_rank", "draft_vocab_size", "num_hidden_layers"):
+        assert getattr(config, name) == getattr(shipped, name), name
+    assert config.decoder_config.intermediate_size == shipped.decoder_config.intermediate_size
+
+
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_counted_activations_are_those_of_a_real_pass(is_checkpointed):
+    target = AutoConfig.for_model(
+        "qwen3", hidden_size=64, intermediate_size=160, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, vocab_size=300,
+    )  # fmt: skip
+    config = DSparkConfig.from_target(target, num_hidden_layers=3, markov_rank=8, block_size=4)
+    model = DSparkModel(config, own_embeddings=True).to(torch.bfloat16).train()
+    model.embed_tokens.requires_grad_(False)
+    if is_checkpointed:
+        model.activation_checkpointing_enable()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    sizes = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(
+            torch.zeros(2, 96, dtype=torch.int64),
+            torch.zeros(2, 96, model.fc.in_features, dtype=torch.bfloat16),
+            torch.full((2, 24), 40),
+            torch.ones(2, 24, dtype=torch.bool),
+        )
+    real = sum(size for size, _ in sizes.values())
+    assert saved_bytes(config, 2, 96, 24, is_checkpointed) == pytest.approx(real, rel=0.1)
+
+
+def test_estimates_follow_the_recipe(path):
+    sizes = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4,
+             "vocab_size": 300, "intermediate_size": 128}  # fmt: skip
+    recipe = load_recipe(path, [f"estimate.target={yaml.safe_dump(sizes, default_flow_style=True).strip()}"])
+    online = estimate_training(recipe)
+    recipe.features = "memory"
+    held = estimate_training(recipe)
+    assert held.target == 2 * 2 * 300 * 64 < online.target
+    assert online.cache == online.cache_per_token * 1000 == 2 * 64 * (3 + 1) * 1000
+    recipe.training["activation_checkpointing"] = True
+    assert estimate_training(recipe).activations < held.activations / 2
+    assert held.memory == held.drafter + held.target + held.activations + held.batch + held.loss
+    with pytest.raises(ValueError, match="estimate.target"):
+        estimate_training(Recipe())

@@ -1,0 +1,89 @@
+"""From a recipe to a folder: text, training, evaluation, saving, going on."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from dspark_hf import AutoDrafter, DraftTrainer
+from dspark_hf.trainers.recipe import Recipe, load_recipe
+from dspark_hf.trainers.run import load_rows, train_drafter
+
+DRAFTER = {"num_hidden_layers": 1, "block_size": 4, "markov_rank": 8, "draft_vocab_size": 200}
+TRAINING = {"max_steps": 2, "per_device_train_batch_size": 4, "report_to": "none", "disable_tqdm": True,
+            "save_strategy": "steps", "save_steps": 2, "eval_max_new_tokens": 6, "num_eval_prompts": 2}  # fmt: skip
+
+
+@pytest.fixture
+def pair(tiny_target_dir):
+    return LlamaForCausalLM.from_pretrained(tiny_target_dir), AutoTokenizer.from_pretrained(tiny_target_dir)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A file of conversations."""
+    path = tmp_path / "text.jsonl"
+    conversations = [
+        {"messages": [{"role": "user", "content": f"question {index}"}, {"role": "assistant", "content": "abcdefgh"}]}
+        for index in range(12)
+    ]
+    path.write_text("\n".join(map(json.dumps, conversations)))
+    return path
+
+
+@pytest.mark.parametrize("features", ["online", "memory"])
+def test_a_recipe_is_followed_and_gone_on_with(pair, data, tmp_path, features):
+    out = tmp_path / "out"
+    training = {**TRAINING, "output_dir": str(out)}
+    recipe = Recipe(data=str(data), features=features, max_length=64, drafter=DRAFTER, training=training)
+    trainer, metrics = train_drafter(recipe, *pair)
+    assert isinstance(trainer, DraftTrainer) and metrics["eval_tau"] >= 1
+    assert len(trainer.train_dataset) == 10 and len(trainer.eval_dataset) == 2
+    drafter = AutoDrafter.from_pretrained(out)
+    assert drafter.dtype == torch.bfloat16 and drafter.config.draft_vocab_size == 200
+    assert json.loads((out / "eval_results.json").read_text())["eval_tau"] == metrics["eval_tau"]
+    again = load_recipe(out / "recipe.yaml")
+    assert again == recipe
+    with pytest.raises(ValueError, match=r"holds a run already, with checkpoint-2.*--resume"):
+        train_drafter(again, *pair)
+    again.training["max_steps"] = 3
+    assert train_drafter(again, *pair, resume=True)[0].state.global_step == 3
+    again.training |= {"max_steps": 4, "resume_from_checkpoint": True}
+    assert train_drafter(again, *pair)[0].state.global_step == 4
+    again.training["resume_from_checkpoint"] = str(out / "checkpoint-2")
+    assert train_drafter(again, *pair)[0].state.global_step == 4
+
+
+def test_a_drafter_is_adapted(pair, data, tmp_path, tiny_drafter_dir):
+    recipe = Recipe(data=[str(data)], start_from=tiny_drafter_dir, lora={"r": 2}, max_length=64,
+                    training={**TRAINING, "output_dir": str(tmp_path / "out")})  # fmt: skip
+    with pytest.raises(ValueError, match="pass that drafter"):
+        train_drafter(recipe, *pair)
+    train_drafter(recipe, *pair, drafter=AutoDrafter.from_pretrained(tiny_drafter_dir))
+    adapted = AutoDrafter.from_pretrained(tmp_path / "out")
+    target, tokenizer = pair
+    inputs = tokenizer("question", return_tensors="pt")
+    plain = target.generate(**inputs, max_new_tokens=8, do_sample=False)
+    assert torch.equal(target.generate(**inputs, max_new_tokens=8, do_sample=False, assistant_model=adapted), plain)
+
+
+def test_conversations_without_answers_are_named(pair, tmp_path):
+    path = tmp_path / "empty.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "a"}]}))
+    with pytest.raises(ValueError, match="None of the 1 conversations"):
+        load_rows([str(path)], pair[1], 64)
+
+
+def test_the_example_script_trains(data, tmp_path, tiny_target_dir, monkeypatch, capsys):
+    command = f"""train_drafter.py --target {tiny_target_dir} --data {data} --output_dir {tmp_path / "out"}
+        --num_hidden_layers 1 --intermediate_size 24 --target_layer_ids 0 2 --markov_rank 4 --draft_vocab_size 100
+        --block_size 5 --max_length 60 --held_out 2 --max_steps 2 --per_device_train_batch_size 2 --num_anchors 4
+        --learning_rate 1e-3 --bf16 --seed 1 --report_to none --disable_tqdm true --eval_max_new_tokens 4"""
+    monkeypatch.setattr("sys.argv", command.split())
+    runpy.run_path(str(Path(__file__).resolve().parents[2] / "examples" / "train_drafter.py"), run_name="__main__")
+    config = AutoDrafter.from_pretrained(tmp_path / "out").config
+    assert (config.block_size, config.draft_vocab_size, config.target_layer_ids) == (5, 100, [0, 2])
+    assert "eval_tau" in capsys.readouterr().out
