@@ -59,6 +59,7 @@ def test_what_is_saved_is_the_same_recipe(path, tmp_path):
         (["max_steps"], "Expected key=value, got 'max_steps'"),
         (["data=[a"], "The value in 'data=\\[a' is not readable YAML"),
         (["features=disk"], "features must be 'online' or 'memory', got 'disk'"),
+        (["algorithm=medusa"], "algorithm must be one of dspark, dflash, eagle3, got 'medusa'"),
         (["held_out=0"], "held_out must be a positive whole number, got 0"),
         (["start_from=org/Drafter"], "brings a drafter with all its fields"),
         (["lora={r: 4}"], "name it with start_from"),
@@ -154,7 +155,7 @@ def test_counted_activations_are_those_of_a_real_pass(is_checkpointed):
             torch.ones(2, 24, dtype=torch.bool),
         )
     real = sum(size for size, _ in sizes.values())
-    assert saved_bytes(config, 2, 96, 24, is_checkpointed) == pytest.approx(real, rel=0.1)
+    assert saved_bytes(DSparkModel, config, 2, 96, 24, is_checkpointed) == pytest.approx(real, rel=0.1)
 
 
 def test_estimates_follow_the_recipe(path):

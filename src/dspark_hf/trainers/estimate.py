@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from dspark_hf.modeling import DSparkConfig, DSparkModel
+from dspark_hf.modeling import DraftConfig, DraftModel
 
 from .arguments import DraftTrainingArguments
 from .recipe import Recipe
@@ -65,9 +65,9 @@ def estimate_training(recipe: Recipe, target_config: PreTrainedConfig | None = N
     fields = {name: recipe.training.get(name) for name in ("per_device_train_batch_size", "loss_chunk_size")}
     defaults = DraftTrainingArguments.__dataclass_fields__
     batch_size, chunk_size = (defaults[name].default if value is None else value for name, value in fields.items())
-    config = DSparkConfig.from_target(target_config, **recipe.drafter)
+    config = recipe.drafter_cls.config_class.from_target(target_config, **recipe.drafter)
     num_anchors = min(recipe.training.get("num_anchors") or config.num_anchors, recipe.max_length)
-    num_parameters = _num_parameters(DSparkModel, config)
+    num_parameters = _num_parameters(recipe.drafter_cls, config)
     width = (len(config.target_layer_ids) + 1) * config.hidden_size
     num_tokens = recipe.estimate.get("tokens")
     vocab_size = config.draft_vocab_size or config.vocab_size
@@ -78,7 +78,9 @@ def estimate_training(recipe: Recipe, target_config: PreTrainedConfig | None = N
         num_parameters=num_parameters,
         drafter=(4 * 4 + 2) * num_parameters,
         target=2 * _target_parameters(recipe, target_config.get_text_config()),
-        activations=saved_bytes(config, batch_size, recipe.max_length, num_anchors, bool(is_checkpointed)),
+        activations=saved_bytes(
+            recipe.drafter_cls, config, batch_size, recipe.max_length, num_anchors, bool(is_checkpointed)
+        ),
         batch=2 * width * batch_size * recipe.max_length,
         loss=4 * 4 * chunk_size * vocab_size,
     )
@@ -96,7 +98,12 @@ def _num_parameters(make: Any, config: PreTrainedConfig) -> int:
 
 
 def saved_bytes(
-    config: DSparkConfig, batch_size: int, num_tokens: int, num_anchors: int, is_checkpointed: bool = False
+    drafter_cls: type[DraftModel],
+    config: DraftConfig,
+    batch_size: int,
+    num_tokens: int,
+    num_anchors: int,
+    is_checkpointed: bool = False,
 ) -> int:
     """What a training pass of a drafter in bfloat16 keeps for its backward pass, counted on a model without storage.
 
@@ -107,7 +114,7 @@ def saved_bytes(
     try:
         torch.set_default_dtype(torch.bfloat16)
         with torch.device("meta"):
-            model = DSparkModel._from_config(config, own_embeddings=True, attn_implementation=_COUNTED).train()
+            model = drafter_cls._from_config(config, own_embeddings=True, attn_implementation=_COUNTED).train()
             ids = torch.zeros(batch_size, num_tokens, dtype=torch.int64)
             anchors = torch.zeros(batch_size, num_anchors, dtype=torch.int64)
             features = torch.zeros(batch_size, num_tokens, model.fc.in_features)

@@ -11,11 +11,12 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
 
-from dspark_hf.modeling import DSparkConfig
+from dspark_hf.modeling import DFlashModel, DraftModel, DSparkModel, Eagle3Model
 from dspark_hf.modeling.families import DEFAULT_FAMILY, FAMILIES
 
 from .arguments import DraftTrainingArguments
 
+ALGORITHMS: dict[str, type[DraftModel]] = {"dspark": DSparkModel, "dflash": DFlashModel, "eagle3": Eagle3Model}
 _INHERITED = {field.name for field in fields(PreTrainedConfig)}
 
 
@@ -33,7 +34,8 @@ class Recipe:
         features (`str`, *optional*, defaults to `"online"`): Where the target's features come from: `online` runs it
             in the loop, `memory` runs it once and keeps them.
         start_from (`str`, *optional*): A drafter to go on with, a repository or a folder; a fresh one by default.
-        drafter (`dict`, *optional*): Fields of the fresh drafter ([`DSparkConfig.from_target`]).
+        algorithm (`str`, *optional*, defaults to `"dspark"`): Kind of the fresh drafter: `dspark`, `dflash`, `eagle3`.
+        drafter (`dict`, *optional*): Its fields ([`DraftConfig.from_target`]).
         lora (`dict`, *optional*): Train an adapter with these fields of `peft.LoraConfig`, not the whole drafter.
         training (`dict`, *optional*): Fields of [`DraftTrainingArguments`].
         paper (`str`, *optional*): The table of the paper that the recipe is after.
@@ -52,6 +54,7 @@ class Recipe:
     max_length: int = 4096
     features: str = "online"
     start_from: str | None = None
+    algorithm: str = "dspark"
     drafter: dict[str, Any] = field(default_factory=dict)
     lora: dict[str, Any] | None = None
     training: dict[str, Any] = field(default_factory=dict)
@@ -68,6 +71,8 @@ class Recipe:
                 raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
         if self.features not in ("online", "memory"):
             raise ValueError(f"features must be 'online' or 'memory', got {self.features!r}.")
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}.")
         if self.start_from is not None and self.drafter:
             raise ValueError(
                 f"start_from={self.start_from!r} brings a drafter with all its fields, and the recipe gives "
@@ -75,6 +80,11 @@ class Recipe:
             )
         if self.lora is not None and self.start_from is None:
             raise ValueError("lora adapts a drafter that is there already: name it with start_from.")
+
+    @property
+    def drafter_cls(self) -> type[DraftModel]:
+        """The class of a fresh drafter."""
+        return ALGORITHMS[self.algorithm]
 
     def training_arguments(self) -> DraftTrainingArguments:
         """The trainer's arguments.
@@ -175,7 +185,9 @@ def _known_keys(content: Mapping[str, Any]) -> set[str]:
 
     family = (content.get("drafter") or {}).get("family") or DEFAULT_FAMILY
     decoder_cls = FAMILIES.get(family, FAMILIES[DEFAULT_FAMILY]).config_cls
-    drafter = {item.name for cls in (DSparkConfig, decoder_cls) for item in fields(cls)} - _INHERITED
+    # A key of any algorithm is a known one; whether it is one of this recipe's is for its config to say.
+    own = set().union(*(cls.config_class.own_fields() for cls in ALGORITHMS.values()))
+    drafter = own | {item.name for item in fields(decoder_cls)} - _INHERITED
     sections = {
         "training": {item.name for item in fields(DraftTrainingArguments) if item.init},
         "drafter": (drafter - {"decoder_config", "layer_types"}) | {"family", "num_taps"},

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, set_seed
 from dspark_hf.data.chat import encode_conversation, load_conversations
 from dspark_hf.data.features import TargetFeatures, hold_features
 from dspark_hf.data.regenerate import synthesize
-from dspark_hf.modeling import DSparkModel
+from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.vocabulary import frequent_tokens
 from dspark_hf.modeling.wrappers import unwrap
 
@@ -101,7 +101,13 @@ def load_rows(files: Sequence[str], tokenizer: Any, max_length: int) -> list[dic
     """
     records = [record for file in files for record in load_conversations(file)]
     rows = [
-        encode_conversation(tokenizer, record["messages"], max_length=max_length, complete=record["complete"])
+        encode_conversation(
+            tokenizer,
+            record["messages"],
+            max_length=max_length,
+            complete=record["complete"],
+            thinking=record.get("thinking"),
+        )
         for record in tqdm(records, desc="Encoding", unit="conversation", leave=False)
     ]
     rows = [row for row in rows if sum(row["loss_mask"]) > 1]
@@ -124,8 +130,8 @@ def _files(recipe: Recipe, target: Any, tokenizer: Any, training: DraftTrainingA
     return [str(file)]
 
 
-def _fresh_drafter(recipe: Recipe, target: PreTrainedModel, rows: list[dict[str, Any]]) -> DSparkModel:
-    drafter = DSparkModel.from_target(target, **recipe.drafter)
+def _fresh_drafter(recipe: Recipe, target: PreTrainedModel, rows: list[dict[str, Any]]) -> DraftModel:
+    drafter = recipe.drafter_cls.from_target(target, **recipe.drafter)
     if drafter.has_reduced_vocabulary:
         size, vocab_size = drafter.config.draft_vocab_size, drafter.config.vocab_size
         drafter.choose_vocabulary(frequent_tokens(rows, size, vocab_size))
