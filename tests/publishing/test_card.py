@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, ModelCard
 from PIL import Image
+from transformers import AutoModelForCausalLM
 
-from dspark_hf import AutoDrafter, DraftTrainingArguments
+from dspark_hf import AutoDrafter, DFlashModel, DraftTrainingArguments, Eagle3Model
 from dspark_hf.publishing import CardFacts, add_evaluation, push_folder, write_card, write_training_record
 from dspark_hf.publishing.card import is_generated
 from dspark_hf.publishing.evaluations import shorten_command
@@ -66,10 +67,10 @@ def test_only_what_is_known_appears(folder):
     num_parameters = sum(weight.numel() for weight in AutoDrafter.from_pretrained(folder).parameters())
     assert (
         f"{num_parameters:,} parameters" in text
-        and "taps after layers 0, 2 of 4" in text
-        and "blocks of 4 drafts" in text
+        and "taps after layers 0, 2 of 4, counted from 0" in text
+        and "up to 4 drafts a round" in text
     )
-    for heading in ("## Serve", "## How it was trained", "## What it reaches", "## Does it know"):
+    for heading in ("## Use", "## Serve", "## How it was trained", "## What it reaches", "## Does it know"):
         assert heading not in text
     for word in ("None", "nan", "png", "base_model", "license", "datasets", "model-index"):
         assert word not in text
@@ -146,10 +147,7 @@ def test_figures_stay_with_their_weights(hub, evaluated, tiny_drafter_dir):
     assert {"calibration.json", "evaluations/chat.json", "acceptance.png", "reliability.png"} <= set(full)
     drafter = AutoDrafter.from_pretrained("org/drafter")
     drafter.push_to_hub("org/drafter")  # the same weights, of which memory knows less
-    again = hub.files("org/drafter")
-    assert {name: again[name] for name in full if name != "config.json"} == {
-        name: full[name] for name in full if name != "config.json"
-    }
+    assert hub.files("org/drafter") == full
     drafter.fc.weight.data.zero_()
     drafter.push_to_hub("org/drafter")
     assert set(hub.files("org/drafter")) == {".gitattributes", "README.md", "config.json", "model.safetensors"}
@@ -239,7 +237,7 @@ def test_a_calibration_that_does_not_fit_is_refused(folder, temperatures):
 def test_a_damaged_or_foreign_folder_is_refused(folder, tiny_target_dir, tmp_path):
     with pytest.raises(ValueError, match=r"no config\.json in"):
         write_card(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="holds no drafter: .*composite"):
+    with pytest.raises(ValueError, match="holds no drafter in the flat layout: .*composite"):
         write_card(tiny_target_dir)
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
@@ -249,6 +247,17 @@ def test_a_damaged_or_foreign_folder_is_refused(folder, tiny_target_dir, tmp_pat
     weights.unlink()
     with pytest.raises(ValueError, match=r"no model\.safetensors .*not whole"):
         write_card(folder)
+
+
+@pytest.mark.parametrize("model_cls", [DFlashModel, Eagle3Model])
+def test_other_kinds_have_cards_too(model_cls, tiny_target_dir, tmp_path):
+    target = AutoModelForCausalLM.from_pretrained(tiny_target_dir)
+    model_cls.from_target(target, num_hidden_layers=1, target_layer_ids=[0, 2]).save_pretrained(tmp_path)
+    write_card(tmp_path, CardFacts("org/drafter", "org/Model"))
+    text, name = card(tmp_path), {DFlashModel: "A DFlash", Eagle3Model: "An EAGLE-3"}[model_cls]
+    assert f"{name} drafter for [org/Model](https://huggingface.co/org/Model)" in text
+    assert "up to 7 drafts a round" in text and "head" not in text.split("## Use")[0]
+    assert ("## Serve" in text) == (model_cls is DFlashModel)
 
 
 def test_parameters_are_counted(tiny_drafter_dir):

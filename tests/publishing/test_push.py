@@ -152,7 +152,7 @@ def push_in_a_process(hub, folder, tmp_path, **options):
     return subprocess.Popen([sys.executable, "-c", code], env=environment)
 
 
-@pytest.mark.parametrize(("revision", "stage"), [(None, "/_lfs/"), ("v2", "/_lfs/"), ("v2", "/commit/")])
+@pytest.mark.parametrize(("revision", "stage"), [(None, "/_lfs/"), ("v2", "/commit/")])
 def test_a_killed_upload_changes_nothing_and_goes_on(hub, folder, drafter, tmp_path, revision, stage):
     """The first large file has arrived when the process is killed: before the next one, or before the commit."""
     drafter.push_to_hub("org/drafter")  # what is there stays whole

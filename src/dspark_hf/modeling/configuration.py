@@ -189,7 +189,9 @@ class DraftConfig(PreTrainedConfig):
         if not self.own_lm_head:
             del flat["own_lm_head"]
         family = get_family(self.decoder_config.model_type)
-        return {name: value for name, value in flat.items() if value is not None} | {
+        # The decoder's diff holds a null only where its class would otherwise fill in something else.
+        silent = self.own_fields() | {"dtype", "transformers_version"}
+        return {name: value for name, value in flat.items() if value is not None or name not in silent} | {
             "architectures": [family.engine_name + self.architecture_suffix],
             "model_type": self.decoder_config.model_type,
             "tie_word_embeddings": False,

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from .evaluations import describe
-from .folder import DrafterFolder, num_slots
+from .folder import DrafterFolder, kind, num_slots
 from .plots import ACCEPTANCE, RELIABILITY
 from .serving import serving_commands
 
@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from .card import CardFacts
 
 _HEADS = {"vanilla": "a vanilla", "gated": "a gated", "rnn": "a recurrent"}
+_PAPERS = {
+    "DSpark": ("DSpark", "https://arxiv.org/abs/2606.19348"),
+    "DFlash": ("DFlash", "https://arxiv.org/abs/2602.06036"),
+    "EAGLE-3": ("EAGLE-3", "https://arxiv.org/abs/2503.01840"),
+}
 
 
 def card_body(drafter: DrafterFolder, facts: "CardFacts", base_model: str | None, pictures: list[str]) -> str:
@@ -34,50 +39,56 @@ def card_body(drafter: DrafterFolder, facts: "CardFacts", base_model: str | None
 
 
 def _head(drafter: DrafterFolder, facts: "CardFacts", base_model: str | None) -> str:
-    config = drafter.config
+    name = kind(drafter.config)
+    what = f"{'an' if name == 'EAGLE-3' else 'a'} {name} drafter"
     target = _target_name(drafter, base_model)
-    title = (facts.repo_id or "").split("/")[-1] or f"A DSpark drafter for {target}"
-    what = "with a DSpark drafter" if facts.subfolder else "A DSpark drafter for"
-    first = (
-        f"{_linked(target, base_model)} {what} (`{facts.subfolder}/`)"
-        if facts.subfolder
-        else f"{what} {_linked(target, base_model)}"
-    )
+    capital = what[0].upper() + what[1:]
+    title = (facts.repo_id or "").split("/")[-1] or f"{capital} for {target}"
+    linked = f"[{target}](https://huggingface.co/{target})" if base_model else target
+    first = f"{linked} with {what} (`{facts.subfolder}/`)" if facts.subfolder else f"{capital} for {linked}"
     if facts.subfolder and not facts.has_target:
         first += "; the target's weights are loaded from its own repository"
-    rank, slots = config.get("markov_rank", 0), num_slots(config)
-    head = f"{_HEADS[config.get('markov_head_type', 'vanilla')]} sequential head of rank {rank}" if rank else None
-    parts = [
-        f"{_count(drafter.num_parameters)} parameters",
-        f"{config['num_hidden_layers']} {config['model_type']}-shaped layers of hidden size {config['hidden_size']}"
-        if {"num_hidden_layers", "model_type", "hidden_size"} <= set(config)
-        else None,
-        f"taps after layers {_listed(config['target_layer_ids'])} of {config['num_target_layers']}"
-        if {"target_layer_ids", "num_target_layers"} <= set(config)
-        else None,
-        f"blocks of {slots} drafts",
-        head,
-        "a confidence head" if config.get("enable_confidence_head") else None,
-        f"a reduced draft vocabulary of {config['draft_vocab_size']:,} of {config['vocab_size']:,} tokens"
-        if config.get("draft_vocab_size")
-        else None,
-        config.get("dtype"),
-    ]
+    paper, url = _PAPERS[name]
+    return (
+        f"# {title}\n\n{first}, for speculative decoding ([{paper}]({url})). It makes generation faster; what is "
+        f"generated stays the target's own.\n\nThe drafter: {'; '.join(_parts(drafter))}."
+    )
+
+
+def _parts(drafter: DrafterFolder) -> list[str]:
+    """What the drafter is made of, as far as its config says."""
+    config = drafter.config
+    size = f"{_count(drafter.num_parameters)} parameters"
     if drafter.adapter is not None:
         below = drafter.adapter.get("base_model_name_or_path")
-        parts[0] = f"a {drafter.adapter.get('peft_type', 'PEFT')} adapter of {parts[0]}" + (
-            f" on the drafter {below}" if below else ""
+        size = f"a {drafter.adapter.get('peft_type', 'PEFT')} adapter of {size}" + (f" on {below}" if below else "")
+    parts = [size]
+    if {"num_hidden_layers", "model_type", "hidden_size"} <= set(config):
+        layers = "layer" if config["num_hidden_layers"] == 1 else "layers"
+        parts.append(
+            f"{config['num_hidden_layers']} {config['model_type']}-shaped {layers} of width {config['hidden_size']}"
         )
-    about = "; ".join(part for part in parts if part)
-    return (
-        f"# {title}\n\n{first}, for speculative decoding "
-        "([DSpark](https://arxiv.org/abs/2606.19348)). It makes generation faster; what is generated stays the "
-        f"target's own.\n\nThe drafter: {about}."
+    taps = f"taps after layers {_listed(config['target_layer_ids'])}"
+    parts.append(
+        taps + (f" of {config['num_target_layers']}, counted from 0" if "num_target_layers" in config else "")
     )
+    parts.append(f"up to {num_slots(config)} drafts a round")
+    if config.get("markov_rank"):
+        head = _HEADS[config.get("markov_head_type", "vanilla")]
+        parts.append(f"{head} sequential head of rank {config['markov_rank']}")
+    if config.get("enable_confidence_head"):
+        parts.append("a confidence head")
+    if config.get("draft_vocab_size"):
+        parts.append(f"a draft vocabulary of {config['draft_vocab_size']:,} of {config['vocab_size']:,} tokens")
+    if config.get("dtype"):
+        parts.append(config["dtype"])
+    return parts
 
 
 def _use(drafter: DrafterFolder, facts: "CardFacts", base_model: str | None) -> str:
-    repo = facts.repo_id or drafter.path.resolve().name
+    if facts.repo_id is None or not (facts.subfolder or base_model):
+        return ""
+    repo = facts.repo_id
     if facts.subfolder:
         lines = [
             "from transformers import AutoTokenizer",
@@ -90,14 +101,13 @@ def _use(drafter: DrafterFolder, facts: "CardFacts", base_model: str | None) -> 
             "model.generate(**inputs, max_new_tokens=128)",
         ]
     else:
-        target = base_model or _target_name(drafter, base_model)
         lines = [
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
             "",
             "from dspark_hf import AutoDrafter",
             "",
-            f'tokenizer = AutoTokenizer.from_pretrained("{target}")',
-            f'model = AutoModelForCausalLM.from_pretrained("{target}", dtype="auto")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{base_model}")',
+            f'model = AutoModelForCausalLM.from_pretrained("{base_model}", dtype="auto")',
             f'drafter = AutoDrafter.from_pretrained("{repo}")',
             'inputs = tokenizer("Why is the sky blue?", return_tensors="pt")',
             "model.generate(**inputs, assistant_model=drafter, max_new_tokens=128)",
@@ -107,8 +117,9 @@ def _use(drafter: DrafterFolder, facts: "CardFacts", base_model: str | None) -> 
 
 def _serve(drafter: DrafterFolder, facts: "CardFacts", base_model: str | None) -> str:
     target = facts.repo_id if facts.subfolder and facts.has_target else base_model
-    if facts.repo_id is None or target is None or drafter.adapter is not None:
-        return ""  # engines read whole drafters: merge_and_unload() makes one
+    # Engines read whole drafters (merge_and_unload() makes one of an adapter), and EAGLE-3 in other packagings.
+    if facts.repo_id is None or target is None or drafter.adapter is not None or kind(drafter.config) == "EAGLE-3":
+        return ""
     parts = ["## Serve"]
     for one in serving_commands(drafter.config, facts.repo_id, target, facts.subfolder):
         if one.command is None:
@@ -193,10 +204,6 @@ def _place(facts: "CardFacts", name: str) -> str:
 
 def _target_name(drafter: DrafterFolder, base_model: str | None) -> str:
     return base_model or drafter.config.get("target_name_or_path") or "its target"
-
-
-def _linked(name: str, base_model: str | None) -> str:
-    return f"[{name}](https://huggingface.co/{name})" if name == base_model else name
 
 
 def _listed(items: list[Any]) -> str:

@@ -56,10 +56,11 @@ class DrafterFolder:
         if not (path / CONFIG).is_file():
             raise ValueError(f"There is no {CONFIG} in {path}; name a folder that a drafter was saved to.")
         config = read_json(path / CONFIG)
-        if "block_size" not in config or not {"target_layer_ids", "aux_hidden_state_layer_ids"} & set(config):
+        if "target_layer_ids" not in config or not {"block_size", "ttt_length"} & set(config):
             raise ValueError(
-                f"{path} holds no drafter: its {CONFIG} has no block_size and target_layer_ids. Name the folder that "
-                "save_pretrained of a drafter wrote; a composite repository keeps it in dspark/."
+                f"{path} holds no drafter in the flat layout: its {CONFIG} lacks target_layer_ids with block_size or "
+                "ttt_length. Name the folder that save_pretrained of a drafter wrote; a composite one keeps it in "
+                "dspark/, and another packaging becomes one by AutoDrafter.from_pretrained(old).save_pretrained(new)."
             )
         calibration = read_json(path / CALIBRATION) if (path / CALIBRATION).is_file() else None
         if calibration is not None:
@@ -75,8 +76,17 @@ class DrafterFolder:
         )
 
 
+def kind(config: dict[str, Any]) -> str:
+    """DSpark, DFlash or EAGLE-3."""
+    if "ttt_length" in config:
+        return "EAGLE-3"
+    return "DSpark" if config.get("markov_rank") or config.get("enable_confidence_head") else "DFlash"
+
+
 def num_slots(config: dict[str, Any]) -> int:
-    """Tokens a block proposes."""
+    """Tokens a proposal has."""
+    if "ttt_length" in config:
+        return config["ttt_length"]
     return config["block_size"] - (0 if config.get("sample_from_anchor", True) else 1)
 
 
