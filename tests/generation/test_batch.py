@@ -265,28 +265,28 @@ def test_processors_see_each_row_as_in_plain_generate(target, name):
     assert len(set(stats.accepted_lens[:4])) > 1 and stats.tau > 2
 
 
-class StopAfter(StoppingCriteria):
-    """Ends a row on some token, once it has some length."""
+class Callback(StoppingCriteria):
+    """Notes every call, tells rows apart by their place, and ends one after some calls."""
 
-    def __init__(self):
-        self.seen = set()
+    def __init__(self, num_calls):
+        self.num_calls, self.calls = num_calls, []
 
     def __call__(self, input_ids, scores, **kwargs):
-        self.seen |= {tuple(row) for row in input_ids.tolist()}
-        return (input_ids[:, -1] % 7 == 1) & (input_ids.shape[1] > 16)
+        self.calls.append((input_ids.tolist(), None if scores is None else len(scores)))
+        return torch.tensor([row == 1 and len(self.calls) >= self.num_calls for row in range(input_ids.shape[0])])
 
 
-def test_custom_criteria_see_each_row_as_in_plain_generate(target):
-    ids, mask = padded_prompts((5, 12, 3, 8), "left")
-    drafter, _ = greedy_oracle(target, ids, range(5), attention_mask=mask, max_new_tokens=30, uneven=True)
-    criteria = StopAfter(), StopAfter()
-    kwargs = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": 63}
-    plain = target.generate(ids, attention_mask=mask, stopping_criteria=[criteria[0]], **kwargs)
-    out = speculate(target, drafter, ids, mask, stopping_criteria=[criteria[1]], **kwargs)
-    assert out.tolist() == plain.tolist() and len({row.count(0) for row in plain[:, 12:].tolist()}) > 1
-    # Plain generate() shows it finished rows too.
-    assert criteria[1].seen < criteria[0].seen
-    assert len(set(drafter.last_stats.accepted_lens[:4])) > 1
+@pytest.mark.parametrize("eos", [None, 13])
+@pytest.mark.parametrize("num_calls", [1, 7, 99])
+def test_callbacks_are_called_as_in_plain_generate(target, eos, num_calls):
+    ids, mask = padded_prompts((5, 12, 3), "left")
+    drafter, _ = greedy_oracle(target, ids, range(5), attention_mask=mask, max_new_tokens=25, uneven=True)
+    ours, theirs = Callback(num_calls), Callback(num_calls)
+    kwargs = {"max_new_tokens": 25, "do_sample": False, "eos_token_id": eos, "return_dict_in_generate": True,
+              "output_scores": True, "attention_mask": mask}  # fmt: skip
+    plain = target.generate(ids, stopping_criteria=[theirs], **kwargs)
+    out = target.generate(ids, assistant_model=drafter, stopping_criteria=[ours], **kwargs)
+    assert out.sequences.tolist() == plain.sequences.tolist() and ours.calls == theirs.calls
 
 
 def test_stop_strings_of_a_batch(tiny_tokenizer):
@@ -299,6 +299,7 @@ def test_stop_strings_of_a_batch(tiny_tokenizer):
     expected = target.generate(ids, **kwargs)
     assert target.generate(ids, assistant_model=drafter, **kwargs).tolist() == expected.tolist()
     assert len({row.count(0) for row in expected.tolist()}) > 1
+    assert len(set(drafter.last_stats.accepted_lens[:3])) > 1
 
 
 class Unknown(LogitsProcessor):

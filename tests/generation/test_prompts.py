@@ -170,3 +170,33 @@ def test_chunks_that_cannot_be(target, given, message):
     with pytest.raises(ValueError, match=message):
         chunk_size = given["prefill_chunk_size"]
         target.generate(make_prompt(5), custom_generate=decode, prefill_chunk_size=chunk_size, max_new_tokens=4)
+
+
+@pytest.mark.parametrize("given", ["ids", "embeddings", "cache"])
+def test_streamers_get_the_same(target, given):
+    class Recorder:
+        def __init__(self):
+            self.values = []
+
+        def put(self, value):
+            self.values.append(value.tolist())
+
+        def end(self):
+            self.values.append("end")
+
+    ids = make_prompt(9)
+    eos = int(target.generate(ids, max_new_tokens=12, do_sample=False)[0, -1])
+    streams = []
+    for assistant in (None, TableDrafter(64)):
+        kwargs = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": eos, "prefill_chunk_size": None}
+        if given == "embeddings":
+            kwargs["inputs_embeds"] = target.get_input_embeddings()(ids).detach()
+        else:
+            kwargs |= {"input_ids": ids, "prefill_chunk_size": 4}
+        if given == "cache":
+            kwargs["past_key_values"] = DynamicCache(config=target.config)
+            with torch.no_grad():
+                target(ids[:, :5], past_key_values=kwargs["past_key_values"])
+        streams.append(Recorder())
+        target.generate(assistant_model=assistant, streamer=streams[-1], **kwargs)
+    assert streams[0].values == streams[1].values and streams[0].values[-2:] == [[eos], "end"]

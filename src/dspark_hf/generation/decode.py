@@ -95,7 +95,7 @@ class SpeculativeLoop:
 
     Each row of a batch takes as many drafts as stand, and leaves the work when it has ended, unless the cache is
     returned. Rows grow in step, that is, a round ends where the first row's draft is rejected, where something must
-    see the whole batch: a streamer, an unknown or stateful processor, a stopping criterion without an eos token,
+    see the whole batch: a streamer, an unknown or stateful processor, a stopping criterion of the caller,
     recorded hidden states or attentions; and where the target cannot tell rows apart (no position ids, a cache of an
     unknown kind, attention in chunks of columns, rotary frequencies that depend on the longest row).
 

@@ -1,7 +1,15 @@
 """When generation ends, to the token."""
 
 from transformers import GenerationConfig, StoppingCriteriaList
-from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation.stopping_criteria import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StopStringCriteria,
+)
+
+# Criteria that judge each row by itself. Others may tell rows apart by their place, or count their calls.
+_ROW_WISE = (MaxTimeCriteria, StopStringCriteria)
 
 
 class StopRules:
@@ -17,7 +25,8 @@ class StopRules:
         eos_ids (`frozenset[int]`): Tokens that end a row.
         pads (`bool`): Whether finished rows are filled with the padding token.
         others (`StoppingCriteriaList`): Criteria to call after every token.
-        needs_level_rows (`bool`): Whether they decide together when all rows end, because none is padded.
+        needs_level_rows (`bool`): Whether they must see the whole batch after every token, as a callback expects it,
+            or decide together when all rows end, because none is padded.
     """
 
     def __init__(self, criteria: StoppingCriteriaList, generation_config: GenerationConfig, prompt_len: int):
@@ -34,4 +43,5 @@ class StopRules:
         self.pads = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
         known = (EosTokenCriteria, MaxLengthCriteria)
         self.others = StoppingCriteriaList(criterion for criterion in criteria if type(criterion) not in known)
-        self.needs_level_rows = len(self.others) > 0 and not self.pads
+        is_row_wise = all(type(criterion) in _ROW_WISE for criterion in self.others)
+        self.needs_level_rows = len(self.others) > 0 and not (self.pads and is_row_wise)

@@ -1,0 +1,66 @@
+"""Peak memory of a long prompt, against plain `generate()`: `pytest -m slow -s tests/generation/test_memory.py`."""
+
+import multiprocessing
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from dspark_hf import DSparkModel
+
+NUM_TOKENS = 16384
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def grown_bytes(speculates, chunk_size, results):
+    """How far the process grows over its size with both models loaded."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    # One draft layer and one tap for seven target layers, as five for thirty-six.
+    config = Qwen3Config(
+        vocab_size=2048, hidden_size=192, intermediate_size=576, num_hidden_layers=7, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=2 * NUM_TOKENS,
+    )  # fmt: skip
+    target = Qwen3ForCausalLM(config).eval()
+    drafter = DSparkModel.from_target(target, num_hidden_layers=1, num_taps=1, mask_token_id=1)
+    ids = torch.randint(2048, (1, NUM_TOKENS))
+    loaded = resident_bytes()
+    sizes, is_done = [loaded], threading.Event()
+
+    def watch():
+        while not is_done.is_set():
+            sizes.append(resident_bytes())
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    target.generate(
+        ids, assistant_model=drafter if speculates else None, max_new_tokens=2, do_sample=False,
+        prefill_chunk_size=chunk_size,
+    )  # fmt: skip
+    is_done.set()
+    watcher.join()
+    results.put(max(sizes) - loaded)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the size of a process from /proc")
+@pytest.mark.parametrize("chunk_size", [None, 1024])
+def test_prefill_of_16k_tokens(chunk_size):
+    context = multiprocessing.get_context("fork")
+    grown = []
+    for speculates in (False, True):
+        results = context.Queue()
+        process = context.Process(target=grown_bytes, args=(speculates, chunk_size, results))
+        process.start()
+        grown.append(results.get(timeout=600))
+        process.join()
+    plain, speculative = grown
+    print(f"chunks of {chunk_size}: {speculative / plain:.3f} x the {plain / 2**20:.0f} MiB of plain generate()")
+    assert speculative <= 1.15 * plain
