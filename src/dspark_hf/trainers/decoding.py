@@ -113,6 +113,7 @@ def decode_prompts(
                 **sampling,
                 max_new_tokens=max_new_tokens,
                 pad_token_id=pad_id,
+                synced_gpus=False,  # every process holds the target whole and goes at its own pace
                 assistant_model=drafter,
                 speculation=SpeculationConfig(seed=seed + start, measure_time=False),
             )
