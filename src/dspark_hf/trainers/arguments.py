@@ -28,10 +28,11 @@ class DraftTrainingArguments(TrainingArguments):
     """`TrainingArguments` whose defaults follow the paper's recipe (section 5.1).
 
     Args:
-        ce_weight (`float`, *optional*, defaults to 0.1): Weight of the cross-entropy.
-        tv_weight (`float`, *optional*, defaults to 0.9): Weight of the L1 distance between draft and target.
-        confidence_weight (`float`, *optional*, defaults to 1.0): Weight of the confidence head's BCE.
-        slot_decay (`float`, *optional*, defaults to 4.0): Slot k weighs `exp(-(k - 1) / slot_decay)`.
+        ce_weight (`float`, *optional*): Weight of the cross-entropy: 0.1 for DSpark, 1 for other drafters.
+        tv_weight (`float`, *optional*): Weight of the L1 distance between draft and target: 0.9 for DSpark, else 0.
+        confidence_weight (`float`, *optional*): Weight of the confidence head's BCE, where there is one: 1.
+        slot_decay (`float`, *optional*): Slot k weighs `exp(-(k - 1) / slot_decay)`: 4, or that of EAGLE-3's
+            `step_loss_decay`.
         num_anchors (`int`, *optional*): Anchors per sequence; the drafter config's, if not given.
         loss_chunk_size (`int`, *optional*, defaults to 256): Rows whose logits are alive at a time.
         compile_loss (`bool`, *optional*, defaults to `False`): Whether the loss goes through `torch.compile`.
@@ -53,10 +54,12 @@ class DraftTrainingArguments(TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
     warmup_steps: float = field(default=0.04, metadata={"help": "Warm-up: a share of all steps if below 1."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator chooses what it needs."})
-    ce_weight: float = field(default=0.1, metadata={"help": "Weight of the cross-entropy."})
-    tv_weight: float = field(default=0.9, metadata={"help": "Weight of the L1 distance between draft and target."})
-    confidence_weight: float = field(default=1.0, metadata={"help": "Weight of the confidence loss."})
-    slot_decay: float = field(default=4.0, metadata={"help": "Slot k weighs exp(-(k - 1) / slot_decay)."})
+    ce_weight: float | None = field(default=None, metadata={"help": "Weight of the cross-entropy."})
+    tv_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the L1 distance between draft and target."}
+    )
+    confidence_weight: float | None = field(default=None, metadata={"help": "Weight of the confidence loss."})
+    slot_decay: float | None = field(default=None, metadata={"help": "Slot k weighs exp(-(k - 1) / slot_decay)."})
     num_anchors: int | None = field(default=None, metadata={"help": "Anchors per sequence."})
     loss_chunk_size: int = field(default=256, metadata={"help": "Rows whose logits are alive at a time."})
     compile_loss: bool = field(default=False, metadata={"help": "Send the loss through torch.compile."})
@@ -77,7 +80,7 @@ class DraftTrainingArguments(TrainingArguments):
             self.metric_for_best_model = "eval_tau" if self.num_eval_prompts > 0 else "eval_loss"
         super().__post_init__()
         for name in _NOT_NEGATIVE:
-            if getattr(self, name) < 0:
+            if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         for name in _POSITIVE:
             if getattr(self, name) is not None and getattr(self, name) <= 0:

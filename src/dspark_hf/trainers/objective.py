@@ -1,4 +1,4 @@
-"""The three-term loss of a DSpark drafter on one batch (paper, section 3.4).
+"""The loss of a drafter on one batch (paper, section 3.4).
 
 Shapes: B batch, A anchors, n slots, N rows that count, E hidden size.
 """
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dspark_hf.modeling import BlockOutput, DSparkModel
+from dspark_hf.modeling import BlockOutput, DraftModel
 from dspark_hf.modeling.vocabulary import token_entries
 from dspark_hf.ops.blocks import block_targets, slot_weights
 from dspark_hf.ops.distill_loss import distill_loss, streamed_log_norm
@@ -45,7 +45,7 @@ class DistillObjective:
     total_weight: Tensor | None = None
     metrics: DraftMetrics | None = None
 
-    def __call__(self, model: DSparkModel, output: BlockOutput) -> Tensor:
+    def __call__(self, model: DraftModel, output: BlockOutput) -> Tensor:
         """The loss, float32 scalar; 0 where no slot counts."""
         num_slots, device = model.config.num_slots, output.hidden.device
         target_ids, source, block_mask = block_targets(
@@ -101,7 +101,7 @@ class DistillObjective:
             )
         return loss
 
-    def _log_norm(self, model: DSparkModel, source: tuple[Tensor, Tensor], target_hidden: Tensor) -> Tensor:
+    def _log_norm(self, model: DraftModel, source: tuple[Tensor, Tensor], target_hidden: Tensor) -> Tensor:
         if self.log_norm is not None:
             return self.log_norm[source]
         weight = model.borrowed.target.get_output_embeddings().weight

@@ -1,5 +1,6 @@
 """DraftTrainer: the Hugging Face Trainer, told what a drafter's batch and loss are."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from dspark_hf.data.chat import encode_conversation
 from dspark_hf.data.collator import DraftCollator
 from dspark_hf.data.features import TargetFeatures
-from dspark_hf.modeling import DSparkModel
+from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.borrowing import is_made_for
 from dspark_hf.modeling.wrappers import unwrap
 from dspark_hf.ops.blocks import block_targets, slot_weights
@@ -31,14 +32,14 @@ from .optimizer import MuonWithAdamW
 
 
 class DraftTrainer(Trainer):
-    """Trains a drafter for a frozen target.
+    """Trains a drafter of any kind for a frozen target.
 
     Datasets hold conversations (`messages`, encoded with `processing_class`), or rows of `input_ids` and `loss_mask`.
     Rows may carry `features` and `last_hidden_states` ([`~dspark_hf.data.features.hold_features`]); without them the
     target runs in the loop.
 
     Args:
-        model ([`DSparkModel`] or `PeftModel`): The drafter, or one with a trainable adapter.
+        model ([`DraftModel`] or `PeftModel`): The drafter, or one with a trainable adapter.
         target (`PreTrainedModel`): The frozen target; it stays outside the trained model.
         args ([`DraftTrainingArguments`]): The arguments.
         max_length (`int`, *optional*, defaults to 4096): Conversations are cut to so many tokens.
@@ -65,7 +66,7 @@ class DraftTrainer(Trainer):
 
     def __init__(
         self,
-        model: DSparkModel,
+        model: DraftModel,
         target: PreTrainedModel,
         args: DraftTrainingArguments,
         *,
@@ -80,12 +81,20 @@ class DraftTrainer(Trainer):
         if not model.is_bound_to(target):
             model.bind(target)
         check_target_head(target)
+        if model.config.own_lm_head:
+            raise ValueError(
+                "This drafter has an output head of its own (own_lm_head), and the loss is that of the target's. "
+                "Start from a fresh drafter, or set config.own_lm_head to False before it is bound to the target."
+            )
         if not is_made_for(model.config, unwrap(target)):
             model.config.name_target(unwrap(target))
         if peft_config is not None:
             model = add_adapter(model, peft_config)
         self.features = TargetFeatures(target, model.config.target_layer_ids)
         self.num_slots = model.config.num_slots
+        given = {name: getattr(args, name) for name in asdict(model.config.loss_weights)}
+        given = {name: value for name, value in given.items() if value is not None}
+        self.loss_weights = replace(model.config.loss_weights, **given)
         self._train_metrics, self._eval_metrics = DraftMetrics(self.num_slots), None
         self._clock, self._num_tokens = StepClock(), 0
         collator = data_collator or DraftCollator(args.num_anchors or model.config.num_anchors, seed=args.seed)
@@ -125,7 +134,7 @@ class DraftTrainer(Trainer):
         """Sum of slot weights over the global batch: what the loss's weighted means divide by."""
         if not batch_samples:
             return None
-        weights = slot_weights(self.num_slots, self.args.slot_decay)
+        weights = slot_weights(self.num_slots, self.loss_weights.slot_decay)
         total = torch.zeros(())
         for batch in batch_samples:
             names = ("input_ids", "loss_mask", "anchors", "anchor_mask")
@@ -168,10 +177,7 @@ class DraftTrainer(Trainer):
             **batch,
             loss_mask=inputs["loss_mask"],
             last_hidden_states=last_hidden_states,
-            ce_weight=args.ce_weight,
-            tv_weight=args.tv_weight,
-            confidence_weight=args.confidence_weight,
-            slot_decay=args.slot_decay,
+            **asdict(self.loss_weights),
             chunk_size=args.loss_chunk_size,
             compile=args.compile_loss,
             log_norm=inputs.get("log_norm"),

@@ -1,0 +1,104 @@
+"""One trainer for every kind of drafter: loss, overfitting, resuming, and generation with what was trained."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import TrainerCallback
+
+from dspark_hf import AutoDrafter, DFlashModel, DSparkModel, Eagle3Model
+from dspark_hf.ops.blocks import block_targets
+
+KINDS = {
+    "dflash": (DFlashModel, {"num_hidden_layers": 1, "block_size": 4}),
+    "dflash-mask-slots": (DFlashModel, {"num_hidden_layers": 1, "block_size": 5, "sample_from_anchor": False}),
+    "eagle3": (Eagle3Model, {"ttt_length": 4}),
+    "eagle3-reduced": (Eagle3Model, {"ttt_length": 4, "draft_vocab_size": 80}),
+}
+
+
+@pytest.fixture
+def make_drafter(target):
+    def make(kind):
+        torch.manual_seed(2)
+        model_cls, fields = KINDS[kind]
+        return model_cls.from_target(target, num_anchors=8, **fields)
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["dflash", "eagle3"])
+def test_loss(make_trainer, make_drafter, tmp_path, rows, losses, kind):
+    """Cross-entropy alone; slots weigh exp(-(k - 1) / 4) in DFlash and 0.8^(k - 1) in EAGLE-3."""
+    drafter = make_drafter(kind)
+    trainer = make_trainer(tmp_path, rows[:4], drafter=drafter, max_steps=1, seed=5)
+    batch = trainer.data_collator(rows[:4])
+    features, _ = trainer.features(batch["input_ids"], batch["attention_mask"])
+    places = [batch[name] for name in ("input_ids", "loss_mask", "anchors", "anchor_mask")]
+    target_ids, _, mask = block_targets(*places, 4)
+    with torch.no_grad():
+        logits = drafter.base_logits(drafter(places[0], features, places[2], places[3]).hidden)
+    decay = 0.8 if kind == "eagle3" else torch.tensor(-0.25).exp()
+    weights = (decay ** torch.arange(4)).expand_as(mask) * mask
+    expected = (weights * F.cross_entropy(logits.permute(0, 3, 1, 2), target_ids, reduction="none")).sum()
+    trainer.train()
+    assert losses(trainer)[0] == pytest.approx(float(expected / weights.sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_overfits_and_generates(make_trainer, make_drafter, target, tmp_path, rows, losses, kind):
+    trainer = make_trainer(tmp_path, rows[:3], drafter=make_drafter(kind), max_steps=120, learning_rate=1e-2,
+                           logging_steps=20, per_device_train_batch_size=3, num_anchors=40)  # fmt: skip
+    trainer.train()
+    assert losses(trainer)[-1] < losses(trainer)[0] / 4
+    trainer.save_model(tmp_path / "saved")
+    drafter = AutoDrafter.from_pretrained(tmp_path / "saved")
+    assert type(drafter) is KINDS[kind][0]
+    prompt = torch.tensor([row["input_ids"][:6] for row in rows[:3]])
+    kwargs = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
+    plain = target.generate(prompt, **kwargs)
+    assert torch.equal(target.generate(prompt, **kwargs, assistant_model=drafter), plain)
+    assert drafter.last_stats.tau > 2
+
+
+@pytest.mark.parametrize("kind", ["dflash-mask-slots", "eagle3"])
+def test_resume_is_bit_for_bit(make_trainer, make_drafter, tmp_path, rows, losses, kind):
+    whole = make_trainer(tmp_path / "whole", rows, drafter=make_drafter(kind), max_steps=5)
+    whole.train()
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 3
+
+    options = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2}
+    make_trainer(tmp_path / "part", rows, drafter=make_drafter(kind), callbacks=[Stop()], **options).train()
+    resumed = make_trainer(tmp_path / "part", rows, drafter=make_drafter(kind), **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert losses(resumed)[-3:] == losses(whole)[-3:]
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+def test_accumulation_equals_one_big_batch(make_trainer, make_drafter, tmp_path, rows, losses):
+    big = make_trainer(tmp_path / "a", rows, drafter=make_drafter("eagle3"), per_device_train_batch_size=8)
+    small = make_trainer(tmp_path / "b", rows, drafter=make_drafter("eagle3"), per_device_train_batch_size=2,
+                         gradient_accumulation_steps=4)  # fmt: skip
+    big.train()
+    small.train()
+    assert losses(small) == pytest.approx(losses(big), rel=1e-4)
+
+
+def test_arguments_come_before_the_kind(make_trainer, make_drafter, tmp_path, rows):
+    trainer = make_trainer(tmp_path, rows, drafter=make_drafter("eagle3"), tv_weight=0.5, slot_decay=2.0)
+    weights = trainer.loss_weights
+    assert (weights.ce_weight, weights.tv_weight, weights.slot_decay) == (1.0, 0.5, 2.0)
+
+
+def test_paper_weights_of_dspark(make_trainer, target, tmp_path, rows):
+    weights = make_trainer(tmp_path, rows, drafter=DSparkModel.from_target(target)).loss_weights
+    assert (weights.ce_weight, weights.tv_weight, weights.confidence_weight, weights.slot_decay) == (0.1, 0.9, 1, 4)
+
+
+def test_a_drafter_with_a_head_of_its_own_is_not_trained(make_trainer, target, tmp_path, rows):
+    drafter = Eagle3Model.from_target(target, own_lm_head=True)
+    with pytest.raises(ValueError, match="output head of its own"):
+        make_trainer(tmp_path, rows, drafter=drafter)
