@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 from dspark_hf import DSparkModel
 
-CORE = ("qwen2_vl", "qwen3_5", "gemma3", "llava")
+CORE = ("qwen2_vl", "gemma3")
 TARGETS = [name if name in CORE else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 
 

@@ -9,7 +9,7 @@ from transformers import DynamicCache
 from dspark_hf import DSparkModel
 from dspark_hf.generation.rewinding import MAX_REPLAYED
 
-RECURRENT = ("qwen3_next", "qwen3_5_text", "falcon_h1", "zaya")
+RECURRENT = ("qwen3_next", "falcon_h1", "zaya")
 MORE_RECURRENT = (
     "bailing_hybrid",
     "bamba",
@@ -18,6 +18,7 @@ MORE_RECURRENT = (
     "nemotron_h",
     "olmo_hybrid",
     "qwen3_5_moe_text",
+    "qwen3_5_text",
 )
 TARGETS = [*RECURRENT, "lfm2", "deepseek_v4", *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_RECURRENT)]
 
@@ -98,10 +99,10 @@ def test_logits_and_features(target):
 def test_returned_cache(target):
     """It holds what plain generate() leaves, and layers of the same classes."""
     ids = make_prompt(9)
-    drafter, _ = greedy_oracle(target, ids, (1, 2, 0, 4), max_new_tokens=40)
+    drafter, _ = greedy_oracle(target, ids, (1, 2, 0, 4), max_new_tokens=24)
     ours, plain = DynamicCache(config=target.config), DynamicCache(config=target.config)
-    target.generate(ids, assistant_model=drafter, past_key_values=ours, max_new_tokens=30, do_sample=False)
-    target.generate(ids, past_key_values=plain, max_new_tokens=30, do_sample=False)
+    target.generate(ids, assistant_model=drafter, past_key_values=ours, max_new_tokens=20, do_sample=False)
+    target.generate(ids, past_key_values=plain, max_new_tokens=20, do_sample=False)
     ours, plain = cache_tensors(ours), cache_tensors(plain)
     assert ours.keys() == plain.keys()
     for name, expected in plain.items():
@@ -124,11 +125,11 @@ def test_second_turn(target):
 
 def test_rows_that_end_at_different_times(target):
     ids = make_prompt(7, batch_size=3)
-    plain = target.generate(ids, max_new_tokens=20, do_sample=False)
-    kwargs = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": [int(plain[0, 10]), int(plain[2, 20])]}
+    plain = target.generate(ids, max_new_tokens=14, do_sample=False)
+    kwargs = {"max_new_tokens": 14, "do_sample": False, "eos_token_id": [int(plain[0, 10]), int(plain[2, 16])]}
     expected = target.generate(ids, **kwargs)
     for more in ({}, {"return_dict_in_generate": True}):
-        drafter, _ = greedy_oracle(target, ids, (3, 0, 2), max_new_tokens=20)
+        drafter, _ = greedy_oracle(target, ids, (3, 0, 2), max_new_tokens=14)
         out = target.generate(ids, assistant_model=drafter, **kwargs, **more)
         assert (out.sequences if more else out).tolist() == expected.tolist()
 
@@ -201,5 +202,15 @@ def test_padding_of_compressed_tokens(monkeypatch):
 def test_cache_without_attention(monkeypatch):
     target = make_target("qwen3_next", layer_types=["linear_attention"] * 4)
     refuse_to_run(target, monkeypatch)
-    with pytest.raises(ValueError, match="needs a cache that rejected tokens can be taken out of"):
+    with pytest.raises(ValueError, match="Qwen3NextForCausalLM uses a DynamicCache of LinearAttentionLayer"):
         target.generate(make_prompt(5), assistant_model=TableDrafter(64), max_new_tokens=8)
+
+
+@pytest.mark.parametrize("name", ["qwen3_next", "deepseek_v4"])
+def test_offloaded_cache(name, monkeypatch):
+    target = make_target(name)
+    refuse_to_run(target, monkeypatch)
+    cache = DynamicCache(config=target.config)
+    cache.offloading = True
+    with pytest.raises(ValueError, match="uses an offloaded DynamicCache of"):
+        target.generate(make_prompt(5), past_key_values=cache, assistant_model=TableDrafter(64), max_new_tokens=8)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
@@ -101,9 +101,13 @@ def check_cache(model: PreTrainedModel, model_kwargs: dict[str, Any], generation
     name = type(model).__name__
     if not is_rewindable(model, cache):
         got = "no cache" if cache is None else type(cache).__name__
+        if isinstance(cache, DynamicCache):
+            layers = sorted({type(layer).__name__ for layer in cache.layers})
+            got = f"{'an offloaded' if cache.offloading else 'a'} {got} of {', '.join(layers)}"
         raise ValueError(
-            f"A drafter needs a cache that rejected tokens can be taken out of, such as DynamicCache, and {name} uses "
-            f"{got}. Leave out cache_implementation and past_key_values, or generate without a drafter."
+            "A drafter needs a cache that rejected tokens can be taken out of, such as a DynamicCache with attention "
+            f"layers on the target's device, and {name} uses {got}. Leave out cache_implementation and "
+            "past_key_values, or generate without a drafter."
         )
     mask = model_kwargs.get("attention_mask")
     if compresses(cache) and mask is not None and not mask.all():
