@@ -57,7 +57,8 @@ def main() -> None:
     target = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
     trainer, metrics = train_drafter(recipe, target, tokenizer, training)
     trainer.log_metrics("eval", metrics)
-    print(f"Saved to {training.output_dir}")
+    if trainer.is_world_process_zero():
+        print(f"Saved to {training.output_dir}")
 
 
 if __name__ == "__main__":

@@ -83,6 +83,17 @@ def test_an_adapter_resumes_bit_for_bit(make_trainer, rows, base_dir, tmp_path):
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
+def test_a_saved_adapter_is_trained_on(make_trainer, rows, base_dir, tmp_path):
+    add_adapter(AutoDrafter.from_pretrained(base_dir), lora()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is_trainable=True"):
+        make_trainer(tmp_path, rows, drafter=AutoDrafter.from_pretrained(tmp_path))
+    drafter = PeftModel.from_pretrained(AutoDrafter.from_pretrained(base_dir), tmp_path, is_trainable=True)
+    before = {name: tensor.clone() for name, tensor in drafter.state_dict().items()}
+    make_trainer(tmp_path, rows, drafter=drafter, max_steps=3).train()
+    changed = {name for name, tensor in drafter.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed and all("lora_" in name for name in changed)
+
+
 def test_the_sequential_head_is_trained_whole(make_trainer, rows, base_dir, tmp_path):
     drafter = AutoDrafter.from_pretrained(base_dir)
     before = drafter.markov_head.markov_w2.weight.clone()
@@ -111,7 +122,10 @@ def test_adapters_that_cannot_be_loaded(base_dir, target, tmp_path):
     add_adapter(AutoDrafter.from_pretrained(base_dir), lora()).save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
     config = json.loads(path.read_text())
-    for base, message in ((None, "does not say which drafter"), ("/no/such/drafter", "/no/such/drafter")):
+    for base, message in (
+        (None, "does not say which drafter"),
+        ("/no/such/drafter", "/no/such/drafter, which cannot be loaded"),
+    ):
         path.write_text(json.dumps(config | {"base_model_name_or_path": base}))
         with pytest.raises(ValueError, match=message):
             AutoDrafter.from_pretrained(tmp_path)

@@ -38,6 +38,12 @@ def test_tau_is_that_of_generate(make_trainer, target, rows, tmp_path):
     assert "eval_tau" not in make_trainer(tmp_path, rows, eval_rows=rows[:5]).evaluate()
 
 
+def test_several_held_out_sets_are_told_apart(make_trainer, rows, tmp_path):
+    trainer = make_trainer(tmp_path, rows, eval_rows={"chat": rows[:2], "code": rows[2:4]}, **EVALUATION)
+    metrics = trainer.evaluate()
+    assert {"eval_chat_tau", "eval_code_tau", "eval_code_accepted_slot_1"} <= set(metrics)
+
+
 def test_training_goes_on_as_if_nothing_was_decoded(make_trainer, target, rows, tmp_path):
     drafter = make_trainer(tmp_path, rows).model.eval()
     random.seed(3)

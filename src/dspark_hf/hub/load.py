@@ -53,7 +53,14 @@ class AutoDrafter:
         if adapter := _find(repo_or_dir, ADAPTER_CONFIG, where, hub):
             # The drafter below has a place, a revision and a folder of its own.
             below = {name: value for name, value in kwargs.items() if name not in ("subfolder", "revision")}
-            drafter = cls.from_pretrained(base_of_adapter(adapter, where), **below)
+            base = base_of_adapter(adapter, where)
+            try:
+                drafter = cls.from_pretrained(base, **below)
+            except ValueError as error:
+                raise ValueError(
+                    f"The adapter in {where} was trained on the drafter {base}, which cannot be loaded: {error} If it "
+                    "has moved, load it yourself and call PeftModel.from_pretrained(drafter, adapter)."
+                ) from error
             return put_on(drafter, repo_or_dir, _find(repo_or_dir, _CONFIG, where, hub), where, hub)
         config = _read_config(repo_or_dir, where, hub)
         names = _tensor_names(repo_or_dir, where, hub)

@@ -63,6 +63,19 @@ def _linear_layers(drafter: nn.Module) -> list[str]:
     ]
 
 
+def check_trainable(model: nn.Module) -> None:
+    """Check that there is something to train.
+
+    Raises:
+        `ValueError`: If every weight is frozen, as those of an adapter loaded for use are.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "Every weight of this drafter is frozen. To go on training a saved adapter load it with "
+            "PeftModel.from_pretrained(drafter, adapter, is_trainable=True); thaw any other with requires_grad_(True)."
+        )
+
+
 def check_target_head(target: PreTrainedModel) -> None:
     """Check that the target's output head is a plain matrix, which the loss reads.
 

@@ -12,13 +12,8 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 
-def last_checkpoint(folder: str | Path, num_processes: int = 1) -> str | None:
-    """The newest checkpoint in a folder that was written whole, or None.
-
-    Args:
-        folder (`str` or `Path`): A trainer's `output_dir`.
-        num_processes (`int`, *optional*, defaults to 1): Processes that would go on.
-    """
+def last_checkpoint(folder: str | Path) -> str | None:
+    """The newest checkpoint in a folder, a trainer's `output_dir`, that was written whole, or None."""
     found = []
     for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         step = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
@@ -26,7 +21,7 @@ def last_checkpoint(folder: str | Path, num_processes: int = 1) -> str | None:
             found.append((int(step), path))
     for _, path in sorted(found, reverse=True):
         try:
-            check_checkpoint(path, num_processes)
+            check_checkpoint(path)
         except ValueError as error:
             logger.warning(f"{error} It is passed over.")
         else:
@@ -34,22 +29,22 @@ def last_checkpoint(folder: str | Path, num_processes: int = 1) -> str | None:
     return None
 
 
-def check_checkpoint(path: str | Path, num_processes: int = 1) -> None:
+def check_checkpoint(path: str | Path) -> None:
     """Check that a checkpoint was written whole.
 
     Raises:
         `ValueError`: If a part is missing or cut off; the message names it.
     """
     path = Path(path)
-    if reason := _damage(path, num_processes):
+    if reason := _damage(path):
         raise ValueError(
             f"The checkpoint {path} was not written whole ({reason}): saving it was interrupted, or files were lost. "
             "Resume from an earlier one, or with resume_from_checkpoint=True from the newest that is whole."
         )
 
 
-def _damage(path: Path, num_processes: int) -> str | None:
-    # The trainer writes its state after everything else.
+def _damage(path: Path) -> str | None:
+    # The trainer writes its state after everything else, that of other processes included.
     try:
         json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -63,8 +58,4 @@ def _damage(path: Path, num_processes: int) -> str | None:
     for archive in (*path.glob("*.pt"), *path.glob("*.pth"), *path.glob("*.bin")):
         if not zipfile.is_zipfile(archive):
             return f"{archive.name} is cut off"
-    states = {state.name for state in path.glob("rng_state_*.pth")}
-    for rank in range(num_processes):
-        if states and f"rng_state_{rank}.pth" not in states:
-            return f"no rng_state_{rank}.pth"
     return None

@@ -84,7 +84,7 @@ def _checkpoint(training: DraftTrainingArguments, resume: bool) -> str | None:
     asked = training.resume_from_checkpoint
     if asked and str(asked).lower() != "true":
         return asked
-    found = last_checkpoint(training.output_dir, training.world_size)
+    found = last_checkpoint(training.output_dir)
     if found and not (resume or asked):
         raise ValueError(
             f"{training.output_dir} holds a run already, with {Path(found).name}: go on with it (--resume), or choose "

@@ -21,7 +21,7 @@ from dspark_hf.modeling.wrappers import unwrap
 from dspark_hf.ops.blocks import block_targets, slot_weights
 from dspark_hf.publishing import CardFacts, write_card, write_training_record
 
-from .adapters import add_adapter, check_target_head, save_base_config
+from .adapters import add_adapter, check_target_head, check_trainable, save_base_config
 from .arguments import DraftTrainingArguments
 from .callbacks import AnchorEpoch, StepClock
 from .checkpoints import check_checkpoint, last_checkpoint
@@ -90,6 +90,7 @@ class DraftTrainer(Trainer):
             model.config.name_target(unwrap(target))
         if peft_config is not None:
             model = add_adapter(model, peft_config)
+        check_trainable(model)
         self.features = TargetFeatures(target, model.config.target_layer_ids)
         self.num_slots = model.config.num_slots
         given = {name: getattr(args, name) for name in asdict(model.config.loss_weights)}
@@ -120,14 +121,14 @@ class DraftTrainer(Trainer):
             `ValueError`: If the checkpoint is not whole, or with `True` no whole one is there.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(self.args.output_dir, self.args.world_size)
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(
                     f"There is no whole checkpoint in {self.args.output_dir} to resume from; leave "
                     "resume_from_checkpoint out to start anew."
                 )
         elif resume_from_checkpoint:
-            check_checkpoint(resume_from_checkpoint, self.args.world_size)
+            check_checkpoint(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
@@ -248,6 +249,10 @@ class DraftTrainer(Trainer):
             (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # what follows is the state, the mark of a whole checkpoint
+
     def create_model_card(
         self,
         license: str | None = None,
@@ -292,7 +297,9 @@ def _as_list(names: str | list[str] | None) -> list[str]:
 
 
 def _encode(dataset: Any, tokenizer: Any, max_length: int) -> Any:
-    """Rows of conversations as ids and masks; any other dataset as it is."""
+    """Rows of conversations as ids and masks; any other dataset as it is. Several come by name."""
+    if isinstance(dataset, dict):
+        return {name: _encode(part, tokenizer, max_length) for name, part in dataset.items()}
     if dataset is None or not hasattr(dataset, "__len__") or len(dataset) == 0 or "messages" not in dataset[0]:
         return dataset
     if tokenizer is None:
