@@ -9,6 +9,7 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from dspark_hf import AutoDrafter, DraftTrainer
+from dspark_hf.trainers.estimate import estimate_training
 from dspark_hf.trainers.recipe import Recipe, load_recipe
 from dspark_hf.trainers.run import load_rows, train_drafter
 
@@ -55,6 +56,18 @@ def test_a_recipe_is_followed_and_gone_on_with(pair, data, tmp_path, features):
     assert train_drafter(again, *pair)[0].state.global_step == 4
     again.training["resume_from_checkpoint"] = str(out / "checkpoint-2")
     assert train_drafter(again, *pair)[0].state.global_step == 4
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "fields"), [("dflash", {"block_size": 4}), ("eagle3", {"ttt_length": 3})], ids=["dflash", "eagle3"]
+)
+def test_other_algorithms(pair, data, tmp_path, algorithm, fields):
+    training = {**TRAINING, "output_dir": str(tmp_path / "out")}
+    recipe = Recipe(data=str(data), algorithm=algorithm, max_length=64, drafter=fields, training=training)
+    assert estimate_training(recipe, pair[0].config).activations > 0
+    metrics = train_drafter(recipe, *pair)[1]
+    assert metrics["eval_tau"] >= 1
+    assert type(AutoDrafter.from_pretrained(tmp_path / "out")) is recipe.drafter_cls
 
 
 def test_a_drafter_is_adapted(pair, data, tmp_path, tiny_drafter_dir):
