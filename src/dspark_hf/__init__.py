@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dspark_hf.generation import SpeculationConfig, SpeculationStats, attach_drafter, detach_drafter
+    from dspark_hf.generation import PromptLookup, SpeculationConfig, SpeculationStats, attach_drafter, detach_drafter
     from dspark_hf.hub.composite import DSparkForCausalLM
     from dspark_hf.hub.load import AutoDrafter
     from dspark_hf.modeling import (
@@ -35,6 +35,7 @@ __all__ = [
     "DraftTrainingArguments",
     "Eagle3Config",
     "Eagle3Model",
+    "PromptLookup",
     "SpeculationConfig",
     "SpeculationStats",
     "attach_drafter",
@@ -52,6 +53,7 @@ _HOMES = {
     "DraftTrainingArguments": "dspark_hf.trainers",
     "Eagle3Config": "dspark_hf.modeling",
     "Eagle3Model": "dspark_hf.modeling",
+    "PromptLookup": "dspark_hf.generation",
     "SpeculationConfig": "dspark_hf.generation",
     "SpeculationStats": "dspark_hf.generation",
     "attach_drafter": "dspark_hf.generation",

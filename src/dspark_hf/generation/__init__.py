@@ -10,11 +10,20 @@ if TYPE_CHECKING:
     from .attach import attach_drafter, detach_drafter
     from .config import SpeculationConfig
     from .decode import speculative_generate
+    from .lookup import PromptLookup
     from .stats import SpeculationStats
 
-__all__ = ["SpeculationConfig", "SpeculationStats", "attach_drafter", "detach_drafter", "speculative_generate"]
+__all__ = [
+    "PromptLookup",
+    "SpeculationConfig",
+    "SpeculationStats",
+    "attach_drafter",
+    "detach_drafter",
+    "speculative_generate",
+]
 
 _HOMES = {
+    "PromptLookup": "lookup",
     "SpeculationConfig": "config",
     "SpeculationStats": "stats",
     "attach_drafter": "attach",

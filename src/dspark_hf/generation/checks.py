@@ -9,6 +9,7 @@ from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREF
 
 from .config import SpeculationConfig
 from .layout import PromptLayout
+from .lookup import PromptLookup
 from .rewinding import compresses, is_rewindable, keeps_unknown_state, replays
 from .seam import grows_own_inputs
 
@@ -24,6 +25,13 @@ def check_drafter(drafter: Any, speculation: SpeculationConfig) -> None:
         )
     if not isinstance(speculation, SpeculationConfig):
         raise ValueError(f"speculation must be a SpeculationConfig, got {speculation!r}.")
+    if isinstance(drafter, PromptLookup):
+        if speculation.prompt_lookup not in (None, drafter):
+            raise ValueError(
+                "SpeculationConfig(prompt_lookup=...) puts lookup beside a drafter, and the drafter here is a "
+                "PromptLookup itself: leave one of them out."
+            )
+        return
     if speculation.confidence_threshold > 0 and not getattr(drafter.config, "enable_confidence_head", False):
         raise ValueError(
             f"confidence_threshold={speculation.confidence_threshold} needs a drafter with a confidence head, and "
@@ -60,7 +68,8 @@ def check_options(model: PreTrainedModel, generation_config: GenerationConfig) -
         )
     for option, is_set, instead in (
         ("use_cache=False", not generation_config.use_cache, "leave use_cache at True"),
-        ("prompt_lookup_num_tokens", generation_config.prompt_lookup_num_tokens is not None, "pass one drafter only"),
+        ("prompt_lookup_num_tokens", generation_config.prompt_lookup_num_tokens is not None,
+         "leave it out, and use SpeculationConfig(prompt_lookup=True)"),
         ("use_mtp", bool(generation_config.use_mtp), "pass one drafter only"),
         ("assistant_early_exit", generation_config.assistant_early_exit is not None, "pass one drafter only"),
         ("assistant_ensemble_weight", generation_config.assistant_ensemble_weight is not None,

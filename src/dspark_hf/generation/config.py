@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from .lookup import PromptLookup
 from .policy import FixedLength, SurvivalThreshold
 
 
@@ -17,6 +18,11 @@ class SpeculationConfig:
         confidence_threshold (`float`, *optional*, defaults to 0.0):
             Least survival (probability that a slot and all before it are accepted, from the drafter's confidence head)
             of a slot that is verified. 0 verifies every slot. Costs one more host synchronisation per round.
+        prompt_lookup ([`PromptLookup`] or `bool`, *optional*):
+            Whether rows whose latest tokens occurred before are drafted what followed there, and only the others by
+            the drafter. `True` stands for `PromptLookup()`. Without a drafter, lookup alone drafts.
+        safety_net (`bool`, *optional*, defaults to `True`):
+            Whether drafting pauses where next to nothing is accepted ([`SafetyNet`]), and a warning says so.
         check_target (`bool`, *optional*, defaults to `True`):
             Whether a drafter that was made for another target is refused.
         seed (`int`, *optional*):
@@ -31,6 +37,8 @@ class SpeculationConfig:
 
     max_draft_len: int | None = None
     confidence_threshold: float = 0.0
+    prompt_lookup: PromptLookup | bool | None = None
+    safety_net: bool = True
     check_target: bool = True
     seed: int | None = None
     measure_time: bool | None = None
@@ -51,7 +59,15 @@ class SpeculationConfig:
             )
         if self.seed is not None and not _is_int(self.seed):
             raise ValueError(f"seed must be an int or None, got {self.seed!r}.")
-        for name, allowed in (("check_target", (True, False)), ("measure_time", (True, False, None))):
+        if isinstance(self.prompt_lookup, bool):
+            self.prompt_lookup = PromptLookup() if self.prompt_lookup else None
+        if not isinstance(self.prompt_lookup, PromptLookup | None):
+            raise ValueError(f"prompt_lookup must be a PromptLookup, True or None, got {self.prompt_lookup!r}.")
+        for name, allowed in (
+            ("safety_net", (True, False)),
+            ("check_target", (True, False)),
+            ("measure_time", (True, False, None)),
+        ):
             if not any(getattr(self, name) is value for value in allowed):
                 raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}.")
 

@@ -15,6 +15,7 @@ from dspark_hf.modeling.placement import compute_device
 from .checks import check_cache, check_chunks, check_drafter, check_mode, check_options, check_synced
 from .config import SpeculationConfig
 from .layout import PromptLayout
+from .lookup import PromptLookup
 from .peers import Peers
 from .proposing import Proposer
 from .recording import StateRecorder
@@ -55,7 +56,8 @@ def speculative_generate(
         logits_processor (`LogitsProcessorList`): Processors that shape the target's distribution.
         stopping_criteria (`StoppingCriteriaList`): When to stop; exact to the token.
         generation_config (`GenerationConfig`): The prepared config.
-        drafter ([`DSparkModel`]): The drafter; bound to `model` if it is not yet.
+        drafter ([`DSparkModel`] or [`PromptLookup`], *optional*): The drafter; bound to `model` if it is not yet. May
+            be left out where `speculation` has a `prompt_lookup`.
         speculation ([`SpeculationConfig`], *optional*): How to speculate.
         streamer (`BaseStreamer`, *optional*): Gets tokens as they are made, see [`Transcript`].
         synced_gpus (`bool`, *optional*): Whether the target is sharded over processes, so that rounds must go on until
@@ -73,6 +75,7 @@ def speculative_generate(
     (https://arxiv.org/abs/2606.19348).
     """
     speculation = SpeculationConfig() if speculation is None else speculation
+    drafter = getattr(speculation, "prompt_lookup", None) if drafter is None else drafter
     check_drafter(drafter, speculation)
     check_mode(generation_config.get_generation_mode(), generation_config)
     check_options(model, generation_config)
@@ -131,9 +134,9 @@ class SpeculativeLoop:
             logits_processor, bool(generation_config.do_sample), input_ids.shape[0], speculation.seed
         )
         self.recorder = StateRecorder(model, cache, generation_config)
-        self.target = TargetRunner(
-            model, drafter.config.target_layer_ids, model_kwargs, layout, rules.max_length, self.recorder
-        )
+        is_lookup = isinstance(drafter, PromptLookup)
+        taps = [] if is_lookup else drafter.config.target_layer_ids
+        self.target = TargetRunner(model, taps, model_kwargs, layout, rules.max_length, self.recorder)
         self.peers = Peers(synced_gpus, input_ids.device)
         # A single row has ended when all is over.
         keeps_rows = is_returned or synced_gpus or input_ids.shape[0] == 1 or not self.target.can_drop_rows
@@ -142,18 +145,19 @@ class SpeculativeLoop:
         self.needs_level_rows = (
             self.chooser.in_order or streamer is not None or rules.needs_level_rows or self.recorder.is_on
         )
+        self.prompt_mask = model_kwargs.get("attention_mask")
         # Embeddings take the place of ids.
         has_ids = model_kwargs.get("inputs_embeds") is None
         self.context = DraftContext(
             drafter,
             cache,
             layout,
-            model_kwargs.get("attention_mask"),
-            is_left=is_returned,
+            self.prompt_mask,
+            is_left=is_returned and not is_lookup,
             ids=input_ids[:, layout.num_cached - layout.shift :] if has_ids else None,
         )
         self.proposer = Proposer(
-            drafter, speculation.length_policy(), self.chooser, self.transcript, self.watch, self.context, synced_gpus
+            drafter, speculation, self.chooser, self.transcript, self.stats, self.watch, self.context, synced_gpus
         )
 
     def run(self) -> Tensor | GenerateDecoderOnlyOutput:
@@ -161,6 +165,7 @@ class SpeculativeLoop:
         transcript = self.transcript
         try:
             logits = self._read_prompt()
+            self.proposer.read_prompt(self.prompt_mask, logits.shape[-1])
             num_rows = len(transcript.lens)
             transcript.in_step = num_rows > 1 and (self.needs_level_rows or not self.target.takes_uneven_rows)
             self.settler.settle(logits, transcript.ids[:, :0], None, [0] * num_rows)
@@ -207,11 +212,13 @@ class SpeculativeLoop:
             logits = self.target.verify(transcript.ids, lens, num_block)
         self.stats.rounds += 1
         num_taken, accepted_lens = self.settler.settle(logits, offer.ids, offer.probs, offer.lens)
+        self.proposer.learn(offer, accepted_lens, num_taken)
         accepted_lens = [min(pair) for pair in zip(accepted_lens, num_taken, strict=True)]
         for row in range(len(live)):
             if live[row]:
-                self.stats.record(row_ids[row], offer.lens[row], accepted_lens[row], num_taken[row])
-        self.confidences.note(live, offer.confidence_logits)
+                looked_up = offer.from_lookup[row] and offer.lens[row] > 0
+                self.stats.record(row_ids[row], offer.lens[row], accepted_lens[row], num_taken[row], looked_up)
+        self.confidences.note(live, offer.confidence_logits, offer.from_drafter)
         if self.recorder.is_on:
             # Rows then grow in step.
             self.recorder.note_block(self.target.outputs, num_taken[0], self.target.num_replayed)
@@ -247,6 +254,7 @@ class SpeculativeLoop:
         if rows is not None:
             self.transcript.keep(rows)
             self.context.select(rows)
+            self.proposer.select(rows)
 
     def _catch_up(self) -> None:
         """Process the padding of rows that ended early, up to the longest row: its cache and scores are returned."""

@@ -1,4 +1,4 @@
-"""What is offered to a round's verification: the drafter's proposal, cut by the length policy.
+"""What is offered to a round's verification: lookup drafts first, else the drafter's, cut by policy and safety net.
 
 Shapes: B rows at work, n drafts of a round, V vocabulary, L taps, E hidden size.
 """
@@ -8,14 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dspark_hf.modeling.drafting import Proposal
 from dspark_hf.ops.verify import survival
 
+from .config import SpeculationConfig
 from .context import PendingContext
-from .policy import FixedLength
+from .lookup import LookupSource, PromptLookup
+from .safety import CollapseWarning, SafetyNet
 from .sampling import TokenChooser
-from .stats import Stopwatch
+from .stats import SpeculationStats, Stopwatch
 from .transcript import Transcript
 
 
@@ -28,23 +31,28 @@ class Offer:
         probs (`torch.FloatTensor` of shape `(rows, n, vocab)`, *optional*): What they were drawn from; None in greedy
             decoding, and without drafts.
         lens (`list[int]`): How many drafts each row is offered.
+        from_lookup (`list[bool]`): Rows whose drafts were looked up.
+        from_drafter (`list[bool]`): Rows that the drafter was asked for.
         confidence_logits (`torch.Tensor` of shape `(rows, slots)`, *optional*): The drafter's, of all it drafted.
     """
 
     ids: Tensor
     probs: Tensor | None
     lens: list[int]
+    from_lookup: list[bool]
+    from_drafter: list[bool]
     confidence_logits: Tensor | None = None
 
 
 class Proposer:
-    """Makes the offers of one generation.
+    """Makes the offers of one generation. What is offered depends on nothing but tokens and rounds before it.
 
     Args:
-        drafter ([`DSparkModel`]): The drafter.
-        policy ([`FixedLength`]): Decides how many drafts are verified.
+        drafter ([`DSparkModel`] or [`PromptLookup`]): The drafter.
+        speculation ([`SpeculationConfig`]): How to speculate.
         chooser ([`TokenChooser`]): Picks draft tokens.
         transcript ([`Transcript`]): The tokens so far.
+        stats ([`SpeculationStats`]): Counts what the safety net does.
         watch ([`Stopwatch`]): Measures the drafter.
         context ([`PendingContext`]): What the drafter has read.
         is_synced (`bool`): Whether every round must run the drafter, because its embedding and head are sharded.
@@ -53,52 +61,112 @@ class Proposer:
     def __init__(
         self,
         drafter: Any,
-        policy: FixedLength,
+        speculation: SpeculationConfig,
         chooser: TokenChooser,
         transcript: Transcript,
+        stats: SpeculationStats,
         watch: Stopwatch,
         context: PendingContext,
         is_synced: bool = False,
     ):
-        self._drafter = drafter
-        self._policy = policy
-        self._chooser = chooser
-        self._transcript = transcript
-        self._watch = watch
+        has_model = not isinstance(drafter, PromptLookup)
+        lookup = speculation.prompt_lookup if has_model else drafter
+        self._policy = speculation.length_policy()
+        self._chooser, self._transcript, self._stats, self._watch = chooser, transcript, stats, watch
+        self._drafter = drafter if has_model else None
         self._context = context
         self._is_synced = is_synced
-        self._num_slots = policy.limit(drafter.config.num_slots)
+        self._num_slots = self._policy.limit(drafter.config.num_slots) if has_model else 0
+        self._vocab_size = 0
+        self._net = SafetyNet(speculation.safety_net)
+        self._warning = CollapseWarning(drafter, transcript) if has_model and speculation.safety_net else None
+        self._lookup = None if lookup is None else LookupSource(lookup, SafetyNet(speculation.safety_net))
+
+    def read_prompt(self, mask: Tensor | None, vocab_size: int) -> None:
+        """Look at the prompt, of which the transcript holds the ids.
+
+        Args:
+            mask (`torch.Tensor` of shape `(rows, columns)`, *optional*): Its attention mask.
+            vocab_size (`int`): Tokens that the target tells apart.
+        """
+        self._vocab_size = vocab_size
+        if self._lookup is not None:
+            self._lookup.read_prompt(self._transcript.prefix, mask)
+
+    def select(self, rows: list[int]) -> None:
+        """Go on with these rows only."""
+        if self._lookup is not None:
+            self._lookup.select(rows)
 
     def propose(self) -> Offer:
         """Draft what the rows have room for."""
-        transcript = self._transcript
-        live = transcript.live
+        live = self._transcript.live
         # A round makes one token more than it has drafts.
-        limits = [
-            min(self._num_slots, left - 1) if is_live else 0
-            for left, is_live in zip(transcript.num_left, live, strict=True)
-        ]
-        if max(limits) == 0:
-            self.idle()
-            return Offer(transcript.ids[:, :0], None, limits)
+        room = [left - 1 if is_live else 0 for left, is_live in zip(self._transcript.num_left, live, strict=True)]
         with self._watch.part("drafter"):
-            # Some drafters use embedding and head once a slot.
-            proposal = self._draft(self._num_slots if self._is_synced else max(limits))
-            lens = limits
-            if self._policy.needs_survival:
-                lens = self._policy.choose(limits, survival(proposal.confidence_logits))
-        if transcript.in_step:
+            found, proposal, lens, asked = self._draft(room)
+        if self._transcript.in_step:
             # No row can use more drafts than the shortest offer.
             lens = [min(n for n, is_live in zip(lens, live, strict=True) if is_live)] * len(live)
-        return self._offer(proposal, lens)
+        num_drafts = max(lens)
+        ids, probs = self._transcript.ids[:, :0], None
+        if num_drafts > 0:
+            ids, probs = self._merge(found, proposal, num_drafts)
+        if not all(live):
+            # What plain generate() feeds to rows that have ended.
+            ids = torch.where(torch.tensor(live, device=ids.device).unsqueeze(1), ids, self._transcript.pad_id)
+        confidence_logits = None if proposal is None else proposal.confidence_logits
+        return Offer(ids, probs, lens, [bool(drafts) for drafts in found], asked, confidence_logits)
 
     def idle(self) -> None:
         """Run the drafter for the sake of other processes, if there are any."""
-        if self._is_synced:
+        if self._is_synced and self._drafter is not None:
             anchor_ids = self._transcript.anchor_ids.to(self._drafter.device)
             self._drafter.propose(self._context.state(), anchor_ids, num_slots=self._num_slots)
 
-    def _draft(self, num_slots: int) -> Proposal:
+    def learn(self, offer: Offer, accepted_lens: list[int], num_taken: list[int]) -> None:
+        """Look at what a verification accepted, before rows leave.
+
+        Args:
+            offer ([`Offer`]): What was verified.
+            accepted_lens (`list[int]`): Drafts that stood, of each row.
+            num_taken (`list[int]`): Tokens that each row took, which may be fewer.
+        """
+        gains = [max(count - 1, 0) for count in num_taken]
+        if self._lookup is not None:
+            self._lookup.learn(offer.from_lookup, offer.lens, accepted_lens, gains)
+        if self._drafter is None:
+            return
+        self._net.learn([gain for gain, asked in zip(gains, offer.from_drafter, strict=True) if asked])
+        self._stats.paused_rounds += self._net.was_paused
+        if self._warning is not None:
+            judged = [asked and num > 0 for asked, num in zip(offer.from_drafter, offer.lens, strict=True)]
+            self._warning.learn(offer.ids, judged, accepted_lens, num_taken, self._net.has_paused)
+
+    def _draft(self, room: list[int]) -> tuple[list[list[int]], Proposal | None, list[int], list[bool]]:
+        """Lookup drafts and the drafter's proposal for the rows without, drafts per row, and rows it was asked for."""
+        found = [[] for _ in room]
+        if self._lookup is not None:
+            limit = self._lookup.net.limit(self._policy.limit(self._lookup.num_slots))
+            found = self._lookup.draft(self._transcript, [min(limit, space) for space in room])
+        lens = [len(drafts) for drafts in found]
+        limit = 0
+        if self._drafter is not None:
+            limit = self._net.limit(self._num_slots)
+        asked = [limit > 0 and space > 0 and not drafts for space, drafts in zip(room, found, strict=True)]
+        lens = [min(limit, space) if ask else n for n, ask, space in zip(lens, asked, room, strict=True)]
+        proposal = None
+        if any(asked):
+            longest = max(n for n, ask in zip(lens, asked, strict=True) if ask)
+            # Some drafters use embedding and head once a slot.
+            proposal = self._ask_drafter(self._num_slots if self._is_synced else longest)
+        else:
+            self.idle()
+        if self._policy.needs_survival and max(lens) > 0:
+            lens = self._policy.choose(lens, self._survival(found, proposal, max(lens)))
+        return found, proposal, lens, asked
+
+    def _ask_drafter(self, num_slots: int) -> Proposal:
         transcript = self._transcript
         return self._drafter.propose(
             self._context.state(),
@@ -107,12 +175,40 @@ class Proposer:
             pick=self._chooser.draft_picker(transcript.ids, transcript.lens, transcript.row_ids),
         )
 
-    def _offer(self, proposal: Proposal, lens: list[int]) -> Offer:
-        transcript, num_drafts = self._transcript, max(lens)
-        ids = proposal.ids[:, :num_drafts].to(transcript.ids.device)
-        if not all(transcript.live):
-            # What plain generate() feeds to rows that have ended.
-            is_live = torch.tensor(transcript.live, device=ids.device).unsqueeze(1)
-            ids = torch.where(is_live, ids, transcript.pad_id)
-        has_probs = proposal.probs is not None and num_drafts > 0
-        return Offer(ids, proposal.probs[:, :num_drafts] if has_probs else None, lens, proposal.confidence_logits)
+    def _survival(self, found: list[list[int]], proposal: Proposal | None, num_drafts: int) -> Tensor:
+        """Survival `(rows, n)`; that of lookup drafts is estimated from earlier rounds."""
+        if proposal is None:
+            return self._lookup.survival(num_drafts).expand(len(found), -1)
+        values = survival(proposal.confidence_logits)
+        if not any(found):
+            return values
+        values = pad(values, (0, num_drafts - values.shape[1]))
+        return torch.where(_are_found(found, values.device), self._lookup.survival(num_drafts).to(values), values)
+
+    def _merge(
+        self, found: list[list[int]], proposal: Proposal | None, num_drafts: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Drafts `(rows, n)` of both sources, and their distributions where tokens are drawn."""
+        device = self._transcript.ids.device
+        if not any(found):
+            probs = proposal.probs
+            return proposal.ids[:, :num_drafts].to(device), None if probs is None else probs[:, :num_drafts]
+        rows = [(drafts + [0] * num_drafts)[:num_drafts] for drafts in found]
+        ids, probs = torch.tensor(rows, device=device), None
+        if self._chooser.do_sample:
+            one_hot = torch.zeros(*ids.shape, self._vocab_size, device=device)
+            probs = one_hot.scatter_(-1, ids.unsqueeze(-1), 1.0)
+        if proposal is None:
+            return ids, probs
+        missing = max(0, num_drafts - proposal.ids.shape[1])
+        are_found = _are_found(found, device)
+        ids = torch.where(are_found, ids, pad(proposal.ids[:, :num_drafts].to(device), (0, missing)))
+        if probs is not None:
+            drawn = pad(proposal.probs[:, :num_drafts].to(device), (0, 0, 0, missing))
+            probs = torch.where(are_found.unsqueeze(-1), probs, drawn)
+        return ids, probs
+
+
+def _are_found(found: list[list[int]], device: torch.device) -> Tensor:
+    """Rows with lookup drafts, `(rows, 1)` bool."""
+    return torch.tensor([bool(drafts) for drafts in found], device=device).unsqueeze(1)

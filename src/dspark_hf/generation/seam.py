@@ -107,14 +107,16 @@ def _wrap_generate(original: Callable) -> Callable:
             attached = attached_drafter(self)
             if attached is not None:
                 given["assistant_model"] = _on_device_of(self, attached)
+            elif (lookup := getattr(speculation, "prompt_lookup", None)) is not None:
+                given["assistant_model"] = lookup
         if not _is_drafter(given.get("assistant_model")):
             if speculation is None or speculation is False:
                 return original(self, *args, **kwargs)
             if has_own_loop:
                 return original(self, *args, speculation=speculation, **kwargs)
             raise ValueError(
-                "speculation= was given without a drafter: pass assistant_model=drafter, or attach one with "
-                "attach_drafter(model, drafter)."
+                "speculation= was given without a drafter: pass assistant_model=drafter, attach one with "
+                "attach_drafter(model, drafter), or go without one: SpeculationConfig(prompt_lookup=True)."
             )
         if speculation is False:
             raise ValueError("speculation=False and assistant_model=drafter contradict each other: leave one out.")

@@ -22,6 +22,8 @@ class SpeculationStats:
         accepted_lens (`list[int]`): Drafts that became output.
         emitted_lens (`list[int]`): Tokens that became output, the target's own included.
         row_ids (`list[int]`): Sequence of each verification.
+        from_lookup (`list[bool]`): Whether its drafts were looked up in the text (see [`PromptLookup`]).
+        paused_rounds (`int`): Rounds in which the safety net kept the drafter from drafting.
         confidences (`list[list[float]]`): Confidence of each drafted slot; empty for a drafter without that head.
         total_seconds (`float`): Wall time of the decoding loop, prefill included.
         prefill_seconds, target_seconds, drafter_seconds (`float` or `None`):
@@ -35,6 +37,8 @@ class SpeculationStats:
     accepted_lens: list[int] = field(default_factory=list)
     emitted_lens: list[int] = field(default_factory=list)
     row_ids: list[int] = field(default_factory=list)
+    from_lookup: list[bool] = field(default_factory=list)
+    paused_rounds: int = 0
     confidences: list[list[float]] = field(default_factory=list)
     total_seconds: float = 0.0
     prefill_seconds: float | None = None
@@ -50,6 +54,21 @@ class SpeculationStats:
     def verified_tokens(self) -> int:
         """Drafts verified in all."""
         return sum(self.verified_lens)
+
+    @property
+    def lookup_verifications(self) -> int:
+        """Verifications of drafts that were looked up."""
+        return sum(self.from_lookup)
+
+    @property
+    def lookup_verified_tokens(self) -> int:
+        """Drafts verified that were looked up."""
+        return sum(num for num, looked_up in zip(self.verified_lens, self.from_lookup, strict=True) if looked_up)
+
+    @property
+    def lookup_accepted_tokens(self) -> int:
+        """Drafts accepted that were looked up."""
+        return sum(num for num, looked_up in zip(self.accepted_lens, self.from_lookup, strict=True) if looked_up)
 
     @property
     def rest_seconds(self) -> float | None:
@@ -111,8 +130,11 @@ class SpeculationStats:
             counts.append((judged, accepted))
         return counts
 
-    def record(self, row_id: int, verified_len: int, accepted_len: int, emitted_len: int) -> None:
+    def record(
+        self, row_id: int, verified_len: int, accepted_len: int, emitted_len: int, from_lookup: bool = False
+    ) -> None:
         """Note one verification."""
+        self.from_lookup.append(from_lookup)
         self.row_ids.append(row_id)
         self.verified_lens.append(verified_len)
         self.accepted_lens.append(accepted_len)
@@ -126,6 +148,13 @@ class SpeculationStats:
         ]
         if self.slot_rates:
             lines.append("accepted per slot, all before accepted: " + " ".join(f"{r:.2f}" for r in self.slot_rates))
+        if self.lookup_verifications:
+            lines.append(
+                f"looked up: {self.lookup_verified_tokens} drafts in {self.lookup_verifications} of "
+                f"{len(self.from_lookup)} verifications, {self.lookup_accepted_tokens} accepted"
+            )
+        if self.paused_rounds:
+            lines.append(f"paused by the safety net: {self.paused_rounds} of {self.rounds} rounds")
         if self.target_seconds is not None:
             lines.append(
                 f"seconds: {self.total_seconds:.3f} = prefill {self.prefill_seconds:.3f} + target "
@@ -141,25 +170,25 @@ class ConfidenceLog:
     """Keeps each round's confidence on its device, so that reading it costs one wait at the end."""
 
     def __init__(self) -> None:
-        self._rounds: list[tuple[torch.Tensor | None, list[bool]]] = []
+        self._rounds: list[tuple[torch.Tensor | None, list[bool], list[bool]]] = []
 
-    def note(self, live: list[bool], logits: torch.Tensor | None) -> None:
-        """Keep a round's logits `(rows, slots)`, if there are any, of the rows that are verified."""
-        self._rounds.append((logits, list(live)))
+    def note(self, live: list[bool], logits: torch.Tensor | None, drafted: list[bool]) -> None:
+        """Keep a round's logits `(rows, slots)`, if there are any, of the live rows; only the drafted have any."""
+        self._rounds.append((logits, list(live), list(drafted)))
 
     def read(self) -> list[list[float]]:
         """Confidences of each verification, in order; empty if no round had any."""
-        tensors = [logits for logits, _ in self._rounds if logits is not None]
+        tensors = [logits for logits, _, _ in self._rounds if logits is not None]
         if not tensors:
             return []
         flat = iter(torch.cat([logits.flatten().float() for logits in tensors]).sigmoid().tolist())
         rows = []
-        for logits, live in self._rounds:
+        for logits, live, drafted in self._rounds:
             width = 0 if logits is None else logits.shape[1]
-            for is_live in live:
+            for is_live, is_drafted in zip(live, drafted, strict=True):
                 row = [next(flat) for _ in range(width)]
                 if is_live:
-                    rows.append(row)
+                    rows.append(row if is_drafted else [])
         return rows
 
 

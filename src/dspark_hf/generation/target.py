@@ -177,15 +177,19 @@ class TargetRunner:
     def take_prompt(self) -> Iterator[Tensor]:
         """Features `(batch, tokens, taps * hidden)` of the latest pass, in pieces, so that no copy of all is made."""
         taps, self._taps_of_pass = self._taps_of_pass, []
+        if not taps:
+            return
         for begin in range(0, taps[0].shape[1], PIECE_LEN):
             yield torch.cat([tap[:, begin : begin + PIECE_LEN].to(taps[0].device) for tap in taps], -1)
 
-    def take_features(self, num_tokens: int | None = None, rows: list[int] | None = None) -> Tensor:
+    def take_features(self, num_tokens: int | None = None, rows: list[int] | None = None) -> Tensor | None:
         """Features `(batch, num_tokens, taps * hidden)` of the latest pass's first tokens; to be taken once.
 
-        `rows` are those to take them of, as left in the batch.
+        None without taps. `rows` are those to take them of, as left in the batch.
         """
         taps, self._taps_of_pass = self._taps_of_pass, []
+        if not taps:
+            return None
         device = taps[0].device
         taps = [tap[:, :num_tokens] if rows is None else tap[rows, :num_tokens] for tap in taps]
         return torch.cat([tap.to(device) for tap in taps], -1)
@@ -250,12 +254,12 @@ class TargetRunner:
         if "logits_to_keep" in inputs:
             inputs["logits_to_keep"] = num_logits
         if self._recorder is None:
-            outputs = self._model(**inputs, output_hidden_states=self._taps, return_dict=True)
+            outputs = self._model(**inputs, output_hidden_states=self._taps or False, return_dict=True)
         else:
             records = {"output_attentions": True} if self._recorder.attentions is not None else {}
             outputs = self._model(**inputs, **records, output_hidden_states=True, return_dict=True)
             self.outputs = outputs
-        if outputs.hidden_states is None:
+        if self._taps and outputs.hidden_states is None:
             raise ValueError(
                 f"{type(self._model).__name__} returns no hidden states, so a drafter cannot read it. Generate "
                 "without a drafter."

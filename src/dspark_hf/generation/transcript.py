@@ -33,6 +33,7 @@ class Transcript:
         lens (`list[int]`): Tokens of each row so far, prompt and its padding included.
         row_ids (`list[int]`): Place of each row in the batch.
         finished (`list[bool]`): Rows that a stopping rule has ended.
+        new_ids (`list[list[int]]`): New tokens of each row, on the host.
         in_step (`bool`): Whether all rows must have the same length after every token.
         num_made (`int`): New tokens of all rows, padding left out.
         scores, logits (`list[torch.FloatTensor]` or `None`): One `(batch, vocab)` per new token, if asked for.
@@ -54,6 +55,7 @@ class Transcript:
         self._unpadded_lens = list(self.lens)
         self.row_ids = list(range(batch_size))
         self.finished = [False] * batch_size
+        self.new_ids: list[list[int]] = [[] for _ in range(batch_size)]
         self.in_step = False
         self.num_made = 0
         self.keeps_rows = keeps_rows
@@ -181,6 +183,7 @@ class Transcript:
             if not live[row]:
                 self.ids[row, self.lens[row]] = tokens[row] = self.pad_id
             self.lens[row] += 1
+            self.new_ids[row].append(tokens[row])
             if live[row]:
                 self._unpadded_lens[row] = self.lens[row]
                 self.num_made += 1
@@ -228,9 +231,8 @@ class Transcript:
         for row in set(range(len(self.lens))) - set(rows):
             self._ended[self.row_ids[row]] = self.ids[row, : self.lens[row]].clone()
         self.ids = self.ids[rows]
-        self.lens, self._unpadded_lens, self.row_ids, self.finished = (
-            [values[row] for row in rows] for values in (self.lens, self._unpadded_lens, self.row_ids, self.finished)
-        )
+        for name in ("lens", "_unpadded_lens", "row_ids", "finished", "new_ids"):
+            setattr(self, name, [getattr(self, name)[row] for row in rows])
 
     def end_round(self, accepted_len: int) -> None:
         """Hand the round's tokens to a streamer that wants whole rounds."""

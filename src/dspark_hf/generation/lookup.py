@@ -1,0 +1,182 @@
+"""Prompt lookup: drafts copied from where the row's latest tokens occurred before.
+
+No model makes them, so they cost next to nothing. They follow from the row's own tokens, which makes q one-hot: a
+draft is accepted with the target's probability of it.
+Source: Saxena 2023, prompt lookup decoding (https://github.com/apoorvumang/prompt-lookup-decoding).
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dspark_hf.modeling.context import DraftState
+
+from .safety import SafetyNet
+from .transcript import Transcript
+
+# What the share of right drafts is taken to be before any was seen, and for how many drafts that counts.
+_PRIOR_RATE, _PRIOR_WEIGHT = 0.7, 10
+
+
+class PromptLookup:
+    """A drafter without a model, for texts that repeat themselves or their prompt: code, summaries, edits, quotes.
+
+    Pass it to `generate()` as `assistant_model`, or beside a drafter as `SpeculationConfig(prompt_lookup=...)`: rows
+    whose latest tokens occurred before then get what followed there, the others the drafter's proposal.
+
+    Args:
+        num_slots (`int`, *optional*, defaults to 8): Most drafts of a round.
+        min_ngram (`int`, *optional*, defaults to 2): Fewest tokens that must agree.
+        max_ngram (`int`, *optional*, defaults to 4): Most tokens that are compared; longer agreements count more.
+
+    Attributes:
+        last_stats ([`SpeculationStats`] or `None`): What happened in the latest `generate()` with it as its drafter.
+
+    Raises:
+        `ValueError`: If a number is out of range.
+    """
+
+    is_drafter = True
+    # There is nothing to move.
+    device = torch.device("cpu")
+
+    def __init__(self, num_slots: int = 8, min_ngram: int = 2, max_ngram: int = 4):
+        for name, value in (("num_slots", num_slots), ("min_ngram", min_ngram), ("max_ngram", max_ngram)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive int, got {value!r}.")
+        if min_ngram > max_ngram:
+            raise ValueError(
+                f"min_ngram must not exceed max_ngram, got {min_ngram} and {max_ngram}; raise max_ngram as well."
+            )
+        self.num_slots = num_slots
+        self.min_ngram = min_ngram
+        self.max_ngram = max_ngram
+        self.last_stats = None
+
+    def bind(self, target: Any, check_name: bool = True) -> "PromptLookup":
+        """Nothing to do: lookup serves every target."""
+        return self
+
+    def is_bound_to(self, target: Any) -> bool:
+        """Whether it may draft for `target`: always."""
+        return True
+
+    def start(self, batch_size: int) -> DraftState:
+        """A context that stays empty: lookup reads tokens, not features."""
+        return DraftState(batch_size, num_layers=0)
+
+    def to(self, device: torch.device) -> "PromptLookup":
+        """Nothing to do: lookup happens on the host."""
+        return self
+
+    def __repr__(self) -> str:
+        return f"PromptLookup(num_slots={self.num_slots}, min_ngram={self.min_ngram}, max_ngram={self.max_ngram})"
+
+
+class NgramIndex:
+    """Where each short sequence of one row's tokens occurred last.
+
+    Args:
+        lookup ([`PromptLookup`]): Which lengths to look up.
+        ids (`Iterable[int]`): The first tokens.
+    """
+
+    def __init__(self, lookup: PromptLookup, ids: Iterable[int]):
+        self._sizes = range(lookup.min_ngram, lookup.max_ngram + 1)
+        self._ids: list[int] = []
+        self._places: dict[tuple[int, ...], int] = {}
+        self.extend(ids)
+
+    def extend(self, ids: Iterable[int]) -> None:
+        """Append tokens."""
+        known, places = self._ids, self._places
+        for token in ids:
+            # What ends here has something to copy only now that a token follows it.
+            place = len(known)
+            for size in self._sizes:
+                if size > place:
+                    break
+                places[tuple(known[place - size :])] = place
+            known.append(token)
+
+    def draft(self, num_drafts: int) -> list[int]:
+        """What followed the longest suffix that occurred before, where it occurred last; empty if none did."""
+        known = self._ids
+        for size in reversed(self._sizes):
+            place = self._places.get(tuple(known[-size:])) if size <= len(known) else None
+            if place is not None:
+                # Past the end the copy goes on with itself, as a text that repeats does.
+                period = len(known) - place
+                return [known[place + slot % period] for slot in range(num_drafts)]
+        return []
+
+
+class LookupSource:
+    """Lookup drafts of one generation.
+
+    Args:
+        lookup ([`PromptLookup`]): What to look up.
+        net ([`SafetyNet`]): Limits drafts where the text does not repeat itself.
+    """
+
+    def __init__(self, lookup: PromptLookup, net: SafetyNet):
+        self.num_slots = lookup.num_slots
+        self.net = net
+        self._lookup = lookup
+        self._indexes: list[NgramIndex] = []
+        self._num_read: list[int] = []
+        self._num_accepted = self._num_judged = 0
+
+    def read_prompt(self, ids: Tensor, mask: Tensor | None) -> None:
+        """Index each row's prompt, without padding.
+
+        Args:
+            ids (`torch.LongTensor` of shape `(rows, prompt)`): The prompt.
+            mask (`torch.Tensor` of shape `(rows, columns)`, *optional*): Its attention mask, the last columns of which
+                are the ids'.
+        """
+        rows, num_ids = ids.tolist(), ids.shape[1]
+        if mask is not None and mask.shape[1] >= num_ids:
+            kept = mask[:, mask.shape[1] - num_ids :].tolist()
+            rows = [
+                [token for token, keep in zip(*pair, strict=True) if keep] for pair in zip(rows, kept, strict=True)
+            ]
+        self._indexes = [NgramIndex(self._lookup, row) for row in rows]
+        self._num_read = [0] * len(rows)
+
+    def select(self, rows: list[int]) -> None:
+        """Go on with these rows only."""
+        self._indexes = [self._indexes[row] for row in rows]
+        self._num_read = [self._num_read[row] for row in rows]
+
+    def draft(self, transcript: Transcript, limits: list[int]) -> list[list[int]]:
+        """At most `limits[row]` drafts of each row; none where its latest tokens are new."""
+        found = []
+        for row, (index, limit) in enumerate(zip(self._indexes, limits, strict=True)):
+            new_ids = transcript.new_ids[row]
+            index.extend(new_ids[self._num_read[row] :])
+            self._num_read[row] = len(new_ids)
+            found.append(index.draft(limit) if limit > 0 else [])
+        return found
+
+    def survival(self, num_slots: int) -> Tensor:
+        """Estimated survival `(1, num_slots)`: a row's chances at a slot are what they were in earlier rounds."""
+        rate = (_PRIOR_RATE * _PRIOR_WEIGHT + self._num_accepted) / (_PRIOR_WEIGHT + self._num_judged)
+        return torch.full((1, num_slots), rate).cumprod(-1)
+
+    def learn(self, used: list[bool], lens: list[int], accepted_lens: list[int], gains: list[int]) -> None:
+        """Look at what a verification accepted.
+
+        Args:
+            used (`list[bool]`): Rows whose drafts were looked up.
+            lens (`list[int]`): How many of them were verified.
+            accepted_lens (`list[int]`): How many stood.
+            gains (`list[int]`): How many became output.
+        """
+        for was_used, num, accepted_len in zip(used, lens, accepted_lens, strict=True):
+            if was_used:
+                self._num_accepted += accepted_len
+                self._num_judged += min(accepted_len + 1, num)
+        self.net.learn([gain for gain, was_used in zip(gains, used, strict=True) if was_used])
