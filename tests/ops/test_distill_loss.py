@@ -37,7 +37,9 @@ def assert_equal_to_reference(inputs, **options):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("options", [{}, {"ce_weight": 1.0, "tv_weight": 0.0}, {"tv_weight": 3.0}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"ce_weight": 1.0, "tv_weight": 0.0}, {"tv_weight": 3.0}, {"softcap": 2.0}], ids=str
+)
 def test_equals_the_formula(case, options):
     assert_equal_to_reference(make_inputs(*case), **options)
 
@@ -45,6 +47,12 @@ def test_equals_the_formula(case, options):
 def test_without_sequential_head():
     inputs = make_inputs(63, 100, 8) | {"markov_states": None, "markov_weight": None}
     assert_equal_to_reference(inputs)
+
+
+def test_log_norm_of_capped_logits():
+    hidden, weight = torch.randn(9, 24), torch.randn(50, 24)
+    capped = 3 * torch.tanh(hidden @ weight.T / 3)
+    torch.testing.assert_close(streamed_log_norm(hidden, weight, 4, softcap=3.0), capped.logsumexp(-1))
 
 
 def test_reduced_vocabulary():

@@ -34,7 +34,9 @@ def make_trainer(target):
     """`make_trainer(folder, rows, **fields and arguments)`: the same fresh drafter every time."""
     fields_of_drafter = ("markov_rank", "draft_vocab_size", "num_hidden_layers", "block_size")
 
-    def make(folder, rows, *, eval_rows=None, callbacks=None, drafter=None, peft_config=None, **arguments):
+    def make(
+        folder, rows, *, eval_rows=None, callbacks=None, drafter=None, peft_config=None, target=target, **arguments
+    ):
         fields = {name: arguments.pop(name) for name in fields_of_drafter if name in arguments}
         torch.manual_seed(2)
         if drafter is None:

@@ -1,9 +1,11 @@
 """One trainer for every kind of drafter: loss, overfitting, resuming, and generation with what was trained."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import TrainerCallback
+from transformers import Gemma2Config, Gemma2ForCausalLM, TrainerCallback
 
 from dspark_hf import AutoDrafter, DFlashModel, DSparkModel, Eagle3Model
 from dspark_hf.ops.blocks import block_targets
@@ -102,3 +104,36 @@ def test_a_drafter_with_a_head_of_its_own_is_not_trained(make_trainer, target, t
     drafter = Eagle3Model.from_target(target, own_lm_head=True)
     with pytest.raises(ValueError, match="output head of its own"):
         make_trainer(tmp_path, rows, drafter=drafter)
+
+
+def test_targets_that_cap_their_logits(make_trainer, tmp_path, rows):
+    """What the loss takes for the target's distribution is the target's."""
+    torch.manual_seed(0)
+    config = Gemma2Config(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=4, head_dim=8,
+                          num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3,
+                          final_logit_softcapping=5.0, query_pre_attn_scalar=8)  # fmt: skip
+    target = Gemma2ForCausalLM(config).eval()
+    torch.manual_seed(3)
+    drafter = DSparkModel.from_target(target, num_hidden_layers=1, block_size=4, markov_rank=8, num_anchors=8)
+    trainer = make_trainer(tmp_path, rows[:4], drafter=drafter, target=target, max_steps=1,
+                           ce_weight=0.0, tv_weight=1.0, confidence_weight=0.0, slot_decay=1e6)  # fmt: skip
+    batch = trainer.data_collator(rows[:4])
+    features, _ = trainer.features(batch["input_ids"], batch["attention_mask"])
+    places = [batch[name] for name in ("input_ids", "loss_mask", "anchors", "anchor_mask")]
+    _, source, mask = block_targets(*places, 4)
+    with torch.no_grad():
+        output = drafter(places[0], features, places[2], places[3])
+        draft = drafter.base_logits(output.hidden) + drafter.markov_head.markov_w2(output.markov_states)
+        logits = target(places[0], attention_mask=batch["attention_mask"]).logits
+    true = logits[torch.arange(4)[:, None, None], source]
+    l1 = (draft.softmax(-1) - true.softmax(-1)).abs().sum(-1)
+    trainer.train()
+    logged = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    assert logged == pytest.approx(float(l1[mask].mean()), rel=1e-4)
+
+
+def test_targets_that_scale_their_logits_are_refused(make_trainer, target, tmp_path, rows):
+    scaled = copy.deepcopy(target)
+    scaled.config.logit_scale = 0.0625
+    with pytest.raises(ValueError, match="logit_scale=0.0625"):
+        make_trainer(tmp_path, rows, drafter=DSparkModel.from_target(scaled), target=scaled)

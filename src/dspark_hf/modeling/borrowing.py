@@ -3,7 +3,7 @@
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .configuration import DraftConfig, check_taps
 from .fingerprint import target_fingerprint
@@ -23,6 +23,7 @@ class Borrowed:
         self.target = target
         self.embed_tokens: nn.Module = target.get_input_embeddings()
         self._whole_head: nn.Module = target.get_output_embeddings()
+        self.logit_softcap = logit_softcap(target.config)
         self.lm_head = self._whole_head if token_ids is None else _select_rows(self._whole_head, token_ids)
 
     def is_current(self, target: PreTrainedModel) -> bool:
@@ -35,6 +36,11 @@ class Borrowed:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Borrowed":
         return self
+
+
+def logit_softcap(config: PreTrainedConfig) -> float | None:
+    """The soft cap that a target of this config puts on its logits, as Gemma does."""
+    return getattr(config.get_text_config(), "final_logit_softcapping", None)
 
 
 def _select_rows(head: nn.Linear, token_ids: Tensor) -> nn.Linear:

@@ -11,9 +11,10 @@ from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dspark_hf.ops.softcap import soft_cap
 from dspark_hf.publishing import push_model
 
-from .borrowing import Borrowed, check_fit
+from .borrowing import Borrowed, check_fit, logit_softcap
 from .configuration import DraftConfig
 from .drafting import PickFn
 from .families import get_family
@@ -173,7 +174,13 @@ class DraftModel(PreTrainedModel):
     def base_logits(self, hidden: Tensor) -> Tensor:
         """The output head on block hidden states: `(..., hidden)` to logits over the draft vocabulary."""
         head = self._vocabulary_module("lm_head")
-        return head(hidden.to(device=compute_device(head), dtype=head.weight.dtype)).to(self.device)
+        logits = head(hidden.to(device=compute_device(head), dtype=head.weight.dtype)).to(self.device)
+        return soft_cap(logits, self.logit_softcap)
+
+    @property
+    def logit_softcap(self) -> float | None:
+        """Soft cap on the output head's logits: the target's."""
+        return logit_softcap(self.config.decoder_config) if self.borrowed is None else self.borrowed.logit_softcap
 
     @property
     def head_weight(self) -> Tensor:

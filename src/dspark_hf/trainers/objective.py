@@ -79,6 +79,7 @@ class DistillObjective:
                 target_log_norm=log_norm,
                 ce_weight=self.ce_weight,
                 tv_weight=self.tv_weight,
+                softcap=model.logit_softcap,
                 chunk_size=self.chunk_size,
                 compile=self.compile,
                 **markov,
@@ -105,4 +106,4 @@ class DistillObjective:
         if self.log_norm is not None:
             return self.log_norm[source]
         weight = model.borrowed.target.get_output_embeddings().weight
-        return streamed_log_norm(target_hidden, weight.to(target_hidden), self.chunk_size)
+        return streamed_log_norm(target_hidden, weight.to(target_hidden), self.chunk_size, model.logit_softcap)

@@ -33,6 +33,7 @@ def distill_loss(
     target_log_norm: Tensor | None = None,
     ce_weight: float = 0.1,
     tv_weight: float = 0.9,
+    softcap: float | None = None,
     chunk_size: int = 256,
     compile: bool = False,
 ) -> DistillLoss:
@@ -55,6 +56,8 @@ def distill_loss(
             target gives to the others adds to the L1 distance.
         ce_weight (`float`, *optional*, defaults to 0.1): Weight of the cross-entropy.
         tv_weight (`float`, *optional*, defaults to 0.9): Weight of the L1 distance (twice the total variation).
+        softcap (`float`, *optional*): Soft cap on what the output head gives, on both sides, before the sequential
+            head's bias ([`~ops.softcap.soft_cap`]).
         chunk_size (`int`, *optional*, defaults to 256): Rows whose logits are alive at a time.
         compile (`bool`, *optional*, defaults to `False`): Whether the pass over the vocabulary goes through
             `torch.compile` (on a CPU this needs a C++ compiler).
@@ -76,7 +79,7 @@ def distill_loss(
         rows = (row if row is None else F.pad(row, (0, 0) * (row.dim() - 1) + (0, padding)) for row in rows)
     hidden, target_hidden, target_ids, target_log_norm, weights, markov_states = rows
     gradient_of = compiled_logit_gradient() if compile else logit_gradient
-    options = (ce_weight, tv_weight, chunk_size, gradient_of)
+    options = (ce_weight, tv_weight, softcap, chunk_size, gradient_of)
     loss, stats, agrees = StreamedDistillLoss.apply(
         hidden, head_weight, target_hidden, target_ids, target_log_norm, weights, markov_states, markov_weight, options
     )

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dspark_hf.ops.softcap import soft_cap
+
 
 def distill_loss_reference(
     hidden: Tensor,
@@ -17,12 +19,13 @@ def distill_loss_reference(
     target_log_norm: Tensor | None = None,
     ce_weight: float = 0.1,
     tv_weight: float = 0.9,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See [`distill_loss`]; differentiable by autograd."""
-    logits = hidden @ head_weight.T  # [N, V]
+    logits = soft_cap(hidden @ head_weight.T, softcap)  # [N, V]
     if markov_states is not None:
         logits = logits + markov_states @ markov_weight.T
-    target_logits = target_hidden @ head_weight.T
+    target_logits = soft_cap(target_hidden @ head_weight.T, softcap)
     known = target_ids >= 0
     cross_entropy = F.cross_entropy(logits.float(), target_ids.clamp_min(0), reduction="none") * known
     draft_probs = torch.softmax(logits.float(), -1)

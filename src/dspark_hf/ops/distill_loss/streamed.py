@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dspark_hf.ops.softcap import soft_cap
+
 
 def logit_gradient(
     logits: Tensor,
@@ -73,7 +75,7 @@ class StreamedDistillLoss(torch.autograd.Function):
         markov_weight,
         options,
     ):
-        ce_weight, tv_weight, chunk_size, gradient_of = options
+        ce_weight, tv_weight, softcap, chunk_size, gradient_of = options
         num_rows = hidden.shape[0]
         loss = hidden.new_zeros((), dtype=torch.float32)
         stats = hidden.new_empty(2, num_rows, dtype=torch.float32)
@@ -83,10 +85,12 @@ class StreamedDistillLoss(torch.autograd.Function):
         grad_weight = None if markov_weight is None else torch.zeros_like(markov_weight, dtype=torch.float32)
         for start in range(0, num_rows, chunk_size):
             rows = slice(start, min(start + chunk_size, num_rows))
-            logits = hidden[rows] @ head_weight.T
+            logits = soft_cap(hidden[rows] @ head_weight.T, softcap)
+            # The cap's derivative, 1 - tanh^2, from what it gave.
+            slope = None if softcap is None else 1 - (logits / softcap).square()
             if markov_states is not None:
                 logits.addmm_(markov_states[rows], markov_weight.T)
-            target_logits = target_hidden[rows] @ head_weight.T
+            target_logits = soft_cap(target_hidden[rows] @ head_weight.T, softcap)
             log_norm = None if target_log_norm is None else target_log_norm[rows]
             gradient, cross_entropy, l1, agrees[rows] = gradient_of(
                 logits, target_logits, target_ids[rows], log_norm, weights[rows], ce_weight, tv_weight
@@ -94,10 +98,10 @@ class StreamedDistillLoss(torch.autograd.Function):
             del logits, target_logits
             loss += (weights[rows] * (ce_weight * cross_entropy + tv_weight * l1)).sum()
             stats[0, rows], stats[1, rows] = cross_entropy, l1
-            torch.mm(gradient, head_weight, out=grad_hidden[rows])
             if markov_states is not None:
                 torch.mm(gradient, markov_weight, out=grad_states[rows])
                 grad_weight += gradient.T @ markov_states[rows]
+            torch.mm(gradient if slope is None else gradient.mul_(slope), head_weight, out=grad_hidden[rows])
         if grad_weight is not None:
             grad_weight = grad_weight.to(markov_weight.dtype)
         ctx.save_for_backward(grad_hidden, grad_states, grad_weight)
@@ -113,7 +117,8 @@ class StreamedDistillLoss(torch.autograd.Function):
 
 
 @torch.no_grad()
-def streamed_log_norm(hidden: Tensor, head_weight: Tensor, chunk_size: int) -> Tensor:
+def streamed_log_norm(hidden: Tensor, head_weight: Tensor, chunk_size: int, softcap: float | None = None) -> Tensor:
     """`logsumexp` of `hidden @ head_weight.T`, float32 `(rows,)`, with one `[chunk, V]` buffer alive at a time."""
-    chunks = (torch.logsumexp((rows @ head_weight.T).float(), -1) for rows in hidden.split(chunk_size))
+    chunks = (soft_cap(rows @ head_weight.T, softcap) for rows in hidden.split(chunk_size))
+    chunks = (torch.logsumexp(logits.float(), -1) for logits in chunks)
     return torch.cat([hidden.new_empty(0, dtype=torch.float32), *chunks])
