@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dspark_hf.cli.exactness import exactness
 from dspark_hf.cli.options import (
     DeviceOption,
     DrafterOption,
@@ -25,6 +26,9 @@ app = typer.Typer(help="Measure.", no_args_is_help=True, rich_markup_mode="rich"
 @app.callback()
 def bench() -> None:
     """Measure."""
+
+
+app.command()(exactness)
 
 
 @app.command()

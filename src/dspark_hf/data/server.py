@@ -123,8 +123,8 @@ def regenerate_with_server(
 ) -> tuple[int, int]:
     """Let a target behind a server answer prompts; answers that come with the prompts are replaced by its own.
 
-    A conversation is written as soon as it is done. A failed one goes to `<out_path>.failed.jsonl`, with its reason, and
-    is tried again by a resumed run.
+    A conversation is written as soon as it is done. A failed one goes to `<out_path>.failed.jsonl` with its reason,
+    and is tried again by a resumed run.
 
     Args:
         base_url, model, max_new_tokens, temperature, thinking, api_key, max_retries, timeout: As of

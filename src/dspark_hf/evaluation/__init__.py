@@ -2,12 +2,17 @@
 
 from dspark_hf.evaluation.benchmark import BenchmarkSettings, run_benchmark
 from dspark_hf.evaluation.compare import Comparison, compare, warm_up
+from dspark_hf.evaluation.exactness import check_greedy, check_sampling, run_exactness
 from dspark_hf.evaluation.precision import PrecisionCopies
 from dspark_hf.evaluation.prompts import encode_prompts, load_prompts
 from dspark_hf.evaluation.report import machine, provenance, versions, write_json
 from dspark_hf.evaluation.runs import DecodingSettings, Run, generate_plain, generate_speculative
 from dspark_hf.evaluation.summary import summarize
 from dspark_hf.evaluation.ties import TieFinder, TokenDifference, first_difference
+from dspark_hf.generation import seam
+
+# What is measured here is generate() with a drafter.
+seam.install()
 
 __all__ = [
     "BenchmarkSettings",
@@ -17,6 +22,8 @@ __all__ = [
     "Run",
     "TieFinder",
     "TokenDifference",
+    "check_greedy",
+    "check_sampling",
     "compare",
     "encode_prompts",
     "first_difference",
@@ -26,6 +33,7 @@ __all__ = [
     "machine",
     "provenance",
     "run_benchmark",
+    "run_exactness",
     "summarize",
     "versions",
     "warm_up",
