@@ -95,7 +95,7 @@ def test_everything_that_is_known_appears(evaluated):
     assert {(one.dataset_name, one.metric_value) for one in data.eval_results} == {("chat", 2.4567), ("code", 1.5)}
     assert "| chat (mt-bench.jsonl) | greedy | 10 | 128 | bfloat16 | 2.46 | 1.25x |" in text
     assert "| code |  |  |  |  | 1.50 |  |" in text
-    assert "`dspark bench generate --data mt-bench.jsonl`; commit 0123456789ab; A processor, 1 threads" in text
+    assert "`dspark bench generate --data mt-bench.jsonl`; commit 0123456789ab; A processor, 1 thread\n" in text
     assert "python train.py --data y.jsonl" in text and "Data: `org/chats`." in text
     assert "| `learning_rate` | 0.001 |" in text and "| `max_steps` | 7 |" in text and "| `num_rows` | 12 |" in text
     assert "(1, 1.25, 0.9, 2)" in text

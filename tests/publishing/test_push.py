@@ -195,9 +195,12 @@ def test_a_killed_upload_changes_nothing_and_goes_on(hub, folder, drafter, tmp_p
     assert same_weights(new, AutoDrafter.from_pretrained(folder))
 
 
-def test_a_server_that_fails_is_told_as_it_is(hub, folder):
-    hub.intercept = lambda method, path: 500 if "/commit/" in path else None
-    with pytest.raises(ValueError, match=r"The Hub refused .*Push again: what was sent is kept.*500"):
+@pytest.mark.parametrize(
+    ("status", "message"), [(500, "Push again: what was sent is kept"), (404, "The repository is not there for this")]
+)
+def test_a_server_that_fails_is_told_as_it_is(hub, folder, status, message):
+    hub.intercept = lambda method, path: status if "/commit/" in path else None
+    with pytest.raises(ValueError, match=f"The Hub refused .*{message}.*{status}"):
         push_folder(folder, "org/drafter")
     hub.intercept = None
     push_folder(folder, "org/drafter")

@@ -46,12 +46,12 @@ def _head(drafter: DrafterFolder, facts: "CardFacts", base_model: str | None) ->
     title = (facts.repo_id or "").split("/")[-1] or f"{capital} for {target}"
     linked = f"[{target}](https://huggingface.co/{target})" if base_model else target
     first = f"{linked} with {what} (`{facts.subfolder}/`)" if facts.subfolder else f"{capital} for {linked}"
-    if facts.subfolder and not facts.has_target:
-        first += "; the target's weights are loaded from its own repository"
+    is_named = facts.subfolder and not facts.has_target
+    place = " The target's weights are loaded from its own repository." if is_named else ""
     paper, url = _PAPERS[name]
     return (
         f"# {title}\n\n{first}, for speculative decoding ([{paper}]({url})). It makes generation faster; what is "
-        f"generated stays the target's own.\n\nThe drafter: {'; '.join(_parts(drafter))}."
+        f"generated stays the target's own.{place}\n\nThe drafter: {'; '.join(_parts(drafter))}."
     )
 
 
@@ -156,8 +156,12 @@ def _results(drafter: DrafterFolder, facts: "CardFacts", pictures: list[str]) ->
     columns = [column for column in rows[0] if any(row[column] for row in rows)]
     parts = [
         "## What it reaches",
-        "tau is the mean number of tokens per round, the target's own included; 1 is plain generation. "
-        "Speed is tokens per second against plain `generate()`, median over prompts.",
+        "tau is the mean number of tokens per round, the target's own included; 1 is plain generation."
+        + (
+            " Speed is tokens per second against plain `generate()`, median over prompts."
+            if "speed" in columns
+            else ""
+        ),
         _table(columns, [[row[column] for column in columns] for row in rows]),
     ]
     if ACCEPTANCE in pictures:
@@ -172,7 +176,7 @@ def _made(name: str, provenance: dict[str, Any]) -> str:
     machine = provenance.get("machine") or {}
     place = machine.get("device_name")
     if place and machine.get("threads"):
-        place += f", {machine['threads']} threads"
+        place += f", {machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
     parts = [
         f"`{provenance['command']}`" if provenance.get("command") else None,
         f"commit {provenance['commit'][:12]}" if provenance.get("commit") else None,

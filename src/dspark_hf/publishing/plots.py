@@ -1,7 +1,6 @@
 """Two pictures for a card: how often slots are accepted, and whether the drafter knows it."""
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ def plot_acceptance(path: Path, evaluations: dict[str, dict[str, Any]]) -> bool:
 
 
 def plot_reliability(path: Path, evaluations: dict[str, dict[str, Any]]) -> bool:
-    """One line an evaluation: acceptance against confidence, of slots whose predecessors were accepted.
+    """Acceptance against confidence of slots whose predecessors were accepted, one colour an evaluation.
 
     Args:
         path (`Path`): The PNG to write.
@@ -48,7 +47,12 @@ def plot_reliability(path: Path, evaluations: dict[str, dict[str, Any]]) -> bool
     axes.plot((0, 1), (0, 1), linestyle="--", color="grey", linewidth=1)
     for name, bins in lines.items():
         label = f"{name} (ECE {100 * calibration_error(bins):.1f}%)"
-        axes.plot([one["confidence"] for one in bins], [one["accepted"] for one in bins], marker="o", label=label)
+        points = [one["confidence"] for one in bins], [one["accepted"] for one in bins]
+        (line,) = axes.plot(*points, linewidth=1, alpha=0.4)
+        # A bin of two slots says little: the area of a point is its share of them.
+        most = max(one["count"] for one in bins)
+        sizes = [4 + 80 * one["count"] / most for one in bins]
+        axes.scatter(*points, s=sizes, color=line.get_color(), label=label, zorder=3, clip_on=False)
     axes.set(xlabel="confidence", ylabel="accepted", xlim=(0, 1), ylim=(0, 1))
     _save(figure, axes, path)
     return True
@@ -77,8 +81,3 @@ def _save(figure, axes, path: Path) -> None:
     # Without a date or version inside, the same figures give the same bytes, and pushing them again uploads nothing.
     figure.savefig(temp, metadata={"Software": None})
     os.replace(temp, path)
-
-
-def shown_plots(text: str) -> list[str]:
-    """Names of the pictures that a card shows."""
-    return re.findall(r"!\[[^]]*\]\((?!https?:)([^)]+\.png)\)", text)
