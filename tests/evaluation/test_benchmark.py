@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dspark_hf import AutoDrafter, SpeculationStats
 from dspark_hf.evaluation import (
@@ -44,11 +44,23 @@ def made_up_run(ids: list[int], seconds: float, rounds: list[tuple[int, int]]) -
         ({"temperature": float("nan")}, "temperature must be 0 .*got nan"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"num_dtype_prompts": -1}, "num_dtype_prompts must be 0 .*got -1"),
+        ({"rival_lookup": -1}, "rival_lookup must be 0 .*got -1"),
+        ({"rival_lookup": 5, "batch_size": 2}, "takes one prompt at a time, got batch_size 2"),
     ],
 )
 def test_settings_are_checked(fields, message):
     with pytest.raises(ValueError, match=message):
         BenchmarkSettings(**fields)
+
+
+def test_lookup_before_the_drafter_and_as_a_rival(pair, tiny_target_dir):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_target_dir)
+    settings = BenchmarkSettings(max_new_tokens=12, num_dtype_prompts=0, lookup=True, rival_lookup=3)
+    result = run_benchmark(*pair, tokenizer, PROMPTS[:2], settings)
+    assert result["identical"]["fraction"] == 1.0
+    assert result["rival_lookup"]["tokens"] == result["plain"]["tokens"]
+    speeds = result["speculative"]["tokens_per_second"], result["rival_lookup"]["tokens_per_second"]
+    assert result["rival_lookup"]["median_ratio"] == pytest.approx(speeds[0] / speeds[1], rel=0.9)
 
 
 def test_figures_of_two_calls(pair):

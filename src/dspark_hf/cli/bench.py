@@ -47,6 +47,10 @@ def generate(
     dtype_prompts: Annotated[
         int, typer.Option(min=0, help="Prompts on which plain generate() is timed in other dtypes; 0 leaves it out.")
     ] = 3,
+    lookup: Annotated[bool, typer.Option("--lookup", help="Let DSpark look drafts up in the text first.")] = False,
+    rival_lookup: Annotated[
+        int, typer.Option(min=0, help="Also time transformers' prompt lookup with so many tokens; 0 leaves it out.")
+    ] = 0,
     json: JsonOption = None,
 ) -> None:
     """Run plain generate() and DSpark on the same prompts and compare.
@@ -63,6 +67,8 @@ def generate(
         seed=seed,
         tau_only=tau_only,
         num_dtype_prompts=dtype_prompts,
+        lookup=lookup,
+        rival_lookup=rival_lookup,
     )
     prompts = load_prompts(data, limit)
     check_output(json)
@@ -117,6 +123,12 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(
             (fastest, f"{ratio['median_to_fastest_plain']:.2f} median, {ratio['total_to_fastest_plain']:.2f} total")
         )
+    if "rival_lookup" in result:
+        rival = result["rival_lookup"]
+        text = (
+            f"{rival['tokens_per_second']:.1f} tokens/s; DSpark is {rival['median_ratio']:.2f} times as fast (median)"
+        )
+        rows.append(("transformers' prompt lookup", text))
     if result["identical"] is not None:
         rows.append(("identical ids", _identical(result["identical"])))
     return rows

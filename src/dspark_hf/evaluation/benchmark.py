@@ -1,7 +1,8 @@
 """Plain `generate()` against DSpark on the same prompts: the figures behind every claim of speed."""
 
+import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from dspark_hf.evaluation.compare import Comparison, compare, warm_up
 from dspark_hf.evaluation.precision import PrecisionCopies
 from dspark_hf.evaluation.prompts import encode_prompts
-from dspark_hf.evaluation.runs import DecodingSettings, generate_plain
+from dspark_hf.evaluation.runs import DecodingSettings, Run, generate_plain, generate_prompt_lookup
 from dspark_hf.evaluation.summary import summarize, tau_of, throughput
 
 # Dtypes in which plain generation is timed as well, besides that of the benchmark.
@@ -28,9 +29,12 @@ class BenchmarkSettings:
         tau_only (`bool`, *optional*, defaults to `False`): Whether to leave the plain runs out.
         num_dtype_prompts (`int`, *optional*, defaults to 3): Prompts on which plain generation is timed in float32
             and bfloat16 too, to compare with the faster one; 0 leaves that out.
+        lookup (`bool`, *optional*, defaults to `False`): Whether DSpark looks drafts up in the text first.
+        rival_lookup (`int`, *optional*, defaults to 0): Tokens that transformers' own prompt lookup drafts in runs to
+            compare with, one prompt a call; 0 leaves them out.
 
     Raises:
-        `ValueError`: If a number is out of its range.
+        `ValueError`: If a number is out of its range, or prompt lookup is asked for prompts in batches.
     """
 
     max_new_tokens: int = 128
@@ -39,18 +43,27 @@ class BenchmarkSettings:
     seed: int = 0
     tau_only: bool = False
     num_dtype_prompts: int = 3
+    lookup: bool = False
+    rival_lookup: int = 0
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}.")
         if self.num_dtype_prompts < 0:
             raise ValueError(f"num_dtype_prompts must be 0 (leave out) or more, got {self.num_dtype_prompts}.")
+        if self.rival_lookup < 0:
+            raise ValueError(f"rival_lookup must be 0 (leave out) or more, got {self.rival_lookup}.")
+        if self.rival_lookup > 0 and self.batch_size > 1:
+            raise ValueError(
+                f"transformers' prompt lookup takes one prompt at a time, got batch_size {self.batch_size}: set it to "
+                "1, or leave rival_lookup out."
+            )
         # The decoding settings check the rest.
         self.decoding()
 
     def decoding(self) -> DecodingSettings:
         """The settings that each call shares."""
-        return DecodingSettings(self.max_new_tokens, self.temperature)
+        return DecodingSettings(self.max_new_tokens, self.temperature, self.lookup)
 
 
 def run_benchmark(
@@ -72,7 +85,8 @@ def run_benchmark(
         report (`Callable`, *optional*): Called after each batch with the number of prompts done and tau so far.
 
     Returns:
-        `dict`, JSON-able: the settings, the summary (see [`summarize`]) and, unless left out, `plain_dtypes`.
+        `dict`, JSON-able: the settings, the summary (see [`summarize`]) and, unless left out, `plain_dtypes` and
+        `rival_lookup` (transformers' prompt lookup, and the ratio of DSpark to it).
     """
     decoding = settings.decoding()
     size = settings.batch_size
@@ -80,6 +94,7 @@ def run_benchmark(
     copies = PrecisionCopies(target)
     warm_up(target, drafter, batches[0], decoding)
     comparisons: list[Comparison] = []
+    rivals: list[Run] = []
     for index, inputs in enumerate(batches):
         comparison = compare(
             target,
@@ -91,12 +106,20 @@ def run_benchmark(
             plain_first=index % 2 == 1,
         )
         comparisons.append(comparison)
+        if settings.rival_lookup > 0:
+            rivals.append(
+                generate_prompt_lookup(target, inputs, decoding, settings.rival_lookup, seed=settings.seed + index)
+            )
         if report is not None:
             report(min((index + 1) * size, len(prompts)), tau_of(comparisons))
     result = {
         "settings": asdict(settings),
         **summarize(target, comparisons, greedy=settings.temperature == 0.0, copies=copies),
     }
+    if rivals:
+        pairs = zip(comparisons, rivals, strict=True)
+        ratios = [one.speculative.tokens_per_second / rival.tokens_per_second for one, rival in pairs]
+        result["rival_lookup"] = {**throughput(rivals), "median_ratio": statistics.median(ratios)}
     if not settings.tau_only and settings.num_dtype_prompts > 0:
         num_batches = -(-settings.num_dtype_prompts // size)
         result["plain_dtypes"] = time_plain_dtypes(target, batches[:num_batches], decoding, copies, settings.seed)
@@ -124,7 +147,7 @@ def time_plain_dtypes(
         `dict` from dtype to tokens, seconds and tokens per second.
     """
     dtypes = list(dict.fromkeys((target.dtype, *_RIVAL_DTYPES)))
-    warm = DecodingSettings(min(16, settings.max_new_tokens), settings.temperature)
+    warm = replace(settings, max_new_tokens=min(16, settings.max_new_tokens))
     runs = {dtype: [] for dtype in dtypes}
     for dtype in dtypes:
         generate_plain(copies.get(dtype), batches[0], warm)

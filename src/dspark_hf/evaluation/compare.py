@@ -1,7 +1,7 @@
 """The same prompts, plain and speculative, in one process."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -74,5 +74,5 @@ def compare(
 
 def warm_up(target: Any, drafter: Any, inputs: dict[str, torch.Tensor], settings: DecodingSettings) -> None:
     """Run both ways for a few tokens, so that no timed run pays for first-time work."""
-    short = DecodingSettings(min(16, settings.max_new_tokens), settings.temperature)
+    short = replace(settings, max_new_tokens=min(16, settings.max_new_tokens))
     compare(target, drafter, inputs, short)

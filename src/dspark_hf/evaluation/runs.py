@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from dspark_hf.generation import SpeculationConfig
+
 
 @dataclass(frozen=True)
 class DecodingSettings:
@@ -15,6 +17,8 @@ class DecodingSettings:
         max_new_tokens (`int`, *optional*, defaults to 128): Most tokens per row.
         temperature (`float`, *optional*, defaults to 0.0): 0 decodes greedily; above 0 the target's whole
             distribution is sampled at that temperature, without top-k and top-p.
+        lookup (`bool`, *optional*, defaults to `False`): Whether runs with a drafter look drafts up in the text first
+            ([`PromptLookup`]).
 
     Raises:
         `ValueError`: If `max_new_tokens` is below 1 or `temperature` is negative.
@@ -22,6 +26,7 @@ class DecodingSettings:
 
     max_new_tokens: int = 128
     temperature: float = 0.0
+    lookup: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -82,6 +87,24 @@ def generate_plain(
     return _timed(target, inputs, settings, seed, {"streamer": streamer})
 
 
+def generate_prompt_lookup(
+    target: Any, inputs: dict[str, torch.Tensor], settings: DecodingSettings, num_tokens: int, *, seed: int = 0
+) -> Run:
+    """Run the target with transformers' own prompt lookup, which takes one prompt at a time.
+
+    Args:
+        target (`PreTrainedModel`): The model.
+        inputs (`dict`): `input_ids` and `attention_mask` (`torch.LongTensor` of shape `(1, seq)`).
+        settings ([`DecodingSettings`]): Lengths and sampling.
+        num_tokens (`int`): Most tokens drafted at once.
+        seed (`int`, *optional*, defaults to 0): Set before the call.
+
+    Returns:
+        [`Run`] without stats.
+    """
+    return _timed(target, inputs, settings, seed, {"prompt_lookup_num_tokens": num_tokens, "speculation": False})
+
+
 def generate_speculative(
     target: Any,
     drafter: Any,
@@ -104,7 +127,9 @@ def generate_speculative(
     Returns:
         [`Run`] whose stats are the drafter's `last_stats`.
     """
-    run = _timed(target, inputs, settings, seed, {"streamer": streamer, "assistant_model": drafter})
+    speculation = SpeculationConfig(prompt_lookup=settings.lookup)
+    extra = {"streamer": streamer, "assistant_model": drafter, "speculation": speculation}
+    run = _timed(target, inputs, settings, seed, extra)
     return Run(run.ids, run.seconds, drafter.last_stats)
 
 
