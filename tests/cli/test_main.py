@@ -2,7 +2,7 @@
 
 import pytest
 
-COMMANDS = ["demo", "generate", "bench", "regenerate", "train", "env"]
+COMMANDS = ["demo", "generate", "bench", "regenerate", "train", "convert", "env"]
 
 
 def test_every_command_is_offered(dspark):
@@ -12,7 +12,9 @@ def test_every_command_is_offered(dspark):
 
 
 @pytest.mark.parametrize(
-    "command", [["demo"], ["generate"], ["bench", "generate"], ["regenerate"], ["train"], ["env"]], ids=" ".join
+    "command",
+    [["demo"], ["generate"], ["bench", "generate"], ["regenerate"], ["train"], ["convert"], ["env"]],
+    ids=" ".join,
 )
 def test_help_has_an_example(dspark, command):
     outcome = dspark(*command, "--help")

@@ -7,6 +7,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from dspark_hf.cli import bench, demo, env, generate
+from dspark_hf.cli.convert import convert
 from dspark_hf.cli.push import push
 from dspark_hf.cli.regenerate import regenerate
 from dspark_hf.cli.train import train
@@ -39,5 +40,6 @@ app.command()(generate.generate)
 app.add_typer(bench.app, name="bench")
 app.command()(regenerate)
 app.command()(train)
+app.command()(convert)
 app.command()(push)
 app.command()(env.env)

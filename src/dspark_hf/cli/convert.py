@@ -1,0 +1,45 @@
+"""`dspark convert`: a drafter in another packaging becomes one in the flat layout."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="The drafter: a repository or a folder, in any packaging.")],
+    folder: Annotated[Path, typer.Argument(help="Where it is written; a new or an empty folder.")],
+    subfolder: Annotated[str | None, typer.Option(help="Subfolder of the source.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the source.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Its target, where the source does not tell how many layers that has (speculators)."),
+    ] = None,
+) -> None:
+    """Read a drafter of DeepSpec, speculators, SpecForge or z-lab, and write it in the flat layout.
+
+    Copies of the target's embedding and output head are left out.
+
+    Examples:
+
+        dspark convert org/Model-speculator.dspark runs/converted --target org/Model
+
+        dspark convert org/Model-DFlash-b16 runs/dflash
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty; give a new folder.")
+    from transformers import AutoConfig
+
+    from dspark_hf.hub.load import AutoDrafter
+    from dspark_hf.modeling.configuration import check_taps
+
+    places = {name: value for name, value in (("subfolder", subfolder), ("revision", revision)) if value is not None}
+    drafter = AutoDrafter.from_pretrained(source, **places)
+    if target is not None:
+        num_layers = AutoConfig.from_pretrained(target).get_text_config().num_hidden_layers
+        check_taps(drafter.config.target_layer_ids, num_layers)
+        drafter.config.num_target_layers = num_layers
+    if drafter.config.num_target_layers is None:
+        raise ValueError(f"{source} does not tell how many layers its target has; name the target with --target.")
+    drafter.save_pretrained(folder)
+    typer.echo(f"{type(drafter).__name__} of {drafter.config.num_slots} slots -> {folder}")

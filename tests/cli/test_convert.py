@@ -1,0 +1,45 @@
+"""`dspark convert`: other packagings, in the flat layout."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from dspark_hf import AutoDrafter
+
+
+@pytest.fixture
+def speculator(tmp_path, tiny_drafter_dir):
+    """The tiny drafter as speculators would write it."""
+    drafter = AutoDrafter.from_pretrained(tiny_drafter_dir)
+    own = drafter.config
+    fields = ("block_size", "mask_token_id", "markov_rank", "markov_head_type", "enable_confidence_head",
+              "confidence_head_with_markov", "sample_from_anchor")  # fmt: skip
+    config = {
+        "speculators_model_type": "dspark",
+        "transformer_layer_config": own.decoder_config.to_diff_dict(),
+        "aux_hidden_state_layer_ids": [tap + 1 for tap in own.target_layer_ids],
+    } | {name: getattr(own, name) for name in fields}
+    folder = tmp_path / "speculator"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(load_file(f"{tiny_drafter_dir}/model.safetensors"), folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_speculator(dspark, speculator, tmp_path, tiny_drafter_dir, tiny_target_dir):
+    outcome = dspark("convert", speculator, tmp_path / "flat", "--target", tiny_target_dir)
+    assert outcome.code == 0 and "DSparkModel of 4 slots" in outcome.out
+    folders = (tmp_path / "flat", Path(tiny_drafter_dir))
+    written, original = (json.loads((folder / "config.json").read_text()) for folder in folders)
+    for name in ("target_layer_ids", "num_target_layers", "block_size", "architectures", "sample_from_anchor"):
+        assert written[name] == original[name]
+
+
+def test_what_cannot_be_converted(dspark, speculator, tmp_path):
+    outcome = dspark("convert", speculator, tmp_path / "flat")
+    assert outcome.code == 2 and "name the target with --target" in outcome.err
+    assert not (tmp_path / "flat").exists()
+    outcome = dspark("convert", speculator, speculator)
+    assert outcome.code == 2 and "is not empty" in outcome.err
