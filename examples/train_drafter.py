@@ -3,6 +3,7 @@
     python examples/train_drafter.py --output_dir runs/first                  # the target writes some text first
     python examples/train_drafter.py --data text.jsonl more.jsonl --output_dir runs/second --max_steps 2000 \
         --num_hidden_layers 2 --markov_rank 32 --target_layer_ids 2 10 18 26 --bf16 --compile_loss
+    python examples/train_drafter.py --data text.jsonl --cache cache --cache_dtype int4 --output_dir runs/third
 
 Every option of `DraftTrainingArguments` works too (`--help`): logging, checkpoints, `--resume_from_checkpoint`, ...
 `dspark train --config RECIPE.yaml` does the same from a recipe.
@@ -27,7 +28,8 @@ class Arguments:
     num_synthetic: int = field(default=200, metadata={"help": "Conversations to write when no data is given."})
     held_out: int = field(default=100, metadata={"help": "Conversations at the end kept for evaluation."})
     max_length: int = field(default=512, metadata={"help": "Tokens of a conversation that are used."})
-    hold_features: bool = field(default=True, metadata={"help": "Keep the target's features in memory."})
+    cache: str | None = field(default=None, metadata={"help": "Folder of a target cache, built where need be."})
+    hold_features: bool = field(default=True, metadata={"help": "Keep the target's features in memory if no cache."})
     family: str = field(default="qwen3", metadata={"help": "Shape of the draft layers; engines read qwen3."})
     num_hidden_layers: int = field(default=2, metadata={"help": "Draft layers."})
     intermediate_size: int | None = field(
@@ -48,9 +50,10 @@ def main() -> None:
     parser = HfArgumentParser((Arguments, DraftTrainingArguments))
     arguments, training = parser.parse_args_into_dataclasses()
     fields = {name: value for name, value in vars(arguments).items() if value is not None}
-    of_recipe = {name: fields.pop(name) for name in ("target", "data", "num_synthetic", "held_out", "max_length")
-                 if name in fields}  # fmt: skip
-    features = "memory" if fields.pop("hold_features") else "online"
+    of_recipe = ("target", "data", "num_synthetic", "held_out", "max_length", "cache")
+    of_recipe = {name: fields.pop(name) for name in of_recipe if name in fields}
+    in_memory = fields.pop("hold_features") and arguments.cache is None and training.cache_budget is None
+    features = "memory" if in_memory else "online"
     recipe = Recipe(**of_recipe, features=features, drafter=fields, training={"output_dir": training.output_dir})
     path = resolve_target(recipe.target)
     tokenizer = AutoTokenizer.from_pretrained(path)

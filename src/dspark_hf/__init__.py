@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dspark_hf.data.cache import TargetCache, build_target_cache
     from dspark_hf.generation import PromptLookup, SpeculationConfig, SpeculationStats, attach_drafter, detach_drafter
     from dspark_hf.hub.composite import DSparkForCausalLM
     from dspark_hf.hub.load import AutoDrafter
@@ -38,7 +39,9 @@ __all__ = [
     "PromptLookup",
     "SpeculationConfig",
     "SpeculationStats",
+    "TargetCache",
     "attach_drafter",
+    "build_target_cache",
     "detach_drafter",
 ]
 
@@ -56,7 +59,9 @@ _HOMES = {
     "PromptLookup": "dspark_hf.generation",
     "SpeculationConfig": "dspark_hf.generation",
     "SpeculationStats": "dspark_hf.generation",
+    "TargetCache": "dspark_hf.data.cache",
     "attach_drafter": "dspark_hf.generation",
+    "build_target_cache": "dspark_hf.data.cache",
     "detach_drafter": "dspark_hf.generation",
 }
 

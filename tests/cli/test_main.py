@@ -2,7 +2,7 @@
 
 import pytest
 
-COMMANDS = ["demo", "generate", "bench", "regenerate", "train", "convert", "env"]
+COMMANDS = ["demo", "generate", "bench", "regenerate", "train", "cache", "convert", "env"]
 
 
 def test_every_command_is_offered(dspark):
@@ -13,7 +13,7 @@ def test_every_command_is_offered(dspark):
 
 @pytest.mark.parametrize(
     "command",
-    [["demo"], ["generate"], ["bench", "generate"], ["regenerate"], ["train"], ["convert"], ["env"]],
+    [["demo"], ["generate"], ["bench", "generate"], ["regenerate"], ["train"], ["cache"], ["convert"], ["env"]],
     ids=" ".join,
 )
 def test_help_has_an_example(dspark, command):

@@ -59,6 +59,7 @@ def test_what_is_saved_is_the_same_recipe(path, tmp_path):
         (["max_steps"], "Expected key=value, got 'max_steps'"),
         (["data=[a"], "The value in 'data=\\[a' is not readable YAML"),
         (["features=disk"], "features must be 'online' or 'memory', got 'disk'"),
+        (["cache=there", "features=memory"], "cache='there' holds the features already; leave features='memory' out"),
         (["algorithm=medusa"], "algorithm must be one of dspark, dflash, eagle3, got 'medusa'"),
         (["held_out=0"], "held_out must be a positive whole number, got 0"),
         (["start_from=org/Drafter"], "brings a drafter with all its fields"),

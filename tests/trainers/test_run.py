@@ -35,11 +35,12 @@ def data(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("features", ["online", "memory"])
+@pytest.mark.parametrize("features", ["online", "memory", "cache"])
 def test_a_recipe_is_followed_and_gone_on_with(pair, data, tmp_path, features):
     out = tmp_path / "out"
     training = {**TRAINING, "output_dir": str(out)}
-    recipe = Recipe(data=str(data), features=features, max_length=64, drafter=DRAFTER, training=training)
+    source = {"cache": str(tmp_path / "cache")} if features == "cache" else {"features": features}
+    recipe = Recipe(data=str(data), **source, max_length=64, drafter=DRAFTER, training=training)
     trainer, metrics = train_drafter(recipe, *pair)
     assert isinstance(trainer, DraftTrainer) and metrics["eval_tau"] >= 1
     assert len(trainer.train_dataset) == 10 and len(trainer.eval_dataset) == 2

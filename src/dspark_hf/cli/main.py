@@ -7,6 +7,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from dspark_hf.cli import bench, demo, env, generate
+from dspark_hf.cli.cache import cache
 from dspark_hf.cli.convert import convert
 from dspark_hf.cli.push import push
 from dspark_hf.cli.regenerate import regenerate
@@ -42,4 +43,8 @@ app.command()(regenerate)
 app.command()(train)
 app.command()(convert)
 app.command()(push)
+app.command()(cache)
 app.command()(env.env)
+
+if __name__ == "__main__":
+    app()

@@ -3,7 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _ROLES = ("system", "user", "assistant", "tool")
@@ -129,6 +130,36 @@ def encode_conversation(
     if not complete and messages[-1]["role"] == "assistant":
         _unmark_end_of_turn(tokenizer, input_ids, loss_mask)
     return {"input_ids": input_ids[:max_length], "loss_mask": loss_mask[:max_length]}
+
+
+def encode_row(row: Mapping[str, Any], tokenizer=None, max_length: int | None = None) -> dict[str, Any]:
+    """A data set's row as ids and mask: a conversation is encoded, ids and mask are cut to `max_length`.
+
+    Args:
+        row (`Mapping`): `messages`, perhaps with `complete` and `thinking`; or `input_ids` and `loss_mask`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Needed for conversations.
+        max_length (`int`, *optional*): Keep at most this many tokens, from the start.
+
+    Returns:
+        `dict`: `input_ids` and `loss_mask`.
+
+    Raises:
+        `ValueError`: If the row has neither, or is a conversation and there is no tokenizer.
+    """
+    if "messages" in row:
+        if tokenizer is None:
+            raise ValueError(
+                "The dataset holds conversations; give their tokenizer too (a trainer's processing_class)."
+            )
+        # The end of an answer that was cut off is not the target's.
+        complete = row.get("complete") is not False
+        thinking = row.get("thinking")
+        return encode_conversation(
+            tokenizer, row["messages"], max_length=max_length, complete=complete, thinking=thinking
+        )
+    if "input_ids" not in row or "loss_mask" not in row:
+        raise ValueError(f"Expected a row with 'messages', or with 'input_ids' and 'loss_mask', got {sorted(row)}.")
+    return {name: row[name][:max_length] for name in ("input_ids", "loss_mask")}
 
 
 def _encode_by_prefixes(tokenizer, messages: Sequence[dict], options: dict[str, bool]) -> tuple[list[int], list[bool]]:

@@ -45,15 +45,17 @@ class TargetFeatures:
             last hidden states after the final norm `(batch, sequence, hidden)`.
         """
         device = self.target.device
-        # An index, not a count: a slice of the last position is not contiguous, and some backends then copy the output
-        # head once per row to multiply it.
-        outputs = self.target(
-            input_ids=input_ids.to(device),
-            attention_mask=None if attention_mask is None else attention_mask.to(device),
-            output_hidden_states=[*self.taps, self.last],
-            use_cache=False,
-            logits_to_keep=torch.zeros(1, dtype=torch.int64, device=device),
-        )
+        # A trainer's autocast is not for the target: features are those that generation and a cache have.
+        with torch.autocast(device.type, enabled=False):
+            outputs = self.target(
+                input_ids=input_ids.to(device),
+                attention_mask=None if attention_mask is None else attention_mask.to(device),
+                output_hidden_states=[*self.taps, self.last],
+                use_cache=False,
+                # An index, not a count: a slice of the last position is not contiguous, and some backends then copy
+                # the output head once per row to multiply it.
+                logits_to_keep=torch.zeros(1, dtype=torch.int64, device=device),
+            )
         states = outputs.hidden_states
         return torch.cat([merge_streams(states[tap]) for tap in self.taps], -1), states[self.last]
 

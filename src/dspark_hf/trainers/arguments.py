@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+from dspark_hf.data.cache.codecs import check_dtype
+from dspark_hf.data.cache.rolling import parse_size
+
 _NOT_NEGATIVE = (
     "ce_weight",
     "tv_weight",
@@ -45,6 +48,10 @@ class DraftTrainingArguments(TrainingArguments):
         early_stopping_patience (`int`, *optional*): Stop after so many evaluations without a better
             `metric_for_best_model`, which is `eval_tau` where prompts are answered, unless it is set.
         early_stopping_threshold (`float`, *optional*, defaults to 0.0): How much better counts as better.
+        cache_budget (`str`, *optional*): Disk for rows' features, e.g. `50GB`: rows kept there need not be run through
+            the target in later epochs. Without it nothing is kept.
+        cache_dir (`str`, *optional*): Where they are kept; `target-cache` in the output directory, if not given.
+        cache_dtype (`str`, *optional*, defaults to `"bf16"`): How they are stored ([`build_target_cache`]).
 
     Raises:
         `ValueError`: If a weight is negative, a size is not positive, or early stopping has nothing to go by.
@@ -71,6 +78,9 @@ class DraftTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Stop after so many evaluations without a better metric_for_best_model."}
     )
     early_stopping_threshold: float = field(default=0.0, metadata={"help": "How much better counts as better."})
+    cache_budget: str | None = field(default=None, metadata={"help": "Disk for rows' features, e.g. 50GB."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where they are kept; in output_dir if not set."})
+    cache_dtype: str = field(default="bf16", metadata={"help": "fp32, fp16, bf16, fp8, int8 or int4."})
 
     def __post_init__(self):
         # bf16 is refused on a machine without accelerator unless this is said.
@@ -85,6 +95,11 @@ class DraftTrainingArguments(TrainingArguments):
         for name in _POSITIVE:
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        check_dtype(self.cache_dtype)
+        if self.cache_budget is not None:
+            parse_size(self.cache_budget)
+        elif self.cache_dir is not None:
+            raise ValueError(f"cache_dir={self.cache_dir!r} has no cache_budget; say how much may be kept there.")
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise ValueError(
                 f"early_stopping_patience={self.early_stopping_patience} counts evaluations, but eval_strategy is "

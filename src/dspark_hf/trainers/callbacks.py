@@ -4,6 +4,7 @@ import time
 
 from transformers import TrainerCallback
 
+from dspark_hf.data.cache import RollingFeatures
 from dspark_hf.data.collator import DraftCollator
 
 
@@ -15,6 +16,16 @@ class AnchorEpoch(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.collator.epoch = int(state.epoch or 0)
+
+
+class RollingEpoch(TrainerCallback):
+    """Tells a rolling cache when the data are gone through again."""
+
+    def __init__(self, features: RollingFeatures):
+        self.features = features
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.features.begin_epoch()
 
 
 class StepClock(TrainerCallback):

@@ -33,6 +33,8 @@ class Recipe:
         max_length (`int`, *optional*, defaults to 4096): Tokens of a conversation that are used.
         features (`str`, *optional*, defaults to `"online"`): Where the target's features come from: `online` runs it
             in the loop, `memory` runs it once and keeps them.
+        cache (`str`, *optional*): Folder of a [`TargetCache`] to read them from instead; what it lacks is computed
+            first, and stored as `training.cache_dtype`.
         start_from (`str`, *optional*): A drafter to go on with, a repository or a folder; a fresh one by default.
         algorithm (`str`, *optional*, defaults to `"dspark"`): Kind of the fresh drafter: `dspark`, `dflash`, `eagle3`.
         drafter (`dict`, *optional*): Its fields ([`DraftConfig.from_target`]).
@@ -53,6 +55,7 @@ class Recipe:
     held_out: int = 100
     max_length: int = 4096
     features: str = "online"
+    cache: str | None = None
     start_from: str | None = None
     algorithm: str = "dspark"
     drafter: dict[str, Any] = field(default_factory=dict)
@@ -71,6 +74,8 @@ class Recipe:
                 raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
         if self.features not in ("online", "memory"):
             raise ValueError(f"features must be 'online' or 'memory', got {self.features!r}.")
+        if self.cache is not None and self.features != "online":
+            raise ValueError(f"cache={self.cache!r} holds the features already; leave features={self.features!r} out.")
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}.")
         if self.start_from is not None and self.drafter:

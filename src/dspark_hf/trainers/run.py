@@ -9,6 +9,7 @@ from peft import LoraConfig
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, set_seed
 
+from dspark_hf.data.cache import build_target_cache
 from dspark_hf.data.chat import encode_conversation, load_conversations
 from dspark_hf.data.features import TargetFeatures, hold_features
 from dspark_hf.data.regenerate import synthesize
@@ -60,16 +61,14 @@ def train_drafter(
         drafter = _fresh_drafter(recipe, target, rows)
     drafter = drafter.to(training.device).float()
     drafter = drafter if drafter.is_bound_to(target) else drafter.bind(target)
-    if recipe.features == "memory":
-        source = TargetFeatures(target, drafter.config.target_layer_ids)
-        rows = hold_features(source, rows, log_norm=drafter.has_reduced_vocabulary)
     num_held_out = min(recipe.held_out, len(rows) // 5)
+    train_rows, eval_rows = _split(recipe, training, target, drafter, rows, len(rows) - num_held_out)
     trainer = DraftTrainer(
         drafter,
         target,
         training,
-        train_dataset=rows[: len(rows) - num_held_out],
-        eval_dataset=rows[len(rows) - num_held_out :],
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
         peft_config=None if recipe.lora is None else LoraConfig(**recipe.lora),
     )
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -128,6 +127,25 @@ def _files(recipe: Recipe, target: Any, tokenizer: Any, training: DraftTrainingA
             file.parent.mkdir(parents=True, exist_ok=True)
             synthesize(target, tokenizer, recipe.num_synthetic, str(file), seed=training.seed, resume=True)
     return [str(file)]
+
+
+def _split(
+    recipe: Recipe,
+    training: DraftTrainingArguments,
+    target: PreTrainedModel,
+    drafter: DraftModel,
+    rows: list[dict[str, Any]],
+    num_trained: int,
+) -> tuple[Any, Any]:
+    """Rows to train and to evaluate on, with the target's features where these are kept on disk or in memory."""
+    taps, log_norm = drafter.config.target_layer_ids, drafter.has_reduced_vocabulary
+    if recipe.cache is not None:
+        options = {"dtype": training.cache_dtype, "log_norm": log_norm, "max_length": recipe.max_length}
+        cache = build_target_cache(target, rows, recipe.cache, target_layer_ids=taps, **options)
+        return cache.select(range(num_trained)), cache.select(range(num_trained, len(rows)))
+    if recipe.features == "memory":
+        rows = hold_features(TargetFeatures(target, taps), rows, log_norm=log_norm)
+    return rows[:num_trained], rows[num_trained:]
 
 
 def _fresh_drafter(recipe: Recipe, target: PreTrainedModel, rows: list[dict[str, Any]]) -> DraftModel:

@@ -12,7 +12,9 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from dspark_hf.data.chat import encode_conversation
+from dspark_hf.data.cache import RollingFeatures, TargetCache
+from dspark_hf.data.cache.rolling import parse_size
+from dspark_hf.data.chat import encode_row
 from dspark_hf.data.collator import DraftCollator
 from dspark_hf.data.features import TargetFeatures
 from dspark_hf.modeling import DraftModel
@@ -23,7 +25,7 @@ from dspark_hf.publishing import CardFacts, write_card, write_training_record
 
 from .adapters import add_adapter, check_target_head, check_trainable, save_base_config
 from .arguments import DraftTrainingArguments
-from .callbacks import AnchorEpoch, StepClock
+from .callbacks import AnchorEpoch, RollingEpoch, StepClock
 from .checkpoints import check_checkpoint, last_checkpoint
 from .decoding import WholeDrafter, add_stats, decode_prompts, decoding_metrics, held_out_prompts
 from .metrics import DraftMetrics
@@ -35,8 +37,9 @@ class DraftTrainer(Trainer):
     """Trains a drafter of any kind for a frozen target.
 
     Datasets hold conversations (`messages`, encoded with `processing_class`), or rows of `input_ids` and `loss_mask`.
-    Rows may carry `features` and `last_hidden_states` ([`~dspark_hf.data.features.hold_features`]); without them the
-    target runs in the loop.
+    Rows may carry `features` and `last_hidden_states`: a [`TargetCache`], or
+    [`~dspark_hf.data.features.hold_features`]. Without them the target runs in the loop, for rows that
+    `args.cache_budget` has no room for.
 
     Args:
         model ([`DraftModel`] or `PeftModel`): The drafter, or one with a trainable adapter.
@@ -48,7 +51,7 @@ class DraftTrainer(Trainer):
         kwargs: As for [`~transformers.Trainer`].
 
     Raises:
-        `ValueError`: If drafter and target do not fit, or conversations come without a tokenizer.
+        `ValueError`: If drafter, target and cache do not fit, or conversations come without a tokenizer.
 
     Example:
 
@@ -91,7 +94,14 @@ class DraftTrainer(Trainer):
         if peft_config is not None:
             model = add_adapter(model, peft_config)
         check_trainable(model)
+        _check_caches((train_dataset, eval_dataset), model, target, processing_class)
         self.features = TargetFeatures(target, model.config.target_layer_ids)
+        if args.cache_budget is not None:
+            if isinstance(train_dataset, TargetCache):
+                raise ValueError("The training rows come from a TargetCache already; leave cache_budget out.")
+            folder = args.cache_dir or Path(args.output_dir) / "target-cache"
+            budget = parse_size(args.cache_budget)
+            self.features = RollingFeatures(self.features, folder, budget, dtype=args.cache_dtype)
         self.num_slots = model.config.num_slots
         given = {name: getattr(args, name) for name in asdict(model.config.loss_weights)}
         given = {name: value for name, value in given.items() if value is not None}
@@ -111,6 +121,8 @@ class DraftTrainer(Trainer):
         self.whole_drafter = WholeDrafter(self, model)
         self.add_callback(AnchorEpoch(collator))
         self.add_callback(self._clock)
+        if isinstance(self.features, RollingFeatures):
+            self.add_callback(RollingEpoch(self.features))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
 
@@ -302,17 +314,12 @@ def _encode(dataset: Any, tokenizer: Any, max_length: int) -> Any:
         return {name: _encode(part, tokenizer, max_length) for name, part in dataset.items()}
     if dataset is None or not hasattr(dataset, "__len__") or len(dataset) == 0 or "messages" not in dataset[0]:
         return dataset
-    if tokenizer is None:
-        raise ValueError("The dataset holds conversations; give the trainer their tokenizer as processing_class.")
-    rows = (
-        # The end of an answer that was cut off is not the target's.
-        encode_conversation(
-            tokenizer,
-            row["messages"],
-            max_length=max_length,
-            complete=row.get("complete") is not False,
-            thinking=row.get("thinking"),
-        )
-        for row in dataset
-    )
-    return [row for row in rows if any(row["loss_mask"])]
+    return [row for row in (encode_row(row, tokenizer, max_length) for row in dataset) if any(row["loss_mask"])]
+
+
+def _check_caches(datasets: tuple[Any, ...], model: DraftModel, target: PreTrainedModel, tokenizer: Any) -> None:
+    """Raise `ValueError` unless every cache among the datasets was made for this drafter, target and tokenizer."""
+    for dataset in datasets:
+        for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
+            if isinstance(part, TargetCache):
+                part.check_fits(model.config, target, tokenizer)

@@ -1,0 +1,199 @@
+"""The manifest: what a cache was made from and how. Everything that would make its rows differ is in it."""
+
+import hashlib
+import json
+import zlib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dspark_hf.modeling import DraftConfig
+from dspark_hf.modeling.wrappers import unwrap
+
+from .storage import read_record, write_record
+
+MANIFEST_FILE = "manifest.json"
+_FORMAT = 1
+_SAMPLED = 32
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a cache was made from.
+
+    Attributes:
+        target (`str`): Name of the target; a folder's own name, not its place.
+        revision (`str`, *optional*): Commit of the target's repository.
+        fingerprint (`str`, *optional*): Digest of some of its weights ([`weights_digest`]).
+        target_dtype (`str`): The dtype it ran in.
+        num_target_layers, hidden_size, vocab_size (`int`): Its sizes.
+        target_layer_ids (`list[int]`): The taps.
+        tokenizer, chat_template (`str`, *optional*): Their SHA-256; `None` if rows came as ids, or without template.
+        max_length (`int`): Rows were cut to so many tokens.
+        dtype (`str`): How states are stored.
+        log_norm (`bool`): Whether rows have `log_norm`.
+        channels (`int`, *optional*): CRC-32 of the channel statistics that `int8` and `int4` need.
+        format (`int`): Version of this layout.
+    """
+
+    target: str
+    revision: str | None
+    fingerprint: str | None
+    target_dtype: str
+    num_target_layers: int
+    hidden_size: int
+    vocab_size: int
+    target_layer_ids: list[int]
+    tokenizer: str | None
+    chat_template: str | None
+    max_length: int
+    dtype: str
+    log_norm: bool
+    channels: int | None = None
+    format: int = _FORMAT
+
+    @classmethod
+    def describe(
+        cls,
+        target: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        target_layer_ids: list[int],
+        *,
+        max_length: int,
+        dtype: str,
+        log_norm: bool,
+    ) -> "Manifest":
+        """The manifest of a cache to be built.
+
+        Raises:
+            `ValueError`: If a tap is out of range.
+        """
+        config = target.config.get_text_config()
+        last = config.num_hidden_layers - 1
+        taps = list(target_layer_ids)
+        if not taps or any(not 0 <= tap < last for tap in taps) or sorted(set(taps)) != taps:
+            raise ValueError(
+                f"target_layer_ids must be ascending ids from 0 to {last - 1} for this target, got {taps}."
+            )
+        name = target.name_or_path
+        return cls(
+            target=(Path(name).name if Path(name).is_dir() else name) or type(target).__name__,
+            revision=getattr(target.config, "_commit_hash", None),
+            fingerprint=weights_digest(target),
+            target_dtype=str(target.dtype).removeprefix("torch."),
+            num_target_layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+            target_layer_ids=taps,
+            tokenizer=None if tokenizer is None else tokenizer_digest(tokenizer),
+            chat_template=None if tokenizer is None else template_digest(tokenizer),
+            max_length=max_length,
+            dtype=dtype,
+            log_norm=log_norm,
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Read a cache's manifest.
+
+        Raises:
+            `ValueError`: If it is missing, damaged, or of a newer layout.
+        """
+        path = folder / MANIFEST_FILE
+        if not path.is_file():
+            raise ValueError(f"{folder} is no target cache: it has no {MANIFEST_FILE}. Build one: `dspark cache`.")
+        record = read_record(path)
+        if record.get("format") != _FORMAT or set(record) != {field.name for field in fields(cls)}:
+            raise ValueError(
+                f"{path} has format {record.get('format')!r}, but this version of dspark_hf reads {_FORMAT}. Build "
+                "the cache again, or use the version that made it."
+            )
+        return cls(**record)
+
+    def write(self, folder: Path) -> None:
+        write_record(folder / MANIFEST_FILE, asdict(self))
+
+    def check_same(self, wanted: "Manifest", folder: Path) -> None:
+        """Raise `ValueError` unless a cache with this manifest can be continued as `wanted`."""
+        before, now = asdict(self), asdict(wanted)
+        # Statistics are taken once, when a cache begins.
+        changed = [
+            f"{name}: {before[name]!r} before, {now[name]!r} now"
+            for name in before
+            if name != "channels" and before[name] != now[name]
+        ]
+        if changed:
+            raise ValueError(
+                f"{folder} holds another cache ({'; '.join(changed)}). Use the former settings, or another folder."
+            )
+
+    def check_fits(
+        self,
+        config: DraftConfig,
+        target: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        """Raise `ValueError` unless a drafter with this config, target and tokenizer can learn from the cache."""
+        mine = (list(self.target_layer_ids), self.hidden_size, self.num_target_layers)
+        theirs = (list(config.target_layer_ids), config.hidden_size, config.num_target_layers)
+        if mine != theirs:
+            raise ValueError(
+                f"The cache was made with taps {mine[0]} (hidden size {mine[1]}, {mine[2]} layers), but the drafter "
+                f"reads {theirs[0]} (hidden size {theirs[1]}, {theirs[2]} layers). Build the cache with "
+                "target_layer_ids=drafter.config.target_layer_ids."
+            )
+        fingerprint = None if target is None else weights_digest(target)
+        if None not in (fingerprint, self.fingerprint) and fingerprint != self.fingerprint:
+            raise ValueError(
+                f"The cache was made from {self.target or 'a target'} with other weights than those of "
+                f"{target.name_or_path or 'this target'}. Load the target that made it, or build the cache again."
+            )
+        if tokenizer is not None and self.tokenizer not in (None, tokenizer_digest(tokenizer)):
+            raise ValueError(
+                f"The cache was made with another tokenizer than {tokenizer.name_or_path!r}. Use the target's own, or "
+                "build the cache again."
+            )
+
+
+def weights_digest(target: PreTrainedModel) -> str | None:
+    """Digest of a few elements of every parameter, equal for bfloat16 and float32 copies of one checkpoint.
+
+    The output head alone does not tell a target from one that was fine-tuned, or has an adapter.
+
+    Returns:
+        `str`, or `None` where weights are not at hand (meta device).
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(unwrap(target).named_parameters()):
+        if parameter.device.type == "meta":
+            return None
+        values = parameter.detach().flatten()
+        step = max(1, len(values) // _SAMPLED)
+        sample = values[::step][:_SAMPLED].cpu()
+        sample = sample.to(torch.bfloat16) if sample.is_floating_point() else sample
+        digest.update(name.encode() + sample.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of what decides a tokenizer's ids."""
+    if tokenizer.is_fast:
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        # The settings of the latest call are part of that text.
+        content.pop("padding", None)
+        content.pop("truncation", None)
+    else:
+        content = tokenizer.get_vocab()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def template_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    if tokenizer.chat_template is None:
+        return None
+    return hashlib.sha256(json.dumps(tokenizer.chat_template, sort_keys=True).encode()).hexdigest()
+
+
+def file_checksum(path: Path) -> int:
+    return zlib.crc32(path.read_bytes())

@@ -1,0 +1,189 @@
+"""What a cache holds of a row: ids and mask, features at the taps, last hidden states, and `log_norm` if asked for.
+
+Shapes: N tokens, L taps, E hidden size.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from dspark_hf.data.features import TargetFeatures
+
+from .codecs import (
+    FEATURE_BITS,
+    LAST_BITS,
+    RAW_DTYPES,
+    Codec,
+    Fp8Codec,
+    GroupCodec,
+    RawCodec,
+    channel_statistics,
+    check_dtype,
+)
+from .storage import whole_file
+
+STATES = ("features", "last_hidden_states")
+CHANNELS_FILE = "channels.safetensors"
+_SAMPLE_TOKENS = 8192
+
+
+class RowCodec:
+    """Turns a batch of states into the tensors of a shard, and those of a row into what a drafter trains on.
+
+    Args:
+        dtype (`str`): One of `fp32`, `fp16`, `bf16`, `fp8`, `int8`, `int4`.
+        num_taps (`int`): Taps.
+        hidden_size (`int`): Hidden size of the target.
+        log_norm (`bool`): Whether rows have `log_norm`.
+        channels (`dict[str, torch.Tensor]`, *optional*): From [`all_channel_statistics`]; `int8` and `int4` need them
+            to encode, not to tell their size.
+
+    Raises:
+        `ValueError`: If there is no such dtype.
+    """
+
+    def __init__(
+        self,
+        dtype: str,
+        num_taps: int,
+        hidden_size: int,
+        log_norm: bool,
+        channels: Mapping[str, Tensor] | None = None,
+    ):
+        check_dtype(dtype)
+        self.log_norm = log_norm
+        self.codecs: dict[str, Codec] = {}
+        widths = {"features": num_taps * hidden_size, "last_hidden_states": hidden_size}
+        for name, bits in zip(STATES, (FEATURE_BITS, LAST_BITS), strict=True):
+            if dtype in RAW_DTYPES:
+                self.codecs[name] = RawCodec(widths[name], RAW_DTYPES[dtype])
+            elif dtype == "fp8":
+                self.codecs[name] = Fp8Codec(widths[name], hidden_size)
+            else:
+                blank = torch.empty(widths[name], device="meta")
+                parts = (blank if channels is None else channels[f"{name}.{part}"] for part in ("center", "scale"))
+                self.codecs[name] = GroupCodec(bits[dtype], *parts)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Of a row's states, ids (4), mask (1) and `log_norm` (4)."""
+        return sum(codec.bytes_per_token for codec in self.codecs.values()) + 5 + 4 * self.log_norm
+
+    def encode(self, source: TargetFeatures, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Tensor]]:
+        """Run the target on rows of `input_ids` and `loss_mask`, as one batch, and encode what it says.
+
+        Raises:
+            `ValueError`: If a state is not finite.
+        """
+        ids = [torch.as_tensor(row["input_ids"], dtype=torch.int64) for row in rows]
+        mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+        states = source(pad_sequence(ids, batch_first=True), mask)
+        return self.encode_states(source, states, mask, ids, [row["loss_mask"] for row in rows])
+
+    def encode_states(
+        self,
+        source: TargetFeatures,
+        states: tuple[Tensor, Tensor],
+        mask: Tensor,
+        ids: Sequence[Tensor],
+        loss_masks: Sequence[Any],
+    ) -> list[dict[str, Tensor]]:
+        """Encode what [`~dspark_hf.data.features.TargetFeatures`] gave for a padded batch, one row at a time."""
+        keep = mask.bool().to(states[0].device)
+        states = [state[keep] for state in states]  # [N, L * E], [N, E]: every row's tokens, end to end
+        if not all(bool(torch.isfinite(state).all()) for state in states):
+            raise ValueError(
+                f"The target's hidden states are not finite in one of these rows: {[row[:8].tolist() for row in ids]} "
+                "(first tokens). Run the target in bfloat16 or float32."
+            )
+        encoded: dict[str, Tensor] = {}
+        for (name, codec), state in zip(self.codecs.items(), states, strict=True):
+            encoded |= {f"{name}.{part}": tensor for part, tensor in codec.encode(state).items()}
+        if self.log_norm:
+            # Of the states that will be read, so that probabilities over part of the vocabulary stay below 1.
+            last = self.codecs[STATES[1]].decode(_parts(encoded, STATES[1])).to(states[1].dtype)
+            encoded["log_norm"] = source.log_norm(last, torch.ones(len(last), dtype=torch.bool))
+        lengths = [len(row) for row in ids]
+        split = {name: tensor.cpu().split(lengths) for name, tensor in encoded.items()}
+        return [
+            {
+                "input_ids": ids[row].to(torch.int32),
+                "loss_mask": torch.as_tensor(loss_masks[row]).bool(),
+                **{name: tensors[row] for name, tensors in split.items()},
+            }
+            for row in range(len(ids))
+        ]
+
+    def decode(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A row for the collator: ids, mask, `features`, `last_hidden_states` and, if held, `log_norm`."""
+        row = {"input_ids": encoded["input_ids"].to(torch.int64), "loss_mask": encoded["loss_mask"]}
+        row |= {name: codec.decode(_parts(encoded, name)) for name, codec in self.codecs.items()}
+        return row | ({"log_norm": encoded["log_norm"]} if self.log_norm else {})
+
+
+def needs_channels(dtype: str) -> bool:
+    return dtype in FEATURE_BITS
+
+
+def sample_channels(source: TargetFeatures, rows: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Center and scale of every channel, from the first 8,192 tokens or so of `rows`."""
+    states: dict[str, list[Tensor]] = {name: [] for name in STATES}
+    num_tokens = 0
+    for row in rows:
+        both = source(torch.as_tensor(row["input_ids"], dtype=torch.int64).unsqueeze(0))
+        for name, state in zip(STATES, both, strict=True):
+            states[name].append(state[0].float().cpu())
+        num_tokens += len(row["input_ids"])
+        if num_tokens >= _SAMPLE_TOKENS:
+            break
+    if not num_tokens:
+        raise ValueError("No row has a token that the target wrote, so there is nothing to cache. Check loss_mask.")
+    return all_channel_statistics(torch.cat(parts) for parts in states.values())
+
+
+def all_channel_statistics(states: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Center and scale of every channel of features and last hidden states, each `(tokens, width)`, by name."""
+    channels = {}
+    for name, state in zip(STATES, states, strict=True):
+        channels[f"{name}.center"], channels[f"{name}.scale"] = channel_statistics(state)
+    return channels
+
+
+def write_channels(folder: Path, channels: Mapping[str, Tensor]) -> None:
+    with whole_file(folder / CHANNELS_FILE) as temp:
+        save_file(dict(channels), temp)
+
+
+def read_channels(folder: Path) -> dict[str, Tensor]:
+    """Read what [`write_channels`] wrote.
+
+    Raises:
+        `ValueError`: If the file cannot be read.
+    """
+    try:
+        return load_file(folder / CHANNELS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"Cannot read {folder / CHANNELS_FILE}: {error}. Without it no row can be decoded: fetch it again, or "
+            "build the cache in another folder."
+        ) from error
+
+
+def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, of at most `batch_tokens` with padding; a longer row goes alone."""
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index], reverse=True)
+    start = 0
+    while start < len(order):
+        size = max(1, batch_tokens // max(lengths[order[start]], 1))
+        yield order[start : start + size]
+        start += size
+
+
+def _parts(encoded: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): tensor for key, tensor in encoded.items() if key.startswith(f"{name}.")}

@@ -1,0 +1,67 @@
+"""`dspark cache`: sizes before work, a cache after it, and how it refuses."""
+
+import json
+
+import pytest
+
+from dspark_hf import TargetCache
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "text.jsonl"
+    messages = [{"role": "user", "content": "Say something."}, {"role": "assistant", "content": "Something at last."}]
+    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for _ in range(3)))
+    return path
+
+
+def test_estimate_needs_no_weights(dspark, data, tmp_path, tiny_target_dir, monkeypatch):
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
+    options = ["--target", tiny_target_dir, "--data", data, "--out", tmp_path / "cache", "--tap", 0, "--tap", 2]
+    outcome = dspark("cache", *options, "--estimate")
+    assert outcome.code == 0, outcome.err
+    assert "3 rows, 114 tokens" in outcome.out
+    assert "bf16 │ 197 │ 22.5 kB │ 1.00x" in outcome.out and "int4 │ 87" in outcome.out
+    assert not (tmp_path / "cache").exists()
+
+
+def test_build_verify_and_push(hub, dspark, data, tmp_path, tiny_target_dir, tiny_drafter_dir):
+    out = tmp_path / "cache"
+    options = ["--target", tiny_target_dir, "--drafter", tiny_drafter_dir, "--data", data, "--out", out]
+    outcome = dspark("cache", *options, "--dtype", "int8", "--log-norm", "--push-to-hub", "org/states", "--private")
+    assert outcome.code == 0, outcome.err
+    assert "3 rows, 114 tokens, int8," in outcome.out and "Uploaded: http" in outcome.out
+    cache = TargetCache.from_hub("org/states")
+    assert cache.manifest.target_layer_ids == [0, 2] and cache.manifest.log_norm and len(cache) == 3
+    assert "3 rows, 114 tokens, int8" in dspark("cache", "--out", out, "--verify").out
+    shard = next(out.glob("rows-*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    outcome = dspark("cache", "--out", out, "--verify")
+    assert outcome.code == 2 and shard.name in outcome.err.replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "Say what to run the target on: --data FILE.jsonl"),
+        (
+            ["--data", "DATA", "--drafter", "d", "--tap", 1],
+            "--drafter names the taps already; give either it or --tap",
+        ),
+        (["--data", "DATA", "--dtype", "int3"], "dtype must be one of fp32, fp16, bf16, fp8, int8, int4, got 'int3'"),
+        (
+            ["--data", "DATA", "--target-dtype", "int8"],
+            "Expected --target-dtype bfloat16, float16, float32, auto, got",
+        ),
+        (
+            ["--data", "DATA", "--tap", 9],
+            "target_layer_ids must be ascending ids from 0 to 2 for this target, got [9]",
+        ),
+        (["--data", "nothing.jsonl"], "Cannot read conversations from 'nothing.jsonl'"),
+        (["--verify"], "is no target cache: it has no manifest.json. Build one: `dspark cache`"),
+    ],
+)
+def test_bad_options(dspark, data, tmp_path, tiny_target_dir, options, message):
+    options = [data if option == "DATA" else option for option in options]
+    outcome = dspark("cache", "--out", tmp_path / "cache", "--target", tiny_target_dir, *options)
+    assert outcome.code == 2 and message in outcome.err
