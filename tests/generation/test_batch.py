@@ -175,7 +175,9 @@ def test_rows_that_are_done_leave_the_work(family, monkeypatch):
 
     @functools.wraps(forward)
     def noted(input_ids, **inputs):
-        sizes.append((input_ids.shape[0], inputs["past_key_values"].get_seq_length()))
+        cache = inputs["past_key_values"]
+        num_rows = cache.layers[0].keys.shape[0] if cache.layers[0].is_initialized else input_ids.shape[0]
+        sizes.append((num_rows, cache.get_seq_length()))
         return forward(input_ids=input_ids, **inputs)
 
     monkeypatch.setattr(target, "forward", noted)

@@ -14,6 +14,7 @@ from dspark_hf.modeling.placement import compute_device
 
 from .checks import check_cache, check_chunks, check_drafter, check_mode, check_options, check_synced
 from .config import SpeculationConfig
+from .flat import FlatRunner
 from .layout import PromptLayout
 from .lookup import PromptLookup
 from .peers import Peers
@@ -136,10 +137,13 @@ class SpeculativeLoop:
         self.recorder = StateRecorder(model, cache, generation_config)
         is_lookup = isinstance(drafter, PromptLookup)
         taps = [] if is_lookup else drafter.config.target_layer_ids
-        self.target = TargetRunner(model, taps, model_kwargs, layout, rules.max_length, self.recorder)
+        # Rows that have ended are then processed to the end.
+        needs_all_rows = is_returned or synced_gpus
+        runner = TargetRunner if needs_all_rows else FlatRunner
+        self.target = runner(model, taps, model_kwargs, layout, rules.max_length, self.recorder)
         self.peers = Peers(synced_gpus, input_ids.device)
         # A single row has ended when all is over.
-        keeps_rows = is_returned or synced_gpus or input_ids.shape[0] == 1 or not self.target.can_drop_rows
+        keeps_rows = needs_all_rows or input_ids.shape[0] == 1 or not self.target.can_drop_rows
         self.transcript = Transcript(input_ids, rules, generation_config, keeps_rows, streamer)
         self.settler = Settler(self.chooser, self.transcript)
         self.needs_level_rows = (
@@ -209,7 +213,7 @@ class SpeculativeLoop:
         num_block = offer.ids.shape[1] + 1
         transcript.note_drafts(offer.ids)
         with self.watch.part("target"):
-            logits = self.target.verify(transcript.ids, lens, num_block)
+            logits = self.target.verify(transcript.ids, lens, offer.lens)
         self.stats.rounds += 1
         num_taken, accepted_lens = self.settler.settle(logits, offer.ids, offer.probs, offer.lens)
         self.proposer.learn(offer, accepted_lens, num_taken)
@@ -265,7 +269,7 @@ class SpeculativeLoop:
         counts = [min(count, num_block) for count in counts]
         transcript.note_drafts(transcript.ids.new_full((len(counts), num_block), transcript.pad_id))
         with self.watch.part("target"):
-            logits = self.target.verify(transcript.ids, transcript.lens, num_block)
+            logits = self.target.verify(transcript.ids, transcript.lens, [num_block - 1] * len(counts))
         scores = None if transcript.scores is None else self.settler.block_scores(logits)
         transcript.fill(counts, scores, logits)
         self._commit(num_block, counts)
@@ -274,7 +278,7 @@ class SpeculativeLoop:
         """A round for the sake of other processes: it leaves nothing behind."""
         self.proposer.idle()
         lens = self.transcript.lens
-        self.target.verify(self.transcript.ids, lens, num_block=1)
+        self.target.verify(self.transcript.ids, lens, [0] * len(lens))
         self.target.commit([1] * len(lens), lens)
 
     def _result(self) -> Tensor | GenerateDecoderOnlyOutput:

@@ -76,7 +76,7 @@ class TargetRunner:
         """Whether rows of the batch may differ in length; known after the prefill."""
         # Without position ids, positions are cache columns.
         has_positions = "position_ids" in self._by_column
-        return has_positions and is_compactable(self.cache) and not _reads_columns(self._model)
+        return has_positions and is_compactable(self.cache) and not reads_columns(self._model)
 
     @property
     def can_drop_rows(self) -> bool:
@@ -139,19 +139,21 @@ class TargetRunner:
         return logits
 
     @torch.no_grad()
-    def verify(self, ids: Tensor, lens: list[int], num_block: int) -> Tensor:
-        """Process each row's last token and the `num_block - 1` drafts behind it.
+    def verify(self, ids: Tensor, lens: list[int], draft_lens: list[int]) -> Tensor:
+        """Process each row's last token and the drafts behind it.
 
         Args:
             ids (`torch.LongTensor` of shape `(batch, capacity)`): Token ids, drafts behind them.
             lens (`list[int]`): Tokens of each row, without drafts.
-            num_block (`int`): Tokens to process.
+            draft_lens (`list[int]`): Drafts of each row.
 
         Returns:
-            `torch.Tensor` of shape `(batch, num_block, vocab)`: Logits.
+            `torch.Tensor` of shape `(batch, max(draft_lens) + 1, vocab)`: Logits; what is past a row's drafts means
+            nothing.
         """
         if self._rewinder.num_replayed > MAX_REPLAYED:
             self.replay(ids, lens)
+        num_block = max(draft_lens) + 1
         num_replayed = self._rewinder.num_replayed
         num_inputs = num_replayed + num_block
         self._rewinder.begin(num_inputs)
@@ -191,8 +193,10 @@ class TargetRunner:
         if not taps:
             return None
         device = taps[0].device
-        taps = [tap[:, :num_tokens] if rows is None else tap[rows, :num_tokens] for tap in taps]
-        return torch.cat([tap.to(device) for tap in taps], -1)
+        return torch.cat([self._of_rows(tap, num_tokens, rows).to(device) for tap in taps], -1)
+
+    def _of_rows(self, tap: Tensor, num_tokens: int | None, rows: list[int] | None) -> Tensor:
+        return tap[:, :num_tokens] if rows is None else tap[rows, :num_tokens]
 
     def commit(self, num_rejected: list[int], lens: list[int], rows: list[int] | None = None) -> None:
         """Take the last tokens out of the cache, and rows that leave.
@@ -210,8 +214,11 @@ class TargetRunner:
             compact(self.cache, num_rejected, width, rows)
         self._num_columns = width
         if rows is not None:
-            self._mask = None if self._mask is None else self._mask[rows]
-            self._by_column = {name: values[..., rows, :] for name, values in self._by_column.items()}
+            self._keep_rows(rows)
+
+    def _keep_rows(self, rows: list[int]) -> None:
+        self._mask = None if self._mask is None else self._mask[rows]
+        self._by_column = {name: values[..., rows, :] for name, values in self._by_column.items()}
 
     def close(self) -> None:
         """Leave the cache as plain `generate()` would, for whoever goes on with it."""
@@ -276,7 +283,7 @@ def _gather(values: Tensor, places: Tensor) -> Tensor:
     return values.gather(-1, places.expand(*values.shape[:-2], *places.shape))
 
 
-def _reads_columns(model: PreTrainedModel) -> bool:
+def reads_columns(model: PreTrainedModel) -> bool:
     """Whether attention is cut into chunks of columns, or rotary frequencies change with a batch's longest row."""
     config = model.config.get_text_config(decoder=True)
     if getattr(config, "attention_chunk_size", None) is not None:

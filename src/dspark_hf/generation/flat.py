@@ -1,0 +1,98 @@
+"""The target in the decoding loop, with the rows of a batch packed into one sequence.
+
+Linear layers, experts and the output head see exactly the tokens that are verified, whatever the other rows are
+offered; only attention knows of rows. Source: DSpark, section 4 (https://arxiv.org/abs/2606.19348).
+Shapes: B batch, w tokens of the row with most, N tokens of all rows, V vocabulary.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .compaction import is_compactable
+from .packing import Packing
+from .row_attention import RowPass, Trial, attention_of, can_swap
+from .row_cache import RowCache
+from .target import TargetRunner, reads_columns
+
+
+class FlatRunner(TargetRunner):
+    """A [`TargetRunner`] whose rounds are packed, where the target can do it; otherwise it is no different.
+
+    The prompt is processed as always, and shows whether the target's attention can be packed. Its cache is then used
+    up, so this is not for caches that someone else gets.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._packing: Packing | None = None
+        self._visible: Tensor | None = None
+        self._trial: Trial | None = None
+        self._is_flat = False
+
+    @property
+    def takes_uneven_rows(self) -> bool:
+        return self._is_flat or super().takes_uneven_rows
+
+    @torch.no_grad()
+    def prefill(self, input_ids: Tensor, chunk_size: int | None = None) -> Iterator[Tensor]:
+        self._trial = Trial() if self._may_pack() else None
+        yield from super().prefill(input_ids, chunk_size)
+        if self._trial is not None and self._trial.allows_packing(self.cache):
+            self._is_flat = True
+            num_columns = self._layout.num_columns
+            self._visible = None if self._mask is None else self._mask[:, :num_columns].bool()
+            # A draft may stand behind the last token, as in the buffer of ids.
+            self.cache = RowCache(self.cache, num_columns, num_columns + self._num_new + 1)
+            self._kwargs["past_key_values"] = self.cache
+
+    def _prefill_pass(self, ids: Tensor, begin: int, stop: int) -> Tensor:
+        if self._trial is None:
+            return super()._prefill_pass(ids, begin, stop)
+        with attention_of(self._model, self._trial):
+            return super()._prefill_pass(ids, begin, stop)
+
+    def _may_pack(self) -> bool:
+        positions = self._by_column.get("position_ids")
+        return (
+            len(self._by_column) == 1
+            and positions is not None
+            and positions.ndim == 2
+            and self.can_drop_rows
+            and is_compactable(self.cache)
+            and not reads_columns(self._model)
+            and can_swap(self._model)
+        )
+
+    @torch.no_grad()
+    def verify(self, ids: Tensor, lens: list[int], draft_lens: list[int]) -> Tensor:
+        if not self._is_flat:
+            return super().verify(ids, lens, draft_lens)
+        shift = self._layout.shift
+        starts, counts = [length - 1 + shift for length in lens], [count + 1 for count in draft_lens]
+        packing = self._packing = Packing(starts, counts, self._visible)
+        self.cache.begin(packing)
+        rows, columns = packing.cells(ids.device)
+        positions = self._by_column["position_ids"]
+        kwargs = {"position_ids": positions[packing.cells(positions.device)].unsqueeze(0)}
+        with attention_of(self._model, RowPass(packing)):
+            logits = self._forward(
+                ids[rows, columns - shift].unsqueeze(0), kwargs, packing.num_tokens,
+                next_sequence_length=packing.num_tokens,
+            )  # fmt: skip
+        return packing.unpack(logits)
+
+    def _of_rows(self, tap: Tensor, num_tokens: int | None, rows: list[int] | None) -> Tensor:
+        return (
+            self._packing.unpack(tap, num_tokens, rows) if self._is_flat else super()._of_rows(tap, num_tokens, rows)
+        )
+
+    def commit(self, num_rejected: list[int], lens: list[int], rows: list[int] | None = None) -> None:
+        if not self._is_flat:
+            super().commit(num_rejected, lens, rows)
+        elif rows is not None:
+            # What was rejected needs no taking out: it is written over.
+            self.cache.select(rows)
+            self._visible = None if self._visible is None else self._visible[rows]
+            self._keep_rows(rows)

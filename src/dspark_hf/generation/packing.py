@@ -1,0 +1,74 @@
+"""Where the tokens of one packed pass stand: rows of different counts, one behind the other in a single sequence.
+
+Shapes: B rows, w tokens of the row with most, N tokens of all rows.
+"""
+
+import torch
+from torch import Tensor
+
+
+class Packing:
+    """Layout of one forward pass over `(1, N)` tokens, N the sum of the rows' counts.
+
+    Args:
+        starts (`list[int]`): Column of each row's first token.
+        counts (`list[int]`): Tokens of each row, at least one.
+        visible (`torch.BoolTensor` of shape `(batch, columns)`, *optional*):
+            Which of the first columns hold tokens; all, if not given. Later columns always do.
+
+    Attributes:
+        width (`int`): Tokens of the row with most, w.
+        num_tokens (`int`): Tokens of all rows, N.
+        end (`int`): First column that no row reaches.
+    """
+
+    def __init__(self, starts: list[int], counts: list[int], visible: Tensor | None = None):
+        self.starts, self.counts, self.visible = starts, counts, visible
+        self.width, self.num_tokens = max(counts), sum(counts)
+        self.end = max(start + count for start, count in zip(starts, counts, strict=True))
+        self.is_even = min(counts) == self.width
+        counts_of = torch.tensor(counts)
+        self._offsets = counts_of.cumsum(0) - counts_of  # place of each row's first token among N
+        rows = torch.arange(len(counts)).repeat_interleave(counts_of, output_size=self.num_tokens)
+        steps = torch.arange(self.num_tokens) - self._offsets[rows]
+        self._indices = {torch.device("cpu"): (rows, torch.tensor(starts)[rows] + steps, rows * self.width + steps)}
+        self._places: dict[tuple, Tensor] = {}
+
+    def cells(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Row and column of each token, `(N,)` each."""
+        return self._on(device)[:2]
+
+    def columns(self, device: torch.device) -> Tensor:
+        """Columns `(batch, w)` of the rows' tokens; past a row's count they go on, and mean nothing."""
+        return torch.tensor(self.starts, device=device).unsqueeze(1) + torch.arange(self.width, device=device)
+
+    def pack(self, values: Tensor) -> Tensor:
+        """`(1, N, ...)` of `(batch, w, ...)`."""
+        values = values.flatten(0, 1)
+        return (values if self.is_even else values.index_select(0, self._on(values.device)[2])).unsqueeze(0)
+
+    def unpack(self, values: Tensor, num_tokens: int | None = None, rows: list[int] | None = None) -> Tensor:
+        """`(batch, num_tokens, ...)` of `(1, N, ...)`; past a row's count its last token is repeated.
+
+        Args:
+            values (`torch.Tensor` of shape `(1, N, ...)`): One entry per token.
+            num_tokens (`int`, *optional*): First tokens of each row to take; w, if not given.
+            rows (`list[int]`, *optional*): Rows to take; all, if not given.
+        """
+        num_tokens = self.width if num_tokens is None else num_tokens
+        num_rows = len(self.counts) if rows is None else len(rows)
+        if self.is_even and rows is None:
+            return values.view(num_rows, self.width, *values.shape[2:])[:, :num_tokens]
+        key = (values.device, num_tokens, None if rows is None else tuple(rows))
+        if key not in self._places:
+            chosen = slice(None) if rows is None else rows
+            last = torch.tensor(self.counts)[chosen].unsqueeze(1) - 1
+            places = self._offsets[chosen].unsqueeze(1) + torch.arange(num_tokens).minimum(last)
+            self._places[key] = places.flatten().to(values.device, non_blocking=True)
+        return values[0].index_select(0, self._places[key]).view(num_rows, num_tokens, *values.shape[2:])
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        if device not in self._indices:
+            on_host = self._indices[torch.device("cpu")]
+            self._indices[device] = tuple(index.to(device, non_blocking=True) for index in on_host)
+        return self._indices[device]

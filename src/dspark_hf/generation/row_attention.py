@@ -1,0 +1,173 @@
+"""Attention of packed passes: queries are sorted into their rows, and everything else stays the target's own.
+
+The functions are registered in transformers' attention and mask interfaces under names of their own, which a target's
+config carries only during our passes. Any other pass that meets them, such as one of another thread, is handed to the
+function that the target had before.
+Shapes: B rows, w tokens of the row with most, N tokens of all rows, Q query heads, C columns, D head dim.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .packing import Packing
+
+_PREFIX = "dspark_rows_"
+_BASES = ("sdpa", "eager")
+_pass: ContextVar["Trial | RowPass | None"] = ContextVar("dspark_rows_pass", default=None)
+# A config belongs to all threads that use its model.
+_swap = threading.RLock()
+
+
+def can_swap(model: PreTrainedModel) -> bool:
+    """Whether a target says that it takes attention functions from outside, and has one that can be stood in for."""
+    config = model.config.get_text_config(decoder=True)
+    if not getattr(model, "_supports_attention_backend", False) or config._attn_implementation not in _BASES:
+        return False
+    layers = [module for module in model.modules() if hasattr(module, "layer_idx")]
+    is_named = config._attn_implementation != "eager" or all(
+        _eager_attention(module) is not None for module in layers if type(module).__name__.endswith("Attention")
+    )
+    # Compiled code holds the function that it was traced with.
+    return is_named and all(module._compiled_call_impl is None for module in model.modules())
+
+
+@contextmanager
+def attention_of(model: PreTrainedModel, what: "Trial | RowPass") -> Iterator[None]:
+    """Run the target's passes in this block through the functions of this file."""
+    config = model.config.get_text_config(decoder=True)
+    with _swap:
+        before = config._attn_implementation
+        token = _pass.set(what)
+        config._attn_implementation = f"{_PREFIX}{before.removeprefix(_PREFIX)}"
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+            _pass.reset(token)
+
+
+class Trial:
+    """Watches a pass that is not packed, to learn whether the target's attention really goes through this file."""
+
+    def __init__(self):
+        self._layer_ids: set[int] = set()
+        self._num_masks = 0
+        self._is_plain = True
+
+    def note_attention(self, module: nn.Module, kwargs: dict) -> None:
+        self._layer_ids.add(getattr(module, "layer_idx", None))
+        # Biases that depend on cache columns are laid out for the whole batch.
+        self._is_plain &= kwargs.get("position_bias") is None
+
+    def note_mask(self, use_vmap: bool) -> None:
+        self._num_masks += 1
+        # Mask functions that must be mapped may read tensors by cache column.
+        self._is_plain &= not use_vmap
+
+    def allows_packing(self, cache: Cache) -> bool:
+        """Whether every layer of the cache was seen, and nothing that depends on more than row and column."""
+        layer_ids = {index for index, layer in enumerate(cache.layers) if layer.is_initialized}
+        return self._is_plain and self._num_masks > 0 and layer_ids <= self._layer_ids
+
+
+class RowPass:
+    """A packed pass.
+
+    Args:
+        packing ([`Packing`]): Where its tokens stand.
+    """
+
+    def __init__(self, packing: Packing):
+        self.packing = packing
+        self._grouped: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def mask(self, mask_function: Callable, first: int, length: int, dtype: torch.dtype, device) -> Tensor:
+        """Additive mask `(batch, 1, w, C)` of the columns from `first` on."""
+        packing = self.packing
+        batch_size = len(packing.starts)
+        queries = packing.columns(device)[:, None, :, None]
+        columns = torch.arange(first, first + length, device=device)
+        rows = torch.arange(batch_size, device=device)[:, None, None, None]
+        allowed = mask_function(rows, torch.zeros_like(rows), queries, columns[None, None, None])
+        if packing.visible is not None and first < packing.visible.shape[1]:
+            visible = packing.visible[:, first:].to(device)
+            visible = F.pad(visible, (0, length - visible.shape[1]), value=True)
+            allowed = allowed & visible[:, None, None]
+        allowed = allowed.expand(batch_size, 1, packing.width, length)
+        return torch.zeros((), dtype=dtype, device=device).where(allowed, torch.finfo(dtype).min)
+
+    def sdpa(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, scaling) -> Tensor:
+        """Attention `(1, N, Q, D)`; heads that share keys are put side by side, so no key is repeated."""
+        queries = self._sort(query)  # [B, w, Q, D]
+        batch_size, width, num_heads, _ = queries.shape
+        num_groups = num_heads // key.shape[1]
+        queries = queries.view(batch_size, width, key.shape[1], num_groups, -1).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        mask = self._group(mask, num_groups)
+        out = F.scaled_dot_product_attention(queries, key, value, mask, dropout_p=dropout, scale=scaling)
+        out = out.view(batch_size, key.shape[1], num_groups, width, -1).permute(0, 3, 1, 2, 4).flatten(2, 3)
+        return self.packing.pack(out)
+
+    def eager(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **kwargs) -> Tensor:
+        """The target's own function `(1, N, Q, D)`, with its soft-caps and sinks."""
+        queries = self._sort(query).transpose(1, 2)
+        return self.packing.pack(_eager_attention(module)(module, queries, key, value, mask, **kwargs)[0])
+
+    def _sort(self, query: Tensor) -> Tensor:
+        return self.packing.unpack(query.transpose(1, 2))
+
+    def _group(self, mask: Tensor, num_groups: int) -> Tensor:
+        """The mask once per head of a group, made once for all layers."""
+        if num_groups == 1:
+            return mask
+        # The mask is kept with it, so that its id stays its own.
+        key = (id(mask), num_groups)
+        if key not in self._grouped:
+            grouped = mask.unsqueeze(2).expand(-1, -1, num_groups, -1, -1).flatten(2, 3)
+            self._grouped[key] = (mask, grouped)
+        return self._grouped[key][1]
+
+
+def _attention(base: str, module: nn.Module, query, key, value, attention_mask, **kwargs) -> tuple:
+    current = _pass.get()
+    if not isinstance(current, RowPass):
+        if current is not None:
+            current.note_attention(module, kwargs)
+        function = _eager_attention(module) if base == "eager" else ALL_ATTENTION_FUNCTIONS[base]
+        return function(module, query, key, value, attention_mask, **kwargs)
+    if base == "eager":
+        return current.eager(module, query, key, value, attention_mask, **kwargs), None
+    return current.sdpa(query, key, value, attention_mask, kwargs.get("dropout", 0.0), kwargs.get("scaling")), None
+
+
+def _mask(base: str, batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0, **kwargs):
+    current = _pass.get()
+    if not isinstance(current, RowPass):
+        if current is not None:
+            current.note_mask(kwargs.get("use_vmap", False))
+        function = ALL_MASK_ATTENTION_FUNCTIONS[base]
+        return function(
+            batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset, kv_offset=kv_offset,
+            **kwargs,
+        )  # fmt: skip
+    return current.mask(kwargs["mask_function"], kv_offset, kv_length, kwargs["dtype"], kwargs["device"])
+
+
+def _eager_attention(module: nn.Module) -> Callable | None:
+    """The function that a modeling file falls back to."""
+    return getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+
+
+for _base in _BASES:
+    AttentionInterface.register(f"{_PREFIX}{_base}", partial(_attention, _base))
+    AttentionMaskInterface.register(f"{_PREFIX}{_base}", partial(_mask, _base))
