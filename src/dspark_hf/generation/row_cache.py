@@ -14,7 +14,7 @@ from .packing import Packing
 
 
 class RowLayer(CacheLayerMixin):
-    """One layer's buffers, which grow by doubling; a sliding window gives up columns that no row sees any more.
+    """One layer's buffers, which grow now and then; a sliding window gives up columns that no row sees any more.
 
     Args:
         keys (`torch.Tensor` of shape `(batch, heads, columns, dim)`): Keys of the last columns before `end`.
@@ -47,7 +47,8 @@ class RowLayer(CacheLayerMixin):
 
     def _grow(self, buffer: Tensor, first: int, length: int) -> Tensor:
         batch_size, num_heads, _, head_dim = buffer.shape
-        num_columns = max(length, min(2 * length, self._max_columns - first))
+        # A quarter more each time keeps both the copying and the spare room small.
+        num_columns = max(length, min(length + length // 4 + 16, self._max_columns - first))
         # Zeros: a masked column must not hold inf or nan, which would spoil the sum over values.
         grown = buffer.new_zeros(batch_size, num_heads, num_columns, head_dim)
         kept = buffer[:, :, first - self._first :]
