@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import AutoConfig, GPTNeoXConfig, LlamaConfig, Qwen3Config
 
-from dspark_hf import DSparkConfig
+from dspark_hf import DFlashConfig, DSparkConfig
 from dspark_hf.modeling.configuration import spread_taps
 
 TARGET = LlamaConfig(
@@ -106,3 +106,10 @@ def test_heads_that_differ_from_layer_to_layer():
     )
     decoder = DSparkConfig.from_target(target, family="qwen3").decoder_config
     assert (decoder.num_attention_heads, decoder.num_key_value_heads, decoder.head_dim) == (4, 2, 16)
+
+
+@pytest.mark.parametrize("fields", [{"markov_rank": 8}, {"enable_confidence_head": True}])
+def test_dflash_has_no_heads(fields):
+    assert DFlashConfig.from_target(TARGET).num_slots == 7
+    with pytest.raises(ValueError, match="A DFlash drafter has no heads"):
+        DFlashConfig.from_target(TARGET, **fields)

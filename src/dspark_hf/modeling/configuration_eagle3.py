@@ -7,7 +7,6 @@ from huggingface_hub.dataclasses import strict
 
 from .configuration import DraftConfig
 from .drafting import LossWeights
-from .families import get_family
 
 
 @strict
@@ -47,11 +46,6 @@ class Eagle3Config(DraftConfig):
             raise ValueError(
                 f"An EAGLE-3 drafter has one layer, got num_hidden_layers={self.num_hidden_layers}: deeper ones would "
                 "need a pass over the whole context. Use DSparkConfig for a deeper drafter."
-            )
-        if not get_family(self.decoder_config.model_type).is_llama_shaped:
-            raise ValueError(
-                f"EAGLE-3 drafters are llama- or qwen3-shaped, got family={self.decoder_config.model_type!r}; any "
-                "target can take a drafter of family='qwen3'."
             )
 
     @property

@@ -1,7 +1,7 @@
 """Context keys and values: what stands before the anchor, seen by draft layers through `past_key_values`.
 
 A stock decoder layer calls `past_key_values.update(k, v, layer_idx)` and attends to what it returns. Returning
-context and block together, without a causal mask, makes it a DSpark layer (DESIGN.md, decision 1).
+context and block together, without a causal mask, makes it a DSpark layer.
 Shapes: B batch, H key/value heads, C context tokens, T new tokens, D head dim.
 """
 

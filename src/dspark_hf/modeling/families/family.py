@@ -12,7 +12,6 @@ class Family:
     """Llama-shaped defaults; a subclass states only what its architecture does differently."""
 
     engine_name: str  # begins the names by which serving engines choose their classes
-    is_llama_shaped = True  # pre-norm layers with two norms, and key and value projections of their own
     config_cls: type[PreTrainedConfig]
     layer_cls: type[nn.Module]
     norm_cls: type[nn.Module]
