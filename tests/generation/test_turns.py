@@ -158,6 +158,19 @@ def test_context_of_a_cache_that_others_changed_is_not_used(target, change):
     assert drafter.state.missing == [num_cached] * longer.shape[0]
 
 
+@pytest.mark.parametrize("modes", [(True, False, True), (False, True, True), (True, True, False)])
+def test_turns_in_and_out_of_inference_mode(target, modes):
+    drafter = DSparkModel.from_target(target, block_size=4, markov_rank=8, num_hidden_layers=1)
+    ids, cache = make_prompt(10), DynamicCache(config=target.config)
+    for mode in modes:
+        with torch.inference_mode(mode):
+            kwargs = {"max_new_tokens": 6, "do_sample": False}
+            plain = target.generate(ids, **kwargs)
+            out = target.generate(ids, past_key_values=cache, assistant_model=drafter, **kwargs)
+            assert out.tolist() == plain.tolist()
+            ids = torch.cat([out, ids[:, :3]], 1)
+
+
 def test_context_belongs_to_one_drafter(target):
     ids = make_prompt(10)
     cache = read_prompt_cache(target, TableDrafter(64), ids)

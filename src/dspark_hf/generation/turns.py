@@ -55,6 +55,9 @@ class LeftContext:
         keys = _first_keys(cache)
         if self.drafter is None or self.drafter() is not drafter or keys is None:
             return False
+        if keys.is_inference() and not torch.is_inference_mode_enabled():
+            # A context that was made in inference mode cannot be written to outside.
+            return False
         return keys.shape[0] == self.keys.shape[0] and keys.data_ptr() == self.keys.data_ptr()
 
 
