@@ -165,6 +165,8 @@ def test_estimates_follow_the_recipe(path):
     recipe = load_recipe(path, [f"estimate.target={yaml.safe_dump(sizes, default_flow_style=True).strip()}"])
     online = estimate_training(recipe)
     recipe.features = "memory"
+    assert estimate_training(recipe) == online  # held-out prompts are decoded
+    recipe.training["num_eval_prompts"] = 0
     held = estimate_training(recipe)
     assert held.target == 2 * 2 * 300 * 64 < online.target
     assert online.cache == online.cache_per_token * 1000 == 2 * 64 * (3 + 1) * 1000

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,9 +66,12 @@ def test_a_recipe_is_followed_and_gone_on_with(pair, data, tmp_path, features):
 def test_other_algorithms(pair, data, tmp_path, algorithm, fields):
     training = {**TRAINING, "output_dir": str(tmp_path / "out")}
     recipe = Recipe(data=str(data), algorithm=algorithm, max_length=64, drafter=fields, training=training)
+    if algorithm == "dflash":
+        # Nothing needs the target any more: it may leave the device.
+        recipe = replace(recipe, features="memory", training={**training, "num_eval_prompts": 0})
     assert estimate_training(recipe, pair[0].config).activations > 0
     metrics = train_drafter(recipe, *pair)[1]
-    assert metrics["eval_tau"] >= 1
+    assert metrics["eval_expected_tau"] >= 1 and ("eval_tau" in metrics) == (algorithm == "eagle3")
     assert type(AutoDrafter.from_pretrained(tmp_path / "out")) is recipe.drafter_cls
 
 

@@ -27,7 +27,8 @@ class TrainingEstimate:
         cache (`int`, *optional*): The same for all tokens of the text, if their number is known.
         num_parameters (`int`): Of the drafter.
         drafter (`int`): Its float32 weights, gradients and two AdamW states, and its bfloat16 copies under autocast.
-        target (`int`): bfloat16 weights of the target where it runs in the loop, else of its embedding and head.
+        target (`int`): bfloat16 weights of the target where it runs in the loop or decodes held-out prompts, else of
+            its embedding and head.
         activations (`int`): What the draft layers keep for the backward pass.
         batch (`int`): Features and last hidden states of a batch.
         loss (`int`): Logits of draft and target and their gradients, a chunk at a time.
@@ -87,7 +88,7 @@ def estimate_training(recipe: Recipe, target_config: PreTrainedConfig | None = N
 
 
 def _target_parameters(recipe: Recipe, config: PreTrainedConfig) -> int:
-    if recipe.features == "online":
+    if recipe.needs_target:
         return _num_parameters(AutoModelForCausalLM.from_config, config)
     return (1 if config.tie_word_embeddings else 2) * config.vocab_size * config.hidden_size
 

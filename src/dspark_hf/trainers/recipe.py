@@ -91,6 +91,12 @@ class Recipe:
         """The class of a fresh drafter."""
         return ALGORITHMS[self.algorithm]
 
+    @property
+    def needs_target(self) -> bool:
+        """Whether the target runs while the drafter is trained: for features, or to decode held-out prompts."""
+        is_online = self.features == "online" and self.cache is None
+        return is_online or self.training.get("num_eval_prompts") != 0
+
     def training_arguments(self) -> DraftTrainingArguments:
         """The trainer's arguments.
 

@@ -63,6 +63,8 @@ def train_drafter(
     drafter = drafter if drafter.is_bound_to(target) else drafter.bind(target)
     num_held_out = min(recipe.held_out, len(rows) // 5)
     train_rows, eval_rows = _split(recipe, training, target, drafter, rows, len(rows) - num_held_out)
+    if not recipe.needs_target:
+        _leave_vocabulary(target, training.device)
     trainer = DraftTrainer(
         drafter,
         target,
@@ -154,6 +156,13 @@ def _fresh_drafter(recipe: Recipe, target: PreTrainedModel, rows: list[dict[str,
         size, vocab_size = drafter.config.draft_vocab_size, drafter.config.vocab_size
         drafter.choose_vocabulary(frequent_tokens(rows, size, vocab_size))
     return drafter
+
+
+def _leave_vocabulary(target: PreTrainedModel, device: torch.device) -> None:
+    """Put away a target that has done its work, but for the modules that the drafter borrows."""
+    target.to("cpu")
+    for module in (target.get_input_embeddings(), target.get_output_embeddings()):
+        module.to(device)
 
 
 def _save(trainer: DraftTrainer, recipe: Recipe) -> None:
