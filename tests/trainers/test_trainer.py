@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from dspark_hf import AutoDrafter, DraftTrainingArguments
 from dspark_hf.data.features import TargetFeatures, hold_features
-from dspark_hf.trainers.trainer import _encode
+from dspark_hf.trainers.rows import encode_rows
 
 
 @pytest.mark.parametrize("fields", [{}, {"draft_vocab_size": 80}], ids=str)
@@ -104,7 +104,7 @@ def test_the_end_of_a_cut_answer_is_not_learned(tiny_tokenizer):
         "{% if add_generation_prompt %}a:{% endif %}"
     )
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bcd"}]
-    rows = _encode([{"messages": messages}, {"messages": messages, "complete": False}], tokenizer, 64)
+    rows = encode_rows([{"messages": messages}, {"messages": messages, "complete": False}], tokenizer, 64)
     whole, cut = (sum(row["loss_mask"]) for row in rows)
     assert rows[0]["input_ids"] == rows[1]["input_ids"] and cut < whole
 

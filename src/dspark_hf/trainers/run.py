@@ -1,16 +1,13 @@
 """From a recipe to a trained drafter in a folder."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, set_seed
 
 from dspark_hf.data.cache import build_target_cache
-from dspark_hf.data.chat import encode_conversation, load_conversations
 from dspark_hf.data.features import TargetFeatures, hold_features
 from dspark_hf.data.regenerate import synthesize
 from dspark_hf.modeling import DraftModel
@@ -20,6 +17,7 @@ from dspark_hf.modeling.wrappers import unwrap
 from .arguments import DraftTrainingArguments
 from .checkpoints import last_checkpoint
 from .recipe import Recipe
+from .rows import load_rows
 from .trainer import DraftTrainer
 
 
@@ -92,32 +90,6 @@ def _checkpoint(training: DraftTrainingArguments, resume: bool) -> str | None:
             "another output_dir."
         )
     return found
-
-
-def load_rows(files: Sequence[str], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
-    """Encoded conversations of JSONL files, those whose answers have at least two tokens.
-
-    Raises:
-        `ValueError`: If none is left.
-    """
-    records = [record for file in files for record in load_conversations(file)]
-    rows = [
-        encode_conversation(
-            tokenizer,
-            record["messages"],
-            max_length=max_length,
-            complete=record["complete"],
-            thinking=record.get("thinking"),
-        )
-        for record in tqdm(records, desc="Encoding", unit="conversation", leave=False)
-    ]
-    rows = [row for row in rows if sum(row["loss_mask"]) > 1]
-    if not rows:
-        raise ValueError(
-            f"None of the {len(records)} conversations in {list(files)} has an answer of two tokens within "
-            f"max_length={max_length}; raise it, or give other data."
-        )
-    return rows
 
 
 def _files(recipe: Recipe, target: Any, tokenizer: Any, training: DraftTrainingArguments) -> list[str]:

@@ -14,7 +14,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from dspark_hf.data.cache import RollingFeatures, TargetCache
 from dspark_hf.data.cache.rolling import parse_size
-from dspark_hf.data.chat import encode_row
 from dspark_hf.data.collator import DraftCollator
 from dspark_hf.data.features import TargetFeatures
 from dspark_hf.modeling import DraftModel
@@ -31,6 +30,7 @@ from .decoding import WholeDrafter, add_stats, decode_prompts, decoding_metrics,
 from .metrics import DraftMetrics
 from .objective import DistillObjective
 from .optimizer import MuonWithAdamW
+from .rows import check_caches, encode_rows
 
 
 class DraftTrainer(Trainer):
@@ -94,7 +94,7 @@ class DraftTrainer(Trainer):
         if peft_config is not None:
             model = add_adapter(model, peft_config)
         check_trainable(model)
-        _check_caches((train_dataset, eval_dataset), model, target, processing_class)
+        check_caches((train_dataset, eval_dataset), model, target, processing_class)
         self.features = TargetFeatures(target, model.config.target_layer_ids)
         if args.cache_budget is not None:
             if isinstance(train_dataset, TargetCache):
@@ -113,8 +113,8 @@ class DraftTrainer(Trainer):
             model,
             args,
             data_collator=collator,
-            train_dataset=_encode(train_dataset, processing_class, max_length),
-            eval_dataset=_encode(eval_dataset, processing_class, max_length),
+            train_dataset=encode_rows(train_dataset, processing_class, max_length),
+            eval_dataset=encode_rows(eval_dataset, processing_class, max_length),
             processing_class=processing_class,
             **kwargs,
         )
@@ -306,20 +306,3 @@ class DraftTrainer(Trainer):
 
 def _as_list(names: str | list[str] | None) -> list[str]:
     return [names] if isinstance(names, str) else list(names or [])
-
-
-def _encode(dataset: Any, tokenizer: Any, max_length: int) -> Any:
-    """Rows of conversations as ids and masks; any other dataset as it is. Several come by name."""
-    if isinstance(dataset, dict):
-        return {name: _encode(part, tokenizer, max_length) for name, part in dataset.items()}
-    if dataset is None or not hasattr(dataset, "__len__") or len(dataset) == 0 or "messages" not in dataset[0]:
-        return dataset
-    return [row for row in (encode_row(row, tokenizer, max_length) for row in dataset) if any(row["loss_mask"])]
-
-
-def _check_caches(datasets: tuple[Any, ...], model: DraftModel, target: PreTrainedModel, tokenizer: Any) -> None:
-    """Raise `ValueError` unless every cache among the datasets was made for this drafter, target and tokenizer."""
-    for dataset in datasets:
-        for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
-            if isinstance(part, TargetCache):
-                part.check_fits(model.config, target, tokenizer)
