@@ -144,3 +144,9 @@ def test_faster_plain_dtype_restates_the_ratio(pair, tiny_tokenizer, monkeypatch
     assert result["ratio"]["fastest_plain_dtype"] == "bfloat16"
     assert result["ratio"]["total_to_fastest_plain"] == pytest.approx(result["ratio"]["total"] / 4)
     assert result["ratio"]["median_to_fastest_plain"] == pytest.approx(result["ratio"]["median"] / 4)
+
+
+def test_the_safety_net_is_off_where_quality_is_measured():
+    assert BenchmarkSettings().decoding().safety_net
+    assert not BenchmarkSettings(tau_only=True).decoding().safety_net
+    assert not BenchmarkSettings(safety_net=False).decoding().safety_net

@@ -26,7 +26,9 @@ class BenchmarkSettings:
         temperature (`float`, *optional*, defaults to 0.0): 0 decodes greedily.
         batch_size (`int`, *optional*, defaults to 1): Prompts per call.
         seed (`int`, *optional*, defaults to 0): Seed of the first call; every further call adds 1.
-        tau_only (`bool`, *optional*, defaults to `False`): Whether to leave the plain runs out.
+        tau_only (`bool`, *optional*, defaults to `False`): Whether to leave the plain runs out. The safety net, which
+            hides how bad a drafter is, is then off.
+        safety_net (`bool`, *optional*, defaults to `True`): Whether drafting pauses where nothing is accepted.
         num_dtype_prompts (`int`, *optional*, defaults to 3): Prompts on which plain generation is timed in float32
             and bfloat16 too, to compare with the faster one; 0 leaves that out.
         lookup (`bool`, *optional*, defaults to `False`): Whether DSpark looks drafts up in the text first.
@@ -42,6 +44,7 @@ class BenchmarkSettings:
     batch_size: int = 1
     seed: int = 0
     tau_only: bool = False
+    safety_net: bool = True
     num_dtype_prompts: int = 3
     lookup: bool = False
     rival_lookup: int = 0
@@ -63,7 +66,8 @@ class BenchmarkSettings:
 
     def decoding(self) -> DecodingSettings:
         """The settings that each call shares."""
-        return DecodingSettings(self.max_new_tokens, self.temperature, self.lookup)
+        safety_net = self.safety_net and not self.tau_only
+        return DecodingSettings(self.max_new_tokens, self.temperature, self.lookup, safety_net)
 
 
 def run_benchmark(

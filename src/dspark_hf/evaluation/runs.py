@@ -19,6 +19,7 @@ class DecodingSettings:
             distribution is sampled at that temperature, without top-k and top-p.
         lookup (`bool`, *optional*, defaults to `False`): Whether runs with a drafter look drafts up in the text first
             ([`PromptLookup`]).
+        safety_net (`bool`, *optional*, defaults to `True`): Whether drafting pauses where nothing is accepted.
 
     Raises:
         `ValueError`: If `max_new_tokens` is below 1 or `temperature` is negative.
@@ -27,6 +28,7 @@ class DecodingSettings:
     max_new_tokens: int = 128
     temperature: float = 0.0
     lookup: bool = False
+    safety_net: bool = True
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -127,7 +129,7 @@ def generate_speculative(
     Returns:
         [`Run`] whose stats are the drafter's `last_stats`.
     """
-    speculation = SpeculationConfig(prompt_lookup=settings.lookup)
+    speculation = SpeculationConfig(prompt_lookup=settings.lookup, safety_net=settings.safety_net)
     extra = {"streamer": streamer, "assistant_model": drafter, "speculation": speculation}
     run = _timed(target, inputs, settings, seed, extra)
     return Run(run.ids, run.seconds, drafter.last_stats)

@@ -106,6 +106,8 @@ def _joined_stats(runs: Sequence[Run]) -> SpeculationStats:
         joined.verified_lens += run.stats.verified_lens
         joined.accepted_lens += run.stats.accepted_lens
         joined.emitted_lens += run.stats.emitted_lens
+        joined.from_lookup += run.stats.from_lookup
+        joined.paused_rounds += run.stats.paused_rounds
         joined.confidences += run.stats.confidences
     return joined
 

@@ -115,7 +115,7 @@ def decode_prompts(
                 pad_token_id=pad_id,
                 synced_gpus=False,  # every process holds the target whole and goes at its own pace
                 assistant_model=drafter,
-                speculation=SpeculationConfig(seed=seed + start, measure_time=False),
+                speculation=SpeculationConfig(safety_net=False, seed=seed + start, measure_time=False),
             )
             add_stats(stats, drafter.last_stats)
             bar.update(len(batch))
@@ -127,7 +127,7 @@ def add_stats(total: Any, part: Any) -> None:
     """Add the verifications of one generation to those of others."""
     total.rounds += part.rounds
     total.new_tokens += part.new_tokens
-    for name in ("verified_lens", "accepted_lens", "emitted_lens", "row_ids", "confidences"):
+    for name in ("verified_lens", "accepted_lens", "emitted_lens", "row_ids", "from_lookup", "confidences"):
         getattr(total, name).extend(getattr(part, name))
 
 
