@@ -43,7 +43,8 @@ def test_chunks(any_target, lengths, side, monkeypatch):
     widths = record_passes(monkeypatch, any_target)
     out = any_target.generate(ids, assistant_model=chunked, prefill_chunk_size=5, **kwargs)
     assert out.tolist() == plain.tolist() and chunked.anchors_were_right
-    assert widths[:3] == [5, 5, 3] and max(widths[3:]) <= 5
+    # Rounds take at most an anchor and four drafts of each row, in one row of tokens or several.
+    assert widths[:3] == [5, 5, 3] and max(widths[3:]) <= 5 * len(lengths)
     assert_same_context(chunked, whole)
 
 
