@@ -29,6 +29,8 @@ class Recipe:
         data (`list[str]`, *optional*): JSONL files of conversations that the target wrote. Without them it writes
             `num_synthetic` first, into `text.jsonl` of the output folder.
         num_synthetic (`int`, *optional*, defaults to 200): Conversations to write then.
+        openings (`str`, *optional*): File of beginnings for the prompts that it invents
+            ([`~data.synthesis.load_openings`]).
         held_out (`int`, *optional*, defaults to 100): Conversations at the end kept for evaluation; at most a fifth.
         max_length (`int`, *optional*, defaults to 4096): Tokens of a conversation that are used.
         features (`str`, *optional*, defaults to `"online"`): Where the target's features come from: `online` runs it
@@ -52,6 +54,7 @@ class Recipe:
     target: str = "embedded"
     data: list[str] | None = None
     num_synthetic: int = 200
+    openings: str | None = None
     held_out: int = 100
     max_length: int = 4096
     features: str = "online"

@@ -99,7 +99,15 @@ def _files(recipe: Recipe, target: Any, tokenizer: Any, training: DraftTrainingA
     with training.main_process_first(desc="writing text"):
         if training.process_index == 0:
             file.parent.mkdir(parents=True, exist_ok=True)
-            synthesize(target, tokenizer, recipe.num_synthetic, str(file), seed=training.seed, resume=True)
+            synthesize(
+                target,
+                tokenizer,
+                recipe.num_synthetic,
+                str(file),
+                seed=training.seed,
+                openings=recipe.openings,
+                resume=True,
+            )
     return [str(file)]
 
 
