@@ -34,12 +34,12 @@ def schedule(gains, net=None, num_slots=7):
 class TestNet:
     def test_a_useless_drafter_costs_little(self):
         limits = schedule(lambda limit, index: 0)
-        assert limits[:10] == [7, 7] + 8 * [1]
+        assert limits[:20] == 12 * [7] + 8 * [1]
         pauses = [place for place, limit in enumerate(limits) if limit == 0]
-        assert pauses[:32] == list(range(10, 42)) and limits[42] == 1
+        assert pauses[:32] == list(range(20, 52)) and limits[52] == 1
         # Later pauses are twice as long each.
-        assert [place for place, limit in enumerate(limits) if limit][10:] == [42, 42 + 65, 42 + 65 + 129]
-        assert limits.count(7) == 2 and limits.count(1) == 11
+        assert [place for place, limit in enumerate(limits) if limit][20:] == [52, 52 + 65, 52 + 65 + 129]
+        assert limits.count(7) == 12 and limits.count(1) == 11
 
     def test_pauses_do_not_grow_for_ever(self):
         net = SafetyNet()
@@ -86,12 +86,12 @@ def test_a_useless_drafter_is_let_go_of_and_named(target, long_text):
     ids, plain = long_text
     drafter, _ = greedy_oracle(target, ids, [0], max_new_tokens=256)
     drafter.config.target_name_or_path = "someone/else"
-    with pytest.warns(UserWarning, match="0 of 10 at the first slot .0.0%.*made for someone/else. belongs to another"):
+    with pytest.warns(UserWarning, match="0 of 20 at the first slot .0.0%.*made for someone/else. belongs to another"):
         out = target.generate(ids, assistant_model=drafter, **GREEDY)
     assert out.tolist() == plain.tolist() and drafter.anchors_were_right
     stats = drafter.last_stats
-    assert stats.rounds == 255 and stats.paused_rounds == 255 - 13 == 255 - len(drafter.offered)
-    assert sum(drafter.offered) == 2 * 4 + 11
+    assert stats.rounds == 255 and stats.paused_rounds == 255 - 23 == 255 - len(drafter.offered)
+    assert sum(drafter.offered) == 12 * 4 + 11
     assert f"paused by the safety net: {stats.paused_rounds} of 255 rounds" in stats.summary()
     # It is said once per drafter, and never without the net.
     with warnings.catch_warnings(record=True) as record:
@@ -138,7 +138,7 @@ def test_a_decent_drafter_is_not_accused(target, long_text):
 def test_it_recovers_and_the_context_is_complete(target, long_text):
     ids, plain = long_text
     # Useless at first; the rounds after the first pause are right.
-    drafter, _ = greedy_oracle(target, ids, [0] * 10 + [4] * 300, max_new_tokens=256)
+    drafter, _ = greedy_oracle(target, ids, [0] * 20 + [4] * 300, max_new_tokens=256)
     with pytest.warns(UserWarning, match="Hardly any"):
         out = target.generate(ids, assistant_model=drafter, **GREEDY)
     assert out.tolist() == plain.tolist() and drafter.anchors_were_right

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .transcript import Transcript
 
-# The account is kept in rounds. Half of the first credit goes to whole blocks at most, the rest to single drafts.
-_CREDIT = 10
+# The account is kept in rounds. A drafter that gets one first slot in three right fails 20 times in a row once in 3,000.
+_CREDIT = 20
 # A draft that stands pays for so many rounds: below one in six, no drafter pays for itself anywhere.
 _ROUNDS_PER_DRAFT = 6
 # Above it whole blocks are drafted, below single drafts.
@@ -21,17 +21,17 @@ _MOST = 24
 _FIRST_PAUSE, _LONGEST_PAUSE = 32, 256
 
 _MIN_JUDGED = 8
-_COLLAPSED_RATE = 0.05
+_COLLAPSED_RATE = 0.15
 _SHIFTED_RATE = 0.25
 
 
 class SafetyNet:
     """Decides how many slots may be drafted, from what earlier rounds won.
 
-    An account starts with credit for 10 rounds. A drafted round costs one, a draft that stands earns six. While it is
-    low only one slot is drafted, which costs little. When it is empty, drafting pauses for 32 rounds, after which a
-    single draft is tried; each failure doubles the pause, up to 256. A drafter that never hits is thus asked for 2
-    whole blocks and 11 single drafts in 256 tokens.
+    An account starts with credit for 20 rounds, so that a decent drafter may start badly. A drafted round costs one, a
+    draft that stands earns six. While it is low only one slot is drafted, which costs little. When it is empty, drafting
+    pauses for 32 rounds, after which a single draft is tried; each failure doubles the pause, up to 256. A drafter that
+    never hits is thus asked for 12 whole blocks and 11 single drafts in 256 tokens.
 
     Args:
         enabled (`bool`): Otherwise every slot may be drafted always.
