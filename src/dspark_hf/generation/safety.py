@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .transcript import Transcript
 
-# The account is kept in rounds. A drafter that gets one first slot in three right fails 20 times in a row once in 3,000.
+# Kept in rounds. A drafter that gets one first slot in three right fails 20 times in a row once in 3,000.
 _CREDIT = 20
 # A draft that stands pays for so many rounds: below one in six, no drafter pays for itself anywhere.
 _ROUNDS_PER_DRAFT = 6
@@ -29,9 +29,9 @@ class SafetyNet:
     """Decides how many slots may be drafted, from what earlier rounds won.
 
     An account starts with credit for 20 rounds, so that a decent drafter may start badly. A drafted round costs one, a
-    draft that stands earns six. While it is low only one slot is drafted, which costs little. When it is empty, drafting
-    pauses for 32 rounds, after which a single draft is tried; each failure doubles the pause, up to 256. A drafter that
-    never hits is thus asked for 12 whole blocks and 11 single drafts in 256 tokens.
+    draft that stands earns six. While it is low only one slot is drafted, which costs little. When it is empty,
+    drafting pauses for 32 rounds, after which a single draft is tried; each failure doubles the pause, up to 256. A
+    drafter that never hits is thus asked for 12 whole blocks and 11 single drafts in 256 tokens.
 
     Args:
         enabled (`bool`): Otherwise every slot may be drafted always.
