@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,10 @@ def test_a_killed_upload_changes_nothing_and_goes_on(hub, folder, drafter, tmp_p
     process = push_in_a_process(hub, folder, tmp_path, revision=revision)
     try:
         assert reached.wait(120)
+        deadline = time.monotonic() + 60
+        while not any(path.removeprefix("/_lfs/") in hub.lfs for path in arrived):  # accepted is not yet stored
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
     finally:
