@@ -96,13 +96,32 @@ def test_conversations_without_answers_are_named(pair, tmp_path):
         load_rows([str(path)], pair[1], 64)
 
 
-def test_the_example_script_trains(data, tmp_path, tiny_target_dir, monkeypatch, capsys):
-    command = f"""train_drafter.py --target {tiny_target_dir} --data {data} --output_dir {tmp_path / "out"}
-        --num_hidden_layers 1 --intermediate_size 24 --target_layer_ids 0 2 --markov_rank 4 --draft_vocab_size 100
-        --block_size 5 --max_length 60 --held_out 2 --max_steps 2 --per_device_train_batch_size 2 --num_anchors 4
-        --learning_rate 1e-3 --bf16 --seed 1 --report_to none --disable_tqdm true --eval_max_new_tokens 4"""
-    monkeypatch.setattr("sys.argv", command.split())
+def run_example(monkeypatch, arguments: str) -> None:
+    monkeypatch.setattr("sys.argv", f"train_drafter.py {arguments}".split())
     runpy.run_path(str(Path(__file__).resolve().parents[2] / "examples" / "train_drafter.py"), run_name="__main__")
-    config = AutoDrafter.from_pretrained(tmp_path / "out").config
+
+
+def test_the_example_script_trains_and_goes_on(data, tmp_path, tiny_target_dir, monkeypatch, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    common = f"""--target {tiny_target_dir} --data {data} --max_length 60 --held_out 2 --max_steps 2
+        --per_device_train_batch_size 2 --num_anchors 4 --learning_rate 1e-3 --bf16 --seed 1 --report_to none
+        --disable_tqdm true --eval_max_new_tokens 4"""
+    shape = """--num_hidden_layers 1 --intermediate_size 24 --target_layer_ids 0 2 --markov_rank 4
+        --draft_vocab_size 100 --block_size 5"""
+    run_example(monkeypatch, f"{common} {shape} --output_dir {first}")
+    drafter = AutoDrafter.from_pretrained(first)
+    config = drafter.config
     assert (config.block_size, config.draft_vocab_size, config.target_layer_ids) == (5, 100, [0, 2])
     assert "eval_tau" in capsys.readouterr().out
+
+    with pytest.raises(ValueError, match=r"brings a drafter with all its fields.*\['block_size'\]"):
+        run_example(monkeypatch, f"{common} --block_size 4 --drafter {first} --output_dir {second}")
+    run_example(monkeypatch, f"{common} --drafter {first} --output_dir {second} --save_strategy steps --save_steps 1")
+    after = AutoDrafter.from_pretrained(second)
+    assert after.config.to_diff_dict() == config.to_diff_dict()
+    assert torch.equal(after.d2t, drafter.d2t)
+    weights = drafter.state_dict()
+    assert any(not torch.equal(tensor, weights[name]) for name, tensor in after.state_dict().items())
+    # Two small steps stay near where the first run ended, which a fresh drafter is not.
+    assert torch.allclose(after.fc.weight.float(), drafter.fc.weight.float(), atol=5e-3)
+    assert AutoDrafter.from_pretrained(second / "checkpoint-1").dtype == torch.float32
