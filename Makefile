@@ -1,6 +1,8 @@
 # Two commands do everything: `make demo` and `make test`. The set-up happens once, and again when what it rests on changes.
 
-PYTHON ?= python3
+# The first on the PATH that is new enough.
+PYTHON ?= $(shell for one in python3 python3.13 python3.12 python3.11; do \
+  $$one -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$one && exit; done; echo python3)
 TARGET ?=
 DRAFTER ?=
 VENV := .venv
@@ -32,7 +34,8 @@ $(STAMP): setup.py constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "dspark_hf needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V); name another: make PYTHON=python3.12"; exit 1; }
 	@echo "[1/4] virtual environment in $(VENV)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
+	  { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@echo "[2/4] $(TORCH) (a few hundred MB, a minute or more)"
 	@$(PIP) install -qq --progress-bar on -c constraints.txt "$(TORCH)"
 	@echo "[3/4] dspark_hf with what it needs (a minute or more)"
