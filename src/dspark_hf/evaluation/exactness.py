@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from dspark_hf.evaluation.enumeration import chi_square_p_value, exact_joint
 from dspark_hf.evaluation.oracle import OracleDrafter
 from dspark_hf.evaluation.precision import PrecisionCopies
-from dspark_hf.evaluation.ties import TieFinder, first_difference
+from dspark_hf.evaluation.ties import TieFinder
 from dspark_hf.generation import SpeculationConfig
 
 FAMILIES = ("llama", "qwen3", "qwen2", "mistral", "gemma2", "gemma3_text", "phi3", "mixtral")
@@ -49,7 +50,7 @@ class GreedyCheck:
 
     Args:
         num_prompts (`int`): Prompts compared.
-        num_ties (`int`): Prompts that differ first where the target's two best logits are equal within rounding.
+        num_ties (`int`): Prompts that differ first where the target's two best scores are equal within rounding.
         differences (`list[dict]`): Every other difference; empty if the output is the target's.
         accepted_lens (`dict[int, int]`): How many rounds accepted so many drafts: what the check has seen.
     """
@@ -122,18 +123,30 @@ def check_greedy(
         drafter.texts = [prompt + row for prompt, row in zip(prompts, plain[:, width:].tolist(), strict=True)]
         drafter.pattern = range(drafter.config.num_slots + 1)
     ours = target.generate(**inputs, **options, assistant_model=drafter, speculation=speculation)
-    ties = TieFinder(PrecisionCopies(target), torch.float32)
     check = GreedyCheck(num_prompts=len(plain), accepted_lens=Counter(drafter.last_stats.accepted_lens))
-    for prompt, one, other in zip(prompts, plain[:, width:].tolist(), ours[:, width:].tolist(), strict=True):
-        if first_difference(one, other) is None:
-            continue
+    if torch.equal(plain, ours):
+        return check
+    gaps = _score_gaps(target, inputs, options)
+    ties = TieFinder(PrecisionCopies(target), torch.float32)
+    # A row that is longer than another run's needs as much padding there.
+    pad_id, num_new = target.generation_config.pad_token_id or 0, max(plain.shape[1], ours.shape[1]) - width
+    plain, ours = (F.pad(ids[:, width:], (0, num_new + width - ids.shape[1]), value=pad_id) for ids in (plain, ours))
+    for row, (prompt, one, other) in enumerate(zip(prompts, plain.tolist(), ours.tolist(), strict=True)):
         difference = ties.examine(prompt, one, other)
-        # Processors move logits, so only without them does a small gap mean a tie.
-        if difference.gap <= _TIE and set(options) == {"do_sample", "max_new_tokens"}:
+        if difference is None:
+            continue
+        if difference.position < gaps.shape[1] and gaps[row, difference.position] <= _TIE:
             check.num_ties += 1
         else:
             check.differences.append({"prompt": prompt, "plain": one, "speculative": other, **asdict(difference)})
     return check
+
+
+def _score_gaps(target: PreTrainedModel, inputs: dict[str, Tensor], options: dict[str, Any]) -> Tensor:
+    """Best score minus second best after all processors, `(batch, new tokens)`, in plain `generate()`."""
+    out = target.generate(**inputs, **options, speculation=False, return_dict_in_generate=True, output_scores=True)
+    best = torch.stack(out.scores, 1).topk(2).values
+    return best[..., 0] - best[..., 1]
 
 
 def check_sampling(
