@@ -1,13 +1,26 @@
-"""What every test shares: no network, one thread, a fixed seed, and a tiny real target on disk."""
+"""What every test shares: no network, one thread, fixed seeds, the same environment, a tiny real target on disk."""
 
 import os
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# What a machine sets for other programs: proxies, which would stand between tests and their own servers; the Hub's
+# and trainers' settings; a launcher's ranks; colours and widths of terminals.
+OF_OTHERS = ("HF_", "HUGGING", "TRANSFORMERS_", "ACCELERATE_", "FSDP_", "OPENAI_", "TYPER_", "_TYPER_", "JUPYTER_",
+             "TTY_", "CLICOLOR")  # fmt: skip
+OF_OTHERS_TOO = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "COLUMNS",
+                 "LINES", "TERMINAL_WIDTH", "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"}  # fmt: skip
+for name in list(os.environ):
+    is_of_others = name.startswith(OF_OTHERS) or name in OF_OTHERS_TOO or name.lower().endswith("_proxy")
+    if is_of_others and name != "HF_HOME":
+        del os.environ[name]
+os.environ["HF_HUB_OFFLINE"] = "1"
+# Servers of the tests are slow where the machine is busy.
+os.environ["HF_HUB_ETAG_TIMEOUT"] = os.environ["HF_HUB_DOWNLOAD_TIMEOUT"] = "300"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -15,7 +28,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 sys.path.append(str(Path(__file__).parent))
 
-from hub_server import HubServer  # noqa: E402
+from hub_server import HubServer
+
+# The same examples on every machine, however slow it is; searches for new ones say `derandomize=False`.
+hypothesis.settings.register_profile(
+    "everywhere", derandomize=True, database=None, deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
+)
+hypothesis.settings.load_profile("everywhere")
 
 # One token per byte, then the special ones.
 PAD_ID, EOS_ID, MASK_ID = 256, 257, 258

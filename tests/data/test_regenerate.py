@@ -178,8 +178,8 @@ def test_prompts_are_drawn_from_the_top_k(target, tokenizer):
     counts = torch.tensor([rows.count(token) for token in ids.tolist()], dtype=torch.float32)
     expected = probs / probs.sum() * 4000
     assert counts.sum() == 4000
-    # 99.9% point of chi-square with 3 degrees of freedom.
-    assert ((counts - expected) ** 2 / expected).sum() < 16.3
+    # One in a million draws lies above, by chi-square with 3 degrees of freedom.
+    assert ((counts - expected) ** 2 / expected).sum() < 30.7
 
 
 def prompt_ids_of_opening(tokenizer):

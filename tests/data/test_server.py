@@ -41,11 +41,12 @@ class Handler(BaseHTTPRequestHandler):
             server.most_under_way = max(server.most_under_way, server.under_way)
         try:
             if server.gate.parties > 1:
-                server.gate.wait(timeout=20)
-            self.reply(question, server)
+                server.gate.wait(timeout=300)
         finally:
+            # Before the answer, behind which the next question may come at once.
             with server.lock:
                 server.under_way -= 1
+        self.reply(question, server)
 
     def reply(self, question, server):
         rule = next((value for word, value in server.rules.items() if word in question), {})

@@ -53,14 +53,15 @@ def test_settings_are_checked(fields, message):
         BenchmarkSettings(**fields)
 
 
-def test_lookup_before_the_drafter_and_as_a_rival(pair, tiny_target_dir):
+def test_lookup_before_the_drafter_and_as_a_rival(pair, tiny_target_dir, monkeypatch):
+    # On a busy machine a clock gives any ratio.
+    monkeypatch.setattr(Run, "tokens_per_second", property(lambda run: 1.0 if run.stats is None else 3.0))
     tokenizer = AutoTokenizer.from_pretrained(tiny_target_dir)
     settings = BenchmarkSettings(max_new_tokens=12, num_dtype_prompts=0, lookup=True, rival_lookup=3)
     result = run_benchmark(*pair, tokenizer, PROMPTS[:2], settings)
     assert result["identical"]["fraction"] == 1.0
     assert result["rival_lookup"]["tokens"] == result["plain"]["tokens"]
-    speeds = result["speculative"]["tokens_per_second"], result["rival_lookup"]["tokens_per_second"]
-    assert result["rival_lookup"]["median_ratio"] == pytest.approx(speeds[0] / speeds[1], rel=0.9)
+    assert result["rival_lookup"]["tokens_per_second"] > 0 and result["rival_lookup"]["median_ratio"] == 3.0
 
 
 def test_figures_of_two_calls(pair):

@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 from fake_drafters import OneHotOracle, OracleDrafter, TableDrafter, greedy_oracle
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_targets import make_prompt, make_target, padded_prompts
 from transformers import DynamicCache, LogitsProcessor, StoppingCriteria
@@ -53,7 +53,7 @@ def test_uneven_rows_of_other_architectures(family):
     assert drafter.anchors_were_right and drafter.last_stats.tau > 2.5
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25)
 @given(data=st.data())
 def test_any_batch(target, data):
     lengths = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=4), "lengths")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_targets import make_prompt, make_target
 from transformers import DynamicCache
@@ -34,7 +34,7 @@ def target():
     return make_target("deepseek_v4", **FIELDS)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15)
 @given(
     prompt_len=st.integers(1, 20),
     passes=st.lists(st.integers(1, 18).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), max_size=5),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from fake_drafters import TableDrafter, greedy_oracle
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_targets import make_prompt, make_target
 
@@ -37,7 +37,7 @@ def test_features_are_the_taps_of_the_committed_positions(any_target):
     torch.testing.assert_close(features, expected[: features.shape[0]], atol=1e-4, rtol=1e-4)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40)
 @given(data=st.data())
 def test_eos_and_budget_are_exact(target, data):
     ids = make_prompt(data.draw(st.integers(1, 30), "prompt"), seed=data.draw(st.integers(0, 99), "seed"))

@@ -25,7 +25,7 @@ def in_two_processes(run, tmp_path):
         try:
             torch.set_num_threads(1)
             dist.init_process_group(
-                "gloo", init_method=f"file://{tmp_path}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+                "gloo", init_method=f"file://{tmp_path}/store", rank=rank, world_size=2, timeout=timedelta(seconds=600)
             )
             results.put((rank, run(rank), None))
             dist.destroy_process_group()
@@ -39,7 +39,7 @@ def in_two_processes(run, tmp_path):
     workers = [context.Process(target=worker, args=(rank,)) for rank in range(2)]
     for process in workers:
         process.start()
-    (_, first, *errors), (_, second, error) = sorted(results.get(timeout=120) for _ in workers)
+    (_, first, *errors), (_, second, error) = sorted(results.get(timeout=900) for _ in workers)
     for process in workers:
         process.join()
     assert [*errors, error] == [None, None]

@@ -159,10 +159,10 @@ def test_scores_and_logits_are_recorded_as_in_plain_generate(target):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_no_probabilities_are_made_in_greedy_mode(target, monkeypatch):
+def test_no_probabilities_are_made_in_greedy_mode(monkeypatch):
     ids = make_prompt(6)
     drafter = TableDrafter(64)
-    target.to(torch.bfloat16)
+    target = make_target().to(torch.bfloat16)
     made = []
     original = torch.Tensor.softmax
     monkeypatch.setattr(
@@ -179,7 +179,6 @@ def test_no_probabilities_are_made_in_greedy_mode(target, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "to", noted_to)
     target.generate(ids, assistant_model=drafter, max_new_tokens=12, do_sample=False)
     monkeypatch.undo()
-    target.float()
     assert made == []
 
 

@@ -54,21 +54,21 @@ def sampled_p_value(
 @pytest.mark.parametrize("name", OPTIONS)
 def test_joint_distribution(small_target, name):
     assert (
-        sampled_p_value(small_target, TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,)), **OPTIONS[name]) > 1e-3
+        sampled_p_value(small_target, TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,)), **OPTIONS[name]) > 1e-6
     )
 
 
 def test_joint_distribution_with_threshold(small_target):
     drafter = TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,), enable_confidence_head=True)
     speculation = SpeculationConfig(confidence_threshold=0.12)
-    assert sampled_p_value(small_target, drafter, speculation=speculation, accepted_lens=(0, 1, 2)) > 1e-3
+    assert sampled_p_value(small_target, drafter, speculation=speculation, accepted_lens=(0, 1, 2)) > 1e-6
 
 
 def test_joint_distribution_of_a_real_drafter(small_target):
     drafter = DSparkModel.from_target(
         small_target, block_size=3, markov_rank=4, num_hidden_layers=1, target_layer_ids=[0]
     )
-    assert sampled_p_value(small_target, drafter, num_samples=400, temperature=0.9) > 1e-3
+    assert sampled_p_value(small_target, drafter, num_samples=400, temperature=0.9) > 1e-6
 
 
 @pytest.mark.parametrize(("name", "num_samples"), [("warpers", 1200), ("penalty", 600), ("custom", 1200)])
@@ -78,7 +78,7 @@ def test_joint_distribution_of_a_batch(small_target, name, num_samples):
         sampled_p_value(
             small_target, drafter, batch_size=3, num_samples=num_samples, accepted_lens=(0, 1, 2), **OPTIONS[name]
         )
-        > 1e-3
+        > 1e-6
     )
 
 
@@ -145,8 +145,9 @@ def test_a_target_that_is_not_finite_says_so(custom):
     processors = [Custom()] if custom else []
     with pytest.raises(ValueError, match="probabilities are not finite, so no token can be drawn"):
         target.generate(
-            make_prompt(4), assistant_model=TableDrafter(64), logits_processor=processors, do_sample=True, top_k=0
-        )
+            make_prompt(4), assistant_model=TableDrafter(64), logits_processor=processors, do_sample=True, top_k=0,
+            max_new_tokens=20,
+        )  # fmt: skip
 
 
 def test_a_drafter_that_is_not_finite_costs_speed_only():

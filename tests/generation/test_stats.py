@@ -1,12 +1,11 @@
 """Statistics of a generation."""
 
-import time
-
 import pytest
 import torch
 from fake_drafters import TableDrafter, greedy_oracle
 from tiny_targets import make_prompt
 
+import dspark_hf.generation.stats as stats_module
 from dspark_hf import DSparkModel, SpeculationConfig, SpeculationStats
 from dspark_hf.generation.stats import Stopwatch
 
@@ -70,15 +69,32 @@ def test_no_confidence_head_no_confidences(target):
     assert drafter.last_stats.confidences
 
 
-def test_seconds_add_up(target):
+def test_seconds_add_up(target, monkeypatch):
+    class Clock:
+        """A second passes whenever it is read, and a hundred in each proposal."""
+
+        now = 0.0
+
+        def perf_counter(self):
+            self.now += 1
+            return self.now
+
     ids = make_prompt(9)
     drafter, _ = greedy_oracle(target, ids, range(5))
-    started = time.perf_counter()
+    clock, propose = Clock(), drafter.propose
+
+    def slow(*args, **kwargs):
+        clock.now += 100
+        return propose(*args, **kwargs)
+
+    monkeypatch.setattr(drafter, "propose", slow)
+    monkeypatch.setattr(stats_module, "time", clock)
     target.generate(ids, assistant_model=drafter, max_new_tokens=40, do_sample=False)
     stats = drafter.last_stats
-    assert 0 < stats.prefill_seconds and 0 < stats.drafter_seconds < stats.target_seconds
+    assert (stats.prefill_seconds, stats.target_seconds) == (1, stats.rounds)
+    assert 100 * len(drafter.offered) < stats.drafter_seconds < 110 * len(drafter.offered)
     parts = stats.prefill_seconds + stats.target_seconds + stats.drafter_seconds + stats.rest_seconds
-    assert parts == pytest.approx(stats.total_seconds) and parts < time.perf_counter() - started
+    assert parts == stats.total_seconds < clock.now and stats.rest_seconds > 0
     assert "rest" in stats.summary()
     target.generate(
         ids,

@@ -148,6 +148,7 @@ def test_small_budgets_draft_nothing_in_vain(target, max_new_tokens):
     assert drafter.last_stats.rounds == {1: 0, 2: 1, 3: 1}[max_new_tokens]
 
 
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default `max_length`")
 def test_max_length_criterion_of_the_user(target):
     from transformers import MaxLengthCriteria
 

@@ -44,7 +44,9 @@ def leftovers(cache):
 def test_converts_once(cache, wheel):
     folder = embedded.embedded_target()
     assert folder == cache / "SmolLM2-135M-Instruct"
-    assert folder.stat().st_mode & 0o555 == 0o555
+    umask = os.umask(0)
+    os.umask(umask)
+    assert folder.stat().st_mode & 0o777 == 0o777 & ~umask
     assert AutoModelForCausalLM.from_pretrained(folder).config.model_type == "llama"
     assert embedded.embedded_target() == folder
     assert len(wheel) == 1
@@ -124,11 +126,11 @@ def test_two_processes_convert_once(tmp_path, tiny_target_dir):
     shutil.copytree(tiny_target_dir, tmp_path / "model")
     context = multiprocessing.get_context("fork")
     start = context.Barrier(2)
-    workers = [context.Process(target=_worker, args=(tmp_path, start)) for _ in range(2)]
+    workers = [context.Process(target=_worker, args=(tmp_path, start), daemon=True) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(timeout=60)
+        worker.join(timeout=600)
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert (tmp_path / "conversions").read_text() == "x"
 

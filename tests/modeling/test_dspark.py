@@ -160,7 +160,7 @@ def test_gradient_checkpointing_changes_nothing(target):
     for checkpointing in (False, True):
         drafter.zero_grad()
         if checkpointing:
-            drafter.gradient_checkpointing_enable()
+            drafter.activation_checkpointing_enable()
         drafter.train()(*batch).hidden.square().sum().backward()
         gradients.append([parameter.grad.clone() for parameter in drafter.layers.parameters()])
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))

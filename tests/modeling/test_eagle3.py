@@ -114,7 +114,7 @@ def test_gradient_checkpointing_changes_nothing(target):
     for checkpointing in (False, True):
         drafter.zero_grad()
         if checkpointing:
-            drafter.gradient_checkpointing_enable()
+            drafter.activation_checkpointing_enable()
         drafter.train()(*batch).hidden.square().sum().backward()
         gradients.append([parameter.grad.clone() for parameter in drafter.parameters()])
     assert all(torch.allclose(*pair, rtol=1e-5, atol=1e-6) for pair in zip(*gradients, strict=True))
