@@ -1,4 +1,4 @@
-"""The reference implementation's numbers, reproduced (float32, within 1e-5).
+"""The reference implementation's numbers, reproduced in float32: within 1e-5 on the processor that made them.
 
 Every folder under `$DSPARK_GOLDEN_DIR` is a case: config.json, model.safetensors, inputs.safetensors,
 expected.safetensors, loss.json.
@@ -19,7 +19,8 @@ from dspark_hf.trainers.objective import DistillObjective
 
 GOLDEN = Path(os.environ.get("DSPARK_GOLDEN_DIR") or Path(__file__).parents[1] / "golden")
 CASES = sorted(path.parent for path in GOLDEN.glob("*/expected.safetensors"))
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+# Those numbers are up to 1.5e-5 from float64 themselves, and another processor rounds its own way.
+TOLERANCE = {"rtol": 5e-5, "atol": 5e-5}
 
 
 @pytest.fixture(params=CASES, ids=lambda path: path.name)
