@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
@@ -69,6 +70,12 @@ class TargetFeatures:
         return norms
 
 
+def learned_positions(loss_mask: Sequence[bool] | Tensor) -> Tensor:
+    """Where the next token is supervised, bool `(sequence,)`: the target's distribution is learned there alone."""
+    mask = torch.as_tensor(loss_mask).bool()
+    return F.pad(mask[1:], (0, 1))
+
+
 def hold_features(
     source: TargetFeatures,
     rows: Sequence[Mapping[str, Any]],
@@ -85,7 +92,8 @@ def hold_features(
         source ([`TargetFeatures`]): The frozen target.
         rows (`Sequence[Mapping]`): Rows of `input_ids` and `loss_mask`.
         log_norm (`bool`, *optional*, defaults to `False`): Whether to keep `log_norm` `(sequence,)` float32 too, the
-            `logsumexp` of the target's logits, which training a reduced draft vocabulary reads.
+            `logsumexp` of the target's logits, which training a reduced draft vocabulary reads; 0 where the next token
+            is not supervised.
         batch_size (`int`, *optional*, defaults to 16): Rows per forward pass; rows of similar length go together.
         progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
 
@@ -100,7 +108,10 @@ def hold_features(
             ids = [torch.as_tensor(rows[index]["input_ids"], dtype=torch.int64) for index in chosen]
             mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
             features, last_hidden_states = source(pad_sequence(ids, batch_first=True), mask)
-            norms = source.log_norm(last_hidden_states, mask.bool()) if log_norm else None
+            norms = None
+            if log_norm:
+                learned = pad_sequence([learned_positions(rows[index]["loss_mask"]) for index in chosen], True)
+                norms = source.log_norm(last_hidden_states, learned)
             for row, index in enumerate(chosen):
                 num_tokens = len(ids[row])
                 held[index] = {

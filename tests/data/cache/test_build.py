@@ -40,6 +40,7 @@ def test_rows_are_what_the_target_says(build, source, kept):
         torch.testing.assert_close(row["features"], features[0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(row["last_hidden_states"], last[0], rtol=1e-4, atol=1e-4)
         norms = torch.logsumexp(source.target.lm_head(last[0]), -1)
+        norms[[not supervised for supervised in given["loss_mask"][1:]] + [True]] = 0  # nothing is learned there
         torch.testing.assert_close(row["log_norm"], norms, rtol=1e-4, atol=1e-4)
 
 
@@ -58,7 +59,9 @@ def test_bytes_per_token_are_as_promised(build, rows, dtype):
 def test_log_norm_belongs_to_the_stored_states(build, source, rows):
     row = build(rows, dtype="int4", log_norm=True)[0]
     logits = source.target.lm_head(row["last_hidden_states"].float())
-    torch.testing.assert_close(row["log_norm"], torch.logsumexp(logits, -1), rtol=1e-4, atol=1e-4)
+    learned = row["loss_mask"].roll(-1)
+    learned[-1] = False
+    torch.testing.assert_close(row["log_norm"], torch.logsumexp(logits, -1) * learned, rtol=1e-4, atol=1e-4)
 
 
 def test_rows_without_anything_to_learn_are_left_out(build, rows, kept):

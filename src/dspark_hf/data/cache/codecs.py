@@ -103,22 +103,24 @@ class GroupCodec:
         return self.num_groups * (_GROUP * self.bits // 8 + 1)
 
     def encode(self, states: Tensor) -> dict[str, Tensor]:
-        center, scale = self.center.to(states.device), self.scale.to(states.device)
-        values = F.pad((states.float() - center) / scale, (0, self.num_groups * _GROUP - len(center)))
+        # In place from here on: a batch's states are large, and fresh memory costs more than the arithmetic.
+        values = (states.float() - self.center.to(states.device)).div_(self.scale.to(states.device))
+        num_missing = self.num_groups * _GROUP - len(self.center)
+        values = F.pad(values, (0, num_missing)) if num_missing else values
         values = values.unflatten(-1, (-1, _GROUP))  # [N, M, group]
         largest = 2 ** (self.bits - 1) - 1
         octaves = torch.ceil(_OCTAVE * torch.log2(values.abs().amax(-1) / largest))
         steps = octaves.clamp(-_MIDDLE, _MIDDLE - 1)  # [N, M]
-        codes = torch.round(values / torch.exp2(steps / _OCTAVE).unsqueeze(-1)).clamp(-largest, largest)
-        codes = (codes + largest).to(torch.uint8).flatten(-2)
+        codes = values.div_(torch.exp2(steps / _OCTAVE).unsqueeze(-1)).round_().clamp_(-largest, largest)
+        codes = codes.add_(largest).to(torch.uint8).flatten(-2)
         return {"codes": pack(codes, self.bits), "steps": (steps + _MIDDLE).to(torch.uint8)}
 
     def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
         steps = torch.exp2((parts["steps"].float() - _MIDDLE) / _OCTAVE).unsqueeze(-1)
         codes = unpack(parts["codes"], self.bits).unflatten(-1, (-1, _GROUP))
         largest = 2 ** (self.bits - 1) - 1
-        values = ((codes.float() - largest) * steps).flatten(-2)[..., : len(self.center)]
-        return (values * self.scale + self.center).bfloat16()
+        values = codes.float().sub_(largest).mul_(steps).flatten(-2)[..., : len(self.center)]
+        return values.mul_(self.scale).add_(self.center).bfloat16()
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

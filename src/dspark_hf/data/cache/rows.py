@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dspark_hf.data.features import TargetFeatures
+from dspark_hf.data.features import TargetFeatures, learned_positions
 
 from .codecs import (
     FEATURE_BITS,
@@ -108,7 +108,7 @@ class RowCodec:
         if self.log_norm:
             # Of the states that will be read, so that probabilities over part of the vocabulary stay below 1.
             last = self.codecs[STATES[1]].decode(_parts(encoded, STATES[1])).to(states[1].dtype)
-            encoded["log_norm"] = source.log_norm(last, torch.ones(len(last), dtype=torch.bool))
+            encoded["log_norm"] = source.log_norm(last, torch.cat([learned_positions(mask) for mask in loss_masks]))
         lengths = [len(row) for row in ids]
         split = {name: tensor.cpu().split(lengths) for name, tensor in encoded.items()}
         return [
