@@ -105,5 +105,10 @@ class DistillObjective:
     def _log_norm(self, model: DraftModel, source: tuple[Tensor, Tensor], target_hidden: Tensor) -> Tensor:
         if self.log_norm is not None:
             return self.log_norm[source]
+        # Blocks overlap: a position counts in several slots, and the whole vocabulary is passed once for it.
+        rows, columns = source
+        places, inverse = torch.unique(rows * self.input_ids.shape[1] + columns, return_inverse=True)
+        # Any of a position's rows will do.
+        hidden = target_hidden[places.scatter(0, inverse, torch.arange(len(inverse), device=places.device))]
         weight = model.borrowed.target.get_output_embeddings().weight
-        return streamed_log_norm(target_hidden, weight.to(target_hidden), self.chunk_size, model.logit_softcap)
+        return streamed_log_norm(hidden, weight.to(hidden), self.chunk_size, model.logit_softcap)[inverse]
