@@ -38,6 +38,7 @@ setup(
         "datasets>=4.0",
         "filelock>=3.12",
         "huggingface-hub>=1.31",
+        "jinja2>=3.1",
         "matplotlib>=3.8",
         "peft>=0.18",
         "pyyaml>=6.0",

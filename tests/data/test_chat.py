@@ -1,9 +1,8 @@
 import copy
-import json
 
 import pytest
 
-from dspark_hf.data.chat import encode_conversation, load_conversations, prompt_ids
+from dspark_hf.data.chat import encode_conversation, prompt_ids
 
 CHATML = (
     "{% for m in messages %}<mask>{{ m['role'] }}\n{{ m['content'] }}<eos>\n{% endfor %}"
@@ -22,6 +21,12 @@ DROPS_EARLIER_ANSWERS = (
 # The opening that is shown for generating is not the one that an answer gets.
 OTHER_OPENING = (
     "{% for m in messages %}<mask>{{ m['content'] }}<eos>{% endfor %}{% if add_generation_prompt %}answer{% endif %}"
+)
+THOUGHTS_OF_THE_LAST_ANSWER = (
+    "{% for m in messages %}<mask>{{ m['role'] }}\n{% if loop.last and m['role'] == 'assistant' %}"
+    "<t>{{ m['reasoning_content'] or '' }}</t>{% endif %}{{ m['content'] }}<eos>\n{% endfor %}"
+    "{% if add_generation_prompt %}<mask>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<t></t>{% endif %}{% endif %}"
 )
 TWO_TURNS = [
     {"role": "user", "content": "Hi there"},
@@ -94,11 +99,34 @@ def test_max_length_must_be_positive(tokenizer):
         encode_conversation(tokenizer, TWO_TURNS, max_length=0)
 
 
-@pytest.mark.parametrize("template", [DROPS_EARLIER_ANSWERS, OTHER_OPENING])
-def test_unstable_template_is_refused(tokenizer, template):
+@pytest.mark.parametrize(("template", "message"), [(DROPS_EARLIER_ANSWERS, 1), (OTHER_OPENING, 3)])
+def test_unstable_template_is_refused(tokenizer, template, message):
     tokenizer.chat_template = template
-    with pytest.raises(ValueError, match="not prefix-stable: message 1 .* generation"):
+    with pytest.raises(ValueError, match=f"not prefix-stable: message {message} .* generation"):
         encode_conversation(tokenizer, TWO_TURNS)
+
+
+@pytest.mark.parametrize(("thinking", "last"), [(None, "<t>hm</t>so<eos>"), (False, "so<eos>")])
+def test_earlier_answers_are_marked_as_the_template_shows_them(tokenizer, thinking, last):
+    """As Qwen3 does: thoughts of the last answer alone are shown, and are part of the opening if thinking is off."""
+    tokenizer.chat_template = THOUGHTS_OF_THE_LAST_ANSWER
+    messages = [*TWO_TURNS[:3], {"role": "assistant", "content": "so", "reasoning_content": "hm"}]
+    if thinking is False:
+        del messages[-1]["reasoning_content"]
+    encoded = encode_conversation(tokenizer, messages, thinking=thinking)
+    assert marked(tokenizer, encoded) == [" Hello, you.<eos>", last]
+    rendered = tokenizer.apply_chat_template(messages, return_dict=True)
+    assert encoded["input_ids"] == rendered["input_ids"]
+
+
+def test_conversation_that_the_template_refuses_is_named(tokenizer):
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    messages = [{"role": "system", "content": "a"}, *TWO_TURNS[:2]]
+    expected = r"refuses a conversation of roles \['system', 'user', 'assistant'\]: System role not supported"
+    with pytest.raises(ValueError, match=expected):
+        encode_conversation(tokenizer, messages)
+    with pytest.raises(ValueError, match="refuses a conversation of roles"):
+        prompt_ids(tokenizer, messages[:2])
 
 
 def test_missing_template_is_refused(tokenizer):
@@ -133,45 +161,3 @@ def test_prompt_is_raw_text_without_a_template(tokenizer):
 def test_prompt_of_another_type_is_refused(tokenizer):
     with pytest.raises(ValueError, match="Expected text, a list of turns or a list of messages, got int"):
         prompt_ids(tokenizer, 7)
-
-
-def test_reads_messages_and_turns(tmp_path):
-    path = tmp_path / "data.jsonl"
-    lines = [{"messages": TWO_TURNS, "complete": False, "id": 3}, {"turns": ["A", "B"], "category": "x"}]
-    path.write_text("\n\n".join(json.dumps(line) for line in lines))
-    users = [{"role": "user", "content": "A"}, {"role": "user", "content": "B"}]
-    assert load_conversations(path) == [
-        {"messages": TWO_TURNS, "complete": False},
-        {"messages": users, "complete": True},
-    ]
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ('{"messages": [', "Expecting value"),
-        ("[1]", "Expected an object with 'messages' or 'turns'"),
-        ('{"text": "a"}', "Expected an object with 'messages' or 'turns'"),
-        ('{"messages": []}', "Expected a non-empty list of messages"),
-        ('{"messages": "a"}', "Expected a non-empty list of messages"),
-        ('{"turns": 3}', "Expected text, a list of turns"),
-        ('{"turns": [3]}', "Expected each message to be"),
-        ('{"messages": [{"role": "user"}]}', "Expected each message to be"),
-        ('{"messages": [{"role": "robot", "content": "a"}]}', "Expected a role out of .* got 'robot'"),
-        ('{"turns": ["a"], "complete": 1}', "Expected 'complete' to be true or false, got 1"),
-    ],
-)
-def test_broken_line_is_named(tmp_path, line, message):
-    path = tmp_path / "data.jsonl"
-    path.write_text(f'{{"turns": ["fine"]}}\n\n{line}\n')
-    with pytest.raises(ValueError, match=f"data.jsonl, line 3: {message}"):
-        load_conversations(path)
-
-
-def test_missing_and_empty_files_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="Cannot read conversations from .*nothing.jsonl"):
-        load_conversations(tmp_path / "nothing.jsonl")
-    empty = tmp_path / "empty.jsonl"
-    empty.write_text("\n")
-    with pytest.raises(ValueError, match="holds no conversations"):
-        load_conversations(empty)

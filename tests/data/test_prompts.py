@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from datasets import Dataset
 
 from dspark_hf.data.prompts import load_prompts
 
@@ -46,7 +47,7 @@ def test_limit_takes_from_the_top(tmp_path):
 
 def test_unusable_sources_are_named(tmp_path):
     folder = write(tmp_path / "data", [{"text": "x"}])
-    with pytest.raises(ValueError, match=r"to have one of .*got \['text'\]"):
+    with pytest.raises(ValueError, match=r"data, row 0: Expected one of 'messages', .*got \['text'\]"):
         list(load_prompts(folder))
     with pytest.raises(ValueError, match="Cannot read prompts from .*nowhere"):
         list(load_prompts(tmp_path / "nowhere"))
@@ -54,3 +55,16 @@ def test_unusable_sources_are_named(tmp_path):
         list(load_prompts(folder, split="test"))
     with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
         list(load_prompts(folder, limit=0))
+
+
+def test_parquet_file(tmp_path):
+    path = tmp_path / "data.parquet"
+    Dataset.from_list([{"messages": [USER, ANSWER]}] * 2).to_parquet(path)
+    assert list(load_prompts(path)) == list(load_prompts(path, split="test")) == [[USER, ANSWER]] * 2
+
+
+def test_odd_rows_of_a_dataset_can_be_set_aside(tmp_path):
+    folder, aside = write(tmp_path / "data", [{"prompt": "a"}, {"prompt": None}, {"prompt": "b"}]), []
+    prompts = load_prompts(folder, set_aside=lambda row, error: aside.append((row, str(error))))
+    assert [p[0]["content"] for p in prompts] == ["a", "b"]
+    assert [row for row, _ in aside] == [{"prompt": None}] and "data, row 1: Expected text" in aside[0][1]

@@ -8,7 +8,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from dspark_hf.cli.main import app
-from dspark_hf.data.chat import load_conversations, prompt_ids
+from dspark_hf.data.answer_file import AnswerFile
+from dspark_hf.data.chat import prompt_ids
+from dspark_hf.data.conversations import load_conversations
 from dspark_hf.data.regenerate import regenerate, synthesize
 from dspark_hf.data.synthesis import PromptSampler, load_openings
 
@@ -281,6 +283,39 @@ def test_regeneration_leaves_excluded_prompts_out(target, tokenizer, questions, 
     exclude.write_text('{"turns": ["word11"]}\n')
     regenerate(target, tokenizer, questions, tmp_path / "data.jsonl", **SETTINGS, exclude=exclude)
     assert set(prompts_of(load_conversations(tmp_path / "data.jsonl"))) == {q[0] for q in QUESTIONS} - {"word11"}
+
+
+def test_what_cannot_be_answered_is_kept_aside_with_its_reason(target, tokenizer, tmp_path):
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = "{% if 'word9' in messages[0]['content'] %}{{ raise_exception('no') }}{% endif %}" + TEMPLATE
+    out = tmp_path / "data.jsonl"
+    texts = ["word1", "word9", "word2 " * 2100, "", "word3"]
+    prompts = [[{"role": "system", "content": ""}, {"role": "user", "content": text}] for text in texts]
+    assert regenerate(target, own, prompts, out, **{**SETTINGS, "batch_size": 1}) == 2
+    assert sorted(prompts_of(load_conversations(out))) == ["word1", "word3"]
+    lines = (tmp_path / "data.jsonl.failed.jsonl").read_text().splitlines()
+    reasons = {json.loads(line)["messages"][-1]["content"]: json.loads(line)["reason"] for line in lines}
+    assert "refuses a conversation" in reasons["word9"] and "Expected text in each user message" in reasons[""]
+    assert "tokens, and with 8 of an answer the target would go beyond the 2048" in reasons[texts[2]]
+    assert regenerate(target, tokenizer, prompts[:2], out, **{**SETTINGS, "batch_size": 1}, resume=True) == 3
+    assert not (tmp_path / "data.jsonl.failed.jsonl").exists()
+
+
+def test_answer_without_text_is_kept_aside(target, tokenizer, tmp_path):
+    mute = copy.deepcopy(target)
+    mute.generation_config.eos_token_id = list(range(len(WORDS)))
+    with pytest.raises(ValueError, match="No conversation was answered; the last reason: .* An answer has no text"):
+        regenerate(mute, tokenizer, [[{"role": "user", "content": "word1"}]], tmp_path / "data.jsonl", **SETTINGS)
+
+
+def test_two_runs_do_not_write_to_one_file(target, tokenizer, questions, tmp_path):
+    out = tmp_path / "data.jsonl"
+    with (
+        AnswerFile(out, "target", {}, resume=False),
+        pytest.raises(ValueError, match="Another run is writing to .*data.jsonl"),
+    ):
+        regenerate(target, tokenizer, questions, out, **SETTINGS, resume=True)
+    assert regenerate(target, tokenizer, questions, out, **SETTINGS) == 5
 
 
 def test_temperature_samples_the_answers(target, tokenizer, questions, tmp_path):

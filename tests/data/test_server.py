@@ -1,6 +1,7 @@
 """Answers from a real HTTP server that speaks the OpenAI protocol, and fails like one."""
 
 import json
+import re
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dspark_hf.cli.main import app
-from dspark_hf.data.chat import load_conversations
+from dspark_hf.data.conversations import load_conversations
 from dspark_hf.data.server import regenerate_with_server
 
 QUESTIONS = [[{"role": "user", "content": f"question {number}"}] for number in range(12)]
@@ -54,6 +55,8 @@ class Handler(BaseHTTPRequestHandler):
             failed = server.failures[question] = server.failures.get(question, 0) + 1
         if failed <= rule.get("times", 0):
             return self.send(rule["status"], {"error": {"message": "no luck"}})
+        if "reply" in rule:
+            return self.send(200, rule["reply"])
         message = {
             "role": "assistant",
             "content": rule.get("content", f"answer to {question}"),
@@ -153,6 +156,45 @@ def test_failures_are_kept_with_their_reason_and_tried_again(server, tmp_path):
     assert answer(server, out, resume=True) == (12, 0)
     assert len(server.requests) == len(asked) + 3
     assert not out.with_name("out.jsonl.failed.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        ([1, 2], r"The server's reply is no chat completion: \[1, 2\]"),
+        (None, "no chat completion: None"),
+        ({"choices": []}, "no chat completion"),
+        ({"error": {"message": "overloaded"}}, "no chat completion: .*overloaded"),
+        ({"choices": [{"message": None}]}, "no chat completion"),
+        ({"choices": [{"message": {"content": [{"type": "text"}]}}]}, "Expected each message to be"),
+        ({"choices": [{"message": {"content": "half \ud83d"}}]}, "half of a surrogate pair"),
+    ],
+)
+def test_reply_that_is_no_answer_is_a_failure_of_its_own(server, tmp_path, reply, reason):
+    server.rules = {"question 5": {"reply": reply}}
+    assert answer(server, tmp_path / "out.jsonl") == (11, 1)
+    (failure,) = failures(tmp_path / "out.jsonl")
+    assert re.search(reason, failure["reason"])
+
+
+def test_odd_conversations_are_kept_aside(server, tmp_path):
+    user = {"role": "user", "content": "question 1"}
+    odd = [[], [{"role": "system", "content": "a"}], [{**user, "content": " "}], [{**user, "content": None}], 7]
+    out = tmp_path / "out.jsonl"
+    assert answer(server, out, [*odd, [{"role": "system", "content": ""}, user]]) == (1, 5)
+    (record,) = load_conversations(out)
+    assert [message["role"] for message in record["messages"]] == ["user", "assistant"]
+    assert [failure["messages"] for failure in failures(out)] == odd
+
+
+def test_run_stops_where_everything_fails(server, tmp_path):
+    questions = [[{"role": "user", "content": f"{number}"}] for number in range(150)]
+    server.rules = {"": {"times": 999, "status": 401}}
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(ValueError, match="100 conversations in a row were not answered, the last one .* 401"):
+        answer(server, out, questions)
+    server.rules = {}
+    assert answer(server, out, questions, resume=True) == (150, 0)
 
 
 def test_absent_server_is_reported(tmp_path):

@@ -60,7 +60,7 @@ def cache(
     from transformers import AutoConfig, AutoTokenizer
 
     from dspark_hf.data.cache.codecs import check_dtype
-    from dspark_hf.data.chat import load_conversations
+    from dspark_hf.data.conversations import load_conversations
     from dspark_hf.hub.embedded import resolve_target
 
     check_dtype(dtype)

@@ -14,7 +14,7 @@ def regenerate(
     synthesize: Annotated[int | None, typer.Option(help="Let the target invent this many prompts.")] = None,
     openings: Annotated[Path | None, typer.Option(help="Beginnings of invented prompts, one a line.")] = None,
     max_prompt_tokens: Annotated[int, typer.Option(help="Longest invented prompt, in tokens.")] = 40,
-    prompts: Annotated[str | None, typer.Option(help="JSONL file, or a dataset's repository or folder.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="JSONL or Parquet file, or a dataset's name or folder.")] = None,
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
     limit: Annotated[int | None, typer.Option(help="Take so many prompts from the top.")] = None,
     server: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server that has it.")] = None,
@@ -67,9 +67,7 @@ def regenerate(
         from dspark_hf.data.server import regenerate_with_server
 
         settings |= {"concurrency": concurrency, "api_key": api_key, "split": split, "limit": limit}
-        num_lines, num_failed = regenerate_with_server(server, target, prompts, out, **settings)
-        if num_failed:
-            typer.echo(f"{num_failed} conversations failed: see {out}.failed.jsonl, and try again with --resume")
+        num_lines, _ = regenerate_with_server(server, target, prompts, out, **settings)
     elif synthesize is not None:
         from dspark_hf.data.regenerate import synthesize as write
 
@@ -80,6 +78,10 @@ def regenerate(
 
         settings |= {"batch_size": batch_size, "split": split, "limit": limit}
         num_lines = write(*_load(target, dtype), prompts, out, **settings)
+    failed = Path(f"{out}.failed.jsonl")
+    if prompts is not None and failed.exists():
+        num_failed = len(failed.read_text(encoding="utf-8").splitlines())
+        typer.echo(f"{num_failed} conversations failed: see {failed}, and try again with --resume")
     typer.echo(f"{out}: {num_lines} conversations")
 
 

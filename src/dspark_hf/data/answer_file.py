@@ -4,10 +4,14 @@ import json
 import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-from dspark_hf.data.chat import load_conversations
+from filelock import FileLock, Timeout
+
+from dspark_hf.data.conversations import load_conversations
 
 _MAX_BARREN_ROUNDS = 8
+_MAX_FAILURES_IN_A_ROW = 100
 
 
 class AnswerFile:
@@ -29,22 +33,37 @@ class AnswerFile:
         self.records: list[dict] = []
         self.rounds_done = 0
         self._barren_rounds = 0
+        self.num_lines = 0
+        self._is_resumed = resume
+        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+
+    def __enter__(self) -> "AnswerFile":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"Another run is writing to {self.path}. Wait for it, or choose another file.") from None
+        try:
+            self._begin()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def _begin(self) -> None:
         if self.path.exists() and self.path.stat().st_size:
-            if not resume:
+            if not self._is_resumed:
                 raise ValueError(f"{self.path} exists. Continue it with resume, or choose another file.")
             self._check_settings()
             self._drop_torn_line()
         self.num_lines = len(self.records)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-
-    def __enter__(self) -> "AnswerFile":
         self._file = open(self.path, "a", encoding="utf-8")
         self._write_provenance()
-        return self
 
     def __exit__(self, *exc_info) -> None:
         self._file.close()
         self._write_provenance()
+        self._lock.release()
 
     def append(self, records: list[dict]) -> None:
         """Write whole lines and push them to the disk."""
@@ -106,6 +125,48 @@ class AnswerFile:
         temp = self.sidecar.with_name(self.sidecar.name + ".tmp")
         temp.write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
         os.replace(temp, self.sidecar)
+
+
+class FailedFile:
+    """Conversations that were not answered, with the reasons, in `<out_path>.failed.jsonl`.
+
+    Those of an earlier run are dropped, since a resumed run tries them again.
+
+    Args:
+        out_path (`str` or `os.PathLike`): The file of the answered ones.
+    """
+
+    def __init__(self, out_path: str | os.PathLike):
+        self.path = Path(f"{os.fspath(out_path)}.failed.jsonl")
+        self.path.unlink(missing_ok=True)
+        self.num_lines, self.reason = 0, ""
+        self._num_in_a_row = 0
+
+    def append(self, messages: Any, error: Exception) -> None:
+        """Put a conversation aside.
+
+        Raises:
+            `ValueError`: If one conversation after another failed: the reason lies elsewhere.
+        """
+        self.reason = " ".join(f"{type(error).__name__}: {error}".split())
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"messages": messages, "reason": self.reason}, default=str) + "\n")
+        self.num_lines += 1
+        self._num_in_a_row += 1
+        if self._num_in_a_row == _MAX_FAILURES_IN_A_ROW:
+            raise ValueError(
+                f"{_MAX_FAILURES_IN_A_ROW} conversations in a row were not answered, the last one because of "
+                f"{self.reason} What was answered is kept: remove the cause, then resume."
+            )
+
+    def note_answer(self) -> None:
+        """Say that a conversation was answered."""
+        self._num_in_a_row = 0
+
+    def check(self, num_answered: int) -> None:
+        """Raise `ValueError` if everything failed and nothing is answered."""
+        if self.num_lines and not num_answered:
+            raise ValueError(f"No conversation was answered; the last reason: {self.reason}")
 
 
 def _version(name: str) -> str | None:

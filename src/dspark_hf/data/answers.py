@@ -39,15 +39,15 @@ class Answerer:
         return self.num_tokens / self.seconds if self.seconds else 0.0
 
     def answer(self, conversations: Sequence[Sequence[dict]], seed: int) -> list[dict]:
-        """Answer every user turn of each conversation, in order.
+        """Answer every user turn of each conversation, in order. An answer may have no text ([`has_text`]).
 
         Args:
             conversations (`list[list[dict]]`): System and user messages; an answer is put after each user message.
             seed (`int`): Seed of sampled answers.
 
         Returns:
-            `list[dict]`: `{"messages", "complete"}`, and `thinking` if that was chosen, per conversation whose answers
-            have text. A conversation ends where an answer was cut off by `max_new_tokens`, with `complete` false.
+            `list[dict]`: `{"messages", "complete"}`, and `thinking` if that was chosen, per conversation. It ends
+            where an answer was cut off by `max_new_tokens`, with `complete` false.
         """
         queues = [list(messages) for messages in conversations]
         done: list[list[dict]] = [[] for _ in queues]
@@ -62,8 +62,18 @@ class Answerer:
                 complete[i] = ended
         noted = {} if self.thinking is None else {"thinking": self.thinking}
         pairs = zip(done, complete, strict=True)
-        records = [{"messages": messages, "complete": ended, **noted} for messages, ended in pairs]
-        return [record for record in records if all(message["content"].strip() for message in record["messages"])]
+        return [{"messages": messages, "complete": ended, **noted} for messages, ended in pairs]
+
+    def check(self, messages: Sequence[dict]) -> None:
+        """Raise `ValueError` if the target cannot be asked: the chat template refuses, or the prompt is too long."""
+        first = next(i for i, message in enumerate(messages) if message["role"] == "user")
+        num_tokens = len(prompt_ids(self.tokenizer, messages[: first + 1], thinking=self.thinking))
+        longest = getattr(self.target.config.get_text_config(), "max_position_embeddings", None)
+        if longest is not None and num_tokens + self.max_new_tokens > longest:
+            raise ValueError(
+                f"The prompt has {num_tokens} tokens, and with {self.max_new_tokens} of an answer the target would "
+                f"go beyond the {longest} that it can attend to. Shorten it, or lower max_new_tokens."
+            )
 
     @torch.inference_mode()
     def _answer_once(self, conversations: list[list[dict]], seed: int) -> list[tuple[str, bool]]:
@@ -95,3 +105,8 @@ class Answerer:
             answers.append((text, bool(ends)))
         self.seconds += time.perf_counter() - start
         return answers
+
+
+def has_text(record: dict) -> bool:
+    """Whether every answer of a record that [`Answerer.answer`] made has text."""
+    return all(message["content"].strip() for message in record["messages"])

@@ -1,58 +1,16 @@
 """Conversations as token ids: which tokens the target wrote (and a drafter should learn), and how a prompt ends."""
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
+from dspark_hf.data.conversations import as_messages, check_messages
+
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_ROLES = ("system", "user", "assistant", "tool")
-
-
-def load_conversations(path: str | os.PathLike) -> list[dict]:
-    """Read conversations from a JSONL file.
-
-    A line is an object with `messages` (a list of `{"role", "content"}`) or with `turns` (a list of user turns, as in
-    evaluation sets). An optional `complete: false` says that the last answer was cut off by a length limit, and an
-    optional `thinking` whether the chat template had `enable_thinking` on.
-
-    Args:
-        path (`str` or `os.PathLike`): The file. Empty lines are skipped.
-
-    Returns:
-        `list[dict]`: One `{"messages": list[dict], "complete": bool}` per line, with `thinking` where the line has it;
-        `turns` become user messages.
-
-    Raises:
-        `ValueError`: If the file is absent or empty, or a line is not such an object; the message has its number.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            lines = file.readlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"Cannot read conversations from {os.fspath(path)!r}: {error}. Give a JSONL file.") from error
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                records.append(_parse_record(line))
-            except ValueError as error:
-                raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from error
-    if not records:
-        raise ValueError(f"{os.fspath(path)} holds no conversations. Give a JSONL file with one object a line.")
-    return records
-
-
-def check_messages(messages: Sequence[dict]) -> None:
-    """Raise `ValueError` unless `messages` is a non-empty list of `{"role", "content"}` with known roles."""
-    if not isinstance(messages, (list, tuple)) or not messages:
-        raise ValueError(f"Expected a non-empty list of messages, got {messages!r:.80}.")
-    for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise ValueError(f"Expected each message to be {{'role': ..., 'content': text}}, got {message!r:.80}.")
-        if message.get("role") not in _ROLES:
-            raise ValueError(f"Expected a role out of {_ROLES}, got {message.get('role')!r}.")
+_MARK = "\u2402answer\u2403"
 
 
 def prompt_ids(
@@ -70,9 +28,10 @@ def prompt_ids(
         `list[int]`: Token ids, ending with the template's opening of an assistant turn.
 
     Raises:
-        `ValueError`: If there is no chat template and the conversation has more than one turn.
+        `ValueError`: If the chat template refuses the conversation, or there is none and the conversation has several
+            turns.
     """
-    messages = _as_messages(conversation)
+    messages = as_messages(conversation)
     check_messages(messages)
     if tokenizer.chat_template is None:
         if len(messages) > 1:
@@ -93,7 +52,8 @@ def encode_conversation(
     """Tokenize a conversation and mark the tokens that the target produces: each answer and its end-of-turn token.
 
     The mask comes from the chat template's `{% generation %}` blocks where it has them. Otherwise each assistant turn
-    is located by rendering the conversation up to its opening and up to its end.
+    is located by rendering the conversation up to its opening and up to its end. Where a template shows earlier
+    answers otherwise than the last one, such as without their thoughts, what it shows of them is marked.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The target's tokenizer, with a chat template.
@@ -108,8 +68,8 @@ def encode_conversation(
         long.
 
     Raises:
-        `ValueError`: If the tokenizer has no chat template, or the template renders the beginning of a conversation
-            differently once more turns follow, so that turns cannot be located.
+        `ValueError`: If the tokenizer has no chat template, or the template refuses the conversation, or renders it so
+            that turns cannot be located.
     """
     check_messages(messages)
     if tokenizer.chat_template is None:
@@ -117,8 +77,9 @@ def encode_conversation(
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}. Leave it out for no limit.")
     if _GENERATION_TAG.search(tokenizer.get_chat_template()):
-        encoded = tokenizer.apply_chat_template(
-            list(messages),
+        encoded = _apply_template(
+            tokenizer,
+            messages,
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
@@ -163,7 +124,7 @@ def encode_row(row: Mapping[str, Any], tokenizer=None, max_length: int | None = 
 
 
 def _encode_by_prefixes(tokenizer, messages: Sequence[dict], options: dict[str, bool]) -> tuple[list[int], list[bool]]:
-    """Mark the text between `messages[:i]` with the assistant's opening, and `messages[:i + 1]`."""
+    """Mark the tokens of each answer's text."""
     text = _render(tokenizer, messages, **options)
     encoded = _tokenize(tokenizer, text, return_offsets_mapping=True)
     input_ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
@@ -174,20 +135,36 @@ def _encode_by_prefixes(tokenizer, messages: Sequence[dict], options: dict[str, 
             continue
         if i == 0:
             raise ValueError("The conversation starts with an assistant message. Put a user message before it.")
-        opening = _render(tokenizer, messages[:i], add_generation_prompt=True, **options)
-        turn = _render(tokenizer, messages[: i + 1], **options)
-        if not turn.startswith(opening) or not text.startswith(turn):
-            raise ValueError(
-                f"The chat template of {tokenizer.name_or_path!r} is not prefix-stable: message {i} is rendered "
-                "differently when more turns follow or when it is generated, so its tokens cannot be located. Use a "
-                "template with {% generation %} blocks, or train on single-turn conversations."
-            )
-        span = [j for j, (start, end) in enumerate(offsets) if len(opening) <= start < end <= len(turn)]
+        first, last = _find_answer(tokenizer, messages, i, text, options)
+        span = [j for j, (start, end) in enumerate(offsets) if first <= start < end <= last]
         # The template may add a line break after the end-of-turn token; the target never writes that.
         last_special = max((j for j in span if input_ids[j] in special_ids), default=None)
         for j in span:
             loss_mask[j] = last_special is None or j <= last_special
     return input_ids, loss_mask
+
+
+def _find_answer(tokenizer, messages: Sequence[dict], i: int, text: str, options: dict[str, bool]) -> tuple[int, int]:
+    """Where the turn of message `i` stands in the rendered conversation, from behind its opening."""
+    opening = _render(tokenizer, messages[:i], add_generation_prompt=True, **options)
+    turn = _render(tokenizer, messages[: i + 1], **options)
+    if turn.startswith(opening) and text.startswith(turn):
+        return len(opening), len(turn)
+    if i < len(messages) - 1:
+        # What another text in its place leaves as it is, is not the answer's.
+        others = [*messages[:i], {**messages[i], "content": _MARK}, *messages[i + 1 :]]
+        marked = _render(tokenizer, others, **options)
+        after = marked.partition(_MARK)[2]
+        if marked.count(_MARK) == 1 and text.endswith(after):
+            last = len(text) - len(after)
+            end_of_turn = next((token for token in tokenizer.all_special_tokens if text.startswith(token, last)), "")
+            return len(os.path.commonprefix((text, marked))), last + len(end_of_turn)
+    raise ValueError(
+        f"The chat template of {tokenizer.name_or_path!r} is not prefix-stable: message {i} is rendered otherwise "
+        "than it is generated (with another opening, say, or without its thoughts), so its tokens cannot be located. "
+        "Set `tokenizer.chat_template` to one that shows answers as they were generated, or that has {% generation %} "
+        "blocks."
+    )
 
 
 def _unmark_end_of_turn(tokenizer, input_ids: list[int], loss_mask: list[bool]) -> None:
@@ -198,9 +175,18 @@ def _unmark_end_of_turn(tokenizer, input_ids: list[int], loss_mask: list[bool]) 
 
 
 def _render(tokenizer, messages: Sequence[dict], add_generation_prompt: bool = False, **options: bool) -> str:
-    return tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **options
-    )
+    return _apply_template(tokenizer, messages, tokenize=False, add_generation_prompt=add_generation_prompt, **options)
+
+
+def _apply_template(tokenizer, messages: Sequence[dict], **options: Any) -> Any:
+    try:
+        return tokenizer.apply_chat_template(list(messages), **options)
+    except TemplateError as error:
+        roles = [message["role"] for message in messages]
+        raise ValueError(
+            f"The chat template of {tokenizer.name_or_path!r} refuses a conversation of roles {roles}: {error} Leave "
+            "such conversations out, or change their roles."
+        ) from error
 
 
 def _template_options(thinking: bool | None) -> dict[str, bool]:
@@ -216,28 +202,6 @@ def _tokenize(tokenizer, text: str, return_offsets_mapping: bool = False) -> dic
         )
     extra = {"return_offsets_mapping": True} if return_offsets_mapping else {}
     return tokenizer(text, add_special_tokens=False, **extra)
-
-
-def _as_messages(conversation: str | Sequence[str] | Sequence[dict]) -> list[dict]:
-    turns = [conversation] if isinstance(conversation, str) else conversation
-    if not isinstance(turns, (list, tuple)):
-        raise ValueError(f"Expected text, a list of turns or a list of messages, got {type(turns).__name__}.")
-    return [{"role": "user", "content": turn} if isinstance(turn, str) else turn for turn in turns]
-
-
-def _parse_record(line: str) -> dict:
-    record = json.loads(line)
-    if not isinstance(record, dict) or not ({"messages", "turns"} & set(record)):
-        raise ValueError(f"Expected an object with 'messages' or 'turns', got {line.strip()!r:.80}.")
-    messages = record["messages"] if "messages" in record else _as_messages(record["turns"])
-    check_messages(messages)
-    complete = record.get("complete", True)
-    if not isinstance(complete, bool):
-        raise ValueError(f"Expected 'complete' to be true or false, got {complete!r}.")
-    thinking = record.get("thinking")
-    if thinking is not None and not isinstance(thinking, bool):
-        raise ValueError(f"Expected 'thinking' to be true, false or absent, got {thinking!r}.")
-    return {"messages": messages, "complete": complete, **({} if thinking is None else {"thinking": thinking})}
 
 
 def _no_template(tokenizer) -> str:

@@ -5,14 +5,15 @@ appended and flushed batch by batch: a run can be stopped at any time, used as i
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 from tqdm import tqdm
 
-from dspark_hf.data.answer_file import AnswerFile
-from dspark_hf.data.answers import Answerer
-from dspark_hf.data.chat import check_messages, load_conversations
+from dspark_hf.data.answer_file import AnswerFile, FailedFile
+from dspark_hf.data.answers import Answerer, has_text
+from dspark_hf.data.conversations import check_messages, load_conversations
 from dspark_hf.data.prompts import load_prompts
 from dspark_hf.data.synthesis import PromptSampler, load_openings
 
@@ -123,7 +124,8 @@ def regenerate(
 ) -> int:
     """Let the target answer given prompts; answers that the prompts' file holds are replaced by the target's own.
 
-    Each user turn is answered in order. A conversation ends early where an answer was cut off by the limit.
+    Each user turn is answered in order. A conversation ends early where an answer was cut off by the limit. One that
+    cannot be answered goes to `<out_path>.failed.jsonl` with its reason, and is tried again by a resumed run.
 
     Args:
         target ([`~transformers.PreTrainedModel`]): The model that answers.
@@ -138,11 +140,10 @@ def regenerate(
         `int`: Conversations in the file.
 
     Raises:
-        `ValueError`: As in [`synthesize`], and if a prompt is no list of messages.
+        `ValueError`: As in [`synthesize`], and if not one conversation was answered, or a hundred in a row were not.
     """
     _check_positive(batch_size=batch_size, max_new_tokens=max_new_tokens)
     is_path = isinstance(prompts, (str, os.PathLike))
-    conversations = list(load_prompts(prompts, split=split, limit=limit) if is_path else prompts)
     answerer = Answerer(target, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, thinking=thinking)
     settings = {
         "kind": "regenerate",
@@ -158,22 +159,33 @@ def regenerate(
     }
     excluded = first_prompts(load_conversations(exclude)) if exclude is not None else set()
     with AnswerFile(out_path, target.name_or_path, settings, resume=resume) as file:
-        wanted = list(unanswered(conversations, excluded | first_prompts(file.records)))
+        failed = FailedFile(out_path)
+        source = load_prompts(prompts, split=split, limit=limit, set_aside=failed.append) if is_path else prompts
+        wanted = unanswered(source, excluded | first_prompts(file.records), failed.append)
+        wanted = list(_askable(wanted, answerer, failed))
         total = file.num_lines + len(wanted)
         with tqdm(total=total, initial=file.num_lines, unit="conv", disable=not progress) as bar:
             for first in range(0, len(wanted), _POOL * batch_size):
                 pool = wanted[first : first + _POOL * batch_size]
-                _answer_all(pool, answerer, file, batch_size, _mix(seed, first), bar)
+                _answer_all(pool, answerer, file, batch_size, _mix(seed, first), bar, failed=failed)
+        failed.check(file.num_lines)
         return file.num_lines
 
 
-def _answer_all(wanted, answerer, file, batch_size, seed, bar, limit=None) -> None:
+def _answer_all(wanted, answerer, file, batch_size, seed, bar, limit=None, failed=None) -> None:
     """Answer a pool of conversations in even batches of similar length, each written as soon as it is done."""
     wanted = sorted(wanted, key=lambda messages: sum(len(message["content"]) for message in messages))
     num_batches = -(-len(wanted) // batch_size)
     bounds = [len(wanted) * i // num_batches for i in range(num_batches + 1)] if wanted else [0]
     for start, end in pairwise(bounds):
-        records = answerer.answer(wanted[start:end], _mix(seed, start))
+        answered = answerer.answer(wanted[start:end], _mix(seed, start))
+        records = [record for record in answered if has_text(record)]
+        if failed is not None:
+            for record in answered:
+                if has_text(record):
+                    failed.note_answer()
+                else:
+                    failed.append(record["messages"], ValueError("An answer has no text."))
         if limit is not None:
             records = records[: limit - file.num_lines]
         file.append(records)
@@ -183,17 +195,47 @@ def _answer_all(wanted, answerer, file, batch_size, seed, bar, limit=None) -> No
             return
 
 
-def unanswered(conversations: Iterable[Sequence[dict]], seen: set[str]) -> Iterator[list[dict]]:
-    """Yield conversations without their answers, leaving out those whose first prompt was seen."""
+def unanswered(
+    conversations: Iterable[Sequence[dict]], seen: set[str], set_aside: Callable[[Any, Exception], None]
+) -> Iterator[list[dict]]:
+    """Yield conversations without their answers, leaving out those whose first prompt was seen.
+
+    What is no conversation, or asks nothing, goes to `set_aside` with the reason.
+    """
     for messages in conversations:
-        check_messages(messages)
-        kept = [message for message in messages if message["role"] in ("system", "user")]
-        prompt = next((message["content"] for message in kept if message["role"] == "user"), None)
-        if prompt is None:
-            raise ValueError(f"Expected a user message in each conversation, got {messages!r:.80}.")
+        try:
+            kept = _questions(messages)
+        except ValueError as error:
+            set_aside(messages, error)
+            continue
+        prompt = next(message["content"] for message in kept if message["role"] == "user")
         if prompt not in seen:
             seen.add(prompt)
             yield kept
+
+
+def _questions(messages: Sequence[dict]) -> list[dict]:
+    check_messages(messages)
+    # Data sets fill up absent system messages with empty ones.
+    kept = [m for m in messages if m["role"] == "user" or (m["role"] == "system" and m["content"].strip())]
+    questions = [message["content"] for message in kept if message["role"] == "user"]
+    if not questions:
+        raise ValueError(f"Expected a user message in each conversation, got {messages!r:.80}.")
+    if not all(question.strip() for question in questions):
+        raise ValueError(f"Expected text in each user message, got {messages!r:.80}.")
+    return kept
+
+
+def _askable(wanted: Iterable[list[dict]], answerer: Answerer, failed: FailedFile) -> Iterator[list[dict]]:
+    """Conversations that the target can be asked; the others are put aside."""
+    for messages in wanted:
+        try:
+            answerer.check(messages)
+        except ValueError as error:
+            failed.append(messages, error)
+        else:
+            failed.note_answer()
+            yield messages
 
 
 def first_prompts(records: Iterable[dict]) -> set[str]:

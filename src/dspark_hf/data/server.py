@@ -1,16 +1,14 @@
 """Training text from a target behind an OpenAI-compatible server (vLLM, SGLang, any other)."""
 
 import asyncio
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from dspark_hf.data.answer_file import AnswerFile
-from dspark_hf.data.chat import load_conversations
+from dspark_hf.data.answer_file import AnswerFile, FailedFile
+from dspark_hf.data.conversations import check_messages, load_conversations
 from dspark_hf.data.prompts import load_prompts
 from dspark_hf.data.regenerate import first_prompts, unanswered
 
@@ -76,7 +74,7 @@ class ServerAnswerer:
             that the server took out of an answer stand beside it as `reasoning_content`, as chat templates expect.
 
         Raises:
-            `ValueError`: If an answer has no text.
+            `ValueError`: If an answer has no text, or the reply is none.
             `openai.OpenAIError`: If the server does not answer, all attempts included.
         """
         done: list[dict] = []
@@ -85,6 +83,7 @@ class ServerAnswerer:
             if message["role"] == "user":
                 choice = await self._ask(done, seed)
                 answer = {"role": "assistant", "content": choice.message.content or ""}
+                check_messages([answer])
                 thoughts = _extra(choice.message, "reasoning_content") or _extra(choice.message, "reasoning")
                 if thoughts:
                     answer["reasoning_content"] = thoughts
@@ -97,8 +96,14 @@ class ServerAnswerer:
 
     async def _ask(self, messages: list[dict], seed: int) -> Any:
         output = await self.client.chat.completions.create(messages=messages, seed=seed % 2**31, **self.options)
-        self.num_tokens += output.usage.completion_tokens if output.usage else 0
-        return output.choices[0]
+        try:
+            choice, _ = output.choices[0], output.choices[0].message.content
+        except (AttributeError, IndexError, TypeError):
+            # An error that comes with status 200 is a field that the protocol does not know.
+            content = getattr(output, "model_extra", None) or output
+            raise ValueError(f"The server's reply is no chat completion: {content!r:.200}") from None
+        self.num_tokens += getattr(output.usage, "completion_tokens", None) or 0
+        return choice
 
 
 def regenerate_with_server(
@@ -141,8 +146,8 @@ def regenerate_with_server(
         `tuple[int, int]`: Conversations in the file, and conversations that failed.
 
     Raises:
-        `ValueError`: If a setting is out of range, the file exists and `resume` is off or was made otherwise, or not
-            one conversation was answered.
+        `ValueError`: If a setting is out of range, the file exists and `resume` is off or was made otherwise, not one
+            conversation was answered, or a hundred in a row were not.
     """
     for name, value in (("concurrency", concurrency), ("max_new_tokens", max_new_tokens), ("timeout", timeout)):
         if value <= 0:
@@ -172,37 +177,21 @@ def regenerate_with_server(
     }
     excluded = first_prompts(load_conversations(exclude)) if exclude is not None else set()
     with AnswerFile(out_path, model, settings, resume=resume) as file:
-        conversations = load_prompts(prompts, split=split, limit=limit) if is_source else iter(prompts)
-        wanted = unanswered(conversations, excluded | first_prompts(file.records))
-        failed = _FailedFile(Path(out_path))
+        failed = FailedFile(out_path)
+        source = load_prompts(prompts, split=split, limit=limit, set_aside=failed.append) if is_source else prompts
+        wanted = unanswered(source, excluded | first_prompts(file.records), failed.append)
         bar = tqdm(initial=file.num_lines, unit="conv", disable=not progress)
         with bar:
             asyncio.run(_answer_all(answerer, wanted, file, failed, bar, seed, concurrency))
-        if failed.num_lines and not file.num_lines:
-            raise ValueError(f"No conversation was answered; the last reason: {failed.reason}")
+        failed.check(file.num_lines)
         return file.num_lines, failed.num_lines
-
-
-class _FailedFile:
-    """Conversations that failed, with reasons; those of an earlier run are tried again, so they are dropped."""
-
-    def __init__(self, out_path: Path):
-        self.path = out_path.with_name(out_path.name + ".failed.jsonl")
-        self.path.unlink(missing_ok=True)
-        self.num_lines, self.reason = 0, ""
-
-    def append(self, messages: Sequence[dict], error: Exception) -> None:
-        self.reason = " ".join(f"{type(error).__name__}: {error}".split())
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"messages": list(messages), "reason": self.reason}, ensure_ascii=False) + "\n")
-        self.num_lines += 1
 
 
 async def _answer_all(
     answerer: ServerAnswerer,
     wanted: Iterator[list[dict]],
     file: AnswerFile,
-    failed: _FailedFile,
+    failed: FailedFile,
     bar: tqdm,
     seed: int,
     concurrency: int,
@@ -214,6 +203,7 @@ async def _answer_all(
         for messages in wanted:
             try:
                 file.append([await answerer.answer(messages, seed)])
+                failed.note_answer()
                 bar.update()
             except (OpenAIError, ValueError) as error:
                 failed.append(messages, error)

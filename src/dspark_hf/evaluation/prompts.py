@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from dspark_hf.data.chat import load_conversations, prompt_ids
+from dspark_hf.data.chat import prompt_ids
+from dspark_hf.data.conversations import load_conversations
 from dspark_hf.data.synthesis import left_pad
 
 

@@ -7,7 +7,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from dspark_hf.data.cache import TargetCache
-from dspark_hf.data.chat import encode_row, load_conversations
+from dspark_hf.data.chat import encode_row
+from dspark_hf.data.conversations import load_conversations
 from dspark_hf.modeling import DraftModel
 
 

@@ -1,0 +1,125 @@
+"""Conversations as files and data sets hold them: rows become lists of messages, whatever their columns are called."""
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_ROLES = ("system", "user", "assistant", "tool")
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+_COLUMNS = ("messages", "conversations", "turns", "prompt")
+_GZIP = b"\x1f\x8b"
+
+
+def load_conversations(path: str | os.PathLike) -> list[dict]:
+    """Read conversations from a JSONL file, which may be compressed (gzip).
+
+    A line is an object with what [`messages_of`] reads. An optional `complete: false` says that the last answer was
+    cut off by a length limit, and an optional `thinking` whether the chat template had `enable_thinking` on.
+
+    Args:
+        path (`str` or `os.PathLike`): The file. Empty lines are skipped.
+
+    Returns:
+        `list[dict]`: One `{"messages": list[dict], "complete": bool}` per line, with `thinking` where the line has it.
+
+    Raises:
+        `ValueError`: If the file is absent or empty, or a line is not such an object; the message has its number.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+        content = gzip.decompress(content) if content.startswith(_GZIP) else content
+        # Editors on Windows begin a file with a mark that is no text.
+        lines = content.decode("utf-8-sig").split("\n")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"Cannot read conversations from {os.fspath(path)!r}: {error}. Give a JSONL file.") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                records.append(_parse_record(line))
+            except ValueError as error:
+                raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from error
+    if not records:
+        raise ValueError(f"{os.fspath(path)} holds no conversations. Give a JSONL file with one object a line.")
+    return records
+
+
+def messages_of(row: Mapping[str, Any]) -> list[dict]:
+    """The messages of a row with `messages` (`role`, `content`), `conversations` (`from`, `value`), `turns` (what the
+    user says, turn by turn) or `prompt` (one such turn).
+
+    Raises:
+        `ValueError`: If the row has none of these, or no messages in it.
+    """
+    present = [name for name in _COLUMNS if name in row]
+    if not present:
+        raise ValueError(f"Expected one of {', '.join(map(repr, _COLUMNS))}, got {sorted(row)}.")
+    # Data sets of several kinds of rows fill up the columns that a row does not have.
+    column = next((name for name in present if row[name]), present[0])
+    messages = row[column]
+    if column in ("turns", "prompt"):
+        messages = as_messages(messages)
+    elif isinstance(messages, (list, tuple)) and all(isinstance(message, Mapping) for message in messages):
+        messages = [_as_message(message) for message in messages]
+    check_messages(messages)
+    return list(messages)
+
+
+def as_messages(conversation: str | Sequence[str] | Sequence[dict]) -> list[dict]:
+    """One user turn, or several, or messages, as messages.
+
+    Raises:
+        `ValueError`: If it is none of these.
+    """
+    turns = [conversation] if isinstance(conversation, str) else conversation
+    if not isinstance(turns, (list, tuple)):
+        raise ValueError(f"Expected text, a list of turns or a list of messages, got {type(turns).__name__}.")
+    return [{"role": "user", "content": turn} if isinstance(turn, str) else turn for turn in turns]
+
+
+def check_messages(messages: Sequence[dict]) -> None:
+    """Raise `ValueError` unless `messages` is a non-empty list of `{"role", "content"}` with known roles."""
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise ValueError(f"Expected a non-empty list of messages, got {messages!r:.80}.")
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise ValueError(f"Expected each message to be {{'role': ..., 'content': text}}, got {message!r:.80}.")
+        if message.get("role") not in _ROLES:
+            raise ValueError(f"Expected a role out of {_ROLES}, got {message.get('role')!r}.")
+        if not _is_unicode(message["content"]):
+            raise ValueError(f"Expected text, got half of a surrogate pair in {message['content']!r:.80}.")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _as_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    # Data sets fill up messages with absent keys.
+    given = {key: value for key, value in message.items() if value is not None}
+    if "role" not in given and "from" in given:
+        role = given.pop("from")
+        given = {"role": _SHAREGPT_ROLES.get(role, role), "content": given.pop("value", given.get("content")), **given}
+    return given
+
+
+def _parse_record(line: str) -> dict:
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError(f"Expected an object with one of {', '.join(map(repr, _COLUMNS))}, got {line.strip()!r:.80}.")
+    messages = messages_of(record)
+    complete = record.get("complete", True)
+    if not isinstance(complete, bool):
+        raise ValueError(f"Expected 'complete' to be true or false, got {complete!r}.")
+    thinking = record.get("thinking")
+    if thinking is not None and not isinstance(thinking, bool):
+        raise ValueError(f"Expected 'thinking' to be true, false or absent, got {thinking!r}.")
+    return {"messages": messages, "complete": complete, **({} if thinking is None else {"thinking": thinking})}
