@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 from fake_drafters import OracleDrafter, TableDrafter, greedy_oracle
-from tiny_targets import make_prompt, make_target
+from tiny_targets import make_prompt, make_target, padded_prompts
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
@@ -146,6 +146,30 @@ def test_small_budgets_draft_nothing_in_vain(target, max_new_tokens):
     assert out.tolist() == plain[:, : 8 + max_new_tokens].tolist()
     assert drafter.offered == {1: [], 2: [], 3: [1]}[max_new_tokens]
     assert drafter.last_stats.rounds == {1: 0, 2: 1, 3: 1}[max_new_tokens]
+
+
+@pytest.mark.parametrize(("num_rows", "returned"), [(1, False), (3, False), (3, True)])
+def test_a_limit_far_away(target, num_rows, returned):
+    """As `max_length=tokenizer.model_max_length` of a tokenizer that knows none; buffers grow with the text."""
+    ids, mask = padded_prompts((9, 5, 2)[:num_rows])
+    # The end is near from 110 tokens on.
+    options = {"attention_mask": mask, "do_sample": False, "eos_token_id": 13, "min_new_tokens": 110,
+               "exponential_decay_length_penalty": (110, 3.0), "return_dict_in_generate": returned}  # fmt: skip
+    plain = target.generate(ids, max_new_tokens=200, **options)
+    plain = plain.sequences if returned else plain
+    assert 110 < plain.shape[1] - 9 < 200
+    rows = [ids[row, 9 - mask[row].sum() :].tolist() + plain[row, 9:].tolist() for row in range(num_rows)]
+    drafter = OracleDrafter(rows, [4, 2, 3, 0], 64, uneven=True)
+    out = target.generate(ids, max_length=int(1e30), assistant_model=drafter, **options)
+    assert (out.sequences if returned else out).tolist() == plain.tolist()
+    assert drafter.last_stats.tau > 2.5
+
+
+def test_prompts_of_32_bits(target):
+    ids = make_prompt(8).int()
+    plain = target.generate(ids, max_new_tokens=9, do_sample=False)
+    out = target.generate(ids, assistant_model=TableDrafter(64), max_new_tokens=9, do_sample=False)
+    assert out.dtype == plain.dtype == torch.int64 and torch.equal(out, plain)
 
 
 @pytest.mark.filterwarnings("ignore:Using the model-agnostic default `max_length`")

@@ -44,7 +44,7 @@ class FlatRunner(TargetRunner):
             num_columns = self._layout.num_columns
             self._visible = None if self._mask is None else self._mask[:, :num_columns].bool()
             # A draft may stand behind the last token, as in the buffer of ids.
-            self.cache = RowCache(self.cache, num_columns, num_columns + self._num_new + 1)
+            self.cache = RowCache(self.cache, num_columns, self._most_columns + 1)
             self._kwargs["past_key_values"] = self.cache
 
     def _prefill_pass(self, ids: Tensor, begin: int, stop: int) -> Tensor:
@@ -72,6 +72,7 @@ class FlatRunner(TargetRunner):
         shift = self._layout.shift
         starts, counts = [length - 1 + shift for length in lens], [count + 1 for count in draft_lens]
         packing = self._packing = Packing(starts, counts, self._visible)
+        self._reach(packing.end)
         self.cache.begin(packing)
         rows, columns = packing.cells(ids.device)
         positions = self._by_column["position_ids"]

@@ -168,6 +168,8 @@ class Proposer:
 
     def _ask_drafter(self, num_slots: int) -> Proposal:
         transcript = self._transcript
+        # The picker writes drafts behind the tokens.
+        transcript.reserve(num_slots)
         return self._drafter.propose(
             self._context.state(),
             transcript.anchor_ids.to(self._drafter.device),

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Cache, PreTrainedModel
 
 from dspark_hf.modeling.taps import merge_streams
 
 from .compaction import compact, is_compactable
 from .layout import PromptLayout
+from .peft_hooks import hook_arguments
 from .recording import StateRecorder
 from .rewinding import MAX_REPLAYED, Rewinder
 
@@ -57,16 +59,16 @@ class TargetRunner:
         # Asked for with each pass, where they are recorded or tapped.
         self._kwargs.pop("output_hidden_states", None)
         self._kwargs.pop("output_attentions", None)
-        self._num_new = max_length - layout.num_ids
+        # Columns that can be asked for, however far away that is.
+        self._most_columns = layout.num_columns + max_length - layout.num_ids
         self._num_columns = layout.num_cached
         self._taps_of_pass: list[Tensor] = []
         self._rewinder = Rewinder(self.cache)
-        # What grows with every token is laid out once, up to the end.
+        # What grows with every token is laid out ahead.
+        self._num_laid_out = layout.num_columns
         self._mask = self._kwargs.pop("attention_mask", None)
-        if self._mask is not None:
-            self._mask = torch.cat([self._mask, self._mask.new_ones(self._mask.shape[0], self._num_new)], 1)
         self._by_column = {
-            name: self._lay_out(name, self._kwargs.pop(name))
+            name: self._of_prompt(self._kwargs.pop(name))
             for name in ("position_ids", "token_type_ids", "mm_token_type_ids")
             if self._kwargs.get(name) is not None
         }
@@ -80,25 +82,28 @@ class TargetRunner:
 
     @property
     def can_drop_rows(self) -> bool:
-        """Whether rows may leave; not with other inputs that may have a part of every row."""
+        """Whether rows may leave; not where other inputs may have a part for every row, or PEFT an adapter."""
         others = [value for name, value in self._kwargs.items() if name != "past_key_values"]
-        return not any(isinstance(value, (Tensor, list, tuple, dict)) for value in others)
+        has_parts = any(isinstance(value, (Tensor, list, tuple, dict)) for value in others)
+        return not has_parts and "adapter_names" not in hook_arguments(self._model)
 
-    def _lay_out(self, name: str, prompt_values: Tensor) -> Tensor:
-        """Values of all columns, the prompt's followed by those that plain `generate()` appends token by token."""
-        last = prompt_values[..., -1:]
-        shape = (*last.shape[:-1], self._num_new)
-        if name == "position_ids":
-            appended = last + torch.arange(1, self._num_new + 1, device=last.device)
-        elif name == "token_type_ids":
-            appended = last.expand(shape)
-        else:
-            appended = last.new_zeros(shape)
+    def _of_prompt(self, values: Tensor) -> Tensor:
+        """Values of the prompt's columns."""
         # Of cached columns nothing is read, and they may be missing.
-        num_missing = self._layout.num_columns - prompt_values.shape[-1]
-        missing = prompt_values.new_zeros(*last.shape[:-1], max(num_missing, 0))
-        values = torch.cat([missing, prompt_values[..., max(-num_missing, 0) :], appended], -1)
+        num_missing = self._layout.num_columns - values.shape[-1]
+        values = pad(values, (num_missing, 0))
         return values.expand(*values.shape[:-2], self._layout.num_rows, -1)
+
+    def _reach(self, num_columns: int) -> None:
+        """Lay out columns up to `num_columns` and further, as plain `generate()` appends them token by token."""
+        num_columns = min(num_columns, self._most_columns)
+        if num_columns <= self._num_laid_out:
+            return
+        num_new = min(2 * num_columns, self._most_columns) - self._num_laid_out
+        if self._mask is not None:
+            self._mask = torch.cat([self._mask, self._mask.new_ones(self._mask.shape[0], num_new)], 1)
+        self._by_column = {name: _append(name, values, num_new) for name, values in self._by_column.items()}
+        self._num_laid_out += num_new
 
     @torch.no_grad()
     def prefill(self, input_ids: Tensor, chunk_size: int | None = None) -> Iterator[Tensor]:
@@ -112,12 +117,18 @@ class TargetRunner:
             `torch.Tensor` of shape `(batch, 1, vocab)`: Logits behind the chunk; in the end, of the first new token.
 
         Raises:
-            `ValueError`: If the target does not return hidden states.
+            `ValueError`: If the target does not return hidden states, or does not use its cache.
         """
         start, end = self._layout.num_cached, self._layout.num_columns
         for begin in range(start, end, chunk_size or end):
             stop = min(begin + (chunk_size or end), end)
-            yield self._prefill_pass(input_ids, begin, stop)
+            logits = self._prefill_pass(input_ids, begin, stop)
+            if self.cache.get_seq_length() != stop:
+                raise ValueError(
+                    f"{type(self._model).__name__} does not keep the prompt in the cache that it is given, so drafts "
+                    "cannot be verified behind it; generate without a drafter."
+                )
+            yield logits
         self._rewinder.start()
 
     def _prefill_pass(self, ids: Tensor, begin: int, stop: int) -> Tensor:
@@ -228,6 +239,7 @@ class TargetRunner:
         """Token ids `(batch, columns)` as they stand in the cache, mask and what else belongs to columns."""
         end = max(ends)
         num_columns = self._num_columns = end + self._layout.shift
+        self._reach(num_columns)
         if min(ends) == end:
             inputs = slice(num_columns - num_inputs, num_columns)
             kwargs = {name: values[..., inputs] for name, values in self._by_column.items()}
@@ -238,7 +250,7 @@ class TargetRunner:
         places = torch.arange(num_columns, device=ids.device) - shifts.unsqueeze(1)  # [B, columns]
         is_token = places >= 0
         # Drafts that a row has no room for are given the last position: they are never taken.
-        places.clamp_(0, self._layout.num_columns + self._num_new - 1)
+        places.clamp_(0, self._num_laid_out - 1)
         mask = is_token.long()
         if self._mask is not None:
             mask = self._mask.gather(1, places.to(self._mask.device)) * mask.to(self._mask)
@@ -275,6 +287,16 @@ class TargetRunner:
         logits = outputs.logits
         # A view would keep the logits of the whole prompt alive.
         return logits if logits.shape[1] == num_logits else logits[:, -num_logits:].clone()
+
+
+def _append(name: str, values: Tensor, num_new: int) -> Tensor:
+    """`(..., columns)` with `num_new` columns more."""
+    last = values[..., -1:]
+    if name == "position_ids":
+        return torch.cat([values, last + torch.arange(1, num_new + 1, device=last.device)], -1)
+    if name == "token_type_ids":
+        return torch.cat([values, last.expand(*last.shape[:-1], num_new)], -1)
+    return pad(values, (0, num_new))
 
 
 def _gather(values: Tensor, places: Tensor) -> Tensor:

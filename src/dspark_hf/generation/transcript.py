@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import GenerationConfig
 
 from .stopping import StopRules
 
 
 class Transcript:
-    """Token ids of a batch, each row with its own length, in a buffer allocated once.
+    """Token ids of a batch, each row with its own length, in a buffer that grows now and then.
 
     Columns from a row's length on are free: drafts are written there before they are judged.
 
@@ -48,9 +49,7 @@ class Transcript:
         streamer: Any = None,
     ):
         self._batch_size, self._prompt_len = batch_size, prompt_len = input_ids.shape
-        # The last column is never output: drafts that a row has no room for end up there.
-        self.ids = input_ids.new_zeros(batch_size, rules.max_length + 1)
-        self.ids[:, :prompt_len] = input_ids
+        self.ids = input_ids.long()
         self.lens = [prompt_len] * batch_size
         self._unpadded_lens = list(self.lens)
         self.row_ids = list(range(batch_size))
@@ -61,6 +60,7 @@ class Transcript:
         self.keeps_rows = keeps_rows
         self._ended: dict[int, Tensor] = {}
         self._rules = rules
+        self.reserve(1)
         self._streamer = streamer
         self._round_ids: list[int] = []
         self._streams_rounds = batch_size == 1 and hasattr(streamer, "put_speculative")
@@ -124,9 +124,21 @@ class Transcript:
         columns = starts + torch.arange(max(counts), device=self.ids.device)
         return self.ids.gather(1, columns.clamp_max_(self.ids.shape[1] - 1))
 
+    def reserve(self, num_tokens: int) -> None:
+        """Make room for so many drafts behind every row."""
+        # One column more than can be output: drafts that a row has no room for end up there.
+        most = self._rules.max_length + 1
+        num_columns = min(max(self.lens) + num_tokens, most)
+        if num_columns > self.ids.shape[1]:
+            # The limit may be far away, or none at all.
+            num_columns = min(2 * num_columns + 64, most)
+            self.ids = pad(self.ids, (0, num_columns - self.ids.shape[1]))
+
     def note_drafts(self, draft_ids: Tensor) -> None:
         """Write drafts behind the tokens so far, without counting them."""
         num_drafts = draft_ids.shape[1]
+        # The prefix behind the last draft is asked for, too.
+        self.reserve(num_drafts + 1)
         if self.is_level:
             self.ids[:, self.lens[0] : self.lens[0] + num_drafts] = draft_ids
             return

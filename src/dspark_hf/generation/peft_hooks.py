@@ -1,0 +1,16 @@
+"""What PEFT puts around a target for one `generate()`, besides weights."""
+
+from functools import partial
+
+from transformers import PreTrainedModel
+
+
+def prepares_elsewhere(model: PreTrainedModel) -> bool:
+    """Whether another object prepares the target's inputs, as with prompt and prefix tuning."""
+    return "prepare_inputs_for_generation" in vars(model)
+
+
+def hook_arguments(model: PreTrainedModel) -> set[str]:
+    """What hooks hand to layers: `adapter_names`, an adapter for each row, or `alora_offsets`, counted in tokens."""
+    hooks = [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
+    return {name for hook in hooks if isinstance(hook, partial) for name in hook.keywords}
