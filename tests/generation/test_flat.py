@@ -196,6 +196,11 @@ def test_attention_that_goes_another_way_stays_out(passes):
     assert stays_out(target, passes)
 
 
+def test_attention_with_masks_of_its_own_stays_out(passes):
+    """Doge's attention adds what it finds in the values of the cache, head by head."""
+    assert stays_out(make_target("doge"), passes)
+
+
 @pytest.mark.parametrize("returned", ["passed in", "returned"])
 def test_a_cache_that_someone_gets_is_an_ordinary_one(passes, returned):
     target = make_target("mistral")

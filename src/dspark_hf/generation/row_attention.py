@@ -8,6 +8,7 @@ Shapes: B rows, w tokens of the row with most, N tokens of all rows, Q query hea
 
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -63,15 +64,23 @@ class Trial:
     def __init__(self):
         self._layer_ids: set[int] = set()
         self._num_masks = 0
+        self._masks: list[weakref.ref] = []
         self._is_plain = True
 
-    def note_attention(self, module: nn.Module, kwargs: dict) -> None:
+    def note_attention(self, module: nn.Module, mask: Tensor | None, kwargs: dict) -> None:
         self._layer_ids.add(getattr(module, "layer_idx", None))
-        # Biases that depend on cache columns are laid out for the whole batch.
-        self._is_plain &= kwargs.get("position_bias") is None
+        # Biases that depend on cache columns are laid out for the whole batch, whether they come along or in the mask.
+        self._is_plain &= kwargs.get("position_bias") is None and (mask is None or self._is_known(mask))
 
-    def note_mask(self, use_vmap: bool) -> None:
+    def _is_known(self, mask: Tensor) -> bool:
+        """Whether a mask is what the interface made, or a copy on another device."""
+        made = [other for ref in self._masks if (other := ref()) is not None]
+        return any(mask is other or (mask.device != other.device and mask.shape == other.shape) for other in made)
+
+    def note_mask(self, mask: Tensor | None, use_vmap: bool) -> None:
         self._num_masks += 1
+        if mask is not None:
+            self._masks.append(weakref.ref(mask))
         # Mask functions that must be mapped may read tensors by cache column.
         self._is_plain &= not use_vmap
 
@@ -142,7 +151,7 @@ def _attention(base: str, module: nn.Module, query, key, value, attention_mask, 
     current = _pass.get()
     if not isinstance(current, RowPass):
         if current is not None:
-            current.note_attention(module, kwargs)
+            current.note_attention(module, attention_mask, kwargs)
         function = _eager_attention(module) if base == "eager" else ALL_ATTENTION_FUNCTIONS[base]
         return function(module, query, key, value, attention_mask, **kwargs)
     if base == "eager":
@@ -153,13 +162,14 @@ def _attention(base: str, module: nn.Module, query, key, value, attention_mask, 
 def _mask(base: str, batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0, **kwargs):
     current = _pass.get()
     if not isinstance(current, RowPass):
-        if current is not None:
-            current.note_mask(kwargs.get("use_vmap", False))
         function = ALL_MASK_ATTENTION_FUNCTIONS[base]
-        return function(
+        mask = function(
             batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset, kv_offset=kv_offset,
             **kwargs,
         )  # fmt: skip
+        if current is not None:
+            current.note_mask(mask, kwargs.get("use_vmap", False))
+        return mask
     return current.mask(kwargs["mask_function"], kv_offset, kv_length, kwargs["dtype"], kwargs["device"])
 
 
