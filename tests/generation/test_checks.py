@@ -33,16 +33,28 @@ def guarded(target, monkeypatch):
     [
         (
             {"num_beams": 3},
-            "speeds up greedy search and sampling, but these arguments ask for beam search .num_beams=3",
+            "speeds up greedy search and sampling, but these arguments ask for beam search .num_beams=3.*speculation=False",
         ),
         ({"num_beams": 3, "do_sample": True}, "ask for beam sample"),
-        ({"use_cache": False}, "use_cache=False is not supported together with a drafter: leave use_cache at True"),
+        ({"use_cache": False}, "use_cache=False is not supported together with a drafter: leave it at True"),
         (
             {"prompt_lookup_num_tokens": 4},
-            "prompt_lookup_num_tokens is not supported.*SpeculationConfig.prompt_lookup=True",
+            "prompt_lookup_num_tokens=4 is not supported.*SpeculationConfig.prompt_lookup=True",
         ),
-        ({"assistant_early_exit": 2}, "assistant_early_exit is not supported"),
-        ({"assistant_ensemble_weight": 0.5}, "assistant_ensemble_weight is not supported.*changes the output"),
+        ({"max_matching_ngram_size": 3}, "max_matching_ngram_size=3 is not supported.*PromptLookup.max_ngram"),
+        ({"num_assistant_tokens": 5}, "num_assistant_tokens=5 is not supported.*SpeculationConfig.max_draft_len"),
+        ({"num_assistant_tokens_schedule": "heuristic"}, "num_assistant_tokens_schedule='heuristic' is not supported"),
+        (
+            {"assistant_confidence_threshold": 0.9},
+            "assistant_confidence_threshold=0.9 is not supported.*SpeculationConfig.confidence_threshold",
+        ),
+        ({"assistant_lookbehind": 4}, "assistant_lookbehind=4 is not supported.*shares the target's vocabulary"),
+        ({"target_lookbehind": 4}, "target_lookbehind=4 is not supported"),
+        ({"speculation_type": "dflash"}, "speculation_type='dflash' is not supported.*says how it drafts"),
+        ({"assistant_early_exit": 2}, "assistant_early_exit=2 is not supported"),
+        ({"assistant_ensemble_weight": 0.5}, "assistant_ensemble_weight=0.5 is not supported.*changes the output"),
+        ({"dola_layers": "low"}, "these arguments ask for dola generation"),
+        ({"cache_implementation": "paged"}, "'paged' asks for continuous batching, which knows no drafters"),
         ({"synced_gpus": True}, "synced_gpus=True keeps processes in step, but there is no process group"),
         ({"cache_implementation": "static"}, "needs a cache that rejected tokens can be taken out of.*StaticCache"),
         ({"assistant_tokenizer": object(), "tokenizer": object()}, "assistant_tokenizer is not supported"),
@@ -60,7 +72,7 @@ def test_options(guarded, kwargs, message):
 
 
 def test_mtp(guarded, monkeypatch):
-    with pytest.raises(ValueError, match="use_mtp is not supported.*pass one drafter only"):
+    with pytest.raises(ValueError, match="use_mtp=True is not supported.*pass one drafter only"):
         guarded.generate(make_prompt(5), assistant_model=TableDrafter(64), max_new_tokens=8, use_mtp=True)
 
 
@@ -125,6 +137,15 @@ def test_stateful_target(guarded, monkeypatch):
         guarded.generate(make_prompt(5), assistant_model=TableDrafter(64), max_new_tokens=4)
 
 
+def test_gradient_checkpointing():
+    target = make_target().train()
+    target.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="LlamaForCausalLM is in training mode with gradient checkpointing"):
+        target.generate(make_prompt(5), assistant_model=TableDrafter(64), max_new_tokens=4)
+    out = target.eval().generate(make_prompt(5), assistant_model=TableDrafter(64), max_new_tokens=4)
+    assert out.shape == (1, 9)
+
+
 def test_target_with_inputs_of_its_own(monkeypatch):
     """As Mllama, whose mask over image tiles grows with every token."""
 
@@ -155,6 +176,12 @@ def test_check_target_can_be_switched_off(target):
     speculation = SpeculationConfig(check_target=False)
     out = target.generate(ids, assistant_model=drafter, speculation=speculation, max_new_tokens=9, do_sample=False)
     assert out.tolist() == target.generate(ids, max_new_tokens=9, do_sample=False).tolist()
+
+
+def test_target_without_a_cache():
+    target = make_target("openai-gpt")
+    with pytest.raises(ValueError, match="OpenAIGPTLMHeadModel does not keep the prompt in the cache"):
+        target.generate(make_prompt(5), assistant_model=TableDrafter(64), max_new_tokens=4)
 
 
 def test_target_without_hidden_states(target, monkeypatch):

@@ -4,6 +4,7 @@ import copy
 import functools
 import inspect
 import io
+import pickle
 
 import pytest
 import torch
@@ -214,6 +215,24 @@ def test_deepcopy_and_pickle_of_a_target_with_a_drafter(target, drafter):
         torch.save(target.state_dict(), io.BytesIO())
     finally:
         detach_drafter(target)
+
+
+def test_copies_of_a_pair_that_was_joined_in_spite_of_its_names(drafter):
+    target, ids = make_target(), make_prompt(7)
+    plain = target.generate(ids, **GREEDY)
+    drafter.config.target_name_or_path = "someone/else"
+    attach_drafter(target, drafter, check_target=False)
+    for twin in (copy.deepcopy(target), pickle.loads(pickle.dumps(target))):
+        assert twin.generate(ids, **GREEDY).tolist() == plain.tolist()
+        assert twin.drafter.is_bound_to(twin) and twin.drafter.last_stats.rounds > 0
+
+
+def test_a_pickled_drafter_has_no_target(target, drafter):
+    ids = make_prompt(7)
+    plain = target.generate(ids, assistant_model=drafter, **GREEDY)
+    twin = pickle.loads(pickle.dumps(drafter))
+    assert twin.borrowed is None and drafter.is_bound_to(target)
+    assert target.generate(ids, assistant_model=twin, **GREEDY).tolist() == plain.tolist()
 
 
 def test_peft_target():

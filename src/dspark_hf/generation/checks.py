@@ -10,9 +10,27 @@ from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREF
 from .config import SpeculationConfig
 from .layout import PromptLayout
 from .lookup import PromptLookup
+from .peft_hooks import hook_arguments, prepares_elsewhere
 from .rewinding import compresses, is_rewindable, keeps_unknown_state, replays
 from .seam import grows_own_inputs
 
+# Options that would be ignored or break exactness, their values where nobody sets them, and what to do instead.
+_UNSUPPORTED = (
+    ("use_cache", (True,), "leave it at True"),
+    ("prompt_lookup_num_tokens", (None,), "leave it out, and use SpeculationConfig(prompt_lookup=True)"),
+    ("max_matching_ngram_size", (None,), "leave it out, and use PromptLookup(max_ngram=...)"),
+    ("num_assistant_tokens", (None, 20), "leave it out, and use SpeculationConfig(max_draft_len=...)"),
+    ("num_assistant_tokens_schedule", (None, "constant"),
+     "leave it out, and use SpeculationConfig(confidence_threshold=...)"),
+    ("assistant_confidence_threshold", (None, 0.4),
+     "leave it out, and use SpeculationConfig(confidence_threshold=...)"),
+    ("assistant_lookbehind", (None, 10), "leave it out: the drafter shares the target's vocabulary"),
+    ("target_lookbehind", (None, 10), "leave it out: the drafter shares the target's vocabulary"),
+    ("assistant_ensemble_weight", (None,), "leave it out: it changes the output, and a drafter never does"),
+    ("assistant_early_exit", (None,), "pass one drafter only"),
+    ("use_mtp", (None, False), "pass one drafter only"),
+    ("speculation_type", (None,), "leave it out: the drafter says how it drafts"),
+)  # fmt: skip
 _OWN_MODES = (GenerationMode.ASSISTED_GENERATION, GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
 
@@ -45,7 +63,7 @@ def check_mode(mode: GenerationMode, generation_config: GenerationConfig) -> Non
         raise ValueError(
             f"A drafter speeds up greedy search and sampling, but these arguments ask for "
             f"{mode.value.replace('_', ' ')} (num_beams={generation_config.num_beams}). Set num_beams=1 and leave out "
-            "what selects that mode, or generate without a drafter."
+            "what selects that mode, or generate without a drafter (without one that is attached: speculation=False)."
         )
 
 
@@ -66,18 +84,28 @@ def check_options(model: PreTrainedModel, generation_config: GenerationConfig) -
             "_update_model_kwargs_for_generation), so it cannot be given several tokens at once; generate without a "
             "drafter."
         )
-    for option, is_set, instead in (
-        ("use_cache=False", not generation_config.use_cache, "leave use_cache at True"),
-        ("prompt_lookup_num_tokens", generation_config.prompt_lookup_num_tokens is not None,
-         "leave it out, and use SpeculationConfig(prompt_lookup=True)"),
-        ("use_mtp", bool(generation_config.use_mtp), "pass one drafter only"),
-        ("assistant_early_exit", generation_config.assistant_early_exit is not None, "pass one drafter only"),
-        ("assistant_ensemble_weight", generation_config.assistant_ensemble_weight is not None,
-         "leave it out: it changes the output, and a drafter never does"),
-    ):  # fmt: skip
-        if is_set:
+    if any(module.training and getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise ValueError(
+            f"{name} is in training mode with gradient checkpointing, which keeps it from using a cache: call "
+            "model.eval() or model.gradient_checkpointing_disable() before generating."
+        )
+    if prepares_elsewhere(model):
+        raise ValueError(
+            f"The inputs of {name} are prepared by prompt or prefix tuning (PEFT), which gives it one token at a "
+            "time, so it cannot verify drafts; generate without a drafter, or use an adapter that changes weights, "
+            "such as LoRA."
+        )
+    if "alora_offsets" in hook_arguments(model):
+        raise ValueError(
+            f"An activated LoRA (aLoRA) of {name} counts tokens from the end of each forward pass, so a block of "
+            "drafts is not what single tokens are; generate without a drafter."
+        )
+    for option, unset, instead in _UNSUPPORTED:
+        value = getattr(generation_config, option)
+        if value not in unset:
             raise ValueError(
-                f"{option} is not supported together with a drafter: {instead}, or generate without a drafter."
+                f"{option}={value!r} is not supported together with a drafter: {instead}, or generate without a "
+                "drafter."
             )
 
 

@@ -106,7 +106,7 @@ def _wrap_generate(original: Callable) -> Callable:
         if given.get("assistant_model") is None and speculation is not False and not has_own_loop:
             attached = attached_drafter(self)
             if attached is not None:
-                given["assistant_model"] = _on_device_of(self, attached)
+                given["assistant_model"] = _made_ready(self, attached)
             elif (lookup := getattr(speculation, "prompt_lookup", None)) is not None:
                 given["assistant_model"] = lookup
         if not _is_drafter(given.get("assistant_model")):
@@ -120,6 +120,11 @@ def _wrap_generate(original: Callable) -> Callable:
             )
         if speculation is False:
             raise ValueError("speculation=False and assistant_model=drafter contradict each other: leave one out.")
+        if given.get("cache_implementation") == "paged":
+            raise ValueError(
+                "cache_implementation='paged' asks for continuous batching, which knows no drafters: leave it out, or "
+                "generate without a drafter."
+            )
         token = _speculation.set(speculation)
         try:
             return original(self, **given)
@@ -129,9 +134,12 @@ def _wrap_generate(original: Callable) -> Callable:
     return generate
 
 
-def _on_device_of(target: Any, drafter: Any) -> Any:
+def _made_ready(target: Any, drafter: Any) -> Any:
     from dspark_hf.modeling.placement import compute_device
 
+    if not drafter.is_bound_to(target):
+        # As after a copy of both. Whether they belong together was asked when it was attached.
+        drafter.bind(target, check_name=False)
     # An attached drafter is no submodule, so target.to(device) leaves it behind.
     device = compute_device(target.get_input_embeddings())
     return drafter if drafter.device == device else drafter.to(device)

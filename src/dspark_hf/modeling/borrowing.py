@@ -1,5 +1,6 @@
 """What a drafter takes from its target, and whether the two fit."""
 
+from types import NoneType
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from .placement import loaded
 
 
 class Borrowed:
-    """The target's modules a drafter uses without owning: not registered, not saved, shared by deep copies.
+    """The target's modules a drafter uses without owning: not registered, not saved or pickled, shared by deep copies.
 
     Args:
         target (`PreTrainedModel`): The target.
@@ -36,6 +37,10 @@ class Borrowed:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Borrowed":
         return self
+
+    def __reduce__(self) -> tuple:
+        # A drafter from a pickle is bound to no target yet.
+        return NoneType, ()
 
 
 def logit_softcap(config: PreTrainedConfig) -> float | None:
