@@ -33,7 +33,8 @@ def guarded(target, monkeypatch):
     [
         (
             {"num_beams": 3},
-            "speeds up greedy search and sampling, but these arguments ask for beam search .num_beams=3.*speculation=False",
+            "speeds up greedy search and sampling, but these arguments ask for beam search .num_beams=3.*"
+            "speculation=False",
         ),
         ({"num_beams": 3, "do_sample": True}, "ask for beam sample"),
         ({"use_cache": False}, "use_cache=False is not supported together with a drafter: leave it at True"),
