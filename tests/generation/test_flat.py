@@ -106,6 +106,13 @@ def test_more_families_are_exact(family, passes):
     assert out.tolist() == plain.tolist() and all(is_flat for is_flat, _ in passes)
 
 
+def test_layers_that_take_a_view_of_what_attention_returns(passes):
+    target = make_target("afmoe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, sliding_window=8)
+    ids, kwargs, drafter, plain = uneven_offers(target, (9,))
+    out = target.generate(ids, assistant_model=drafter, speculation=THRESHOLD, **kwargs)
+    assert out.tolist() == plain.tolist() and all(is_flat for is_flat, _ in passes)
+
+
 def test_layers_that_share_keys(passes):
     layer_types = ["sliding_attention", "full_attention"] * 2
     target = make_target("gemma4_text", sliding_window=8, num_kv_shared_layers=2, layer_types=layer_types,

@@ -124,7 +124,9 @@ class RowPass:
         queries = queries.view(batch_size, width, key.shape[1], num_groups, -1).permute(0, 2, 3, 1, 4).flatten(2, 3)
         mask = self._group(mask, num_groups)
         out = F.scaled_dot_product_attention(queries, key, value, mask, dropout_p=dropout, scale=scaling)
-        out = out.view(batch_size, key.shape[1], num_groups, width, -1).permute(0, 3, 1, 2, 4).flatten(2, 3)
+        out = out.view(batch_size, key.shape[1], num_groups, width, -1).permute(0, 3, 1, 2, 4)
+        # As transformers' own functions return it: some layers take a view of it.
+        out = out.flatten(2, 3).contiguous()
         return self.packing.pack(out)
 
     def eager(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **kwargs) -> Tensor:
