@@ -113,6 +113,18 @@ def test_layers_that_take_a_view_of_what_attention_returns(passes):
     assert out.tolist() == plain.tolist() and all(is_flat for is_flat, _ in passes)
 
 
+def test_autocast(passes):
+    """Keys come in float32 and values in bfloat16, and stock caches keep both in float32."""
+    target, ids = make_target(), make_prompt(9, batch_size=3)
+    drafter, _ = greedy_oracle(target, ids, [4, 1, 0, 3], max_new_tokens=16, uneven=True)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        out = target.generate(ids, assistant_model=drafter, max_new_tokens=16, do_sample=False)
+        logits = target(out).logits[:, 8:-1].float()
+    assert passes and all(is_flat for is_flat, _ in passes)
+    gap = logits.amax(-1) - logits.gather(-1, out[:, 9:, None]).squeeze(-1)
+    assert gap.max() < 0.03 * logits.abs().max()
+
+
 def test_layers_that_share_keys(passes):
     layer_types = ["sliding_attention", "full_attention"] * 2
     target = make_target("gemma4_text", sliding_window=8, num_kv_shared_layers=2, layer_types=layer_types,

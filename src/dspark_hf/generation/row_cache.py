@@ -41,7 +41,8 @@ class RowLayer(CacheLayerMixin):
             self._first = first
         rows, columns = self.packing.cells(key_states.device)
         for buffer, new in ((self.keys, key_states), (self.values, value_states)):
-            buffer[rows, :, columns - self._first] = new[0].transpose(0, 1)
+            # Under autocast a pass may make other dtypes than the prompt's cache has.
+            buffer[rows, :, columns - self._first] = new[0].transpose(0, 1).to(buffer.dtype)
         window = slice(first - self._first, first - self._first + length)
         return self.keys[:, :, window], self.values[:, :, window]
 

@@ -125,7 +125,7 @@ class DraftState:
             ends = torch.tensor(self.context_lens, device=new.device).unsqueeze(1)
             columns = ends + torch.arange(num_tokens, device=new.device)  # [B, T]
             rows = torch.arange(new.shape[0], device=new.device).unsqueeze(1)
-            buffer[rows, :, columns] = new.transpose(1, 2)
+            buffer[rows, :, columns] = new.transpose(1, 2).to(buffer.dtype)
         return buffer[:, :, :end]
 
     @staticmethod
