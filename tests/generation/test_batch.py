@@ -106,7 +106,7 @@ def test_features_of_padded_rows(target):
             states = target(torch.tensor([known]), output_hidden_states=True).hidden_states
         expected = torch.cat([states[1], states[3]], -1)[0, : features.shape[0]]
         assert features.shape[0] > mask[row].sum() + 10
-        torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(features, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_streamer_of_a_batch_is_fed_as_in_plain_generate(target):

@@ -293,7 +293,7 @@ def test_both_ways_agree_on_what_they_return(monkeypatch):
         results.append((out.tolist(), stats.verified_lens, stats.accepted_lens, stats.rounds, features))
     assert results[0][:-1] == results[1][:-1]
     for ours, theirs in zip(results[0][-1], results[1][-1], strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
 
 
 class TestPacking:

@@ -34,7 +34,7 @@ def test_features_are_the_taps_of_the_committed_positions(any_target):
     expected = torch.cat([states[1], states[3]], -1)[0]
     features = torch.cat(drafter.state.features[0])
     assert 40 <= features.shape[0] <= 50
-    torch.testing.assert_close(features, expected[: features.shape[0]], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(features, expected[: features.shape[0]], atol=1e-3, rtol=1e-3)
 
 
 @settings(max_examples=40)

@@ -156,7 +156,7 @@ def test_scores_and_logits_are_recorded_as_in_plain_generate(target):
         assert len(out.scores) == len(plain.scores) == len(out.logits) == 15
         for ours, theirs in zip(out.scores + out.logits, plain.scores + plain.logits, strict=True):
             assert ours.dtype == torch.float32
-            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
 
 
 def test_no_probabilities_are_made_in_greedy_mode(monkeypatch):

@@ -29,7 +29,7 @@ def record_passes(monkeypatch, target):
 def assert_same_context(drafter, other):
     assert drafter.state.context_lens == other.state.context_lens
     for ours, theirs in zip(drafter.state.features, other.state.features, strict=True):
-        torch.testing.assert_close(torch.cat(ours), torch.cat(theirs), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(torch.cat(ours), torch.cat(theirs), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
