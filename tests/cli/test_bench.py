@@ -44,6 +44,9 @@ def test_float32_greedy(bench, data):
     assert result["provenance"]["machine"]["device"] == "cpu"
     assert f"tau (tokens per round) │ {result['tau']:.3f}" in printed
     assert "3 of 3 prompts" in printed
+    efficiency = result["efficiency"]
+    assert efficiency["median"] == pytest.approx(sorted(efficiency["calls"])[1]) and len(efficiency["calls"]) == 3
+    assert f"efficiency │ {efficiency['median']:.2f} median; in plain steps, alone: verification " in printed
 
 
 def test_batches_are_counted_by_prompt(bench, data):
@@ -56,7 +59,7 @@ def test_tau_only_leaves_plain_runs_out(bench, data):
     result, printed = bench("--data", data, "--tau-only", "--limit", "2")
     assert result["num_prompts"] == 2
     assert result["plain"] is result["ratio"] is result["identical"] is None
-    assert "plain_dtypes" not in result
+    assert "plain_dtypes" not in result and "efficiency" not in result
     assert "plain generate()" not in printed
 
 

@@ -125,6 +125,11 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(
             (fastest, f"{ratio['median_to_fastest_plain']:.2f} median, {ratio['total_to_fastest_plain']:.2f} total")
         )
+    if result.get("efficiency", {}).get("median") is not None:
+        pieces = result["efficiency"]
+        step = pieces["plain_step_seconds"]
+        text = f"verification {pieces['verify_seconds'] / step:.2f}, proposal {pieces['draft_seconds'] / step:.2f}"
+        rows.append(("efficiency", f"{pieces['median']:.2f} median; in plain steps, alone: {text}"))
     if "rival_lookup" in result:
         rival = result["rival_lookup"]
         text = (

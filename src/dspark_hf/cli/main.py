@@ -22,8 +22,7 @@ class CleanErrors(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        # A package that only one command needs may be missing.
-        except (ValueError, OSError, ImportError) as error:
+        except (ValueError, OSError) as error:
             Console(stderr=True, soft_wrap=True).print("error:", " ".join(str(error).split()), markup=False)
             raise typer.Exit(_BAD_INPUT) from None
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dspark_hf.evaluation.compare import Comparison, compare, warm_up
+from dspark_hf.evaluation.pieces import Pieces, can_time, efficiency, time_pieces_of
 from dspark_hf.evaluation.precision import PrecisionCopies
 from dspark_hf.evaluation.prompts import encode_prompts
 from dspark_hf.evaluation.runs import DecodingSettings, Run, generate_plain, generate_prompt_lookup
@@ -89,8 +90,9 @@ def run_benchmark(
         report (`Callable`, *optional*): Called after each batch with the number of prompts done and tau so far.
 
     Returns:
-        `dict`, JSON-able: the settings, the summary (see [`summarize`]) and, unless left out, `plain_dtypes` and
-        `rival_lookup` (transformers' prompt lookup, and the ratio of DSpark to it).
+        `dict`, JSON-able: the settings, the summary (see [`summarize`]) and, unless left out, `efficiency` (see
+        [`efficiency`]), `plain_dtypes` and `rival_lookup` (transformers' prompt lookup, and the ratio of DSpark to
+        it).
     """
     decoding = settings.decoding()
     size = settings.batch_size
@@ -99,6 +101,9 @@ def run_benchmark(
     warm_up(target, drafter, batches[0], decoding)
     comparisons: list[Comparison] = []
     rivals: list[Run] = []
+    pieces: list[Pieces] = []
+    # Lookup drafts are no proposals of the drafter's.
+    times_pieces = not settings.tau_only and not settings.lookup and can_time(target)
     for index, inputs in enumerate(batches):
         comparison = compare(
             target,
@@ -110,6 +115,8 @@ def run_benchmark(
             plain_first=index % 2 == 1,
         )
         comparisons.append(comparison)
+        if times_pieces:
+            pieces.append(time_pieces_of(target, drafter, comparison))
         if settings.rival_lookup > 0:
             rivals.append(
                 generate_prompt_lookup(target, inputs, decoding, settings.rival_lookup, seed=settings.seed + index)
@@ -120,6 +127,8 @@ def run_benchmark(
         "settings": asdict(settings),
         **summarize(target, comparisons, greedy=settings.temperature == 0.0, copies=copies),
     }
+    if pieces:
+        result["efficiency"] = efficiency(comparisons, pieces)
     if rivals:
         pairs = zip(comparisons, rivals, strict=True)
         ratios = [one.speculative.tokens_per_second / rival.tokens_per_second for one, rival in pairs]

@@ -138,17 +138,17 @@ def generate_speculative(
 def _timed(target: Any, inputs: dict[str, torch.Tensor], settings: DecodingSettings, seed: int, extra: dict) -> Run:
     inputs = {name: tensor.to(target.device) for name, tensor in inputs.items()}
     torch.manual_seed(seed)
-    _wait_for(target.device)
+    wait_for(target.device)
     start = time.perf_counter()
     sequences = target.generate(**inputs, **settings.generate_kwargs(), **extra)
-    _wait_for(target.device)
+    wait_for(target.device)
     seconds = time.perf_counter() - start
     new_ids = sequences[:, inputs["input_ids"].shape[1] :].tolist()
     eos_ids = _eos_ids(target)
     return Run([_until_eos(row, eos_ids) for row in new_ids], seconds)
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
     """A GPU works behind the clock's back; wait until it is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
