@@ -50,6 +50,13 @@ def fixed_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def no_clock(request, monkeypatch):
+    """What is drafted depends on no clock, so that a busy machine changes nothing; tests marked `clock` have one."""
+    if "clock" not in request.keywords:
+        monkeypatch.setattr("dspark_hf.generation.pace.Pace.note", lambda *args: None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     # Tiny models run slower on several threads, and test workers share the cores.

@@ -7,7 +7,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
-from .config import SpeculationConfig
+from .config import SpeculationConfig, num_processes
 from .layout import PromptLayout
 from .lookup import PromptLookup
 from .peft_hooks import hook_arguments, prepares_elsewhere
@@ -43,6 +43,11 @@ def check_drafter(drafter: Any, speculation: SpeculationConfig) -> None:
         )
     if not isinstance(speculation, SpeculationConfig):
         raise ValueError(f"speculation must be a SpeculationConfig, got {speculation!r}.")
+    if speculation.cost_aware and num_processes() > 1:
+        raise ValueError(
+            f"cost_aware=True lets the clock decide how much is drafted, and the {num_processes()} processes of this "
+            "group, which may share a target, have clocks of their own: leave it out."
+        )
     if isinstance(drafter, PromptLookup):
         if speculation.prompt_lookup not in (None, drafter):
             raise ValueError(

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from .lookup import PromptLookup
 from .policy import FixedLength, SurvivalThreshold
 
@@ -22,7 +24,13 @@ class SpeculationConfig:
             Whether rows whose latest tokens occurred before are drafted what followed there, and only the others by
             the drafter. `True` stands for `PromptLookup()`. Without a drafter, lookup alone drafts.
         safety_net (`bool`, *optional*, defaults to `True`):
-            Whether drafting pauses where next to nothing is accepted ([`SafetyNet`]), and a warning says so.
+            Whether drafting pauses where it does not pay ([`SafetyNet`]), and a warning says so if next to nothing is
+            accepted.
+        cost_aware (`bool`, *optional*):
+            Whether the safety net looks at the clock: it then knows what a drafted round costs in plain steps, how
+            many drafts are worth that, and when none are ([`Pace`]). Without, it assumes that drafting costs little.
+            Defaults to True in greedy decoding by a single process. Elsewhere what is drafted should not depend on
+            time: a seed would not repeat a sampled run, and processes that share a target must decide alike.
         check_target (`bool`, *optional*, defaults to `True`):
             Whether a drafter that was made for another target is refused.
         seed (`int`, *optional*):
@@ -39,6 +47,7 @@ class SpeculationConfig:
     confidence_threshold: float = 0.0
     prompt_lookup: PromptLookup | bool | None = None
     safety_net: bool = True
+    cost_aware: bool | None = None
     check_target: bool = True
     seed: int | None = None
     measure_time: bool | None = None
@@ -65,17 +74,36 @@ class SpeculationConfig:
             raise ValueError(f"prompt_lookup must be a PromptLookup, True or None, got {self.prompt_lookup!r}.")
         for name, allowed in (
             ("safety_net", (True, False)),
+            ("cost_aware", (True, False, None)),
             ("check_target", (True, False)),
             ("measure_time", (True, False, None)),
         ):
             if not any(getattr(self, name) is value for value in allowed):
                 raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}.")
 
+        if self.cost_aware and not self.safety_net:
+            raise ValueError(
+                "cost_aware=True tells the safety net to look at the clock, and safety_net=False takes the net away: "
+                "leave one of them out."
+            )
+
+    def watches_cost(self, do_sample: bool) -> bool:
+        """Whether the safety net looks at the clock."""
+        if self.cost_aware is None:
+            return self.safety_net and not do_sample and num_processes() == 1
+        return self.cost_aware
+
     def length_policy(self) -> FixedLength:
         """The policy that these options describe."""
         if self.confidence_threshold > 0:
             return SurvivalThreshold(self.confidence_threshold, self.max_draft_len)
         return FixedLength(self.max_draft_len)
+
+
+def num_processes() -> int:
+    """Processes that may share a target with this one, itself included."""
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if is_distributed else 1
 
 
 def _is_int(value: object) -> bool:

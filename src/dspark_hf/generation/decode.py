@@ -3,6 +3,7 @@
 Shapes: B batch, n drafts of a round.
 """
 
+import time
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from .config import SpeculationConfig
 from .flat import FlatRunner
 from .layout import PromptLayout
 from .lookup import PromptLookup
+from .pace import Pace
 from .peers import Peers
 from .proposing import Proposer
 from .recording import StateRecorder
@@ -160,8 +162,17 @@ class SpeculativeLoop:
             is_left=is_returned and not is_lookup,
             ids=input_ids[:, layout.num_cached - layout.shift :] if has_ids else None,
         )
+        pace = Pace(speculation.watches_cost(self.chooser.do_sample))
         self.proposer = Proposer(
-            drafter, speculation, self.chooser, self.transcript, self.stats, self.watch, self.context, synced_gpus
+            drafter,
+            speculation,
+            self.chooser,
+            self.transcript,
+            self.stats,
+            self.watch,
+            self.context,
+            pace,
+            synced_gpus,
         )
 
     def run(self) -> Tensor | GenerateDecoderOnlyOutput:
@@ -209,6 +220,7 @@ class SpeculativeLoop:
     def _round(self) -> None:
         transcript = self.transcript
         live, lens, row_ids = transcript.live, transcript.lens, transcript.row_ids
+        started = time.perf_counter()
         offer = self.proposer.propose()
         num_block = offer.ids.shape[1] + 1
         transcript.note_drafts(offer.ids)
@@ -216,7 +228,8 @@ class SpeculativeLoop:
             logits = self.target.verify(transcript.ids, lens, offer.lens)
         self.stats.rounds += 1
         num_taken, accepted_lens = self.settler.settle(logits, offer.ids, offer.probs, offer.lens)
-        self.proposer.learn(offer, accepted_lens, num_taken)
+        judged_at = self.settler.judged_at
+        self.proposer.learn(offer, accepted_lens, num_taken, None if judged_at is None else judged_at - started)
         accepted_lens = [min(pair) for pair in zip(accepted_lens, num_taken, strict=True)]
         for row in range(len(live)):
             if live[row]:

@@ -166,7 +166,14 @@ class LookupSource:
         rate = (_PRIOR_RATE * _PRIOR_WEIGHT + self._num_accepted) / (_PRIOR_WEIGHT + self._num_judged)
         return torch.full((1, num_slots), rate).cumprod(-1)
 
-    def learn(self, used: list[bool], lens: list[int], accepted_lens: list[int], gains: list[int]) -> None:
+    def learn(
+        self,
+        used: list[bool],
+        lens: list[int],
+        accepted_lens: list[int],
+        gains: list[int],
+        extra: float | None = None,
+    ) -> None:
         """Look at what a verification accepted.
 
         Args:
@@ -174,9 +181,10 @@ class LookupSource:
             lens (`list[int]`): How many of them were verified.
             accepted_lens (`list[int]`): How many stood.
             gains (`list[int]`): How many became output.
+            extra (`float`, *optional*): Plain steps that they took beyond one, per row, if known.
         """
         for was_used, num, accepted_len in zip(used, lens, accepted_lens, strict=True):
             if was_used:
                 self._num_accepted += accepted_len
                 self._num_judged += min(accepted_len + 1, num)
-        self.net.learn([gain for gain, was_used in zip(gains, used, strict=True) if was_used])
+        self.net.learn([gain for gain, was_used in zip(gains, used, strict=True) if was_used], extra)

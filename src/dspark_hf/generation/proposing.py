@@ -4,6 +4,7 @@ Shapes: B rows at work, n drafts of a round, V vocabulary, L taps, E hidden size
 """
 
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from dspark_hf.ops.verify import survival
 from .config import SpeculationConfig
 from .context import PendingContext
 from .lookup import LookupSource, PromptLookup
+from .pace import Pace
 from .safety import CollapseWarning, SafetyNet
 from .sampling import TokenChooser
 from .stats import SpeculationStats, Stopwatch
@@ -55,6 +57,7 @@ class Proposer:
         stats ([`SpeculationStats`]): Counts what the safety net does.
         watch ([`Stopwatch`]): Measures the drafter.
         context ([`PendingContext`]): What the drafter has read.
+        pace ([`Pace`]): What rounds cost.
         is_synced (`bool`): Whether every round must run the drafter, because its embedding and head are sharded.
     """
 
@@ -67,6 +70,7 @@ class Proposer:
         stats: SpeculationStats,
         watch: Stopwatch,
         context: PendingContext,
+        pace: Pace,
         is_synced: bool = False,
     ):
         has_model = not isinstance(drafter, PromptLookup)
@@ -78,6 +82,7 @@ class Proposer:
         self._is_synced = is_synced
         self._num_slots = self._policy.limit(drafter.config.num_slots) if has_model else 0
         self._vocab_size = 0
+        self._pace = pace
         self._net = SafetyNet(speculation.safety_net)
         self._warning = CollapseWarning(drafter, transcript) if has_model and speculation.safety_net else None
         self._lookup = None if lookup is None else LookupSource(lookup, SafetyNet(speculation.safety_net))
@@ -124,24 +129,41 @@ class Proposer:
             anchor_ids = self._transcript.anchor_ids.to(self._drafter.device)
             self._drafter.propose(self._context.state(), anchor_ids, num_slots=self._num_slots)
 
-    def learn(self, offer: Offer, accepted_lens: list[int], num_taken: list[int]) -> None:
+    def learn(
+        self, offer: Offer, accepted_lens: list[int], num_taken: list[int], seconds: float | None = None
+    ) -> None:
         """Look at what a verification accepted, before rows leave.
 
         Args:
             offer ([`Offer`]): What was verified.
             accepted_lens (`list[int]`): Drafts that stood, of each row.
             num_taken (`list[int]`): Tokens that each row took, which may be fewer.
+            seconds (`float`, *optional*): Time of the round, if it was taken.
         """
         gains = [max(count - 1, 0) for count in num_taken]
+        extra = None if seconds is None else self._extra(offer, seconds)
         if self._lookup is not None:
-            self._lookup.learn(offer.from_lookup, offer.lens, accepted_lens, gains)
+            price = _share(extra, offer.lens, offer.from_lookup)
+            self._lookup.learn(offer.from_lookup, offer.lens, accepted_lens, gains, price)
         if self._drafter is None:
             return
-        self._net.learn([gain for gain, asked in zip(gains, offer.from_drafter, strict=True) if asked])
+        gains, lens = (list(compress(values, offer.from_drafter)) for values in (gains, offer.lens))
+        self._pace.learn(lens, gains)
+        price = _share(extra, offer.lens, offer.from_drafter)
+        self._net.learn(gains, price, self._pace.pays(self._num_slots))
         self._stats.paused_rounds += self._net.was_paused
         if self._warning is not None:
             judged = [asked and num > 0 for asked, num in zip(offer.from_drafter, offer.lens, strict=True)]
             self._warning.learn(offer.ids, judged, accepted_lens, num_taken, self._net.has_paused)
+
+    def _extra(self, offer: Offer, seconds: float) -> float | None:
+        """Note a round's time; plain steps that it took beyond one, as far as known."""
+        num_drafts, is_drafted = max(offer.lens), any(offer.from_drafter)
+        # Nothing to learn from rounds of both sources at once, and from those whose drafts a policy has all dropped.
+        if (num_drafts > 0 or not is_drafted) and not (self._drafter is not None and any(offer.from_lookup)):
+            self._pace.note(num_drafts, len(offer.lens), seconds)
+        cost = self._pace.cost(max(num_drafts, int(is_drafted)))
+        return None if cost is None else cost - 1
 
     def _draft(self, room: list[int]) -> tuple[list[list[int]], Proposal | None, list[int], list[bool]]:
         """Lookup drafts and the drafter's proposal for the rows without, drafts per row, and rows it was asked for."""
@@ -153,6 +175,7 @@ class Proposer:
         limit = 0
         if self._drafter is not None:
             limit = self._net.limit(self._num_slots)
+            limit = self._pace.limit(limit, len(room), max(room) + 1) if limit > 0 else 0
         asked = [limit > 0 and space > 0 and not drafts for space, drafts in zip(room, found, strict=True)]
         lens = [min(limit, space) if ask else n for n, ask, space in zip(lens, asked, room, strict=True)]
         proposal = None
@@ -209,6 +232,15 @@ class Proposer:
             drawn = pad(proposal.probs[:, :num_drafts].to(device), (0, 0, 0, missing))
             probs = torch.where(are_found.unsqueeze(-1), probs, drawn)
         return ids, probs
+
+
+def _share(extra: float | None, lens: list[int], used: list[bool]) -> float | None:
+    """A source's part of a round's extra plain steps, by the drafts it made, per row that it made them for."""
+    if extra is None or not any(used):
+        return None
+    num_own = sum(num for num, is_own in zip(lens, used, strict=True) if is_own)
+    part = num_own / sum(lens) if any(lens) else 1.0
+    return extra * part * len(lens) / sum(used)
 
 
 def _are_found(found: list[list[int]], device: torch.device) -> Tensor:

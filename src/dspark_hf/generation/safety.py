@@ -11,14 +11,17 @@ from torch import Tensor
 
 from .transcript import Transcript
 
-# Kept in rounds. A drafter that gets one first slot in three right fails 20 times in a row once in 3,000.
+# The account is kept in sixths of a plain step. A drafted round takes at least one of them more than a plain step
+# anywhere, so that is what it costs where time is not looked at.
+_PER_STEP = 6
+# A drafter that gets one first slot in three right fails 20 times in a row once in 3,000.
 _CREDIT = 20
-# A draft that stands pays for so many rounds: below one in six, no drafter pays for itself anywhere.
-_ROUNDS_PER_DRAFT = 6
 # Above it whole blocks are drafted, below single drafts.
 _WHOLE_BLOCKS = 8
 _MOST = 24
 _FIRST_PAUSE, _LONGEST_PAUSE = 32, 256
+# Where time is looked at, the first pause is so much longer than what a try costs, which is then 2% of it.
+_PAUSE_PER_STEP, _SHORTEST_PAUSE = 50, 8
 
 _MIN_JUDGED = 8
 _COLLAPSED_RATE = 0.15
@@ -28,10 +31,14 @@ _SHIFTED_RATE = 0.25
 class SafetyNet:
     """Decides how many slots may be drafted, from what earlier rounds won.
 
-    An account starts with credit for 20 rounds, so that a decent drafter may start badly. A drafted round costs one, a
-    draft that stands earns six. While it is low only one slot is drafted, which costs little. When it is empty,
-    drafting pauses for 32 rounds, after which a single draft is tried; each failure doubles the pause, up to 256. A
-    drafter that never hits is thus asked for 12 whole blocks and 11 single drafts in 256 tokens.
+    An account starts with credit for 20 sixths of a plain step. A drafted round costs what it takes longer than a
+    plain step, or one sixth if that is not known; a draft that stands earns a step, which it saves. While the account
+    is low only one slot is drafted, which costs little. When it is empty, or drafting is known not to pay, it pauses,
+    after which a single draft is tried; each failure doubles the pause, up to 256 rounds.
+
+    The first pause is 50 times as long as what a try costs in plain steps, or 32 rounds if that is not known. A
+    drafter that never hits and takes 1 + x plain steps a block thus wastes at most 10/3 + x of them until the first
+    pause, or 3 x if that is more, and 2% of the steps behind it.
 
     Args:
         enabled (`bool`): Otherwise every slot may be drafted always.
@@ -41,7 +48,7 @@ class SafetyNet:
         self._enabled = enabled
         self._balance: float = _CREDIT
         self._pause = _FIRST_PAUSE
-        self._num_paused = 0
+        self._num_paused = self._num_unpriced = 0
         self.was_paused = False
         self.has_paused = False
 
@@ -52,25 +59,29 @@ class SafetyNet:
         self.was_paused = self._balance <= 0 and self._num_paused < self._pause
         return 0 if self.was_paused else 1
 
-    def learn(self, gains: list[int]) -> None:
+    def learn(self, gains: list[int], extra: float | None = None, pays: bool = True) -> None:
         """Settle a round's account.
 
         Args:
             gains (`list[int]`): Drafts that became output, of each row that was drafted for.
+            extra (`float`, *optional*): Plain steps that the round took beyond one, if known.
+            pays (`bool`, *optional*, defaults to `True`): False to pause without waiting for the account to be empty.
         """
         if self.was_paused:
             self._num_paused += 1
         elif gains:
-            self._book(sum(gains) / len(gains))
+            self._book(sum(gains) / len(gains), extra, pays)
 
-    def _book(self, gain: float) -> None:
+    def _book(self, gain: float, extra: float | None, pays: bool) -> None:
         is_probe = self._balance <= 0
-        self._balance = min(max(self._balance, 0) - 1 + _ROUNDS_PER_DRAFT * gain, _MOST)
-        if self._balance > _WHOLE_BLOCKS:
-            self._pause = _FIRST_PAUSE
-        elif self._balance <= 0:
-            if is_probe:
-                self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        price = 1 if extra is None else _PER_STEP * extra
+        # Once the price is known, the rounds before are charged for it too.
+        self._num_unpriced, num_late = (self._num_unpriced + 1, 0) if extra is None else (0, self._num_unpriced)
+        price += num_late * (price - 1)
+        self._balance = min(max(self._balance, 0) - price + _PER_STEP * gain, _MOST if pays else 0)
+        if self._balance <= 0:
+            first = _FIRST_PAUSE if extra is None else max(_SHORTEST_PAUSE, round(_PAUSE_PER_STEP * extra))
+            self._pause = min(2 * self._pause if is_probe else first, _LONGEST_PAUSE)
             self._num_paused = 0
             self.has_paused = self._enabled
 

@@ -3,6 +3,8 @@
 Shapes: B rows at work, n drafts of a round, V vocabulary.
 """
 
+import time
+
 import torch
 from torch import Tensor
 
@@ -16,11 +18,16 @@ class Settler:
     Args:
         chooser ([`TokenChooser`]): Turns logits into tokens.
         transcript ([`Transcript`]): Takes the tokens.
+
+    Attributes:
+        judged_at (`float` or `None`): Time at which the latest round's verdict was known, before anyone was told; None
+            where the two cannot be told apart.
     """
 
     def __init__(self, chooser: TokenChooser, transcript: Transcript):
         self._chooser = chooser
         self._transcript = transcript
+        self.judged_at: float | None = None
 
     def settle(
         self, logits: Tensor, draft_ids: Tensor, draft_probs: Tensor | None, draft_lens: list[int]
@@ -53,6 +60,7 @@ class Settler:
         transcript.note_drafts(tokens)
         # The round's one wait for the device.
         *columns, accepted_lens = torch.cat([tokens, accepted_len], 1).T.tolist()
+        self.judged_at = time.perf_counter()
         counts = [length + 1 if is_live else 0 for length, is_live in zip(accepted_lens, live, strict=True)]
         if transcript.in_step:
             counts = [min(count for count in counts if count > 0)] * len(counts)
