@@ -1,5 +1,8 @@
 """The command as a whole: what it offers, and how it refuses."""
 
+import runpy
+import sys
+
 import pytest
 
 COMMANDS = ["demo", "generate", "bench", "regenerate", "train", "cache", "convert", "env"]
@@ -20,6 +23,21 @@ def test_help_has_an_example(dspark, command):
     outcome = dspark(*command, "--help")
     assert outcome.code == 0
     assert f"dspark {' '.join(command)}" in outcome.out.split("Example", 1)[1]
+
+
+def test_package_runs_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["python", "train", "--help"])
+    with pytest.raises(SystemExit) as outcome:
+        runpy.run_module("dspark_hf", run_name="__main__")
+    assert outcome.value.code == 0 and "dspark train [OPTIONS]" in capsys.readouterr().out
+
+
+def test_missing_package_is_one_line(dspark, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    out = tmp_path / "out.jsonl"
+    outcome = dspark("regenerate", "--server", "http://localhost:9/v1", "--prompts", __file__, "--out", str(out))
+    assert outcome.code == 2 and "error: Asking a server needs the openai package" in outcome.err
+    assert "Traceback" not in outcome.err and not out.exists()
 
 
 def test_env_prints_versions_and_device(dspark):

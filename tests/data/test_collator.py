@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from dspark_hf.data.collator import DraftCollator
 
@@ -51,3 +52,12 @@ def test_states_are_padded_too():
 def test_bad_rows(bad, message):
     with pytest.raises(ValueError, match=message):
         DraftCollator(2)([bad])
+
+
+def test_workers_that_live_on_see_the_next_epoch():
+    rows, collator = [row(60), row(60, offset=5)], DraftCollator(7)
+    loader = DataLoader(rows, batch_size=2, num_workers=1, persistent_workers=True, collate_fn=collator)
+    for epoch in range(2):
+        collator.set_epoch(epoch)
+        (batch,) = loader
+        assert torch.equal(batch["anchors"], DraftCollator(7, epoch=epoch)(rows)["anchors"])

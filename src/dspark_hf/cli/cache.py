@@ -39,7 +39,7 @@ def cache(
 
         dspark cache --data text.jsonl --out cache --dtype int4 --tap 2 --tap 10 --tap 18 --tap 26
 
-        torchrun --nproc-per-node 8 -m dspark_hf.cli.main cache --target org/Model --data text.jsonl --out cache
+        torchrun --nproc-per-node 8 -m dspark_hf cache --target org/Model --data text.jsonl --out cache
 
         dspark cache --out cache --verify
     """

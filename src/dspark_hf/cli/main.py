@@ -22,7 +22,8 @@ class CleanErrors(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, OSError) as error:
+        # A package that only one command needs may be missing.
+        except (ValueError, OSError, ImportError) as error:
             Console(stderr=True, soft_wrap=True).print("error:", " ".join(str(error).split()), markup=False)
             raise typer.Exit(_BAD_INPUT) from None
 

@@ -2,13 +2,16 @@
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+# Of a row; the first two are required.
+COLUMNS = ("input_ids", "loss_mask", "features", "last_hidden_states", "log_norm")
 
 
 @dataclass
@@ -26,7 +29,15 @@ class DraftCollator:
 
     num_anchors: int
     seed: int = 0
-    epoch: int = 0
+    epoch: InitVar[int] = 0
+
+    def __post_init__(self, epoch: int):
+        # In shared memory: a data loader's persistent workers have a copy of the collator, made in their first epoch.
+        self._epoch = torch.tensor(epoch).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose other anchors, in every process that has this collator."""
+        self._epoch.fill_(epoch)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Collate rows of `input_ids` and `loss_mask`, with or without `features`, `last_hidden_states`, `log_norm`.
@@ -61,7 +72,7 @@ class DraftCollator:
             "anchors": pad_sequence(anchors, batch_first=True),
             "anchor_mask": pad_sequence([torch.ones_like(row).bool() for row in anchors], batch_first=True),
         }
-        for name in ("features", "last_hidden_states", "log_norm"):
+        for name in COLUMNS[2:]:
             if name in rows[0]:
                 batch[name] = pad_sequence([row[name] for row in rows], batch_first=True)
         return batch
@@ -76,7 +87,7 @@ class DraftCollator:
         if len(candidates) <= self.num_anchors:
             return candidates
         digest = zlib.crc32(input_ids.numpy().tobytes())
-        chosen = np.random.default_rng([self.seed, self.epoch, digest]).choice(
+        chosen = np.random.default_rng([self.seed, int(self._epoch), digest]).choice(
             len(candidates), self.num_anchors, replace=False
         )
         return candidates[torch.from_numpy(np.sort(chosen))]

@@ -1,6 +1,8 @@
 """Arguments of [`DraftTrainer`]: those of `TrainingArguments` with the paper's defaults, and the loss's own."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -24,6 +26,9 @@ _POSITIVE = (
     "eval_max_new_tokens",
     "early_stopping_patience",
 )
+# What would act on a loss or an embedding that a drafter does not have, and so silently do nothing.
+_WITHOUT_EFFECT = ("label_smoothing_factor", "neftune_noise_alpha", "use_liger_kernel")
+_OPTIONS_WITHOUT_EFFECT = ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "model_init")
 
 
 @dataclass
@@ -54,7 +59,8 @@ class DraftTrainingArguments(TrainingArguments):
         cache_dtype (`str`, *optional*, defaults to `"bf16"`): How they are stored ([`build_target_cache`]).
 
     Raises:
-        `ValueError`: If a weight is negative, a size is not positive, or early stopping has nothing to go by.
+        `ValueError`: If a weight is negative, a size is not positive, early stopping has nothing to go by, or an
+            argument would have no effect.
     """
 
     learning_rate: float = field(default=6e-4, metadata={"help": "Peak learning rate."})
@@ -89,6 +95,14 @@ class DraftTrainingArguments(TrainingArguments):
         if self.metric_for_best_model is None and (keeps_best or self.save_strategy == "best"):
             self.metric_for_best_model = "eval_tau" if self.num_eval_prompts > 0 else "eval_loss"
         super().__post_init__()
+        for name in _WITHOUT_EFFECT:
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} has no effect on a drafter: its loss is its own, its embedding "
+                    "the target's. Leave it out."
+                )
+        if self.fp16 and self.use_cpu:
+            raise ValueError("fp16=True needs an accelerator. Use bf16=True on a CPU, or leave both out for float32.")
         for name in _NOT_NEGATIVE:
             if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
@@ -109,4 +123,14 @@ class DraftTrainingArguments(TrainingArguments):
             raise ValueError(
                 "metric_for_best_model='eval_tau' is measured by decoding, but num_eval_prompts is 0; set it to 32, "
                 "say, or choose another metric, e.g. 'eval_loss'."
+            )
+
+
+def check_trainer_options(options: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if an option of [`~transformers.Trainer`] would have no effect on a drafter's training."""
+    for name in _OPTIONS_WITHOUT_EFFECT:
+        if options.get(name) is not None:
+            raise ValueError(
+                f"{name} has no effect: a drafter's loss and figures are computed without logits. Subclass "
+                "DraftTrainer and override compute_loss or evaluation_loop instead."
             )

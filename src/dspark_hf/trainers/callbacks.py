@@ -15,7 +15,7 @@ class AnchorEpoch(TrainerCallback):
         self.collator = collator
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.collator.epoch = int(state.epoch or 0)
+        self.collator.set_epoch(int(state.epoch or 0))
 
 
 class RollingEpoch(TrainerCallback):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from datasets import IterableDataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -33,12 +34,29 @@ def load_rows(files: Sequence[str], tokenizer: Any, max_length: int) -> list[dic
 
 
 def encode_rows(dataset: Any, tokenizer: Any, max_length: int) -> Any:
-    """Rows of conversations as ids and masks; any other dataset as it is. Several come by name."""
+    """Rows of conversations as ids and masks, streamed ones as they come; any other dataset as it is. Several come by
+    name.
+
+    Raises:
+        `ValueError`: If no conversation has an answer.
+    """
     if isinstance(dataset, dict):
         return {name: encode_rows(part, tokenizer, max_length) for name, part in dataset.items()}
-    if dataset is None or not hasattr(dataset, "__len__") or len(dataset) == 0 or "messages" not in dataset[0]:
+    if isinstance(dataset, IterableDataset):
+        columns = list(next(iter(dataset), {}))
+        if "messages" not in columns:
+            return dataset
+        encoded = dataset.map(lambda row: encode_row(row, tokenizer, max_length), remove_columns=columns)
+        return encoded.filter(lambda row: any(row["loss_mask"]))
+    if not hasattr(dataset, "__len__") or len(dataset) == 0 or "messages" not in dataset[0]:
         return dataset
-    return [row for row in (encode_row(row, tokenizer, max_length) for row in dataset) if any(row["loss_mask"])]
+    rows = [row for row in (encode_row(row, tokenizer, max_length) for row in dataset) if any(row["loss_mask"])]
+    if not rows:
+        raise ValueError(
+            f"None of the {len(dataset)} conversations has an answer within max_length={max_length}; raise it, or "
+            "give other data."
+        )
+    return rows
 
 
 def check_caches(datasets: tuple[Any, ...], model: DraftModel, target: PreTrainedModel, tokenizer: Any) -> None:

@@ -1,6 +1,7 @@
 """DraftTrainer: the Hugging Face Trainer, told what a drafter's batch and loss are."""
 
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,14 @@ import torch
 from accelerate.utils import gather_object
 from peft import PeftConfig
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from dspark_hf.data.cache import RollingFeatures, TargetCache
 from dspark_hf.data.cache.rolling import parse_size
-from dspark_hf.data.collator import DraftCollator
+from dspark_hf.data.collator import COLUMNS, DraftCollator
 from dspark_hf.data.features import TargetFeatures
 from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.borrowing import is_made_for
@@ -23,7 +25,7 @@ from dspark_hf.ops.blocks import block_targets, slot_weights
 from dspark_hf.publishing import CardFacts, write_card, write_training_record
 
 from .adapters import add_adapter, check_target_head, check_trainable, save_base_config
-from .arguments import DraftTrainingArguments
+from .arguments import DraftTrainingArguments, check_trainer_options
 from .callbacks import AnchorEpoch, RollingEpoch, StepClock
 from .checkpoints import check_checkpoint, last_checkpoint
 from .decoding import WholeDrafter, add_stats, decode_prompts, decoding_metrics, held_out_prompts
@@ -81,6 +83,7 @@ class DraftTrainer(Trainer):
         peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ):
+        check_trainer_options(kwargs)
         if not model.is_bound_to(target):
             model.bind(target)
         check_target_head(target)
@@ -109,17 +112,21 @@ class DraftTrainer(Trainer):
         self._train_metrics, self._eval_metrics = DraftMetrics(self.num_slots), None
         self._clock, self._num_tokens = StepClock(), 0
         collator = data_collator or DraftCollator(args.num_anchors or model.config.num_anchors, seed=args.seed)
+        self._encode = partial(encode_rows, tokenizer=processing_class, max_length=max_length)
         super().__init__(
             model,
             args,
             data_collator=collator,
-            train_dataset=encode_rows(train_dataset, processing_class, max_length),
-            eval_dataset=encode_rows(eval_dataset, processing_class, max_length),
+            train_dataset=self._encode(train_dataset),
+            eval_dataset=self._encode(eval_dataset),
             processing_class=processing_class,
             **kwargs,
         )
+        # What the collator reads, rather than what forward() takes, is what remove_unused_columns leaves.
+        self._signature_columns = list(COLUMNS)
         self.whole_drafter = WholeDrafter(self, model)
-        self.add_callback(AnchorEpoch(collator))
+        if isinstance(collator, DraftCollator):
+            self.add_callback(AnchorEpoch(collator))
         self.add_callback(self._clock)
         if isinstance(self.features, RollingFeatures):
             self.add_callback(RollingEpoch(self.features))
@@ -201,6 +208,13 @@ class DraftTrainer(Trainer):
         if num_items_in_batch is not None and args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over processes afterwards
         return (loss, None) if return_outputs else loss
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        is_new = eval_dataset is not None and not isinstance(eval_dataset, str)
+        return super().get_eval_dataloader(self._encode(eval_dataset) if is_new else eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        return super().get_test_dataloader(self._encode(test_dataset))
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)

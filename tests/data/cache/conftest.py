@@ -1,5 +1,8 @@
 """A tiny target and rows for it to read."""
 
+import resource
+from contextlib import contextmanager
+
 import pytest
 import torch
 from transformers import LlamaForCausalLM
@@ -49,3 +52,19 @@ def build(target, tmp_path):
         return build_target_cache(target, rows, folder or tmp_path / "cache", **{**defaults, **options})
 
     return run
+
+
+@pytest.fixture
+def no_space():
+    """`with no_space(): ...`: files of more than 2,000 bytes cannot be written, as on a full disk."""
+
+    @contextmanager
+    def limit():
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit

@@ -216,6 +216,12 @@ def test_states_that_are_not_finite_are_refused(build, rows, target):
         weight.copy_(before)
 
 
+def test_a_disk_that_fills_up_is_told_and_the_build_goes_on(build, rows, no_space, tmp_path):
+    with no_space(), pytest.raises(OSError, match=r"Cannot write .*rows-.*safetensors: .* is kept"):
+        build(rows)
+    assert not list((tmp_path / "cache").glob("*.tmp")) and len(build(rows)) == 18
+
+
 def test_a_full_disk_is_told_before_any_work(build, rows, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))

@@ -31,6 +31,11 @@ def test_it_behaves_like_a_data_set(cache, kept):
     assert "18 rows" in repr(cache) and "int4" in repr(cache)
 
 
+def test_rows_have_numbers_not_names(cache):
+    with pytest.raises(TypeError, match="Expected the number of a row, a slice or a list of numbers, got 'features'"):
+        cache["features"]
+
+
 def test_select_is_a_view(cache):
     view = cache.select([3, 1, -1])
     assert view.lengths == [cache.lengths[3], cache.lengths[1], cache.lengths[-1]]

@@ -87,6 +87,21 @@ def test_a_damaged_row_is_computed_again(source, rows, tmp_path):
     rolling(ids, mask)
 
 
+def test_training_goes_on_where_the_disk_is_full(source, rows, no_space, tmp_path):
+    rolling, ids = (
+        RollingFeatures(source, tmp_path / "kept", 10**6, dtype="fp32"),
+        [torch.tensor(r["input_ids"]) for r in rows],
+    )
+    with (
+        no_space(),
+        pytest.warns(UserWarning, match="No more rows are kept, the target runs for all others: Cannot write"),
+    ):
+        features, _ = rolling(ids[2][None])
+    assert torch.equal(features, source(ids[2][None])[0])
+    rolling(ids[0][None])
+    assert rolling.used == 0 and not list((tmp_path / "kept").glob("row-*"))
+
+
 def test_the_same_row_twice_in_a_batch(source, rows, tmp_path):
     rolling = RollingFeatures(source, tmp_path, 10**7)
     features, _ = rolling(*pad([rows[0], rows[1], rows[0]]))

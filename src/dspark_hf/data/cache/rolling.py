@@ -152,7 +152,12 @@ class RollingFeatures:
             if not self._idle:
                 return
             self._forget(self._idle.pop())
-        shard = write_shard(self.folder, 0, 1, [0], [encoded], "", name=key, durable=False)
+        try:
+            shard = write_shard(self.folder, 0, 1, [0], [encoded], "", name=key, durable=False)
+        except OSError as error:
+            warnings.warn(f"No more rows are kept, the target runs for all others: {error}", stacklevel=4)
+            self.budget = self.used
+            return
         _note_use(shard.record_path)
         self._sizes_by_key[key] = shard.num_bytes + shard.record_path.stat().st_size
         self.used += self._sizes_by_key[key]

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 TEMP_SUFFIX = ".tmp"
 
 
@@ -16,6 +18,9 @@ def whole_file(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it takes that place at the end, or vanishes on any failure.
 
     A file that is not `durable` may be lost with the machine's power, not with the process.
+
+    Raises:
+        `OSError`: If it cannot be written, such as on a full disk.
     """
     temp = path.with_name(f"{path.name}.{os.getpid()}{TEMP_SUFFIX}")
     try:
@@ -26,6 +31,8 @@ def whole_file(path: Path, durable: bool = True) -> Iterator[Path]:
         os.replace(temp, path)
         if durable:
             _sync_folder(path.parent)
+    except SafetensorError as error:
+        raise OSError(f"Cannot write {path}: {error}. What was written before is kept.") from error
     finally:
         temp.unlink(missing_ok=True)
 

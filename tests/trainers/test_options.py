@@ -1,0 +1,67 @@
+"""What the Hugging Face Trainer offers works with drafters, or is refused."""
+
+import pytest
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+
+from dspark_hf import DraftTrainer, DraftTrainingArguments, DSparkModel
+from dspark_hf.trainers.rows import encode_rows
+
+CONVERSATIONS = [
+    {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"It is {n}, I think."}]}
+    for n in range(8)
+]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no effect on a drafter"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha=5.0 has no effect on a drafter"),
+        ({"fp16": True, "use_cpu": True}, "fp16=True needs an accelerator. Use bf16=True on a CPU"),
+    ],
+)
+def test_arguments_without_effect_are_refused(tmp_path, option, message):
+    with pytest.raises(ValueError, match=message):
+        DraftTrainingArguments(str(tmp_path), **option)
+
+
+@pytest.mark.parametrize("name", ["compute_loss_func", "compute_metrics", "model_init"])
+def test_options_without_effect_are_refused(make_trainer, tmp_path, rows, name):
+    trainer = make_trainer(tmp_path, rows)
+    with pytest.raises(ValueError, match=f"{name} has no effect: a drafter's loss and figures are computed without"):
+        DraftTrainer(trainer.model, trainer.features.target, trainer.args, train_dataset=rows, **{name: print})
+
+
+@pytest.mark.parametrize("kind", ["columns that nobody reads", "streamed"])
+def test_data_sets_train_like_lists(make_trainer, tmp_path, rows, losses, kind):
+    options = {"max_steps": 2, "train_sampling_strategy": "sequential"}
+    expected = make_trainer(tmp_path, rows, **options)
+    expected.train()
+    dataset = Dataset.from_list([{**row, "text": "more"} for row in rows])
+    dataset = dataset.to_iterable_dataset() if kind == "streamed" else dataset
+    trainer = make_trainer(tmp_path, dataset, remove_unused_columns=kind != "streamed", **options)
+    trainer.train()
+    assert losses(trainer) == losses(expected)
+
+
+def test_streamed_conversations_are_encoded_as_they_come(tiny_tokenizer):
+    odd = [*CONVERSATIONS, {"messages": [{"role": "user", "content": "nothing to learn"}]}]
+    streamed = encode_rows(Dataset.from_list(odd).to_iterable_dataset(), tiny_tokenizer, 40)
+    assert list(streamed) == encode_rows(odd, tiny_tokenizer, 40)
+    assert len(list(streamed)) == len(CONVERSATIONS)
+
+
+def test_data_without_answers_are_refused(tiny_tokenizer):
+    with pytest.raises(ValueError, match="None of the 8 conversations has an answer within max_length=2; raise it"):
+        encode_rows(CONVERSATIONS, tiny_tokenizer, 2)
+
+
+def test_conversations_can_be_evaluated_later(tiny_target_dir, tiny_tokenizer, tmp_path):
+    target = AutoModelForCausalLM.from_pretrained(tiny_target_dir)
+    drafter = DSparkModel.from_target(target, target_layer_ids=[0, 2], num_hidden_layers=1, markov_rank=4)
+    args = DraftTrainingArguments(str(tmp_path), report_to="none", num_eval_prompts=0, disable_tqdm=True)
+    trainer = DraftTrainer(drafter, target, args, eval_dataset=CONVERSATIONS, processing_class=tiny_tokenizer)
+    expected = trainer.evaluate()["eval_loss"]
+    assert trainer.evaluate(CONVERSATIONS)["eval_loss"] == expected
+    assert trainer.predict(CONVERSATIONS).metrics["test_loss"] == expected
