@@ -6,6 +6,7 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 from tiny_targets import make_target, padded_prompts
 
 from dspark_hf import DSparkModel, attach_drafter
+from dspark_hf.generation import PromptLookup
 from dspark_hf.modeling.fingerprint import target_fingerprint
 from dspark_hf.modeling.placement import compute_device
 
@@ -29,6 +30,21 @@ def offload(target, folder):
 def offload_to_disk(target, folder):
     disk_offload(target, folder, execution_device=torch.device("cpu"))
     return target
+
+
+@pytest.mark.parametrize("returned", [True, False])
+@pytest.mark.parametrize("lengths", [(9,), (5, 12, 1)])
+def test_another_default_device(lengths, returned):
+    """As after `torch.set_default_device("cuda")`: what belongs on the host stays there."""
+    target = make_target()
+    drafter = DSparkModel.from_target(target, block_size=4, markov_rank=8, num_hidden_layers=1)
+    ids, mask = padded_prompts(lengths)
+    kwargs = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False, "return_dict_in_generate": returned}
+    plain = target.generate(ids, **kwargs)
+    for assistant in (drafter, PromptLookup(min_ngram=1)):
+        with torch.device("meta"):
+            out = target.generate(ids, assistant_model=assistant, **kwargs)
+        assert torch.equal(out.sequences, plain.sequences) if returned else torch.equal(out, plain)
 
 
 @pytest.fixture(params=[split, split_with_disk, offload, offload_to_disk])

@@ -7,6 +7,7 @@ from tiny_targets import make_prompt, make_target
 from transformers import DynamicCache
 
 from dspark_hf import DSparkModel
+from dspark_hf.generation import PromptLookup
 from dspark_hf.generation.rewinding import MAX_REPLAYED
 
 RECURRENT = ("qwen3_next", "falcon_h1", "zaya")
@@ -107,6 +108,21 @@ def test_returned_cache(target):
     assert ours.keys() == plain.keys()
     for name, expected in plain.items():
         torch.testing.assert_close(ours[name], expected, atol=1e-2, rtol=1e-2)
+
+
+def test_returned_cache_of_lookup():
+    """Also where the end comes inside a block, whose accepted tokens must be in the states."""
+    target, ids = make_target("qwen3_next"), make_prompt(9)
+    # Few tokens, which repeat themselves.
+    kwargs = {"max_new_tokens": 40, "do_sample": False, "suppress_tokens": [*range(3), *range(5, 64)]}
+    lens = []
+    for length in range(20, 26):
+        stop = [lambda ids, scores, length=length, **_: torch.tensor([ids.shape[1] >= length])]
+        lookup, cache = PromptLookup(min_ngram=1), DynamicCache(config=target.config)
+        target.generate(ids, assistant_model=lookup, past_key_values=cache, stopping_criteria=stop, **kwargs)
+        lens.append((lookup.last_stats.verified_lens[-1], lookup.last_stats.emitted_lens[-1]))
+        assert cache.get_seq_length() == length - 1
+    assert any(1 < emitted <= verified for verified, emitted in lens)
 
 
 def test_second_turn(target):

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from fake_drafters import OracleDrafter, TableDrafter
+from fake_drafters import OracleDrafter, TableDrafter, greedy_oracle
 from tiny_targets import make_prompt, make_target, padded_prompts
 from transformers import DynamicCache
 
@@ -47,6 +47,37 @@ def test_turns_with_one_cache(any_target, lengths):
             read = torch.cat([mask, (out[:, mask.shape[1] :] != 0).long()], 1)[:, :-1]
             assert_context_is_complete(any_target, drafter, out[:, :-1], read)
         ids, mask = say_more(out, mask, 4, seed=turn)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3_next"])
+@pytest.mark.parametrize("num_streamed", [1, 2, 5])
+def test_cache_of_a_turn_that_its_streamer_broke_off(family, num_streamed):
+    """It holds what was streamed, and no drafts."""
+    target, ids = make_target(family), make_prompt(6)
+
+    class BrokenOff(Exception):
+        pass
+
+    class Streamer:
+        def __init__(self):
+            self.ids = []
+
+        def put(self, ids):
+            self.ids += ids.flatten().tolist()
+            if len(self.ids) == 6 + num_streamed:
+                raise BrokenOff
+
+    drafter, _ = greedy_oracle(target, ids, [4], max_new_tokens=20)
+    answers = []
+    for assistant in (None, drafter):
+        cache, streamer = DynamicCache(config=target.config), Streamer()
+        kwargs = {"past_key_values": cache, "do_sample": False, "assistant_model": assistant}
+        with pytest.raises(BrokenOff):
+            target.generate(ids, streamer=streamer, max_new_tokens=20, **kwargs)
+        assert cache.get_seq_length() == 5 + num_streamed
+        text = torch.tensor([streamer.ids + [3, 4]])
+        answers.append(target.generate(text, past_key_values=cache, max_new_tokens=8, do_sample=False).tolist())
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("lengths", [(9,), (5, 12, 1)])

@@ -86,5 +86,10 @@ def _join(chunks: list[tuple[Tensor, Tensor, list[int]]]) -> tuple[Tensor, Tenso
     counts = [sum(column) for column in zip(*(counts for _, _, counts in chunks), strict=True)]
     if min(counts) == features.shape[1]:
         return features, ids, counts
-    kept = [torch.arange(chunk.shape[1]) < torch.tensor(counts).unsqueeze(1) for chunk, _, counts in chunks]
+    kept = [_first(counts, chunk.shape[1], features.device) for chunk, _, counts in chunks]
     return align_left(features, ids, torch.cat(kept, 1))
+
+
+def _first(counts: list[int], num_tokens: int, device: torch.device) -> Tensor:
+    """Which of `num_tokens` columns are a row's first `counts[row]`, `(rows, num_tokens)` bool."""
+    return torch.arange(num_tokens, device=device) < torch.tensor(counts, device=device).unsqueeze(1)

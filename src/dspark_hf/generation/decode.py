@@ -20,7 +20,7 @@ from .layout import PromptLayout
 from .lookup import PromptLookup
 from .pace import Pace
 from .peers import Peers
-from .proposing import Proposer
+from .proposing import Offer, Proposer
 from .recording import StateRecorder
 from .sampling import TokenChooser
 from .settling import Settler
@@ -132,7 +132,9 @@ class SpeculativeLoop:
         self.generation_config = generation_config
         rules = StopRules(stopping_criteria, generation_config, input_ids.shape[1])
         cache = model_kwargs["past_key_values"]
-        is_returned = generation_config.return_dict_in_generate or getattr(cache, "_is_user_defined", False)
+        self.cache_is_returned = bool(
+            generation_config.return_dict_in_generate or getattr(cache, "_is_user_defined", False)
+        )
         self.chooser = TokenChooser(
             logits_processor, bool(generation_config.do_sample), input_ids.shape[0], speculation.seed
         )
@@ -140,7 +142,7 @@ class SpeculativeLoop:
         is_lookup = isinstance(drafter, PromptLookup)
         taps = [] if is_lookup else drafter.config.target_layer_ids
         # Rows that have ended are then processed to the end.
-        needs_all_rows = is_returned or synced_gpus
+        needs_all_rows = self.cache_is_returned or synced_gpus
         runner = TargetRunner if needs_all_rows else FlatRunner
         self.target = runner(model, taps, model_kwargs, layout, rules.max_length, self.recorder)
         self.peers = Peers(synced_gpus, input_ids.device)
@@ -159,7 +161,7 @@ class SpeculativeLoop:
             cache,
             layout,
             self.prompt_mask,
-            is_left=is_returned and not is_lookup,
+            is_left=self.cache_is_returned and not is_lookup,
             ids=input_ids[:, layout.num_cached - layout.shift :] if has_ids else None,
         )
         pace = Pace(speculation.watches_cost(self.chooser.do_sample))
@@ -196,8 +198,7 @@ class SpeculativeLoop:
                     self._round()
                 else:
                     self._catch_up()
-            if self.context.is_left:
-                self.target.replay(transcript.ids, transcript.lens)
+            self._complete_cache()
             transcript.end()
             self.context.leave()
         finally:
@@ -207,6 +208,11 @@ class SpeculativeLoop:
             self.stats.confidences = self.confidences.read()
             self.drafter.last_stats = self.stats
         return self._result()
+
+    def _complete_cache(self) -> None:
+        """Bring a cache that someone gets to all tokens but the last, as plain `generate()` leaves it."""
+        if self.cache_is_returned:
+            self.target.replay(self.transcript.ids, self.transcript.lens)
 
     def _read_prompt(self) -> Tensor:
         """Logits of the first new token; target and drafter have then read the prompt."""
@@ -227,7 +233,7 @@ class SpeculativeLoop:
         with self.watch.part("target"):
             logits = self.target.verify(transcript.ids, lens, offer.lens)
         self.stats.rounds += 1
-        num_taken, accepted_lens = self.settler.settle(logits, offer.ids, offer.probs, offer.lens)
+        num_taken, accepted_lens = self._settle(logits, offer)
         judged_at = self.settler.judged_at
         self.proposer.learn(offer, accepted_lens, num_taken, None if judged_at is None else judged_at - started)
         accepted_lens = [min(pair) for pair in zip(accepted_lens, num_taken, strict=True)]
@@ -241,6 +247,17 @@ class SpeculativeLoop:
             self.recorder.note_block(self.target.outputs, num_taken[0], self.target.num_replayed)
         transcript.end_round(accepted_lens[0])
         self._commit(num_block, num_taken)
+
+    def _settle(self, logits: Tensor, offer: Offer) -> tuple[list[int], list[int]]:
+        """Tokens taken and drafts accepted, per row; where a streamer or a criterion raises, the cache keeps no draft."""
+        lens, num_block = self.transcript.lens, offer.ids.shape[1] + 1
+        starts = list(lens)
+        try:
+            return self.settler.settle(logits, offer.ids, offer.probs, offer.lens)
+        except BaseException:
+            self.target.commit([start + num_block - end for start, end in zip(starts, lens, strict=True)], lens)
+            self._complete_cache()
+            raise
 
     def _commit(self, num_block: int, num_taken: list[int]) -> None:
         """Bring cache and context to what stands of a block, and let go of rows that have ended."""

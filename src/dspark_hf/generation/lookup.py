@@ -164,7 +164,7 @@ class LookupSource:
     def survival(self, num_slots: int) -> Tensor:
         """Estimated survival `(1, num_slots)`: a row's chances at a slot are what they were in earlier rounds."""
         rate = (_PRIOR_RATE * _PRIOR_WEIGHT + self._num_accepted) / (_PRIOR_WEIGHT + self._num_judged)
-        return torch.full((1, num_slots), rate).cumprod(-1)
+        return torch.full((1, num_slots), rate, device="cpu").cumprod(-1)
 
     def learn(
         self,

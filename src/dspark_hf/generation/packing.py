@@ -6,6 +6,9 @@ Shapes: B rows, w tokens of the row with most, N tokens of all rows.
 import torch
 from torch import Tensor
 
+# Named, because torch's default device may be another.
+_HOST = torch.device("cpu")
+
 
 class Packing:
     """Layout of one forward pass over `(1, N)` tokens, N the sum of the rows' counts.
@@ -27,11 +30,12 @@ class Packing:
         self.width, self.num_tokens = max(counts), sum(counts)
         self.end = max(start + count for start, count in zip(starts, counts, strict=True))
         self.is_even = min(counts) == self.width
-        counts_of = torch.tensor(counts)
+        counts_of = torch.tensor(counts, device=_HOST)
         self._offsets = counts_of.cumsum(0) - counts_of  # place of each row's first token among N
-        rows = torch.arange(len(counts)).repeat_interleave(counts_of, output_size=self.num_tokens)
-        steps = torch.arange(self.num_tokens) - self._offsets[rows]
-        self._indices = {torch.device("cpu"): (rows, torch.tensor(starts)[rows] + steps, rows * self.width + steps)}
+        rows = torch.arange(len(counts), device=_HOST).repeat_interleave(counts_of, output_size=self.num_tokens)
+        steps = torch.arange(self.num_tokens, device=_HOST) - self._offsets[rows]
+        columns = torch.tensor(starts, device=_HOST)[rows] + steps
+        self._indices = {_HOST: (rows, columns, rows * self.width + steps)}
         self._places: dict[tuple, Tensor] = {}
 
     def cells(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -62,13 +66,13 @@ class Packing:
         key = (values.device, num_tokens, None if rows is None else tuple(rows))
         if key not in self._places:
             chosen = slice(None) if rows is None else rows
-            last = torch.tensor(self.counts)[chosen].unsqueeze(1) - 1
-            places = self._offsets[chosen].unsqueeze(1) + torch.arange(num_tokens).minimum(last)
+            last = torch.tensor(self.counts, device=_HOST)[chosen].unsqueeze(1) - 1
+            places = self._offsets[chosen].unsqueeze(1) + torch.arange(num_tokens, device=_HOST).minimum(last)
             self._places[key] = places.flatten().to(values.device, non_blocking=True)
         return values[0].index_select(0, self._places[key]).view(num_rows, num_tokens, *values.shape[2:])
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         if device not in self._indices:
-            on_host = self._indices[torch.device("cpu")]
+            on_host = self._indices[_HOST]
             self._indices[device] = tuple(index.to(device, non_blocking=True) for index in on_host)
         return self._indices[device]

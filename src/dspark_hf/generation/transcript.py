@@ -225,7 +225,7 @@ class Transcript:
         if self._streams_rounds:
             self._round_ids += tokens
         elif self._streamer is not None:
-            self._streamer.put(torch.tensor(tokens))
+            self._streamer.put(torch.tensor(tokens, device="cpu"))
 
     def _ask_others(self, rows: list[int], length: int) -> None:
         """Call the criteria with rows of one length, as plain `generate()` would with a batch of them."""
@@ -250,7 +250,7 @@ class Transcript:
         """Hand the round's tokens to a streamer that wants whole rounds."""
         if self._streams_rounds and self._round_ids:
             ids, self._round_ids = self._round_ids, []
-            self._streamer.put_speculative(torch.tensor(ids), accepted_len)
+            self._streamer.put_speculative(torch.tensor(ids, device="cpu"), accepted_len)
 
     def end(self) -> None:
         """Tell the streamer that nothing follows."""

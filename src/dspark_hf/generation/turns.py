@@ -20,6 +20,8 @@ from .context import PendingContext, align_left
 from .layout import PromptLayout
 
 _ATTRIBUTE = "dspark_context"
+# Named, because torch's default device may be another.
+_HOST = torch.device("cpu")
 
 
 class LeftContext:
@@ -100,9 +102,9 @@ class DraftContext(PendingContext):
         self._cache = cache
         self.is_left = is_left
         shape = (layout.num_rows, layout.num_columns)
-        self._mask = torch.ones(shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
+        self._mask = torch.ones(shape, dtype=torch.bool, device=_HOST) if mask is None else mask.bool().cpu()
         self._next_column = layout.num_cached
-        self._is_read = torch.zeros(layout.num_rows, layout.num_cached, dtype=torch.bool)
+        self._is_read = torch.zeros(layout.num_rows, layout.num_cached, dtype=torch.bool, device=_HOST)
         left, state = vars(cache).pop(_ATTRIBUTE, None), None
         if layout.num_cached > 0 and left is not None and left.is_of(drafter, cache):
             state = left.state
@@ -122,7 +124,7 @@ class DraftContext(PendingContext):
         for features in pieces:
             end = self._next_column + features.shape[1]
             mask = self._mask[:, self._next_column : end]  # [B, T]
-            ids = torch.zeros(mask.shape, dtype=torch.int64) if self._ids is None else self._next_ids(mask.shape[1])
+            ids = mask.new_zeros(mask.shape, dtype=torch.int64) if self._ids is None else self._next_ids(mask.shape[1])
             self._next_column = end
             if mask.all():
                 self.add(features, ids)
@@ -141,6 +143,6 @@ class DraftContext(PendingContext):
         state = self.state()
         is_read = torch.cat([self._is_read, self._mask[:, self._is_read.shape[1] :]], 1)
         num_new = self._cache.get_seq_length() - is_read.shape[1]
-        counts = torch.tensor(state.context_lens) - is_read.sum(1)
-        is_read = torch.cat([is_read, torch.arange(num_new) < counts.unsqueeze(1)], 1)
+        counts = torch.tensor(state.context_lens, device=_HOST) - is_read.sum(1)
+        is_read = torch.cat([is_read, torch.arange(num_new, device=_HOST) < counts.unsqueeze(1)], 1)
         setattr(self._cache, _ATTRIBUTE, LeftContext(weakref.ref(self._drafter), state, is_read, keys))
