@@ -6,6 +6,8 @@ from fake_drafters import TableDrafter, greedy_oracle
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from tiny_targets import make_prompt, make_target, padded_prompts
 
+from dspark_hf import SpeculationConfig
+
 GREEDY = {"max_new_tokens": 16, "do_sample": False}
 
 
@@ -38,5 +40,6 @@ def test_an_adapter_for_each_row():
     drafter, _ = greedy_oracle(target.get_base_model(), ids, [4, 1, 3], 16, mask, uneven=True)
     for row, row_ids in enumerate(plain.tolist()):
         drafter.rows[row] = [token for token, keep in zip(row_ids, mask[row], strict=False) if keep] + row_ids[9:]
-    out = target.generate(input_ids=ids, assistant_model=drafter, **options)
+    keep_drafting = SpeculationConfig(safety_net=False)
+    out = target.generate(input_ids=ids, assistant_model=drafter, speculation=keep_drafting, **options)
     assert out.tolist() == plain.tolist() and drafter.last_stats.tau > 2

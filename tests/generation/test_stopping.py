@@ -9,6 +9,8 @@ from tiny_targets import make_prompt, make_target, padded_prompts
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from dspark_hf import SpeculationConfig
+
 
 class Recorder(BaseStreamer):
     """Keeps what `put` brings, as it is."""
@@ -160,7 +162,8 @@ def test_a_limit_far_away(target, num_rows, returned):
     assert 110 < plain.shape[1] - 9 < 200
     rows = [ids[row, 9 - mask[row].sum() :].tolist() + plain[row, 9:].tolist() for row in range(num_rows)]
     drafter = OracleDrafter(rows, [4, 2, 3, 0], 64, uneven=True)
-    out = target.generate(ids, max_length=int(1e30), assistant_model=drafter, **options)
+    keep_drafting = SpeculationConfig(safety_net=False)
+    out = target.generate(ids, max_length=int(1e30), assistant_model=drafter, speculation=keep_drafting, **options)
     assert (out.sequences if returned else out).tolist() == plain.tolist()
     assert drafter.last_stats.tau > 2.5
 
