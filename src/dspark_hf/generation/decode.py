@@ -249,7 +249,7 @@ class SpeculativeLoop:
         self._commit(num_block, num_taken)
 
     def _settle(self, logits: Tensor, offer: Offer) -> tuple[list[int], list[int]]:
-        """Tokens taken and drafts accepted, per row. If a streamer or a criterion raises, no draft stays in the cache."""
+        """Tokens taken and drafts accepted, per row. If a streamer raises, no draft stays in the cache."""
         lens, num_block = self.transcript.lens, offer.ids.shape[1] + 1
         starts = list(lens)
         try:
