@@ -103,6 +103,19 @@ def test_a_useless_drafter_is_let_go_of_and_named(target, long_text):
     assert other.last_stats.paused_rounds == 0 and len(other.offered) > 240
 
 
+def test_a_processor_that_drafts_do_not_know_is_named(target, long_text):
+    def shifted(input_ids, scores):
+        return scores.roll(1 + input_ids.shape[1] % 3, -1)
+
+    ids, _ = long_text
+    drafter, _ = greedy_oracle(target, ids, [4], max_new_tokens=256)
+    options = {"logits_processor": [shifted], "max_new_tokens": 64, "do_sample": False}
+    plain = target.generate(ids, **options)
+    with pytest.warns(UserWarning, match="Drafts are made without custom logits processors and guidance"):
+        out = target.generate(ids, assistant_model=drafter, **options)
+    assert out.tolist() == plain.tolist()
+
+
 @pytest.mark.parametrize(("shift", "where"), [(1, "later"), (-1, "earlier")])
 def test_another_slot_convention_is_recognised(target, long_text, shift, where):
     ids, plain = long_text

@@ -49,6 +49,19 @@ def test_turns_with_one_cache(any_target, lengths):
         ids, mask = say_more(out, mask, 4, seed=turn)
 
 
+def test_cache_of_another_batch(target):
+    ids, drafter = make_prompt(6), TableDrafter(64)
+    cache = DynamicCache(config=target.config)
+    target.generate(ids, past_key_values=cache, assistant_model=drafter, max_new_tokens=1)
+    more = torch.cat([ids, make_prompt(2)], 1)
+    kwargs = {"assistant_model": drafter, "do_sample": True, "num_return_sequences": 3, "max_new_tokens": 4}
+    with pytest.raises(ValueError, match="past_key_values holds 1 rows, and 3 are to be generated"):
+        target.generate(more, past_key_values=cache, **kwargs)
+    copies = copy.deepcopy(cache)
+    copies.batch_repeat_interleave(3)
+    assert target.generate(more, past_key_values=copies, **kwargs).shape == (3, 12)
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen3_next"])
 @pytest.mark.parametrize("num_streamed", [1, 2, 5])
 def test_cache_of_a_turn_that_its_streamer_broke_off(family, num_streamed):

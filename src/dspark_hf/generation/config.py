@@ -66,8 +66,8 @@ class SpeculationConfig:
                 f"confidence_threshold must be a number from 0 up to but not including 1, got "
                 f"{self.confidence_threshold!r}; 0 verifies every slot."
             )
-        if self.seed is not None and not _is_int(self.seed):
-            raise ValueError(f"seed must be an int or None, got {self.seed!r}.")
+        if self.seed is not None and not (_is_int(self.seed) and 0 <= self.seed < 2**63):
+            raise ValueError(f"seed must be an int from 0 to 2**63 - 1, or None, got {self.seed!r}.")
         if isinstance(self.prompt_lookup, bool):
             self.prompt_lookup = PromptLookup() if self.prompt_lookup else None
         if not isinstance(self.prompt_lookup, PromptLookup | None):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import Cache, GenerationConfig
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,13 @@ class PromptLayout:
         """
         num_rows, num_ids = input_ids.shape
         embeds, mask = model_kwargs.get("inputs_embeds"), model_kwargs.get("attention_mask")
-        num_cached = model_kwargs["past_key_values"].get_seq_length()
+        cache = model_kwargs["past_key_values"]
+        num_cached, keys = cache.get_seq_length(), first_keys(cache)
+        if num_cached > 0 and keys is not None and keys.shape[0] != num_rows:
+            raise ValueError(
+                f"past_key_values holds {keys.shape[0]} rows, and {num_rows} are to be generated, "
+                "num_return_sequences included. Repeat a copy of it: copy.deepcopy(past_key_values).batch_repeat_interleave(n)."
+            )
         num_masked = getattr(config, "_mask_length", num_ids) if mask is None else mask.shape[1]
         if embeds is not None:
             num_columns = embeds.shape[1]
@@ -72,3 +78,8 @@ class PromptLayout:
                 "are in past_key_values. Give a mask over all of them."
             )
         return cls(num_rows, num_ids, num_columns, num_cached)
+
+
+def first_keys(cache: Cache) -> Tensor | None:
+    """Keys `(batch, heads, columns, dim)` of a cache's first layer that has any; some only keep a recurrent state."""
+    return next((layer.keys for layer in cache.layers if getattr(layer, "keys", None) is not None), None)

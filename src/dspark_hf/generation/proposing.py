@@ -84,7 +84,8 @@ class Proposer:
         self._vocab_size = 0
         self._pace = pace
         self._net = SafetyNet(speculation.safety_net)
-        self._warning = CollapseWarning(drafter, transcript) if has_model and speculation.safety_net else None
+        warns = has_model and speculation.safety_net
+        self._warning = CollapseWarning(drafter, transcript, is_blind=chooser.in_order) if warns else None
         self._lookup = None if lookup is None else LookupSource(lookup, SafetyNet(speculation.safety_net))
 
     def read_prompt(self, mask: Tensor | None, vocab_size: int) -> None:

@@ -92,12 +92,13 @@ class CollapseWarning:
     Args:
         drafter ([`DSparkModel`]): The drafter.
         transcript ([`Transcript`]): The tokens so far.
+        is_blind (`bool`): Whether drafts are made without some of the logits processors.
     """
 
     _told: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
-    def __init__(self, drafter: Any, transcript: Transcript):
-        self._drafter = drafter
+    def __init__(self, drafter: Any, transcript: Transcript, is_blind: bool = False):
+        self._drafter, self._is_blind = drafter, is_blind
         self._transcript = transcript
         self._num_judged = self._num_accepted = 0
         # First drafts with their places, to see whether they would fit elsewhere.
@@ -146,6 +147,8 @@ class CollapseWarning:
                     f"{rate:.0%} of these drafts fit one place {where}, so the drafter probably counts slots in "
                     "another way than its config says: check sample_from_anchor."
                 )
+        if self._is_blind:
+            return "Drafts are made without custom logits processors and guidance, which probably want other tokens."
         name = getattr(self._drafter.config, "target_name_or_path", None) or "an unnamed target"
         return f"Probably this drafter (made for {name}) belongs to another target, or was hardly trained."
 

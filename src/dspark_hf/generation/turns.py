@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import Cache
 
 from .context import PendingContext, align_left
-from .layout import PromptLayout
+from .layout import PromptLayout, first_keys
 
 _ATTRIBUTE = "dspark_context"
 # Named, because torch's default device may be another.
@@ -54,18 +54,13 @@ class LeftContext:
 
     def is_of(self, drafter: Any, cache: Cache) -> bool:
         """Whether it is the context of `drafter` for what `cache` holds now."""
-        keys = _first_keys(cache)
+        keys = first_keys(cache)
         if self.drafter is None or self.drafter() is not drafter or keys is None:
             return False
         if keys.is_inference() and not torch.is_inference_mode_enabled():
             # A context that was made in inference mode cannot be written to outside.
             return False
         return keys.shape[0] == self.keys.shape[0] and keys.data_ptr() == self.keys.data_ptr()
-
-
-def _first_keys(cache: Cache) -> Tensor | None:
-    # Layers that only keep a recurrent state have none.
-    return next((layer.keys for layer in cache.layers if getattr(layer, "keys", None) is not None), None)
 
 
 class DraftContext(PendingContext):
@@ -137,7 +132,7 @@ class DraftContext(PendingContext):
 
     def leave(self) -> None:
         """Leave the context at the cache, for a turn that goes on with it."""
-        keys = _first_keys(self._cache)
+        keys = first_keys(self._cache)
         if not self.is_left or keys is None:
             return
         state = self.state()
