@@ -51,7 +51,7 @@ class PromptLayout:
         if num_cached > 0 and keys is not None and keys.shape[0] != num_rows:
             raise ValueError(
                 f"past_key_values holds {keys.shape[0]} rows, and {num_rows} are to be generated, "
-                "num_return_sequences included. Repeat a copy of it: copy.deepcopy(past_key_values).batch_repeat_interleave(n)."
+                "num_return_sequences included. Repeat those of a copy, with its method batch_repeat_interleave(n)."
             )
         num_masked = getattr(config, "_mask_length", num_ids) if mask is None else mask.shape[1]
         if embeds is not None:
