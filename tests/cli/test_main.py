@@ -76,6 +76,15 @@ def test_missing_gpu_is_named(dspark, models):
     assert "torch finds no CUDA device here. Use --device cpu." in outcome.err
 
 
+def test_interrupt_is_one_line(dspark, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dspark_hf.evaluation.report.versions", interrupt)
+    outcome = dspark("env")
+    assert outcome.code == 130 and outcome.err.startswith("stopped; what was written is kept")
+
+
 def test_a_mistake_of_the_library_keeps_its_traceback(dspark, monkeypatch):
     def fail(*_args, **_kwargs):
         raise RuntimeError("a bug")

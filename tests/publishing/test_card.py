@@ -218,7 +218,16 @@ def test_calibration_error():
     assert calibration_error([]) == 0.0
 
 
-@pytest.mark.parametrize("content", [None, "{broken", '{"ratio": 2}', "[1]"])
+def test_evaluations_may_lack_everything_but_tau(folder, tmp_path):
+    unknown = {"settings": None, "ratio": None, "provenance": {"command": None, "machine": None}}
+    for number, content in enumerate(({}, {"provenance": None}, unknown)):
+        (tmp_path / f"{number}.json").write_text(json.dumps({"tau": 1.5, **content}))
+        add_evaluation(folder, tmp_path / f"{number}.json")
+    assert write_card(folder)
+    assert "| 1.50 |" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", [None, "{broken", '{"ratio": 2}', '{"tau": NaN}', "[1]"])
 def test_evaluations_without_figures_are_refused(folder, tmp_path, content):
     if content is not None:
         (tmp_path / "x.json").write_text(content)

@@ -14,6 +14,7 @@ from dspark_hf.cli.regenerate import regenerate
 from dspark_hf.cli.train import train
 
 _BAD_INPUT = 2
+_INTERRUPTED = 130
 
 
 class CleanErrors(TyperGroup):
@@ -26,6 +27,10 @@ class CleanErrors(TyperGroup):
         except (ValueError, OSError, ImportError) as error:
             Console(stderr=True, soft_wrap=True).print("error:", " ".join(str(error).split()), markup=False)
             raise typer.Exit(_BAD_INPUT) from None
+        except KeyboardInterrupt:
+            message = "\nstopped; what was written is kept: go on with --resume, a cache with the same command"
+            Console(stderr=True, soft_wrap=True).print(message, markup=False, highlight=False)
+            raise typer.Exit(_INTERRUPTED) from None
 
 
 app = typer.Typer(

@@ -1,5 +1,6 @@
 """What a drafter reached, kept beside its weights: the figures of a benchmark file and how they were made."""
 
+import math
 import os
 import re
 from pathlib import Path, PurePath
@@ -40,15 +41,17 @@ def add_evaluation(folder: str | os.PathLike, file: str | os.PathLike, name: str
     if not file.is_file():
         raise ValueError(f"There is no evaluation at {file}; write one with `dspark bench generate --json {file}`.")
     result = read_json(file)
-    if not isinstance(result.get("tau"), int | float):
+    tau = result.get("tau")
+    if not isinstance(tau, int | float) or not math.isfinite(tau):
         raise ValueError(f"{file} holds no tau; give a file that `dspark bench generate --json` wrote.")
     record = {key: result[key] for key in _KEPT if result.get(key) is not None}
     if "data" in result:
         record["data"] = PurePath(str(result["data"])).name
-    provenance = result.get("provenance", {})
-    machine = {key: provenance.get("machine", {}).get(key) for key in ("device_name", "cpu_count", "threads")}
+    provenance = result.get("provenance") or {}
+    machine = provenance.get("machine") or {}
+    machine = {key: machine.get(key) for key in ("device_name", "cpu_count", "threads")}
     record["provenance"] = {
-        "command": shorten_command(provenance.get("command", "")) or None,
+        "command": shorten_command(provenance.get("command") or "") or None,
         "commit": provenance.get("commit"),
         "versions": provenance.get("versions"),
         "machine": machine,
