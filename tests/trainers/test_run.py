@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
+from typer.testing import CliRunner
 
 from dspark_hf import AutoDrafter, DraftTrainer
+from dspark_hf.cli.main import app
 from dspark_hf.trainers.estimate import estimate_training
 from dspark_hf.trainers.recipe import Recipe, load_recipe
 from dspark_hf.trainers.rows import load_rows
@@ -35,6 +37,21 @@ def data(tmp_path):
     ]
     path.write_text("\n".join(map(json.dumps, conversations)))
     return path
+
+
+def test_a_recipe_trains_from_what_the_cache_command_built(pair, data, tmp_path, tiny_target_dir):
+    folder = tmp_path / "cache"
+    taps = ["--tap", "0", "--tap", "2", "--target-dtype", "float32", "--max-length", "64"]
+    command = ["cache", "--data", str(data), "--out", str(folder), "--target", tiny_target_dir, *taps]
+    result = CliRunner().invoke(app, [*command, "--log-norm"])
+    assert result.exit_code == 0, result.output
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("rows-*")}
+    training = {**TRAINING, "output_dir": str(tmp_path / "out"), "num_eval_prompts": 0}
+    fields = {**DRAFTER, "target_layer_ids": [0, 2]}
+    recipe = Recipe(data=str(data), cache=str(folder), max_length=64, drafter=fields, training=training)
+    trainer, _ = train_drafter(recipe, *pair)
+    assert len(trainer.train_dataset) == 10 and len(trainer.eval_dataset) == 2
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("rows-*")} == before
 
 
 @pytest.mark.parametrize("features", ["online", "memory", "cache"])

@@ -1,5 +1,6 @@
 """From a recipe to a trained drafter in a folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import torch
 from peft import LoraConfig
 from transformers import PreTrainedModel, set_seed
 
-from dspark_hf.data.cache import build_target_cache
+from dspark_hf.data.cache import TargetCache, build_target_cache
+from dspark_hf.data.conversations import load_conversations
 from dspark_hf.data.features import TargetFeatures, hold_features
 from dspark_hf.data.regenerate import synthesize
 from dspark_hf.modeling import DraftModel
@@ -54,13 +56,16 @@ def train_drafter(
     checkpoint = _checkpoint(training, resume)
     set_seed(training.seed)
     target = target.to(training.device)
-    rows = load_rows(_files(recipe, target, tokenizer, training), tokenizer, recipe.max_length)
+    files = _files(recipe, target, tokenizer, training)
+    rows = load_rows(files, tokenizer, recipe.max_length)
     if drafter is None:
         drafter = _fresh_drafter(recipe, target, rows)
     drafter = drafter.to(training.device).float()
     drafter = drafter if drafter.is_bound_to(target) else drafter.bind(target)
+    if recipe.cache is not None:
+        rows = _cached(recipe, training, target, tokenizer, drafter, files)
     num_held_out = min(recipe.held_out, len(rows) // 5)
-    train_rows, eval_rows = _split(recipe, training, target, drafter, rows, len(rows) - num_held_out)
+    train_rows, eval_rows = _split(recipe, target, drafter, rows, len(rows) - num_held_out)
     if not recipe.needs_target:
         _leave_vocabulary(target, training.device)
     trainer = DraftTrainer(
@@ -111,22 +116,36 @@ def _files(recipe: Recipe, target: Any, tokenizer: Any, training: DraftTrainingA
     return [str(file)]
 
 
-def _split(
+def _cached(
     recipe: Recipe,
     training: DraftTrainingArguments,
     target: PreTrainedModel,
+    tokenizer: Any,
     drafter: DraftModel,
-    rows: list[dict[str, Any]],
-    num_trained: int,
+    files: list[str],
+) -> TargetCache:
+    """The recipe's cache, built or gone on with as `dspark cache` does, from the conversations themselves."""
+    return build_target_cache(
+        target,
+        [record for file in files for record in load_conversations(file)],
+        recipe.cache,
+        target_layer_ids=drafter.config.target_layer_ids,
+        tokenizer=tokenizer,
+        dtype=training.cache_dtype,
+        log_norm=drafter.has_reduced_vocabulary,
+        max_length=recipe.max_length,
+    )
+
+
+def _split(
+    recipe: Recipe, target: PreTrainedModel, drafter: DraftModel, rows: Sequence[dict[str, Any]], num_trained: int
 ) -> tuple[Any, Any]:
-    """Rows to train and to evaluate on, with the target's features where these are kept on disk or in memory."""
-    taps, log_norm = drafter.config.target_layer_ids, drafter.has_reduced_vocabulary
-    if recipe.cache is not None:
-        options = {"dtype": training.cache_dtype, "log_norm": log_norm, "max_length": recipe.max_length}
-        cache = build_target_cache(target, rows, recipe.cache, target_layer_ids=taps, **options)
-        return cache.select(range(num_trained)), cache.select(range(num_trained, len(rows)))
+    """Rows to train and to evaluate on, with the target's features where these are kept in memory."""
+    if isinstance(rows, TargetCache):
+        return rows.select(range(num_trained)), rows.select(range(num_trained, len(rows)))
     if recipe.features == "memory":
-        rows = hold_features(TargetFeatures(target, taps), rows, log_norm=log_norm)
+        source = TargetFeatures(target, drafter.config.target_layer_ids)
+        rows = hold_features(source, rows, log_norm=drafter.has_reduced_vocabulary)
     return rows[:num_trained], rows[num_trained:]
 
 
