@@ -89,6 +89,13 @@ def test_missing_file(folder, name, message):
         AutoDrafter.from_pretrained(folder)
 
 
+def test_pickled_weights(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"are a pickle \(pytorch_model.bin\), which is not read. Write them as safe"):
+        AutoDrafter.from_pretrained(folder)
+
+
 def test_a_target_is_no_drafter(folder):
     edit_config(folder, target_layer_ids="-", block_size="-")
     with pytest.raises(ValueError, match="no DSpark drafter .*AutoModelForCausalLM"):

@@ -86,3 +86,85 @@ def naive_eagle3(drafter, token_ids, features, anchor, num_steps):
         gated = torch.nn.functional.silu(layer.mlp.gate_proj.weight @ inner) * (layer.mlp.up_proj.weight @ inner)
         outputs.append(middle + layer.mlp.down_proj.weight @ gated)
     return torch.stack(outputs)
+
+
+def rope_frequencies(config, layer_type, dim):
+    """Angle per position of each rotated pair: all of them, or with Gemma's proportional rope the first ones."""
+    rope = config.rope_parameters.get(layer_type, config.rope_parameters)
+    pairs = torch.arange(dim // 2, dtype=torch.float64)
+    turning = pairs < int(rope.get("partial_rotary_factor", 1.0) * dim // 2)
+    return torch.where(turning, rope["rope_theta"] ** (-2 * pairs / dim), 0.0)
+
+
+def turn(x, angles):
+    half, (cos, sin) = x.shape[-1] // 2, (angles.cos().to(x), angles.sin().to(x))
+    return torch.cat([x[:half] * cos - x[half:] * sin, x[half:] * cos + x[:half] * sin])
+
+
+def naive_block(drafter, features, anchor, anchor_id, window=None, sees_ahead=True):
+    """Hidden states after the final norm, `(block, E)`, of one block behind `features[:anchor]`, `(S, taps * E)`.
+
+    `window` and `sees_ahead` hold for the layers of type `sliding_attention`; the others see everything.
+    """
+    config, block_size = drafter.config.decoder_config, drafter.config.block_size
+    is_gemma, eps = config.model_type.startswith("gemma4"), config.rms_norm_eps
+    ids = [anchor_id] + [drafter.config.mask_token_id] * (block_size - 1)
+    hidden = [drafter.borrowed.target.get_input_embeddings().weight[token] for token in ids]
+    if is_gemma:
+        hidden = [row * config.hidden_size**0.5 for row in hidden]
+    context = [rms_norm(drafter.fc.weight @ row, drafter.hidden_norm.weight, eps) for row in features[:anchor]]
+    for layer, layer_type in zip(drafter.layers, drafter.config.attention_types(), strict=True):
+        slides = layer_type == "sliding_attention"
+        inner = [rms_norm(row, layer.input_layernorm.weight, eps) for row in hidden]
+        mixed = naive_attention(
+            layer.self_attn, config, layer_type, context + inner, anchor, window if slides else None,
+            sees_ahead or not slides, is_gemma,
+        )  # fmt: skip
+        outputs = []
+        for row, attended in zip(hidden, mixed, strict=True):
+            attended = layer.self_attn.o_proj.weight @ attended
+            if is_gemma:
+                row = row + rms_norm(attended, layer.post_attention_layernorm.weight, eps)
+                wide = rms_norm(row, layer.pre_feedforward_layernorm.weight, eps)
+            else:
+                row = row + attended
+                wide = rms_norm(row, layer.post_attention_layernorm.weight, eps)
+            gate, up = layer.mlp.gate_proj.weight @ wide, layer.mlp.up_proj.weight @ wide
+            if is_gemma:
+                gate = 0.5 * gate * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3)))
+                narrow = layer.mlp.down_proj.weight @ (gate * up)
+                row = (row + rms_norm(narrow, layer.post_feedforward_layernorm.weight, eps)) * layer.layer_scalar
+            else:
+                row = row + layer.mlp.down_proj.weight @ (gate * torch.sigmoid(gate) * up)
+            outputs.append(row)
+        hidden = outputs
+    return torch.stack([rms_norm(row, drafter.norm.weight, eps) for row in hidden])
+
+
+def naive_attention(attention, config, layer_type, states, first_query, window, sees_ahead, is_gemma):
+    """What the states from `first_query` on gather from all `states`, heads concatenated."""
+    dim, frequencies = attention.head_dim, rope_frequencies(config, layer_type, attention.head_dim)
+    keys, values = [], []
+    for position, state in enumerate(states):
+        heads = (attention.k_proj.weight @ state).view(-1, dim)
+        plain = heads if getattr(attention, "v_proj", None) is None else (attention.v_proj.weight @ state).view(-1, dim)
+        values.append([rms_norm(v, 1.0, config.rms_norm_eps) if is_gemma else v for v in plain])
+        if hasattr(attention, "k_norm"):
+            heads = [rms_norm(k, attention.k_norm.weight, config.rms_norm_eps) for k in heads]
+        keys.append([turn(k, position * frequencies) for k in heads])
+    group, gathered = config.num_attention_heads // len(keys[0]), []
+    for position in range(first_query, len(states)):
+        seen = [
+            other for other in range(len(states))
+            if (sees_ahead or other <= position) and (window is None or position - other < window)
+        ]  # fmt: skip
+        heads = []
+        for index, query in enumerate((attention.q_proj.weight @ states[position]).view(-1, dim)):
+            if hasattr(attention, "q_norm"):
+                query = rms_norm(query, attention.q_norm.weight, config.rms_norm_eps)
+            query = turn(query, position * frequencies)
+            scores = torch.stack([query @ keys[other][index // group] for other in seen])
+            probs = (scores if is_gemma else scores / dim**0.5).softmax(0)
+            heads.append(sum(p * values[other][index // group] for p, other in zip(probs, seen, strict=True)))
+        gathered.append(torch.cat(heads))
+    return gathered

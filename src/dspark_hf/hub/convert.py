@@ -10,6 +10,18 @@ from dspark_hf.modeling import DFlashModel, DraftModel, DSparkConfig, DSparkMode
 
 KEY_MAPPING = {r"^logit_head\.": ""}
 _FIELDS = DSparkConfig.own_fields() | Eagle3Config.own_fields()
+# The classes whose configs mean what SpecForge and z-lab mean, wherever their fields stand.
+_NESTED_ARCHITECTURES = ("DFlashDraftModel", "DFlash2DraftModel", "DSparkDraftModel")
+# What changes a drafter's arithmetic without adding a tensor, and the value that changes nothing.
+_NEUTRAL = {
+    "input_embedding_scale": 1,
+    "output_multiplier": 1,
+    "logit_scale": 1,
+    "is_neox_style": True,
+    "norm_before_fc": False,
+    "fc_norm": False,
+    "norm_output": False,
+}
 
 
 def flat_config(config: Mapping[str, Any], names: Collection[str], where: str) -> dict[str, Any]:
@@ -23,16 +35,37 @@ def flat_config(config: Mapping[str, Any], names: Collection[str], where: str) -
     Raises:
         `ValueError`: If it is no drafter's, or one of a kind that is not read.
     """
+    flat = _flat(config, names, where)
+    width = flat.pop("target_hidden_size", None)
+    if width is not None and width != flat["hidden_size"]:
+        raise ValueError(
+            f"{where} is {flat['hidden_size']} wide and its target {width}; a drafter must be as wide as its target."
+        )
+    for name, neutral in _NEUTRAL.items():
+        if flat.get(name) not in (None, neutral):
+            raise ValueError(
+                f"{where} has {name}={flat[name]!r} in its config.json, a variant that is not read: its drafts would "
+                f"be wrong. Known is {name}={neutral!r}."
+            )
+    if "ttt_length" not in flat and flat.get("mask_token_id") is None:
+        raise ValueError(
+            f"{where} does not say which token fills its blocks; add mask_token_id to config.json, as in training."
+        )
+    return flat
+
+
+def _flat(config: Mapping[str, Any], names: Collection[str], where: str) -> dict[str, Any]:
     if "speculators_model_type" in config:
         return _from_speculators(config, names, where)
-    if "dflash_config" in config or "dspark_config" in config:
+    if "dflash_config" in config or "dspark_config" in config or _architecture(config) in _NESTED_ARCHITECTURES:
         return _from_nested(config, names, where)
     if "target_layer_ids" in config and ("block_size" in config or "ttt_length" in config):
         return dict(config)
     if "dspark_block_size" in config:
         raise ValueError(
-            f"{where} is a DeepSeek-V4 target with its drafter inside (tensors mtp.*), which is not read: its layers "
-            "are a mixture of experts with hyper-connections. Serve it with an engine, or train a drafter of its own: "
+            f"{where} is a DeepSeek-V4 target with its drafter inside (tensors mtp.*), which is not read: its stages "
+            "are whole layers of the target, quantised mixtures of experts with hyper-connections, attention sinks "
+            "and names of their own. Serve it with an engine, or train a drafter of its own: "
             "DSparkModel.from_target(target, family='qwen3')."
         )
     raise ValueError(
@@ -50,11 +83,16 @@ def drafter_class(flat: Mapping[str, Any]) -> type[DraftModel]:
     return DSparkModel if flat.get("markov_rank") or flat.get("enable_confidence_head") else DFlashModel
 
 
+def _architecture(config: Mapping[str, Any]) -> str:
+    return next(iter(config.get("architectures") or []), "")
+
+
 def _from_nested(config: Mapping[str, Any], names: Collection[str], where: str) -> dict[str, Any]:
     """SpecForge and z-lab: a stock decoder's config with the drafter's fields in a dictionary of their own."""
-    nested = {**config.get("dflash_config", {}), **config.get("dspark_config", {})}
-    architecture = next(iter(config.get("architectures") or []), "")
-    kind = nested.get("projector_type") or ("dspark" if architecture.startswith("DSpark") else "dflash")
+    nested = {**(config.get("dflash_config") or {}), **(config.get("dspark_config") or {})}
+    kind = nested.get("projector_type") or ("dspark" if _architecture(config).startswith("DSpark") else "dflash")
+    if kind == "dflash" and (_architecture(config).startswith("DFlash2") or "selector_rank" in nested):
+        kind = "dflash2"
     if kind not in ("dspark", "dflash"):
         raise ValueError(
             f"{where} is a drafter with projector_type={kind!r}, which is not read; known are 'dspark' and 'dflash'."
@@ -62,15 +100,38 @@ def _from_nested(config: Mapping[str, Any], names: Collection[str], where: str) 
     flat = {
         name: value for name, value in config.items() if name not in ("dflash_config", "dspark_config", "auto_map")
     }
-    flat |= {name: value for name, value in nested.items() if name in _FIELDS}
+    known = _FIELDS | set(_NEUTRAL) | {"final_logit_softcapping", "target_hidden_size"}
+    flat |= {name: value for name, value in nested.items() if name in known}
+    if flat.get("target_layer_ids") is None:
+        raise ValueError(
+            f"{where} does not say which target layers it reads; add target_layer_ids to config.json, counted from 0."
+        )
     if flat.get("model_type") in (None, "dspark", "dflash"):
         flat["model_type"] = "qwen3"
-    return _with_heads({"sample_from_anchor": kind == "dspark"} | flat, names)
+    flat = {"sample_from_anchor": kind == "dspark", "block_size": 16} | flat | _nested_windows(config, nested)
+    return _with_heads(flat, names)
+
+
+def _nested_windows(config: Mapping[str, Any], nested: Mapping[str, Any]) -> dict[str, Any]:
+    """What the nested fields say about sliding windows, as top-level fields."""
+    fields = {}
+    if config.get("is_causal") is None and nested.get("causal") is not None:
+        fields["is_causal"] = nested["causal"]
+    slides = "sliding_attention" in (config.get("layer_types") or [])
+    if nested.get("swa_window_size") is not None and (slides or nested.get("use_swa")):
+        fields["sliding_window"] = nested["swa_window_size"]
+    if nested.get("use_swa") and not slides:
+        # Layers that slide by this switch see their whole block, unlike those that slide by layer_types.
+        fields["layer_types"] = ["sliding_attention"] * config["num_hidden_layers"]
+        fields.setdefault("is_causal", config.get("is_causal") or False)
+    return fields
 
 
 def _from_speculators(config: Mapping[str, Any], names: Collection[str], where: str) -> dict[str, Any]:
     """speculators: the decoder's config is nested, and tapped layers are counted from the embedding."""
     kind = config["speculators_model_type"]
+    if config.get("projector_type") not in (None, "dflash"):
+        kind = config["projector_type"]
     if kind not in ("dspark", "dflash", "eagle3"):
         raise ValueError(
             f"{where} is a speculators drafter of kind {kind!r}, which is not read; known are dspark, dflash, eagle3."
@@ -81,18 +142,12 @@ def _from_speculators(config: Mapping[str, Any], names: Collection[str], where: 
             f"{where} does not say which target layers it reads (aux_hidden_state_layer_ids in config.json); add "
             "them, counted from 1 for the first layer."
         )
-    for name in ("norm_before_fc", "fc_norm", "norm_output"):
-        if config.get(name):
-            raise ValueError(f"{where} has {name}={config[name]!r}, a variant of EAGLE-3 that is not read.")
-    layer = config["transformer_layer_config"]
-    width = config.get("target_hidden_size")
-    if width is not None and width != layer["hidden_size"]:
-        raise ValueError(
-            f"{where} is {layer['hidden_size']} wide and its target {width}; a drafter must be as wide as its target."
-        )
+    if 0 in taps:
+        raise ValueError(f"{where} reads the target's embeddings (layer 0 of {taps}), which is not supported.")
     speculation = config.get("speculators_config") or {}
-    flat = {name: value for name, value in layer.items() if not name.startswith("_")}
-    flat |= {name: value for name, value in config.items() if name in _FIELDS and value is not None}
+    known = _FIELDS | set(_NEUTRAL) | {"target_hidden_size"}
+    flat = {name: value for name, value in config["transformer_layer_config"].items() if not name.startswith("_")}
+    flat |= {name: value for name, value in config.items() if name in known and value is not None}
     flat |= {
         "target_layer_ids": [layer_id - 1 for layer_id in taps],
         "target_name_or_path": (speculation.get("verifier") or {}).get("name_or_path"),
@@ -103,6 +158,8 @@ def _from_speculators(config: Mapping[str, Any], names: Collection[str], where: 
         methods = speculation.get("proposal_methods") or [{}]
         num_tokens = methods[0].get("speculative_tokens") or Eagle3Config.ttt_length
         return {"ttt_length": num_tokens, "own_lm_head": "lm_head.weight" in names} | flat
+    if config.get("sliding_window_non_causal"):
+        flat["is_causal"] = False
     return _with_heads({"sample_from_anchor": False} | flat, names)
 
 

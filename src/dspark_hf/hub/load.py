@@ -15,6 +15,7 @@ from .adapters import ADAPTER_CONFIG, base_of_adapter, put_on
 from .convert import KEY_MAPPING, drafter_class, flat_config
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_PICKLE = "pytorch_model.bin"
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -111,6 +112,12 @@ def _tensor_names(repo_or_dir: str, where: str, hub: dict[str, Any]) -> set[str]
     if index is not None:
         return set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"])
     weights = _find(repo_or_dir, _WEIGHTS, where, hub)
+    if weights is None and _find(repo_or_dir, _PICKLE, where, hub):
+        raise ValueError(
+            f"The weights in {where} are a pickle ({_PICKLE}), which is not read. Write them as safetensors once: "
+            f"safetensors.torch.save_file(torch.load({_PICKLE!r}, weights_only=True), {_WEIGHTS!r}, "
+            "metadata={'format': 'pt'})."
+        )
     if weights is None:
         raise ValueError(f"There is no {_WEIGHTS} in {where}; the drafter's weights are missing.")
     try:

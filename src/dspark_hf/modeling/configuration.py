@@ -77,12 +77,19 @@ class DraftConfig(PreTrainedConfig):
             )
         if self.num_anchors < 1:
             raise ValueError(f"num_anchors must be >= 1, got {self.num_anchors}.")
-        windowed = sorted(set(getattr(self.decoder_config, "layer_types", None) or []) - {"full_attention"})
-        if windowed:
+        self._check_layer_types()
+
+    def _check_layer_types(self) -> None:
+        unknown = sorted(set(self.attention_types()) - {"full_attention", "sliding_attention"})
+        if unknown:
             raise ValueError(
-                f"Draft layers of type {windowed} are not supported: every draft layer sees the whole context. Use a "
-                "drafter whose layer_types are all 'full_attention'."
+                f"Draft layers of type {unknown} are not supported; use a drafter whose layer_types are all "
+                "'full_attention' or 'sliding_attention'."
             )
+
+    def attention_types(self) -> list[str]:
+        """Attention of each draft layer: `"full_attention"` or `"sliding_attention"`."""
+        return getattr(self.decoder_config, "layer_types", None) or ["full_attention"] * self.num_hidden_layers
 
     @property
     def num_slots(self) -> int:
@@ -153,9 +160,7 @@ class DraftConfig(PreTrainedConfig):
         target = unwrap(target)
         config = target if isinstance(target, PreTrainedConfig) else target.config
         text_config = config.get_text_config()
-        family = get_family(
-            family or (text_config.model_type if text_config.model_type in FAMILIES else DEFAULT_FAMILY)
-        )
+        family = get_family(family or cls.default_family(text_config))
         own_fields = cls.own_fields()
         own = {name: value for name, value in overrides.items() if name in own_fields}
         decoder_fields = {name: value for name, value in overrides.items() if name not in own_fields}
@@ -175,6 +180,11 @@ class DraftConfig(PreTrainedConfig):
         num_hidden_layers = cls.default_num_layers if num_hidden_layers is None else num_hidden_layers
         return cls(decoder_config=family.decoder_config(text_config, num_hidden_layers, **decoder_fields), **own)
 
+    @classmethod
+    def default_family(cls, text_config: PreTrainedConfig) -> str:
+        """The target's own family where there is one, else `"qwen3"`."""
+        return text_config.model_type if text_config.model_type in FAMILIES else DEFAULT_FAMILY
+
     def name_target(self, target: PreTrainedModel) -> None:
         """Record another target, for which the drafter is trained from now on: its name and fingerprint."""
         self.target_name_or_path = _public_name(target.name_or_path)
@@ -191,7 +201,8 @@ class DraftConfig(PreTrainedConfig):
         family = get_family(self.decoder_config.model_type)
         # The decoder's diff holds a null only where its class would otherwise fill in something else.
         silent = self.own_fields() | {"dtype", "transformers_version"}
-        return {name: value for name, value in flat.items() if value is not None or name not in silent} | {
+        flat = {name: value for name, value in flat.items() if value is not None or name not in silent}
+        return (flat | family.engine_fields(self.decoder_config)) | {
             "architectures": [family.engine_name + self.architecture_suffix],
             "model_type": self.decoder_config.model_type,
             "tie_word_embeddings": False,
@@ -210,7 +221,7 @@ class DraftConfig(PreTrainedConfig):
         own_fields = cls.own_fields()
         own = cls.when_absent | {name: value for name, value in flat.items() if name in own_fields | shared}
         decoder = {name: value for name, value in flat.items() if name not in own_fields | shared | {"model_type"}}
-        return {**own, "decoder_config": family.config_cls(**decoder), "model_type": cls.model_type}
+        return {**own, "decoder_config": family.make_config(**decoder), "model_type": cls.model_type}
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
+from dspark_hf.ops.blocks import LayerView
+
 from .configuration import DraftConfig
 from .drafting import LossWeights
 
@@ -29,6 +31,9 @@ class DSparkConfig(DraftConfig):
         sample_from_anchor (`bool`, *optional*, defaults to `True`):
             Whether the anchor's own output predicts slot 1. Where it is `False` (z-lab's DFlash), a block of G inputs
             gives G - 1 slots.
+        is_causal (`bool`, *optional*):
+            Whether a block input sees only the inputs before it, in every layer. If not given, it does so in sliding
+            layers and sees the whole block in the others, as engines read checkpoints that do not tell.
         kwargs: The fields of [`DraftConfig`].
 
     Raises:
@@ -47,6 +52,7 @@ class DSparkConfig(DraftConfig):
     enable_confidence_head: bool = True
     confidence_head_with_markov: bool = True
     sample_from_anchor: bool = True
+    is_causal: bool | None = None
 
     def __post_init__(self, **kwargs):
         if self.markov_rank == 0:
@@ -67,6 +73,25 @@ class DSparkConfig(DraftConfig):
             )
         if self.markov_rank < 0:
             raise ValueError(f"markov_rank must be >= 0, got {self.markov_rank}.")
+
+    def _check_layer_types(self) -> None:
+        super()._check_layer_types()
+        window = getattr(self.decoder_config, "sliding_window", None)
+        if "sliding_attention" in self.attention_types() and (window is None or window < self.block_size):
+            raise ValueError(
+                f"Draft layers of type 'sliding_attention' need a sliding_window of at least a block "
+                f"(block_size={self.block_size}), got sliding_window={window}."
+            )
+
+    @property
+    def layer_views(self) -> list[LayerView]:
+        """What the block inputs of each draft layer see."""
+        sliding = [layer_type == "sliding_attention" for layer_type in self.attention_types()]
+        window = getattr(self.decoder_config, "sliding_window", None)
+        return [
+            LayerView(window if slides else None, slides if self.is_causal is None else self.is_causal)
+            for slides in sliding
+        ]
 
     @property
     def num_slots(self) -> int:

@@ -4,9 +4,11 @@ from math import inf, log
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
 
 from .configuration import DraftConfig
 from .drafting import LossWeights
+from .families import DEFAULT_FAMILY, get_family
 
 
 @strict
@@ -42,11 +44,28 @@ class Eagle3Config(DraftConfig):
                 f"ttt_length must be >= 1 and step_loss_decay above 0 and at most 1, got {self.ttt_length} and "
                 f"{self.step_loss_decay}."
             )
+        if not get_family(self.decoder_config.model_type).has_eagle3:
+            raise ValueError(
+                f"An EAGLE-3 drafter of {self.decoder_config.model_type!r} layers is not supported; make one with "
+                f"family={DEFAULT_FAMILY!r}, or use DSparkConfig."
+            )
         if self.num_hidden_layers != 1:
             raise ValueError(
                 f"An EAGLE-3 drafter has one layer, got num_hidden_layers={self.num_hidden_layers}: deeper ones would "
                 "need a pass over the whole context. Use DSparkConfig for a deeper drafter."
             )
+
+    def _check_layer_types(self) -> None:
+        if set(self.attention_types()) != {"full_attention"}:
+            raise ValueError(
+                f"The layer of an EAGLE-3 drafter sees the whole context, got layer_types={self.attention_types()}. Use "
+                "DSparkConfig for a drafter with a sliding window."
+            )
+
+    @classmethod
+    def default_family(cls, text_config: PreTrainedConfig) -> str:
+        family = super().default_family(text_config)
+        return family if get_family(family).has_eagle3 else DEFAULT_FAMILY
 
     @property
     def num_slots(self) -> int:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dspark_hf.ops.blocks import FULL_VIEW, LayerView
+
 
 class TrainingContext:
     """Context of one training pass. `update` has no side effect, so gradient checkpointing may call it twice.
@@ -68,13 +70,23 @@ class DraftState:
         """Make room for so many more tokens of each row with the next write, instead of growing towards them."""
         self._num_expected = max(self.context_lens) + num_tokens
 
-    def block_mask(self, num_tokens: int, device: torch.device) -> Tensor | None:
-        """Which columns a block may see, `(batch, 1, 1, columns)` bool; None when all rows are equally long."""
-        if self.is_uniform:
+    def block_mask(self, num_tokens: int, device: torch.device, view: LayerView = FULL_VIEW) -> Tensor | None:
+        """Which columns a block may see, `(batch, 1, 1 or num_tokens, columns)` bool; None where it may see all."""
+        num_columns = max(self.context_lens) + num_tokens
+        if view.window is not None and view.window >= num_columns:
+            view = view._replace(window=None)
+        if self.is_uniform and view == FULL_VIEW:
             return None
-        ends = torch.tensor(self.context_lens, device=device) + num_tokens
-        columns = torch.arange(max(self.context_lens) + num_tokens, device=device)
-        return (columns < ends.unsqueeze(1))[:, None, None, :]
+        lens = torch.tensor(self.context_lens[:1] if self.is_uniform else self.context_lens, device=device)
+        columns = torch.arange(num_columns, device=device)
+        mask = (columns < (lens + num_tokens).unsqueeze(1))[:, None, None, :]
+        if view == FULL_VIEW:
+            return mask
+        places = lens.unsqueeze(1) + torch.arange(num_tokens, device=device)
+        distance = (places.unsqueeze(-1) - columns).unsqueeze(1)  # [B, 1, T, columns]
+        if view.is_causal:
+            mask = mask & (distance >= 0)
+        return mask if view.window is None else mask & (distance < view.window)
 
     def advance(self, counts: Sequence[int]) -> None:
         """Keep the first `counts[row]` tokens of the latest `update`."""

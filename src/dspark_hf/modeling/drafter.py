@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, initialization
 
 from dspark_hf.ops.softcap import soft_cap
 from dspark_hf.publishing import push_model
@@ -72,6 +72,13 @@ class DraftModel(PreTrainedModel):
         self._keys_to_ignore_on_save = ["embed_tokens.weight"] + ([] if config.own_lm_head else ["lm_head.weight"])
         self.borrowed: Borrowed | None = None
         self.last_stats = None
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self.rotary_emb:
+            # Loading leaves frequencies empty, and knows how to fill in only those of families with one table.
+            for name, buffer in self.family.rotary_cls(self.config.decoder_config).named_buffers():
+                initialization.copy_(getattr(module, name), buffer)
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
@@ -169,7 +176,11 @@ class DraftModel(PreTrainedModel):
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token embeddings in the drafter's dtype, `(..., hidden)`."""
         embedding = self._vocabulary_module("embed_tokens")
-        return embedding(input_ids.to(compute_device(embedding))).to(device=self.device, dtype=self.fc.weight.dtype)
+        embeds = embedding(input_ids.to(compute_device(embedding)))
+        scale = self.family.embed_scale(self.config.decoder_config)
+        if embedding is self.embed_tokens and scale != 1:
+            embeds = embeds * torch.tensor(scale).to(embeds)  # rounded as in the target's own embedding
+        return embeds.to(device=self.device, dtype=self.fc.weight.dtype)
 
     def base_logits(self, hidden: Tensor) -> Tensor:
         """The output head on block hidden states: `(..., hidden)` to logits over the draft vocabulary."""
@@ -197,6 +208,10 @@ class DraftModel(PreTrainedModel):
                 "and no output head of its own; bind it to its target first: drafter.bind(target)."
             )
         return module
+
+    def rope(self, hidden: Tensor, positions: Tensor, layer_type: str = "full_attention") -> tuple[Tensor, Tensor]:
+        """Cosines and sines of `positions` for the draft layers of a type."""
+        return self.family.rope(self.rotary_emb, hidden, positions, layer_type)
 
     def project(self, features: Tensor) -> Tensor:
         """Features `(batch, tokens, taps * hidden)` to states `(batch, tokens, hidden)`."""

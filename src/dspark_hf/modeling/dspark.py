@@ -5,12 +5,13 @@ T new context tokens.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dspark_hf.ops.blocks import training_mask
+from dspark_hf.ops.blocks import LayerView, training_mask
 
 from .configuration_dspark import DFlashConfig, DSparkConfig
 from .context import DraftState, TrainingContext
@@ -38,6 +39,7 @@ class DSparkModel(DraftModel):
         for layer in self.layers:
             layer.self_attn.is_causal = False
             layer._can_checkpoint_with_cache = True  # TrainingContext.update has no side effect
+        self._views, self._layer_types = config.layer_views, config.attention_types()
         num_outputs = config.draft_vocab_size or config.vocab_size
         head_cls = MARKOV_HEADS[config.markov_head_type]
         self.markov_head = head_cls(config.vocab_size, hidden_size, rank, num_outputs) if rank > 0 else None
@@ -49,18 +51,32 @@ class DSparkModel(DraftModel):
         """Features `(batch, tokens, taps * hidden)` to context states `(batch, tokens, hidden)`."""
         return self.hidden_norm(super().project(features))
 
-    def _decode(self, hidden: Tensor, positions: Tensor, context, mask: Tensor | None) -> Tensor:
-        rope, mask = self.rotary_emb(hidden, positions), self._attention_mask(mask, hidden.dtype)
-        for layer in self.layers:
+    def _decode(
+        self, hidden: Tensor, positions: Tensor, context: Any, mask_of: Callable[[LayerView], Tensor | None]
+    ) -> Tensor:
+        masks = {view: self._attention_mask(mask_of(view), hidden.dtype) for view in set(self._views)}
+        ropes = self._ropes(hidden, positions)
+        for layer, view, layer_type in zip(self.layers, self._views, self._layer_types, strict=True):
             hidden = layer(
                 hidden,
-                attention_mask=mask,
+                attention_mask=masks[view],
                 position_ids=positions,
                 past_key_values=context,
-                position_embeddings=rope,
+                position_embeddings=ropes[layer_type],
                 is_causal=False,
             )
         return self.norm(hidden)
+
+    def _ropes(self, hidden: Tensor, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        return {layer_type: self.rope(hidden, positions, layer_type) for layer_type in set(self._layer_types)}
+
+    def _context_kv(self, context: Tensor, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Every layer's keys and values of context states."""
+        ropes = self._ropes(context, positions)
+        return [
+            self.family.context_kv(layer.self_attn, context, ropes[layer_type])
+            for layer, layer_type in zip(self.layers, self._layer_types, strict=True)
+        ]
 
     def forward(
         self,
@@ -88,14 +104,13 @@ class DSparkModel(DraftModel):
         batch_size, num_anchors = anchors.shape
         block_size = self.config.block_size
         context = self.project(features)
-        rope = self.rotary_emb(context, torch.arange(context.shape[1], device=context.device).unsqueeze(0))
-        key_values = [self.family.context_kv(layer.self_attn, context, rope) for layer in self.layers]
+        key_values = self._context_kv(context, torch.arange(context.shape[1], device=context.device).unsqueeze(0))
 
         offsets = torch.arange(block_size, device=anchors.device)
         positions = (anchors.unsqueeze(-1) + offsets).flatten(1)  # [B, A*G]
         hidden = self._embed_blocks(input_ids.gather(1, anchors).flatten()).view(batch_size, positions.shape[1], -1)
-        mask = training_mask(anchors, anchor_mask, context.shape[1], block_size)
-        hidden = self._decode(hidden, positions, TrainingContext(key_values), mask)
+        mask_of = partial(training_mask, anchors, anchor_mask, context.shape[1], block_size)
+        hidden = self._decode(hidden, positions, TrainingContext(key_values), mask_of)
         hidden = hidden.view(batch_size, num_anchors, block_size, -1)[:, :, block_size - self.config.num_slots :]
 
         previous = positions.view(batch_size, num_anchors, block_size)[..., : self.config.num_slots]
@@ -143,9 +158,8 @@ class DSparkModel(DraftModel):
         """
         num_tokens = features.shape[1]
         context = self.project(features)
-        rope = self.rotary_emb(context, state.positions(num_tokens, context.device))
-        for index, layer in enumerate(self.layers):
-            state.update(*self.family.context_kv(layer.self_attn, context, rope), index)
+        for index, key_values in enumerate(self._context_kv(context, state.positions(num_tokens, context.device))):
+            state.update(*key_values, index)
         state.advance([num_tokens] * features.shape[0] if counts is None else counts)
 
     @torch.no_grad()
@@ -186,8 +200,8 @@ class DSparkModel(DraftModel):
         """Block hidden states `(batch, slots, hidden)` after the final norm, before any head."""
         block_size = self.config.block_size
         positions = state.positions(block_size, anchor_ids.device)
-        mask = state.block_mask(block_size, anchor_ids.device)
-        hidden = self._decode(self._embed_blocks(anchor_ids), positions, state, mask)
+        mask_of = partial(state.block_mask, block_size, anchor_ids.device)
+        hidden = self._decode(self._embed_blocks(anchor_ids), positions, state, mask_of)
         return hidden[:, block_size - self.config.num_slots :]
 
 

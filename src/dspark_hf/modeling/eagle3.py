@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dspark_hf.ops.blocks import training_mask
+from dspark_hf.ops.blocks import FULL_VIEW, LayerView, training_mask
 
 from .configuration_eagle3 import Eagle3Config
 from .context import DraftState, TrainingContext
@@ -121,8 +121,8 @@ class Eagle3State(DraftState):
         keys, values = super().update(keys, values, layer_idx)
         return keys[:, :, 1:], values[:, :, 1:]
 
-    def block_mask(self, num_tokens: int, device: torch.device) -> Tensor | None:
-        mask = super().block_mask(num_tokens, device)
+    def block_mask(self, num_tokens: int, device: torch.device, view: LayerView = FULL_VIEW) -> Tensor | None:
+        mask = super().block_mask(num_tokens, device, view)
         return None if mask is None else mask[..., 1:]
 
 
@@ -175,7 +175,7 @@ class Eagle3Model(DraftModel):
         own, outputs = mask[..., num_context:], []
         for step in range(self.config.ttt_length):
             token_ids = input_ids.gather(1, (anchors + step).clamp_max(input_ids.shape[1] - 1))
-            embeds, rope = self.embed(token_ids), self.rotary_emb(hidden, anchors + step)
+            embeds, rope = self.embed(token_ids), self.rope(hidden, anchors + step)
             context = TrainingContext([key_values])
             if step + 1 < self.config.ttt_length:
                 new = self.family.context_kv(layer.self_attn, layer.pairs(embeds, hidden), rope)
@@ -188,7 +188,7 @@ class Eagle3Model(DraftModel):
 
     def _key_values(self, token_ids: Tensor, before: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of pairs: tokens `(batch, tokens)`, and the features `(batch, tokens, hidden)` before."""
-        layer, rope = self.layers[0], self.rotary_emb(before, positions)
+        layer, rope = self.layers[0], self.rope(before, positions)
         return self.family.context_kv(layer.self_attn, layer.pairs(self.embed(token_ids), before), rope)
 
     def start(self, batch_size: int) -> Eagle3State:
@@ -236,7 +236,7 @@ class Eagle3Model(DraftModel):
         ids = anchor_ids.new_empty(anchor_ids.shape[0], num_slots)
         hidden, prev_ids, probs = state.last_features(), anchor_ids, []
         for slot in range(num_slots):
-            rope = self.rotary_emb(hidden, state.positions(1, anchor_ids.device))
+            rope = self.rope(hidden, state.positions(1, anchor_ids.device))
             mask = self._attention_mask(state.block_mask(1, anchor_ids.device), hidden.dtype)
             hidden = self.layers[0](hidden, self.embed(prev_ids.unsqueeze(1)), rope, mask, past_key_values=state)
             state.advance([1] * len(lens))

@@ -1,10 +1,27 @@
 """The blocks of a training batch: what each slot should predict, which slots count, and what a block sees.
 
-Shapes: B batch, S sequence, C context, A anchors, n slots.
+Shapes: B batch, S sequence, C context, A anchors, G block inputs, n slots.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class LayerView(NamedTuple):
+    """What the block inputs of a draft layer see.
+
+    Attributes:
+        window (`int`, *optional*): Tokens that an input sees, itself included, counted back from it; all, if None.
+        is_causal (`bool`): Whether an input sees those before it in the block only, or the whole block.
+    """
+
+    window: int | None = None
+    is_causal: bool = False
+
+
+FULL_VIEW = LayerView()
 
 
 def block_targets(
@@ -39,7 +56,9 @@ def slot_weights(num_slots: int, decay: float, device: torch.device | None = Non
     return torch.exp(-torch.arange(num_slots, device=device, dtype=torch.float32) / decay)
 
 
-def training_mask(anchors: Tensor, anchor_mask: Tensor, num_context: int, block_size: int) -> Tensor:
+def training_mask(
+    anchors: Tensor, anchor_mask: Tensor, num_context: int, block_size: int, view: LayerView = FULL_VIEW
+) -> Tensor:
     """What the blocks of a training batch see: the context before their anchor, and themselves.
 
     Args:
@@ -47,13 +66,20 @@ def training_mask(anchors: Tensor, anchor_mask: Tensor, num_context: int, block_
         anchor_mask (`torch.BoolTensor` of shape `(batch, anchors)`): False for padding; such blocks see themselves.
         num_context (`int`): Context columns.
         block_size (`int`): Tokens of a block.
+        view ([`LayerView`], *optional*): What a layer sees; everything, if not given.
 
     Returns:
         `torch.BoolTensor` of shape `(batch, 1, anchors * block, num_context + anchors * block)`.
     """
     columns = torch.arange(num_context, device=anchors.device)
     context = (columns < anchors.unsqueeze(-1)) & anchor_mask.bool().unsqueeze(-1)  # [B, A, C]
-    context = context.repeat_interleave(block_size, dim=1)
+    context = context.repeat_interleave(block_size, dim=1)  # [B, A*G, C]
+    offsets = torch.arange(block_size, device=anchors.device).repeat(anchors.shape[1])
+    if view.window is not None:
+        first = anchors.repeat_interleave(block_size, dim=1) + offsets - view.window + 1  # [B, A*G]
+        context &= columns >= first.unsqueeze(-1)
     blocks = torch.arange(anchors.shape[1], device=anchors.device).repeat_interleave(block_size)
-    own = (blocks.unsqueeze(1) == blocks).expand(anchors.shape[0], -1, -1)
-    return torch.cat([context, own], -1).unsqueeze(1)
+    own = blocks.unsqueeze(1) == blocks
+    if view.is_causal:
+        own &= offsets <= offsets.unsqueeze(1)
+    return torch.cat([context, own.expand(anchors.shape[0], -1, -1)], -1).unsqueeze(1)

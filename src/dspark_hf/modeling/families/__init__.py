@@ -1,10 +1,16 @@
 """The decoder families a drafter can be built from, by transformers `model_type`."""
 
 from .family import Family
+from .gemma4 import Gemma4
 from .llama import Llama
 from .qwen3 import Qwen3
 
-FAMILIES: dict[str, Family] = {"llama": Llama(), "qwen3": Qwen3()}
+FAMILIES: dict[str, Family] = {
+    "gemma4_text": Gemma4(),
+    "gemma4_unified_text": Gemma4(),
+    "llama": Llama(),
+    "qwen3": Qwen3(),
+}
 DEFAULT_FAMILY = "qwen3"
 
 

@@ -4,6 +4,8 @@ A drafter is a stock transformers decoder stack; a family names its classes and 
 made. Shapes: B batch, C context tokens, E hidden size, H key/value heads, D head dim.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
@@ -17,6 +19,15 @@ class Family:
     norm_cls: type[nn.Module]
     rotary_cls: type[nn.Module]
     apply_rotary: staticmethod
+    has_eagle3 = True  # whether its layer can be an EAGLE-3 drafter's
+
+    def make_config(self, **fields: Any) -> PreTrainedConfig:
+        """The draft decoder's config with these fields, as checkpoints and users name them.
+
+        Raises:
+            `ValueError`: If they ask for layers that a drafter cannot have.
+        """
+        return self.config_cls(**fields)
 
     def decoder_config(self, target: PreTrainedConfig, num_hidden_layers: int, **overrides) -> PreTrainedConfig:
         """The decoder config of a drafter for a target: its widths, with `num_hidden_layers` full-attention layers.
@@ -26,10 +37,16 @@ class Family:
             num_hidden_layers (`int`): Number of draft layers.
             overrides: Any field of the family's config, e.g. `intermediate_size=1024`.
         """
+        # Heads may differ from layer to layer.
+        fields = self._decoder_fields(target, num_hidden_layers, target.per_layer_config[0], **overrides)
+        return self.make_config(**{**fields, **overrides})
+
+    def _decoder_fields(
+        self, target: PreTrainedConfig, num_hidden_layers: int, layer: PreTrainedConfig, **overrides: Any
+    ) -> dict[str, Any]:
         # A target of another family may lack a name; its own config class decides what the name would mean.
-        layer = target.per_layer_config[0]  # heads may differ from layer to layer
         num_heads = overrides.get("num_attention_heads", layer.num_attention_heads)
-        fields = {
+        return {
             "vocab_size": target.vocab_size,
             "hidden_size": target.hidden_size,
             "intermediate_size": getattr(target, "intermediate_size", 4 * target.hidden_size),
@@ -49,15 +66,28 @@ class Family:
             "num_hidden_layers": num_hidden_layers,
             "layer_types": ["full_attention"] * num_hidden_layers,
         }
-        return self.config_cls(**{**fields, **overrides})
 
-    def _rope_parameters(self, target: PreTrainedConfig) -> dict:
+    def _rope_parameters(self, target: PreTrainedConfig) -> dict[str, Any]:
         # Partial rotary and per-layer-type tables belong to the target's attention; the drafter's is its own.
         rope = getattr(target, "rope_parameters", None) or {}
         if "rope_theta" not in rope:
             rope = rope.get("full_attention", {}) if isinstance(rope.get("full_attention"), dict) else {}
         kept = {name: value for name, value in rope.items() if name != "partial_rotary_factor"}
+        if kept.get("rope_type") == "proportional":  # Gemma 4's name for a partial one
+            del kept["rope_type"]
         return {"rope_type": "default", "rope_theta": 10000.0, **kept}
+
+    def engine_fields(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """What engines read in `config.json` beyond what `config` itself writes there."""
+        return {}
+
+    def embed_scale(self, config: PreTrainedConfig) -> float:
+        """What embeddings are multiplied with; the target's own module does so by itself."""
+        return 1.0
+
+    def rope(self, rotary: nn.Module, hidden: Tensor, positions: Tensor, layer_type: str) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of `positions` for layers of a type, in the dtype of `hidden`."""
+        return rotary(hidden, positions)
 
     def context_kv(self, attention: nn.Module, context: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Keys and values of context states, by the layer's own projections.
