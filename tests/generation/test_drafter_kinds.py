@@ -19,6 +19,19 @@ KINDS = {
     "dspark-rnn": lambda target, **fields: DSparkModel.from_target(
         target, num_hidden_layers=1, block_size=4, markov_rank=4, markov_head_type="rnn", **fields
     ),
+    "dspark-window": lambda target, **fields: DSparkModel.from_target(
+        target,
+        num_hidden_layers=2,
+        block_size=4,
+        markov_rank=4,
+        family="qwen3",
+        sliding_window=6,
+        layer_types=["sliding_attention", "full_attention"],
+        **fields,
+    ),  # fmt: skip
+    "dspark-gemma4": lambda target, **fields: DSparkModel.from_target(
+        target, num_hidden_layers=1, block_size=4, markov_rank=4, family="gemma4_text", **fields
+    ),
 }
 
 

@@ -216,7 +216,10 @@ SPECULATORS = {
         ({"architectures": ["DFlash2DraftModel"], "target_layer_ids": [1]}, "projector_type='dflash2'"),
         ({"dflash_config": {"mask_token_id": 7}}, "add target_layer_ids to config.json"),
         ({"dflash_config": {"target_layer_ids": [1]}}, "add mask_token_id to config.json"),
-        (READ | {"dflash_config": READ["dflash_config"] | {"input_embedding_scale": 2.5}}, "input_embedding_scale=2.5"),
+        (
+            READ | {"dflash_config": READ["dflash_config"] | {"input_embedding_scale": 2.5}},
+            "input_embedding_scale=2.5",
+        ),
         (READ | {"is_neox_style": False}, "is_neox_style=False .* Known is is_neox_style=True"),
         ({"target_layer_ids": [1], "block_size": 5}, "add mask_token_id"),
         ({"model_type": "deepseek_v4", "dspark_block_size": 5}, r"DeepSeek-V4 target .*mtp\.\*"),

@@ -147,7 +147,8 @@ def naive_attention(attention, config, layer_type, states, first_query, window, 
     keys, values = [], []
     for position, state in enumerate(states):
         heads = (attention.k_proj.weight @ state).view(-1, dim)
-        plain = heads if getattr(attention, "v_proj", None) is None else (attention.v_proj.weight @ state).view(-1, dim)
+        own = getattr(attention, "v_proj", None)
+        plain = heads if own is None else (own.weight @ state).view(-1, dim)
         values.append([rms_norm(v, 1.0, config.rms_norm_eps) if is_gemma else v for v in plain])
         if hasattr(attention, "k_norm"):
             heads = [rms_norm(k, attention.k_norm.weight, config.rms_norm_eps) for k in heads]

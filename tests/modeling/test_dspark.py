@@ -153,8 +153,11 @@ def test_blocks_do_not_see_each_other_or_the_future(target):
     assert not torch.allclose(drafter(ids, changed, anchors, keep).hidden[:, 1], output[:, 1])
 
 
-def test_gradient_checkpointing_changes_nothing(target):
-    drafter = make_drafter(target)
+@pytest.mark.parametrize("fields", [
+    {}, {"family": "gemma4_text"}, {"family": "qwen3", "sliding_window": 5, "layer_types": ["sliding_attention"] * 2}
+], ids=str)  # fmt: skip
+def test_gradient_checkpointing_changes_nothing(target, fields):
+    drafter = make_drafter(target, **fields)
     batch = (torch.randint(VOCAB, (2, 12)), torch.randn(2, 12, 96), torch.tensor([[3, 6], [2, 4]]), torch.ones(2, 2))
     gradients = []
     for checkpointing in (False, True):

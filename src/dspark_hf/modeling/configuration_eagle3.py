@@ -58,8 +58,8 @@ class Eagle3Config(DraftConfig):
     def _check_layer_types(self) -> None:
         if set(self.attention_types()) != {"full_attention"}:
             raise ValueError(
-                f"The layer of an EAGLE-3 drafter sees the whole context, got layer_types={self.attention_types()}. Use "
-                "DSparkConfig for a drafter with a sliding window."
+                f"The layer of an EAGLE-3 drafter sees the whole context, got layer_types={self.attention_types()}. "
+                "Use DSparkConfig for a drafter with a sliding window."
             )
 
     @classmethod
