@@ -253,6 +253,13 @@ def test_targets_that_do_not_fit(target, fields, message):
     )
 
 
+def test_a_drafter_that_caps_its_logits_otherwise_is_refused(target):
+    drafter = make_drafter(target)
+    drafter.config.decoder_config.final_logit_softcapping = 5.0
+    with pytest.raises(ValueError, match="soft cap on the logits differs .* 5.0 and None"):
+        drafter.bind(target)
+
+
 def test_a_drafter_made_for_another_target_is_refused(target, tmp_path):
     target.save_pretrained(tmp_path / "Model-A")
     first = LlamaForCausalLM.from_pretrained(tmp_path / "Model-A")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dspark_hf.ops.distill_loss import distill_loss, distill_loss_reference, streamed_log_norm
+from dspark_hf.ops.output_head import OutputHead
 
 CASES = [(1, 7, 3), (63, 100, 8), (70, 1000, 16)]
 
@@ -38,7 +39,16 @@ def assert_equal_to_reference(inputs, **options):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize(
-    "options", [{}, {"ce_weight": 1.0, "tv_weight": 0.0}, {"tv_weight": 3.0}, {"softcap": 2.0}], ids=str
+    "options",
+    [
+        {},
+        {"ce_weight": 1.0, "tv_weight": 0.0},
+        {"tv_weight": 3.0},
+        {"softcap": 2.0},
+        {"logit_scale": 0.3},
+        {"logit_scale": 3.0, "softcap": 2.0},
+    ],
+    ids=str,
 )
 def test_equals_the_formula(case, options):
     assert_equal_to_reference(make_inputs(*case), **options)
@@ -49,16 +59,26 @@ def test_without_sequential_head():
     assert_equal_to_reference(inputs)
 
 
-def test_log_norm_of_capped_logits():
+@pytest.mark.parametrize("options", [{}, {"logit_scale": 0.3, "softcap": 2.0}], ids=str)
+def test_a_head_of_the_drafters_own_learns(options):
+    inputs = make_inputs(63, 100, 8)
+    inputs["head_weight"].requires_grad_()
+    target_head = OutputHead(torch.randn(100, 24), 0.5, 3.0)
+    assert_equal_to_reference(inputs, target_head=target_head, **options)
+    # Its own logits do not depend on the target's head, but the distance does.
+    assert not torch.allclose(distill_loss(**inputs).l1, distill_loss(**inputs, target_head=target_head).l1)
+
+
+def test_log_norm_of_scaled_and_capped_logits():
     hidden, weight = torch.randn(9, 24), torch.randn(50, 24)
-    capped = 3 * torch.tanh(hidden @ weight.T / 3)
-    torch.testing.assert_close(streamed_log_norm(hidden, weight, 4, softcap=3.0), capped.logsumexp(-1))
+    capped = 3 * torch.tanh(0.5 * hidden @ weight.T / 3)
+    torch.testing.assert_close(streamed_log_norm(hidden, OutputHead(weight, 0.5, 3.0), 4), capped.logsumexp(-1))
 
 
 def test_reduced_vocabulary():
     inputs = make_inputs(70, 100, 8)
     whole = torch.cat([inputs["head_weight"], torch.randn(50, 24) * 0.5])
-    inputs["target_log_norm"] = streamed_log_norm(inputs["target_hidden"], whole, 32)
+    inputs["target_log_norm"] = streamed_log_norm(inputs["target_hidden"], OutputHead(whole), 32)
     torch.testing.assert_close(inputs["target_log_norm"], (inputs["target_hidden"] @ whole.T).logsumexp(-1))
     inputs["target_ids"] = torch.where(inputs["target_ids"] < 60, inputs["target_ids"], -1)
     assert_equal_to_reference(inputs)

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from dspark_hf.modeling.borrowing import logit_softcap
+from dspark_hf.modeling.borrowing import output_head
 from dspark_hf.modeling.taps import merge_streams
 from dspark_hf.modeling.wrappers import unwrap
 from dspark_hf.ops.distill_loss import streamed_log_norm
@@ -30,7 +30,6 @@ class TargetFeatures:
     def __init__(self, target: PreTrainedModel, target_layer_ids: Sequence[int]):
         self.target = unwrap(target).eval().requires_grad_(False)
         self.taps = [layer + 1 for layer in target_layer_ids]
-        self._softcap = logit_softcap(target.config)
         # The last entry of hidden_states is post-norm: the output head applies to it directly.
         self.last = target.config.get_text_config().num_hidden_layers
 
@@ -63,10 +62,8 @@ class TargetFeatures:
     def log_norm(self, last_hidden_states: Tensor, mask: Tensor) -> Tensor:
         """`logsumexp` of the target's logits, float32 `(batch, sequence)`, where `mask` is True; 0 elsewhere."""
         norms = torch.zeros(mask.shape)
-        weight = self.target.get_output_embeddings().weight
-        norms[mask] = streamed_log_norm(
-            last_hidden_states[mask.to(last_hidden_states.device)], weight, 256, self._softcap
-        ).cpu()
+        learned = last_hidden_states[mask.to(last_hidden_states.device)]
+        norms[mask] = streamed_log_norm(learned, output_head(self.target), 256).cpu()
         return norms
 
 

@@ -157,7 +157,11 @@ def _from_speculators(config: Mapping[str, Any], names: Collection[str], where: 
     if kind == "eagle3":
         methods = speculation.get("proposal_methods") or [{}]
         num_tokens = methods[0].get("speculative_tokens") or Eagle3Config.ttt_length
-        return {"ttt_length": num_tokens, "own_lm_head": "lm_head.weight" in names} | flat
+        trained = {
+            "own_lm_head": "lm_head.weight" in names,
+            "own_embed_tokens": bool(config.get("embed_requires_grad")) and "embed_tokens.weight" in names,
+        }
+        return {"ttt_length": num_tokens} | trained | flat
     if config.get("sliding_window_non_causal"):
         flat["is_causal"] = False
     return _with_heads({"sample_from_anchor": False} | flat, names)

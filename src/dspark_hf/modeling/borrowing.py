@@ -6,6 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from dspark_hf.ops.output_head import OutputHead
+
 from .configuration import DraftConfig, check_taps
 from .fingerprint import target_fingerprint
 from .placement import loaded
@@ -24,8 +26,16 @@ class Borrowed:
         self.target = target
         self.embed_tokens: nn.Module = target.get_input_embeddings()
         self._whole_head: nn.Module = target.get_output_embeddings()
-        self.logit_softcap = logit_softcap(target.config)
         self.lm_head = self._whole_head if token_ids is None else _select_rows(self._whole_head, token_ids)
+        self._target_rows: nn.Module | None = None
+
+    def target_rows(self, token_ids: Tensor | None) -> nn.Module:
+        """Rows of the target's output head, for training a drafter with another head; a copy that is made once."""
+        if token_ids is None:
+            return self._whole_head
+        if self._target_rows is None:
+            self._target_rows = _select_rows(self._whole_head, token_ids)
+        return self._target_rows
 
     def is_current(self, target: PreTrainedModel) -> bool:
         """Whether these still are the modules of `target`; resizing its vocabulary, for one, replaces them."""
@@ -46,6 +56,22 @@ class Borrowed:
 def logit_softcap(config: PreTrainedConfig) -> float | None:
     """The soft cap that a target of this config puts on its logits, as Gemma does."""
     return getattr(config.get_text_config(), "final_logit_softcapping", None)
+
+
+def logit_scale(config: PreTrainedConfig) -> float:
+    """What a target of this config multiplies its output head's logits with, as Cohere, Falcon-H1 and Granite do."""
+    config = config.get_text_config()
+    for name in ("logit_scale", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    scaling = getattr(config, "logits_scaling", None) or 1.0
+    # Granite and MiniCPM3 divide by what goes by the same name elsewhere.
+    return scaling if config.model_type == "hyperclovax" else 1.0 / scaling
+
+
+def output_head(target: PreTrainedModel) -> OutputHead:
+    """The output head of a target, with what follows it."""
+    return OutputHead(target.get_output_embeddings().weight, logit_scale(target.config), logit_softcap(target.config))
 
 
 def _select_rows(head: nn.Linear, token_ids: Tensor) -> nn.Linear:
@@ -76,6 +102,7 @@ def check_fit(config: DraftConfig, target: PreTrainedModel, *, check_name: bool 
         ("vocabulary", config.vocab_size, text_config.vocab_size),
         ("hidden size", config.hidden_size, text_config.hidden_size),
         ("number of target layers", config.num_target_layers, text_config.num_hidden_layers),
+        ("soft cap on the logits", logit_softcap(config.decoder_config), logit_softcap(text_config)),
     ):
         if ours is not None and ours != theirs:
             raise ValueError(

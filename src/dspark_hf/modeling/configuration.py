@@ -38,6 +38,8 @@ class DraftConfig(PreTrainedConfig):
         own_lm_head (`bool`, *optional*, defaults to `False`):
             Whether the checkpoint holds an output head that was trained with the drafter, which then is not borrowed
             from the target.
+        own_embed_tokens (`bool`, *optional*, defaults to `False`):
+            The same of an embedding.
         target_name_or_path (`str`, *optional*):
             The target this drafter was made for.
         target_fingerprint (`str`, *optional*):
@@ -60,6 +62,7 @@ class DraftConfig(PreTrainedConfig):
     num_anchors: int = 512
     draft_vocab_size: int | None = None
     own_lm_head: bool = False
+    own_embed_tokens: bool = False
     target_name_or_path: str | None = None
     target_fingerprint: str | None = None
 
@@ -196,8 +199,9 @@ class DraftConfig(PreTrainedConfig):
         flat |= {name: getattr(self, name) for name in self.own_fields() - {"decoder_config"}}
         for name in ("dtype", "transformers_version"):
             flat[name] = super().to_diff_dict().get(name)
-        if not self.own_lm_head:
-            del flat["own_lm_head"]
+        for name in ("own_lm_head", "own_embed_tokens"):
+            if not flat[name]:
+                del flat[name]
         family = get_family(self.decoder_config.model_type)
         # The decoder's diff holds a null only where its class would otherwise fill in something else.
         silent = self.own_fields() | {"dtype", "transformers_version"}

@@ -11,10 +11,10 @@ from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
 
-from dspark_hf.ops.softcap import soft_cap
+from dspark_hf.ops.output_head import OutputHead, shape_logits
 from dspark_hf.publishing import push_model
 
-from .borrowing import Borrowed, check_fit, logit_softcap
+from .borrowing import Borrowed, check_fit, logit_scale, logit_softcap
 from .configuration import DraftConfig
 from .drafting import PickFn
 from .families import get_family
@@ -66,10 +66,11 @@ class DraftModel(PreTrainedModel):
             # The first tokens, until choose_vocabulary or a checkpoint says otherwise.
             self.register_buffer("t2d", torch.arange(config.vocab_size) < num_outputs)
             self.register_buffer("d2t", torch.zeros(num_outputs, dtype=torch.int64))
-        has_head = own_embeddings or config.own_lm_head
-        self.embed_tokens = nn.Embedding(config.vocab_size, hidden_size) if own_embeddings else None
+        has_head, has_embedding = own_embeddings or config.own_lm_head, own_embeddings or config.own_embed_tokens
+        self.embed_tokens = nn.Embedding(config.vocab_size, hidden_size) if has_embedding else None
         self.lm_head = nn.Linear(hidden_size, num_outputs, bias=False) if has_head else None
-        self._keys_to_ignore_on_save = ["embed_tokens.weight"] + ([] if config.own_lm_head else ["lm_head.weight"])
+        own = {"embed_tokens.weight": config.own_embed_tokens, "lm_head.weight": config.own_lm_head}
+        self._keys_to_ignore_on_save = [name for name, is_own in own.items() if not is_own]
         self.borrowed: Borrowed | None = None
         self.last_stats = None
 
@@ -123,7 +124,7 @@ class DraftModel(PreTrainedModel):
     def bind(self, target: PreTrainedModel, check_name: bool = True) -> "DraftModel":
         """Borrow the target's embedding and output head, in place of any copies of its own.
 
-        An output head that was trained with the drafter (`config.own_lm_head`) stays.
+        What was trained with the drafter (`config.own_lm_head`, `config.own_embed_tokens`) stays.
 
         Args:
             target (`PreTrainedModel`): The target to draft for, or a PEFT or compiled wrapper around it.
@@ -137,7 +138,8 @@ class DraftModel(PreTrainedModel):
         if self.config.num_target_layers is None:
             self.config.num_target_layers = target.config.get_text_config().num_hidden_layers
         self.borrowed = self._borrow(target)
-        self.embed_tokens = None
+        if not self.config.own_embed_tokens:
+            self.embed_tokens = None
         if not self.config.own_lm_head:
             self.lm_head = None
         return self
@@ -186,17 +188,34 @@ class DraftModel(PreTrainedModel):
         """The output head on block hidden states: `(..., hidden)` to logits over the draft vocabulary."""
         head = self._vocabulary_module("lm_head")
         logits = head(hidden.to(device=compute_device(head), dtype=head.weight.dtype)).to(self.device)
-        return soft_cap(logits, self.logit_softcap)
+        return shape_logits(logits, *self._logit_shape())
 
     @property
-    def logit_softcap(self) -> float | None:
-        """Soft cap on the output head's logits: the target's."""
-        return logit_softcap(self.config.decoder_config) if self.borrowed is None else self.borrowed.logit_softcap
+    def head(self) -> OutputHead:
+        """The output head in use: rows `(draft_vocab, hidden)`, which learn if they are its own, and what follows."""
+        weight = self._vocabulary_module("lm_head").weight
+        return OutputHead(weight if self.config.own_lm_head else weight.detach(), *self._logit_shape())
 
     @property
     def head_weight(self) -> Tensor:
         """Weight `(draft_vocab, hidden)` of the output head in use."""
-        return self._vocabulary_module("lm_head").weight
+        return self.head.weight
+
+    @property
+    def target_head(self) -> OutputHead:
+        """The target's output head, for the tokens that the drafter can propose; `head`, unless that is its own."""
+        if not self.config.own_lm_head:
+            return self.head
+        tokens = entry_tokens(self.d2t) if self.has_reduced_vocabulary else None
+        config = self.borrowed.target.config
+        return OutputHead(self.borrowed.target_rows(tokens).weight, logit_scale(config), logit_softcap(config))
+
+    def _logit_shape(self) -> tuple[float, float | None]:
+        """Scale and soft cap of the logits: the target's, with its output head."""
+        if self.config.own_lm_head:
+            return 1.0, None
+        config = self.config.decoder_config if self.borrowed is None else self.borrowed.target.config
+        return logit_scale(config), logit_softcap(config)
 
     def _vocabulary_module(self, name: str) -> nn.Module:
         module = getattr(self, name)

@@ -77,18 +77,11 @@ def check_trainable(model: nn.Module) -> None:
 
 
 def check_target_head(target: PreTrainedModel) -> None:
-    """Check that the target's logits are its output head's, a plain matrix, which the loss reads.
+    """Check that the target's output head is a plain matrix, which the loss reads.
 
     Raises:
-        `ValueError`: If the head carries an adapter, or its logits are scaled.
+        `ValueError`: If the head carries an adapter.
     """
-    config = unwrap(target).config.get_text_config()
-    for name in ("logit_scale", "logits_scaling", "lm_head_multiplier"):
-        if getattr(config, name, None) not in (None, 1):
-            raise ValueError(
-                f"The target multiplies its logits ({name}={getattr(config, name)} in its config), which the loss "
-                "does not; a drafter for it cannot be trained here."
-            )
     if isinstance(unwrap(target).get_output_embeddings(), BaseTunerLayer):
         raise ValueError(
             "The target's output head carries an adapter, and the loss reads the head as one matrix; merge it first: "

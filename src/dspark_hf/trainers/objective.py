@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dspark_hf.modeling import BlockOutput, DraftModel
+from dspark_hf.modeling.borrowing import output_head
 from dspark_hf.modeling.vocabulary import token_entries
 from dspark_hf.ops.blocks import block_targets, slot_weights
 from dspark_hf.ops.distill_loss import distill_loss, streamed_log_norm
@@ -59,7 +60,7 @@ class DistillObjective:
         source = (rows, source[block_mask])
         target_hidden = self.last_hidden_states.to(device)[source]
         autocast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else model.head_weight.dtype
+        dtype = torch.get_autocast_dtype(device.type) if autocast else model.head.weight.dtype
         with torch.autocast(device.type, enabled=False):
             target_hidden, entries, log_norm = target_hidden.to(dtype), target_ids[block_mask], None
             if model.has_reduced_vocabulary:
@@ -70,16 +71,21 @@ class DistillObjective:
                     "markov_states": output.markov_states[block_mask].to(dtype),
                     "markov_weight": model.markov_head.markov_w2.weight.to(dtype),
                 }
+            head, target_head = model.head, None
+            if model.config.own_lm_head:
+                target_head = model.target_head._replace(weight=model.target_head.weight.to(device, dtype))
             distilled = distill_loss(
                 output.hidden[block_mask].to(dtype),
-                model.head_weight.to(device=device, dtype=dtype),
+                head.weight.to(device=device, dtype=dtype),
                 target_hidden,
                 entries,
                 row_weights,
                 target_log_norm=log_norm,
                 ce_weight=self.ce_weight,
                 tv_weight=self.tv_weight,
-                softcap=model.logit_softcap,
+                logit_scale=head.scale,
+                softcap=head.softcap,
+                target_head=target_head,
                 chunk_size=self.chunk_size,
                 compile=self.compile,
                 **markov,
@@ -110,5 +116,5 @@ class DistillObjective:
         places, inverse = torch.unique(rows * self.input_ids.shape[1] + columns, return_inverse=True)
         # Any of a position's rows will do.
         hidden = target_hidden[places.scatter(0, inverse, torch.arange(len(inverse), device=places.device))]
-        weight = model.borrowed.target.get_output_embeddings().weight
-        return streamed_log_norm(hidden, weight.to(hidden), self.chunk_size, model.logit_softcap)[inverse]
+        head = output_head(model.borrowed.target)
+        return streamed_log_norm(hidden, head._replace(weight=head.weight.to(hidden)), self.chunk_size)[inverse]

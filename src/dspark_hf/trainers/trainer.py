@@ -87,11 +87,6 @@ class DraftTrainer(Trainer):
         if not model.is_bound_to(target):
             model.bind(target)
         check_target_head(target)
-        if model.config.own_lm_head:
-            raise ValueError(
-                "This drafter has an output head of its own (own_lm_head), and the loss is that of the target's. "
-                "Start from a fresh drafter, or set config.own_lm_head to False before it is bound to the target."
-            )
         if not is_made_for(model.config, unwrap(target)):
             model.config.name_target(unwrap(target))
         if peft_config is not None:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+from dspark_hf.ops.output_head import OutputHead
+
 from .reference import distill_loss_reference
 from .streamed import StreamedDistillLoss, compiled_logit_gradient, logit_gradient, streamed_log_norm
 
@@ -33,18 +35,20 @@ def distill_loss(
     target_log_norm: Tensor | None = None,
     ce_weight: float = 0.1,
     tv_weight: float = 0.9,
+    logit_scale: float = 1.0,
     softcap: float | None = None,
+    target_head: OutputHead | None = None,
     chunk_size: int = 256,
     compile: bool = False,
 ) -> DistillLoss:
     """Weighted sum over rows of `ce_weight * CE + tv_weight * sum|p_draft - p_target|` (paper, section 3.4).
 
-    Gradients flow to `hidden`, `markov_states` and `markov_weight`; the output head is the target's and stays frozen.
+    Gradients flow to `hidden`, `markov_states`, `markov_weight`, and to `head_weight` if it asks for one.
     All tensors that are multiplied share one dtype; sums, softmax and the loss are float32.
 
     Args:
         hidden (`torch.Tensor` of shape `(rows, hidden)`): Block hidden states.
-        head_weight (`torch.Tensor` of shape `(vocab, hidden)`): The target's output head.
+        head_weight (`torch.Tensor` of shape `(vocab, hidden)`): The output head.
         target_hidden (`torch.Tensor` of shape `(rows, hidden)`): The target's last hidden states (post-norm).
         target_ids (`torch.LongTensor` of shape `(rows,)`): Tokens to predict, as rows of `head_weight`; -1 where a
             reduced vocabulary lacks the token, which then has no cross-entropy.
@@ -56,8 +60,10 @@ def distill_loss(
             target gives to the others adds to the L1 distance.
         ce_weight (`float`, *optional*, defaults to 0.1): Weight of the cross-entropy.
         tv_weight (`float`, *optional*, defaults to 0.9): Weight of the L1 distance (twice the total variation).
-        softcap (`float`, *optional*): Soft cap on what the output head gives, on both sides, before the sequential
-            head's bias ([`~ops.softcap.soft_cap`]).
+        logit_scale (`float`, *optional*, defaults to 1.0): What the output head's logits are multiplied with.
+        softcap (`float`, *optional*): Soft cap on the scaled logits, before the sequential head's bias.
+        target_head ([`~ops.output_head.OutputHead`], *optional*): The target's output head, where the drafter has
+            another, with the same rows; else both have `head_weight`, `logit_scale` and `softcap`.
         chunk_size (`int`, *optional*, defaults to 256): Rows whose logits are alive at a time.
         compile (`bool`, *optional*, defaults to `False`): Whether the pass over the vocabulary goes through
             `torch.compile` (on a CPU this needs a C++ compiler).
@@ -79,7 +85,7 @@ def distill_loss(
         rows = (row if row is None else F.pad(row, (0, 0) * (row.dim() - 1) + (0, padding)) for row in rows)
     hidden, target_hidden, target_ids, target_log_norm, weights, markov_states = rows
     gradient_of = compiled_logit_gradient() if compile else logit_gradient
-    options = (ce_weight, tv_weight, softcap, chunk_size, gradient_of)
+    options = (ce_weight, tv_weight, logit_scale, softcap, target_head, chunk_size, gradient_of)
     loss, stats, agrees = StreamedDistillLoss.apply(
         hidden, head_weight, target_hidden, target_ids, target_log_norm, weights, markov_states, markov_weight, options
     )

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dspark_hf.ops.softcap import soft_cap
+from dspark_hf.ops.output_head import OutputHead
 
 
 def distill_loss_reference(
@@ -19,13 +19,16 @@ def distill_loss_reference(
     target_log_norm: Tensor | None = None,
     ce_weight: float = 0.1,
     tv_weight: float = 0.9,
+    logit_scale: float = 1.0,
     softcap: float | None = None,
+    target_head: OutputHead | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See [`distill_loss`]; differentiable by autograd."""
-    logits = soft_cap(hidden @ head_weight.T, softcap)  # [N, V]
+    head = OutputHead(head_weight, logit_scale, softcap)
+    logits = head.logits(hidden)  # [N, V]
     if markov_states is not None:
         logits = logits + markov_states @ markov_weight.T
-    target_logits = soft_cap(target_hidden @ head_weight.T, softcap)
+    target_logits = (head if target_head is None else target_head).logits(target_hidden)
     known = target_ids >= 0
     cross_entropy = F.cross_entropy(logits.float(), target_ids.clamp_min(0), reduction="none") * known
     draft_probs = torch.softmax(logits.float(), -1)

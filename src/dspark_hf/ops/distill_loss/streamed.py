@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dspark_hf.ops.softcap import soft_cap
+from dspark_hf.ops.output_head import OutputHead
 
 # Rows that are float32 at a time in `streamed_log_norm`: few enough to stay in a processor's cache.
 _NORM_ROWS = 32
@@ -78,22 +78,26 @@ class StreamedDistillLoss(torch.autograd.Function):
         markov_weight,
         options,
     ):
-        ce_weight, tv_weight, softcap, chunk_size, gradient_of = options
+        ce_weight, tv_weight, logit_scale, softcap, target_head, chunk_size, gradient_of = options
+        head = OutputHead(head_weight, logit_scale, softcap)
+        target_head = head if target_head is None else target_head
         num_rows = hidden.shape[0]
         loss = hidden.new_zeros((), dtype=torch.float32)
         stats = hidden.new_empty(2, num_rows, dtype=torch.float32)
         agrees = torch.empty(num_rows, dtype=torch.bool, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
+        # Only a head of the drafter's own is trained.
+        grad_head = torch.zeros_like(head_weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         grad_states = None if markov_states is None else torch.empty_like(markov_states)
         grad_weight = None if markov_weight is None else torch.zeros_like(markov_weight, dtype=torch.float32)
         for start in range(0, num_rows, chunk_size):
             rows = slice(start, min(start + chunk_size, num_rows))
-            logits = soft_cap(hidden[rows] @ head_weight.T, softcap)
+            logits = head.logits(hidden[rows])
             # The cap's derivative, 1 - tanh^2, from what it gave.
             slope = None if softcap is None else 1 - (logits / softcap).square()
             if markov_states is not None:
                 logits.addmm_(markov_states[rows], markov_weight.T)
-            target_logits = soft_cap(target_hidden[rows] @ head_weight.T, softcap)
+            target_logits = target_head.logits(target_hidden[rows])
             log_norm = None if target_log_norm is None else target_log_norm[rows]
             gradient, cross_entropy, l1, agrees[rows] = gradient_of(
                 logits, target_logits, target_ids[rows], log_norm, weights[rows], ce_weight, tv_weight
@@ -104,10 +108,17 @@ class StreamedDistillLoss(torch.autograd.Function):
             if markov_states is not None:
                 torch.mm(gradient, markov_weight, out=grad_states[rows])
                 grad_weight += gradient.T @ markov_states[rows]
-            torch.mm(gradient if slope is None else gradient.mul_(slope), head_weight, out=grad_hidden[rows])
+            gradient = gradient if slope is None else gradient.mul_(slope)
+            torch.mm(gradient, head_weight, out=grad_hidden[rows])
+            if grad_head is not None:
+                grad_head += gradient.T @ hidden[rows]
+        if logit_scale != 1:
+            grad_hidden.mul_(logit_scale)
+        if grad_head is not None:
+            grad_head = grad_head.mul_(logit_scale).to(head_weight.dtype)
         if grad_weight is not None:
             grad_weight = grad_weight.to(markov_weight.dtype)
-        ctx.save_for_backward(grad_hidden, grad_states, grad_weight)
+        ctx.save_for_backward(grad_hidden, grad_head, grad_states, grad_weight)
         ctx.mark_non_differentiable(stats, agrees)
         return loss, stats, agrees
 
@@ -115,13 +126,12 @@ class StreamedDistillLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_loss, *_):
         scaled = (None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
-        grad_hidden, grad_states, grad_weight = scaled
-        return grad_hidden, None, None, None, None, None, grad_states, grad_weight, None
+        grad_hidden, grad_head, grad_states, grad_weight = scaled
+        return grad_hidden, grad_head, None, None, None, None, grad_states, grad_weight, None
 
 
 @torch.no_grad()
-def streamed_log_norm(hidden: Tensor, head_weight: Tensor, chunk_size: int, softcap: float | None = None) -> Tensor:
-    """`logsumexp` of `hidden @ head_weight.T`, float32 `(rows,)`, with one `[chunk, V]` buffer alive at a time."""
-    chunks = (soft_cap(rows @ head_weight.T, softcap) for rows in hidden.split(chunk_size))
-    parts = (torch.logsumexp(part.float(), -1) for logits in chunks for part in logits.split(_NORM_ROWS))
-    return torch.cat([hidden.new_empty(0, dtype=torch.float32), *parts])
+def streamed_log_norm(hidden: Tensor, head: OutputHead, chunk_size: int) -> Tensor:
+    """`logsumexp` of a head's logits, float32 `(rows,)`, with one `[chunk, V]` buffer alive at a time."""
+    chunks = (torch.logsumexp(head.logits(rows).float(), -1) for rows in hidden.split(chunk_size))
+    return torch.cat([hidden.new_empty(0, dtype=torch.float32), *chunks])

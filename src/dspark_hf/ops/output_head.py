@@ -1,0 +1,30 @@
+"""What an output head makes of hidden states: a matrix, and what some targets do to its logits."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class OutputHead(NamedTuple):
+    """An output head with what follows it.
+
+    Attributes:
+        weight (`torch.Tensor` of shape `(vocab, hidden)`): The matrix.
+        scale (`float`): What logits are multiplied with (Granite, Cohere, Falcon-H1).
+        softcap (`float`, *optional*): Soft cap on the scaled logits (Gemma).
+    """
+
+    weight: Tensor
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`softcap * tanh(scale * hidden @ weight.T / softcap)`, or as much of it as there is."""
+        return shape_logits(hidden @ self.weight.T, self.scale, self.softcap)
+
+
+def shape_logits(logits: Tensor, scale: float = 1.0, softcap: float | None = None) -> Tensor:
+    """`softcap * tanh(scale * logits / softcap)`, elementwise, without the parts that change nothing."""
+    logits = logits if scale == 1 else scale * logits
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
