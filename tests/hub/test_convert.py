@@ -125,6 +125,22 @@ def test_speculators_eagle3(target, tmp_path, fields):
     assert_same(drafter, other, target)
 
 
+def test_eagle3_of_its_authors(target, tmp_path):
+    drafter = make(target, Eagle3Model, family="llama", draft_vocab_size=20, own_lm_head=True)
+    config = decoder_fields(drafter) | {
+        "architectures": ["LlamaForCausalLMEagle3"], "draft_vocab_size": 20,
+        "eagle_config": {"eagle_aux_hidden_state_layer_ids": TAPS, "use_aux_hidden_state": True},
+    }  # fmt: skip
+
+    def rename(name):
+        return name.replace("layers.0.", "midlayer.")
+
+    with pytest.raises(ValueError, match="add target_layer_ids to config.json, counted from 0. Usual for a target"):
+        write(tmp_path, config, drafter, rename)
+    other = write(tmp_path, config | {"target_layer_ids": TAPS}, drafter, rename)
+    assert_same(drafter, other, target)
+
+
 @pytest.mark.parametrize("prefix", ["", "logit_head."])
 @pytest.mark.parametrize("nested_heads", [True, False])
 def test_specforge(target, tmp_path, prefix, nested_heads):

@@ -1,6 +1,6 @@
 """Other packagings of drafters, read as the flat layout.
 
-Their tensors have the same names, but for a prefix of old files ([`KEY_MAPPING`]); what differs is config.json.
+Their tensors have the same names, but for some prefixes ([`KEY_MAPPING`]); what differs is config.json.
 """
 
 from collections.abc import Collection, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 from dspark_hf.modeling import DFlashModel, DraftModel, DSparkConfig, DSparkModel, Eagle3Config, Eagle3Model
 
-KEY_MAPPING = {r"^logit_head\.": ""}
+KEY_MAPPING = {r"^logit_head\.": "", r"^midlayer\.": "layers.0."}
 _FIELDS = DSparkConfig.own_fields() | Eagle3Config.own_fields()
 # The classes whose configs mean what SpecForge and z-lab mean, wherever their fields stand.
 _NESTED_ARCHITECTURES = ("DFlashDraftModel", "DFlash2DraftModel", "DSparkDraftModel")
@@ -57,6 +57,8 @@ def flat_config(config: Mapping[str, Any], names: Collection[str], where: str) -
 def _flat(config: Mapping[str, Any], names: Collection[str], where: str) -> dict[str, Any]:
     if "speculators_model_type" in config:
         return _from_speculators(config, names, where)
+    if any(name.startswith("midlayer.") for name in names):
+        return _from_midlayer(config, names, where)
     if "dflash_config" in config or "dspark_config" in config or _architecture(config) in _NESTED_ARCHITECTURES:
         return _from_nested(config, names, where)
     if "target_layer_ids" in config and ("block_size" in config or "ttt_length" in config):
@@ -165,6 +167,19 @@ def _from_speculators(config: Mapping[str, Any], names: Collection[str], where: 
     if config.get("sliding_window_non_causal"):
         flat["is_causal"] = False
     return _with_heads({"sample_from_anchor": False} | flat, names)
+
+
+def _from_midlayer(config: Mapping[str, Any], names: Collection[str], where: str) -> dict[str, Any]:
+    """EAGLE-3 as its authors and SpecForge write it: a stock decoder's config that leaves the taps to the engine."""
+    if config.get("target_layer_ids") is None:
+        raise ValueError(
+            f"{where} does not say which target layers it reads, and engines count them differently: add "
+            "target_layer_ids to config.json, counted from 0. Usual for a target of n layers are 1, n // 2 - 1 and "
+            "n - 4."
+        )
+    trained = {"own_lm_head": "lm_head.weight" in names, "ttt_length": Eagle3Config.ttt_length}
+    flat = trained | {name: value for name, value in config.items() if name != "eagle_config"}
+    return flat | {"draft_vocab_size": config.get("draft_vocab_size") if "d2t" in names else None}
 
 
 def _with_heads(flat: dict[str, Any], names: Collection[str]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class Borrowed:
         self.embed_tokens: nn.Module = target.get_input_embeddings()
         self._whole_head: nn.Module = target.get_output_embeddings()
         self.lm_head = self._whole_head if token_ids is None else _select_rows(self._whole_head, token_ids)
+        self.logit_shape = logit_scale(target.config), logit_softcap(target.config)
         self._target_rows: nn.Module | None = None
 
     def target_rows(self, token_ids: Tensor | None) -> nn.Module:

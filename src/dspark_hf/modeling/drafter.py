@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, initialization
 from dspark_hf.ops.output_head import OutputHead, shape_logits
 from dspark_hf.publishing import push_model
 
-from .borrowing import Borrowed, check_fit, logit_scale, logit_softcap
+from .borrowing import Borrowed, check_fit, logit_softcap
 from .configuration import DraftConfig
 from .drafting import PickFn
 from .families import get_family
@@ -207,15 +207,13 @@ class DraftModel(PreTrainedModel):
         if not self.config.own_lm_head:
             return self.head
         tokens = entry_tokens(self.d2t) if self.has_reduced_vocabulary else None
-        config = self.borrowed.target.config
-        return OutputHead(self.borrowed.target_rows(tokens).weight, logit_scale(config), logit_softcap(config))
+        return OutputHead(self.borrowed.target_rows(tokens).weight, *self.borrowed.logit_shape)
 
     def _logit_shape(self) -> tuple[float, float | None]:
         """Scale and soft cap of the logits: the target's, with its output head."""
         if self.config.own_lm_head:
             return 1.0, None
-        config = self.config.decoder_config if self.borrowed is None else self.borrowed.target.config
-        return logit_scale(config), logit_softcap(config)
+        return (1.0, logit_softcap(self.config.decoder_config)) if self.borrowed is None else self.borrowed.logit_shape
 
     def _vocabulary_module(self, name: str) -> nn.Module:
         module = getattr(self, name)

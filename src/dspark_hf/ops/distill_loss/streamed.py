@@ -133,5 +133,6 @@ class StreamedDistillLoss(torch.autograd.Function):
 @torch.no_grad()
 def streamed_log_norm(hidden: Tensor, head: OutputHead, chunk_size: int) -> Tensor:
     """`logsumexp` of a head's logits, float32 `(rows,)`, with one `[chunk, V]` buffer alive at a time."""
-    chunks = (torch.logsumexp(head.logits(rows).float(), -1) for rows in hidden.split(chunk_size))
-    return torch.cat([hidden.new_empty(0, dtype=torch.float32), *chunks])
+    chunks = (head.logits(rows) for rows in hidden.split(chunk_size))
+    parts = (torch.logsumexp(part.float(), -1) for logits in chunks for part in logits.split(_NORM_ROWS))
+    return torch.cat([hidden.new_empty(0, dtype=torch.float32), *parts])
