@@ -108,6 +108,19 @@ def test_heads_that_differ_from_layer_to_layer():
     assert (decoder.num_attention_heads, decoder.num_key_value_heads, decoder.head_dim) == (4, 2, 16)
 
 
+def test_gemma4_draft_layers_have_the_heads_of_full_attention():
+    target = AutoConfig.for_model(
+        "gemma4_text", hidden_size=64, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        global_head_dim=32, num_global_key_value_heads=1, attention_k_eq_v=True, hidden_size_per_layer_input=8,
+    )  # fmt: skip
+    config = DSparkConfig.from_target(target)
+    assert config.decoder_config.model_type == "gemma4_text"
+    heads = config.decoder_config.per_layer_config[0]
+    assert (heads.head_dim, heads.num_key_value_heads) == (32, 1)
+    smaller = DSparkConfig.from_target(target, head_dim=8, num_key_value_heads=4).decoder_config.per_layer_config[0]
+    assert (smaller.head_dim, smaller.num_key_value_heads) == (8, 4)
+
+
 @pytest.mark.parametrize("fields", [{"markov_rank": 8}, {"enable_confidence_head": True}])
 def test_dflash_has_no_heads(fields):
     assert DFlashConfig.from_target(TARGET).num_slots == 7

@@ -35,8 +35,8 @@ class Gemma4(Family):
         heads = target.per_layer_config[layer]
         fields = self._decoder_fields(target, num_hidden_layers, heads, **overrides)
         full = {
-            "global_head_dim": fields["head_dim"],
-            "num_global_key_value_heads": fields["num_key_value_heads"],
+            "global_head_dim": overrides.get("head_dim", fields["head_dim"]),
+            "num_global_key_value_heads": overrides.get("num_key_value_heads", fields["num_key_value_heads"]),
             "hidden_activation": getattr(target, "hidden_activation", None) or "gelu_pytorch_tanh",
             "attention_k_eq_v": getattr(target, "attention_k_eq_v", False),
             "final_logit_softcapping": getattr(target, "final_logit_softcapping", None),
