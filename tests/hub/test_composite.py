@@ -9,7 +9,7 @@ import torch
 from hub_server import WRITE_TOKEN
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, pipeline
 
-from dspark_hf import AutoDrafter, DSparkForCausalLM, DSparkModel, attach_drafter
+from dspark_hf import AutoDrafter, DSparkForCausalLM, DSparkModel, attach_drafter, detach_drafter
 
 
 @pytest.fixture
@@ -104,6 +104,13 @@ def test_copies_and_pickles_stay_what_they_are(model):
         assert same_tensors(other.state_dict(), model.state_dict()) and speculates(other)
         other.detach_drafter()
         assert type(other) is LlamaForCausalLM
+
+
+def test_the_function_detaches_as_the_method_does(model, tmp_path):
+    drafter = model.drafter
+    assert detach_drafter(model) is drafter and type(model) is LlamaForCausalLM
+    model.save_pretrained(tmp_path)
+    assert not (tmp_path / "dspark").exists() and not hasattr(model, "_named_target")
 
 
 def test_pipelines_take_it(model, tiny_tokenizer):

@@ -59,6 +59,9 @@ def detach_drafter(model: PreTrainedModel) -> Any:
             f"{type(target).__name__} has no attached drafter; attach one with attach_drafter(model, drafter)."
         )
     del target.drafter
+    if hasattr(target, "become_plain_target"):
+        # As a DSparkForCausalLM, which is nothing without a drafter.
+        target.become_plain_target()
     return drafter
 
 

@@ -104,10 +104,12 @@ class DSparkForCausalLM:
         Returns:
             [`DSparkModel`]: The drafter.
         """
-        drafter = detach_drafter(self)
+        return detach_drafter(self)
+
+    def become_plain_target(self) -> None:
+        """Be of the target's own class again, when the drafter has left."""
         del self._named_target
         self.__class__ = type(self).target_class
-        return drafter
 
     def save_pretrained(
         self,
