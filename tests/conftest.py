@@ -54,7 +54,8 @@ def fixed_seed():
 def no_clock(request, monkeypatch):
     """What is drafted depends on no clock, so that a busy machine changes nothing; tests marked `clock` have one."""
     if "clock" not in request.keywords:
-        monkeypatch.setattr("dspark_hf.generation.pace.Pace.note", lambda *args: None)
+        watches = "dspark_hf.generation.config.SpeculationConfig.watches_cost"
+        monkeypatch.setattr(watches, lambda speculation, do_sample: bool(speculation.cost_aware))
 
 
 @pytest.fixture(scope="session", autouse=True)
