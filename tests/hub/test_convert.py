@@ -113,11 +113,14 @@ def test_speculators_dflash(target, tmp_path):
     assert_same(drafter, write(tmp_path, config, drafter), target)
 
 
-@pytest.mark.parametrize("fields", [{}, {"family": "llama", "norm_before_residual": True}], ids=str)
+@pytest.mark.parametrize("fields", [
+    {}, {"family": "llama", "norm_before_residual": True}, {"norm_before_fc": True}
+], ids=str)  # fmt: skip
 def test_speculators_eagle3(target, tmp_path, fields):
     drafter = make(target, Eagle3Model, draft_vocab_size=20, own_lm_head=True, ttt_length=3, **fields)
     config = speculators_config(
-        drafter, "eagle3", norm_before_residual=drafter.config.norm_before_residual, norm_before_fc=False,
+        drafter, "eagle3", norm_before_residual=drafter.config.norm_before_residual,
+        norm_before_fc=drafter.config.norm_before_fc,
         eagle_aux_hidden_state_layer_ids=[tap + 1 for tap in TAPS],
     )  # fmt: skip
     other = write(tmp_path, config, drafter, **{"embed_tokens.weight": target.model.embed_tokens.weight.clone()})

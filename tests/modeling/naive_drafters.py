@@ -60,6 +60,8 @@ def naive_eagle3(drafter, token_ids, features, anchor, num_steps):
         return vector if norm is None else rms_norm(vector, norm.weight, eps)
 
     keys, values, hidden, outputs = [], [], None, []
+    if drafter.input_norm is not None:
+        features = rms_norm(features, drafter.input_norm.weight, eps)
     projected = features @ drafter.fc.weight.T
     for position in range(anchor - 1 + num_steps):
         # The pair of feature `position` and token `position + 1`.

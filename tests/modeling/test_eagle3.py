@@ -26,6 +26,7 @@ def target():
 VARIANTS = [
     {"family": "qwen3"},
     {"family": "llama", "norm_before_residual": True},
+    {"norm_before_fc": True},
     {"draft_vocab_size": 20},
     {"attn_implementation": "eager"},
 ]
@@ -49,7 +50,7 @@ def test_formulas(target, fields):
             torch.testing.assert_close(output.hidden[row, index], expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("fields", VARIANTS[:3], ids=str)
+@pytest.mark.parametrize("fields", VARIANTS[:4], ids=str)
 def test_training_and_decoding_agree(target, fields):
     drafter = make_drafter(target, **fields)
     features, anchor = torch.randn(2, 12, 96), 6

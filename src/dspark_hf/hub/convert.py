@@ -18,7 +18,6 @@ _NEUTRAL = {
     "output_multiplier": 1,
     "logit_scale": 1,
     "is_neox_style": True,
-    "norm_before_fc": False,
     "fc_norm": False,
     "norm_output": False,
 }

@@ -24,6 +24,8 @@ class Eagle3Config(DraftConfig):
             Step k weighs `step_loss_decay ** (k - 1)` in training.
         norm_before_residual (`bool`, *optional*, defaults to `False`):
             Whether the residual stream starts from the normalised feature, as in some checkpoints of speculators.
+        norm_before_fc (`bool`, *optional*, defaults to `False`):
+            Whether the features of all taps are normalised together before they are projected, likewise.
         kwargs: The fields of [`DraftConfig`].
 
     Raises:
@@ -36,6 +38,7 @@ class Eagle3Config(DraftConfig):
     ttt_length: int = 7
     step_loss_decay: float = 0.8
     norm_before_residual: bool = False
+    norm_before_fc: bool = False
 
     def _check_ranges(self) -> None:
         super()._check_ranges()

@@ -59,6 +59,7 @@ class DraftModel(PreTrainedModel):
         decoder._attn_implementation = config._attn_implementation
         self.family = get_family(decoder.model_type)
         self.fc = nn.Linear(len(config.target_layer_ids) * hidden_size, hidden_size, bias=False)
+        self.input_norm: nn.Module | None = None  # of all features, before fc
         self.norm = self.family.norm_cls(hidden_size, eps=decoder.rms_norm_eps)
         self.rotary_emb = self.family.rotary_cls(decoder)
         num_outputs = config.draft_vocab_size or config.vocab_size
@@ -238,7 +239,8 @@ class DraftModel(PreTrainedModel):
                 f"{len(self.config.target_layer_ids)} taps of width {self.config.hidden_size} "
                 f"({self.fc.in_features} in all)."
             )
-        return self.fc(features.to(device=self.device, dtype=self.fc.weight.dtype))
+        features = features.to(device=self.device, dtype=self.fc.weight.dtype)
+        return self.fc(features if self.input_norm is None else self.input_norm(features))
 
     def _attention_mask(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """A boolean mask in the form that the attention in use takes."""

@@ -141,6 +141,9 @@ class Eagle3Model(DraftModel):
     def __init__(self, config: Eagle3Config, own_embeddings: bool = False):
         super().__init__(config, own_embeddings)
         self.layers = nn.ModuleList([Eagle3Layer(self.family, config)])
+        eps = config.decoder_config.rms_norm_eps
+        if config.norm_before_fc:
+            self.input_norm = self.family.norm_cls(self.fc.in_features, eps=eps)
         self.post_init()
 
     def forward(
