@@ -45,6 +45,29 @@ def compact(cache: Cache, cuts: list[int], width: int, rows: list[int] | None = 
             layer.cumulative_length = width
 
 
+def cut_back(cache: Cache, num_columns: int) -> bool:
+    """Keep the first columns only, though a pass was interrupted, so that layers hold different numbers of them.
+
+    Args:
+        cache (`Cache`): The cache, changed in place.
+        num_columns (`int`): Columns to keep; before the pass there were no more.
+
+    Returns:
+        `bool`: False where that cannot be done: layers hold more than keys and values, or a window has moved on.
+    """
+    if not is_compactable(cache):
+        return False
+    layers = [layer for layer in cache.layers if layer.is_initialized]
+    if any(layer.is_sliding and not layer.record_past for layer in layers):
+        return False
+    for layer in layers:
+        num_kept = min(num_columns, layer.sliding_window - 1) if layer.is_sliding else num_columns
+        layer.keys, layer.values = layer.keys[:, :, :num_kept], layer.values[:, :, :num_kept]
+        if layer.is_sliding:
+            layer.cumulative_length = num_columns
+    return True
+
+
 def _places(device: torch.device, shape: torch.Size, num_kept: int, cuts: list[int], rows: list[int] | None) -> Tensor:
     """Where each kept vector stands, `(rows, heads, num_kept)`, counting through batch, heads and columns."""
     batch_size, num_heads, num_columns = shape

@@ -132,9 +132,8 @@ class SpeculativeLoop:
         self.generation_config = generation_config
         rules = StopRules(stopping_criteria, generation_config, input_ids.shape[1])
         cache = model_kwargs["past_key_values"]
-        self.cache_is_returned = bool(
-            generation_config.return_dict_in_generate or getattr(cache, "_is_user_defined", False)
-        )
+        self.has_user_cache = getattr(cache, "_is_user_defined", False)
+        self.cache_is_returned = bool(generation_config.return_dict_in_generate or self.has_user_cache)
         self.chooser = TokenChooser(
             logits_processor, bool(generation_config.do_sample), input_ids.shape[0], speculation.seed
         )
@@ -166,16 +165,9 @@ class SpeculativeLoop:
         )
         pace = Pace(speculation.watches_cost(self.chooser.do_sample))
         self.proposer = Proposer(
-            drafter,
-            speculation,
-            self.chooser,
-            self.transcript,
-            self.stats,
-            self.watch,
-            self.context,
-            pace,
+            drafter, speculation, self.chooser, self.transcript, self.stats, self.watch, self.context, pace,
             synced_gpus,
-        )
+        )  # fmt: skip
 
     def run(self) -> Tensor | GenerateDecoderOnlyOutput:
         """Generate to the end."""
@@ -201,6 +193,10 @@ class SpeculativeLoop:
             self._complete_cache()
             transcript.end()
             self.context.leave()
+        except BaseException:
+            if self.has_user_cache:
+                self.target.restore(transcript.lens)
+            raise
         finally:
             self.watch.stop()
             self.target.close()

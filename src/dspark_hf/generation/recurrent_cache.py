@@ -60,6 +60,10 @@ class RecurrentStates:
         """Whether `layer` is one of those that hold the states."""
         return any(layer is own for own in self._layers)
 
+    @property
+    def is_saved(self) -> bool:
+        return self._saved is not None
+
     def save(self) -> None:
         """Copy the states, unless the copy is of these still."""
         if self._saved is None:

@@ -101,6 +101,10 @@ class Rewinder:
             else:
                 layer.crop(-num_removed)
 
+    def can_take_back(self, num_rejected: int) -> bool:
+        """Whether so many tokens of the latest pass can be taken out; states are not kept for a single one."""
+        return num_rejected == 0 or self._states is None or self._states.is_saved
+
     def stop(self) -> None:
         """Leave the layers as plain `generate()` knows them."""
         for layer in self._cache.layers:

@@ -15,6 +15,7 @@ from transformers import Cache, PreTrainedModel
 from dspark_hf.modeling.taps import merge_streams
 
 from .compaction import compact, is_compactable
+from .interruption import Interruption
 from .layout import PromptLayout
 from .peft_hooks import hook_arguments
 from .recording import StateRecorder
@@ -64,6 +65,7 @@ class TargetRunner:
         self._num_columns = layout.num_cached
         self._taps_of_pass: list[Tensor] = []
         self._rewinder = Rewinder(self.cache)
+        self._interruption = Interruption(self.cache, self._rewinder, layout.num_cached)
         # What grows with every token is laid out ahead.
         self._num_laid_out = layout.num_columns
         self._mask = self._kwargs.pop("attention_mask", None)
@@ -130,6 +132,7 @@ class TargetRunner:
                 )
             yield logits
         self._rewinder.start()
+        self._interruption.note_prompt(self._layout.num_rows, end)
 
     def _prefill_pass(self, ids: Tensor, begin: int, stop: int) -> Tensor:
         """Process columns `begin` to `stop` of the prompt."""
@@ -170,6 +173,7 @@ class TargetRunner:
         self._rewinder.begin(num_inputs)
         ids, kwargs = self._inputs(ids, [length - 1 + num_block for length in lens], num_inputs)
         logits = self._forward(ids, kwargs, num_logits=num_block, next_sequence_length=num_inputs)
+        self._interruption.note_block(num_block)
         self._taps_of_pass = [tap[:, num_replayed:] for tap in self._taps_of_pass]
         return logits
 
@@ -224,12 +228,17 @@ class TargetRunner:
         else:
             compact(self.cache, num_rejected, width, rows)
         self._num_columns = width
+        self._interruption.note_commit([length - 1 + self._layout.shift for length in lens])
         if rows is not None:
             self._keep_rows(rows)
 
     def _keep_rows(self, rows: list[int]) -> None:
         self._mask = None if self._mask is None else self._mask[rows]
         self._by_column = {name: values[..., rows, :] for name, values in self._by_column.items()}
+
+    def restore(self, lens: list[int]) -> None:
+        """Leave in the cache what stands of all rows, because something raised; `lens` as of [`commit`]."""
+        self._interruption.restore(min(lens) - 1 + self._layout.shift)
 
     def close(self) -> None:
         """Leave the cache as plain `generate()` would, for whoever goes on with it."""
@@ -272,12 +281,14 @@ class TargetRunner:
             )
         if "logits_to_keep" in inputs:
             inputs["logits_to_keep"] = num_logits
+        self._interruption.is_in_pass = True
         if self._recorder is None:
             outputs = self._model(**inputs, output_hidden_states=self._taps or False, return_dict=True)
         else:
             records = {"output_attentions": True} if self._recorder.attentions is not None else {}
             outputs = self._model(**inputs, **records, output_hidden_states=True, return_dict=True)
             self.outputs = outputs
+        self._interruption.is_in_pass = False
         if self._taps and outputs.hidden_states is None:
             raise ValueError(
                 f"{type(self._model).__name__} returns no hidden states, so a drafter cannot read it. Generate "
