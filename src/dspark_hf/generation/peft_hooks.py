@@ -7,7 +7,8 @@ from transformers import PreTrainedModel
 
 def prepares_elsewhere(model: PreTrainedModel) -> bool:
     """Whether another object prepares the target's inputs, as with prompt and prefix tuning."""
-    return "prepare_inputs_for_generation" in vars(model)
+    prepare = vars(model).get("prepare_inputs_for_generation")
+    return getattr(prepare, "__self__", model) is not model
 
 
 def hook_arguments(model: PreTrainedModel) -> set[str]:
