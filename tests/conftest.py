@@ -3,11 +3,12 @@
 import os
 
 # What a machine sets for other programs: proxies, which would stand between tests and their own servers; the Hub's
-# and trainers' settings; a launcher's ranks; colours and widths of terminals.
+# and trainers' settings; a launcher's ranks; colours and widths of terminals; windows to draw in.
 OF_OTHERS = ("HF_", "HUGGING", "TRANSFORMERS_", "ACCELERATE_", "FSDP_", "OPENAI_", "TYPER_", "_TYPER_", "JUPYTER_",
              "TTY_", "CLICOLOR")  # fmt: skip
 OF_OTHERS_TOO = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "COLUMNS",
-                 "LINES", "TERMINAL_WIDTH", "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"}  # fmt: skip
+                 "LINES", "TERMINAL_WIDTH", "NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS",
+                 "MPLBACKEND"}  # fmt: skip
 for name in list(os.environ):
     is_of_others = name.startswith(OF_OTHERS) or name in OF_OTHERS_TOO or name.lower().endswith("_proxy")
     if is_of_others and name != "HF_HOME":

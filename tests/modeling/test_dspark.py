@@ -77,9 +77,9 @@ def test_rows_of_different_length_equal_single_rows(target):
         context = torch.cat([features[row, : counts[row]], more[row, : kept[row]]]).unsqueeze(0)
         drafter.extend(single, context)
         alone = drafter.block_hidden(single, anchors[row : row + 1])
-        torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-4)
     state.select([2, 0])
-    torch.testing.assert_close(drafter.block_hidden(state, anchors[[2, 0]]), together[[2, 0]], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(drafter.block_hidden(state, anchors[[2, 0]]), together[[2, 0]], rtol=1e-4, atol=1e-4)
 
 
 def test_context_grows_in_place_and_can_be_cropped(target):
@@ -90,10 +90,10 @@ def test_context_grows_in_place_and_can_be_cropped(target):
         drafter.extend(state, features[:, start : start + 7])
     drafter.extend(whole, features)
     expected = drafter.block_hidden(whole, anchor)
-    torch.testing.assert_close(drafter.block_hidden(state, anchor), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(drafter.block_hidden(state, anchor), expected, rtol=1e-4, atol=1e-4)
     drafter.extend(state, torch.randn(1, 5, 96))
     state.crop([700])
-    torch.testing.assert_close(drafter.block_hidden(state, anchor), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(drafter.block_hidden(state, anchor), expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="Cannot crop a context"):
         state.crop([701])
 
@@ -110,7 +110,7 @@ def test_expected_context_is_not_copied(target):
     assert len(places) == 1
     drafter.extend(whole, features)
     expected = drafter.block_hidden(whole, anchor)
-    torch.testing.assert_close(drafter.block_hidden(state, anchor), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(drafter.block_hidden(state, anchor), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_context_that_lacks_tokens(target):
@@ -131,7 +131,7 @@ def test_context_that_lacks_tokens(target):
         for context in (single, without):
             drafter.extend(context, features[row : row + 1, 4:])
         alone = drafter.block_hidden(single, anchors[row : row + 1])
-        torch.testing.assert_close(blocks[row : row + 1], alone, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(blocks[row : row + 1], alone, rtol=1e-4, atol=1e-4)
         # Where the gap stands between two parts of the context, it matters how wide it is.
         other = drafter.block_hidden(without, anchors[row : row + 1])
         assert torch.allclose(alone, other, atol=1e-4) == (missing == 0)
@@ -148,7 +148,7 @@ def test_blocks_do_not_see_each_other_or_the_future(target):
     changed[:, 6:] += 1
     torch.testing.assert_close(drafter(ids, changed, anchors, keep).hidden, output)
     alone = drafter(ids, features, anchors[:, :1], keep[:, :1]).hidden
-    torch.testing.assert_close(alone[:, 0], output[:, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone[:, 0], output[:, 0], rtol=1e-4, atol=1e-4)
     changed[:, 5] += 1
     assert not torch.allclose(drafter(ids, changed, anchors, keep).hidden[:, 1], output[:, 1])
 

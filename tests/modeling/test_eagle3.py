@@ -103,7 +103,7 @@ def test_blocks_do_not_see_each_other_or_the_future(target):
     changed[:, 6:] += 1
     torch.testing.assert_close(drafter(ids, changed, anchors, keep).hidden, output)
     alone = drafter(ids, features, anchors[:, :1], keep[:, :1]).hidden
-    torch.testing.assert_close(alone[:, 0], output[:, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone[:, 0], output[:, 0], rtol=1e-4, atol=1e-4)
     changed[:, 5] += 1
     assert not torch.allclose(drafter(ids, changed, anchors, keep).hidden[:, 1], output[:, 1])
 

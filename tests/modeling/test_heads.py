@@ -22,7 +22,7 @@ def test_sequential_heads(head_type, num_outputs):
     assert biases.shape == (3, SLOTS, num_outputs)
     for row in range(3):
         expected = naive_bias(head_type, head, prev_ids[row], hidden[row])
-        torch.testing.assert_close(biases[row], expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(biases[row], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_only_the_recurrent_head_remembers():
