@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fake_drafters import TableDrafter
+from fake_drafters import TableDrafter, greedy_oracle
 from tiny_targets import make_prompt, make_target
 from transformers import (
     DynamicCache,
@@ -130,6 +130,15 @@ def test_encoder_decoder():
     config = T5Config(vocab_size=64, d_model=16, d_ff=16, d_kv=4, num_layers=1, num_heads=2, decoder_start_token_id=0)
     with pytest.raises(ValueError, match="needs a decoder-only target, and T5ForConditionalGeneration is an encoder"):
         T5ForConditionalGeneration(config).generate(make_prompt(5), assistant_model=TableDrafter(64), max_new_tokens=4)
+
+
+def test_encoder():
+    target, ids = make_target("bert"), make_prompt(5)
+    with pytest.raises(ValueError, match="BertLMHeadModel is an encoder .is_decoder=False in its config."):
+        target.generate(ids, assistant_model=TableDrafter(64), max_new_tokens=4)
+    target = make_target("bert", is_decoder=True)
+    drafter, plain = greedy_oracle(target, ids, [3, 0, 4], max_new_tokens=16)
+    assert target.generate(ids, assistant_model=drafter, max_new_tokens=16, do_sample=False).tolist() == plain.tolist()
 
 
 def test_stateful_target(guarded, monkeypatch):

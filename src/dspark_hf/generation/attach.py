@@ -14,7 +14,8 @@ def attach_drafter(model: PreTrainedModel, drafter: Any, check_target: bool = Tr
     """Make `model.generate()` use a drafter without being told to.
 
     The target stays as it is: its parameters, state dict and `save_pretrained` do not know of the drafter, which is
-    kept as the plain attribute `model.drafter`. `generate(..., speculation=False)` goes without it for one call.
+    kept as the plain attribute `model.drafter`. `generate(..., speculation=False)` goes without it for one call. Deep
+    copies and pickles of the target have a drafter of their own.
 
     Args:
         model (`PreTrainedModel`): The target. Of a PEFT or compiled wrapper, the model inside is the target.

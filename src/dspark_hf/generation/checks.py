@@ -77,6 +77,12 @@ def check_options(model: PreTrainedModel, generation_config: GenerationConfig) -
     name = type(model).__name__
     if model.config.is_encoder_decoder:
         raise ValueError(f"A drafter needs a decoder-only target, and {name} is an encoder-decoder; drop the drafter.")
+    if getattr(model.config, "is_decoder", True) is False:
+        raise ValueError(
+            f"{name} is an encoder (is_decoder=False in its config), whose tokens see what stands behind them, so "
+            "drafts would change what they are to be verified by. Load it with is_decoder=True, or generate without a "
+            "drafter."
+        )
     if keeps_unknown_state(model):
         raise ValueError(
             f"{name} keeps a state that rejected tokens cannot be taken out of, so it cannot verify drafts; "
