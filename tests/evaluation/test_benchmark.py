@@ -1,5 +1,7 @@
 """Comparisons and their summary, on real tiny models."""
 
+import shutil
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -62,6 +64,14 @@ def test_lookup_before_the_drafter_and_as_a_rival(pair, tiny_target_dir, monkeyp
     assert result["identical"]["fraction"] == 1.0
     assert result["rival_lookup"]["tokens"] == result["plain"]["tokens"]
     assert result["rival_lookup"]["tokens_per_second"] > 0 and result["rival_lookup"]["median_ratio"] == 3.0
+
+
+def test_compiled_rounds_are_asked_for(pair, tiny_target_dir, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_target_dir)
+    with pytest.raises(ValueError, match=r"compile=True needs a C\+\+ compiler"):
+        run_benchmark(*pair, tokenizer, PROMPTS[:1], BenchmarkSettings(max_new_tokens=4, compile=True))
 
 
 def test_figures_of_two_calls(pair):

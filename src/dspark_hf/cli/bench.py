@@ -49,6 +49,7 @@ def generate(
         int, typer.Option(min=0, help="Prompts on which plain generate() is timed in other dtypes; 0 leaves it out.")
     ] = 3,
     lookup: Annotated[bool, typer.Option("--lookup", help="Let DSpark look drafts up in the text first.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Let DSpark's rounds go through torch.compile.")] = False,
     rival_lookup: Annotated[
         int, typer.Option(min=0, help="Also time transformers' prompt lookup with so many tokens; 0 leaves it out.")
     ] = 0,
@@ -70,6 +71,7 @@ def generate(
         safety_net=safety_net,
         num_dtype_prompts=dtype_prompts,
         lookup=lookup,
+        compile=compile,
         rival_lookup=rival_lookup,
     )
     prompts = load_prompts(data, limit)

@@ -33,6 +33,7 @@ class BenchmarkSettings:
         num_dtype_prompts (`int`, *optional*, defaults to 3): Prompts on which plain generation is timed in float32
             and bfloat16 too, to compare with the faster one; 0 leaves that out.
         lookup (`bool`, *optional*, defaults to `False`): Whether DSpark looks drafts up in the text first.
+        compile (`bool`, *optional*, defaults to `False`): Whether DSpark's rounds go through `torch.compile`.
         rival_lookup (`int`, *optional*, defaults to 0): Tokens that transformers' own prompt lookup drafts in runs to
             compare with, one prompt a call; 0 leaves them out.
 
@@ -48,6 +49,7 @@ class BenchmarkSettings:
     safety_net: bool = True
     num_dtype_prompts: int = 3
     lookup: bool = False
+    compile: bool = False
     rival_lookup: int = 0
 
     def __post_init__(self) -> None:
@@ -68,7 +70,7 @@ class BenchmarkSettings:
     def decoding(self) -> DecodingSettings:
         """The settings that each call shares."""
         safety_net = self.safety_net and not self.tau_only
-        return DecodingSettings(self.max_new_tokens, self.temperature, self.lookup, safety_net)
+        return DecodingSettings(self.max_new_tokens, self.temperature, self.lookup, safety_net, self.compile)
 
 
 def run_benchmark(

@@ -20,6 +20,7 @@ class DecodingSettings:
         lookup (`bool`, *optional*, defaults to `False`): Whether runs with a drafter look drafts up in the text first
             ([`PromptLookup`]).
         safety_net (`bool`, *optional*, defaults to `True`): Whether drafting pauses where nothing is accepted.
+        compile (`bool`, *optional*, defaults to `False`): Whether rounds with a drafter go through `torch.compile`.
 
     Raises:
         `ValueError`: If `max_new_tokens` is below 1 or `temperature` is negative.
@@ -29,6 +30,7 @@ class DecodingSettings:
     temperature: float = 0.0
     lookup: bool = False
     safety_net: bool = True
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -129,7 +131,9 @@ def generate_speculative(
     Returns:
         [`Run`] whose stats are the drafter's `last_stats`.
     """
-    speculation = SpeculationConfig(prompt_lookup=settings.lookup, safety_net=settings.safety_net)
+    speculation = SpeculationConfig(
+        prompt_lookup=settings.lookup, safety_net=settings.safety_net, compile=settings.compile
+    )
     extra = {"streamer": streamer, "assistant_model": drafter, "speculation": speculation}
     run = _timed(target, inputs, settings, seed, extra)
     return Run(run.ids, run.seconds, drafter.last_stats)

@@ -1,17 +1,22 @@
 """What speculative decoding cannot do: told before any work is done."""
 
+import os
+import shutil
 from typing import Any
 
 import torch
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
+from .compaction import is_compactable
+from .compiled import decoder_layers
 from .config import SpeculationConfig, num_processes
 from .layout import PromptLayout
 from .lookup import PromptLookup
 from .peft_hooks import hook_arguments, prepares_elsewhere
 from .rewinding import compresses, is_rewindable, keeps_unknown_state, replays
+from .row_attention import can_swap
 from .seam import grows_own_inputs
 
 # Options that would be ignored or break exactness, their values where nobody sets them, and what to do instead.
@@ -168,6 +173,36 @@ def check_cache(model: PreTrainedModel, model_kwargs: dict[str, Any], generation
         raise ValueError(
             f"output_attentions is not supported together with a drafter for {name}, whose layers attend to more or "
             "less than one column for each token: leave it out, or generate without a drafter."
+        )
+
+
+def check_compile(
+    model: PreTrainedModel, cache: Cache, generation_config: GenerationConfig, synced_gpus: bool
+) -> None:
+    """Raise `ValueError` where rounds cannot be compiled."""
+    name = type(model).__name__
+    is_given = generation_config.return_dict_in_generate or getattr(cache, "_is_user_defined", False)
+    modules = list(model.modules())
+    for what, is_set in (
+        ("a cache that someone gets (return_dict_in_generate, past_key_values), since rounds are compiled on one of "
+         "their own", is_given),
+        ("synced_gpus", synced_gpus),
+        (f"{name} with modules that accelerate brings to a device when they run (device_map, offloading)",
+         any(hasattr(module, "_hf_hook") for module in modules)),
+        (f"{name} with modules that are compiled already",
+         any(module._compiled_call_impl is not None for module in modules)),
+        (f"{name}, whose cache holds more than keys and values", not is_compactable(cache)),
+        (f"{name} with another attention than sdpa or eager from transformers' interface", not can_swap(model)),
+        (f"{name}, whose decoder layers do not stand in one list, or do not take past_key_values",
+         decoder_layers(model) is None),
+    ):  # fmt: skip
+        if is_set:
+            raise ValueError(f"compile=True is not supported for {what}. Leave one of the two out.")
+    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "cl"]
+    if model.device.type == "cpu" and not any(map(shutil.which, compilers)):
+        raise ValueError(
+            f"compile=True needs a C++ compiler on the CPU, and {' or '.join(compilers)} is not found. Install one, "
+            "name it in the environment variable CXX, or leave compile out."
         )
 
 

@@ -33,6 +33,10 @@ class SpeculationConfig:
             time: a seed would not repeat a sampled run, and processes that share a target must decide alike.
         check_target (`bool`, *optional*, defaults to `True`):
             Whether a drafter that was made for another target is refused.
+        compile (`bool`, *optional*, defaults to `False`):
+            Whether rounds go through `torch.compile`: the target's decoder layers, and the passes of a DSpark or
+            DFlash drafter. The first rounds wait for it; later calls with the same models do not. Compiled code
+            rounds differently, so where two logits lie within rounding of each other the tokens may swap.
         seed (`int`, *optional*):
             Seed of all drafting and verification draws. By default they come from torch's global generators.
         measure_time (`bool`, *optional*):
@@ -49,6 +53,7 @@ class SpeculationConfig:
     safety_net: bool = True
     cost_aware: bool | None = None
     check_target: bool = True
+    compile: bool = False
     seed: int | None = None
     measure_time: bool | None = None
 
@@ -76,6 +81,7 @@ class SpeculationConfig:
             ("safety_net", (True, False)),
             ("cost_aware", (True, False, None)),
             ("check_target", (True, False)),
+            ("compile", (True, False)),
             ("measure_time", (True, False, None)),
         ):
             if not any(getattr(self, name) is value for value in allowed):

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dspark_hf.modeling.drafting import PickFn, Proposal
+
 # Tokens that may wait: so many cost the drafter little more than one, and hold little memory.
 MAX_WAITING = 64
 
@@ -47,6 +49,11 @@ class PendingContext:
             (features[rows], ids[rows], [counts[row] for row in rows]) for features, ids, counts in self._waiting
         ]
         self._state.select(rows)
+
+    def propose(self, anchor_ids: Tensor, num_slots: int, pick: PickFn | None = None) -> Proposal:
+        """The drafter's proposal behind everything that was added; arguments as of [`DSparkModel.propose`]."""
+        anchor_ids = anchor_ids.to(self._drafter.device)
+        return self._drafter.propose(self.state(), anchor_ids, num_slots=num_slots, pick=pick)
 
     def state(self) -> Any:
         """The drafter's own state, with everything that was added."""

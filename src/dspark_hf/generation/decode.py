@@ -11,9 +11,20 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from dspark_hf.modeling import DSparkModel
+from dspark_hf.modeling.compiled_drafter import CompiledDrafter
 from dspark_hf.modeling.placement import compute_device
 
-from .checks import check_cache, check_chunks, check_drafter, check_mode, check_options, check_synced
+from .checks import (
+    check_cache,
+    check_chunks,
+    check_compile,
+    check_drafter,
+    check_mode,
+    check_options,
+    check_synced,
+)
+from .compiled import CompiledRunner
 from .config import SpeculationConfig
 from .flat import FlatRunner
 from .layout import PromptLayout
@@ -85,6 +96,8 @@ def speculative_generate(
     if synced_gpus:
         check_synced(model, drafter, generation_config)
     check_cache(model, model_kwargs, generation_config)
+    if speculation.compile:
+        check_compile(model, model_kwargs["past_key_values"], generation_config, synced_gpus)
     layout = PromptLayout.of(input_ids, model_kwargs, generation_config)
     check_chunks(layout, model_kwargs, generation_config)
     if not drafter.is_bound_to(model):
@@ -142,7 +155,7 @@ class SpeculativeLoop:
         taps = [] if is_lookup else drafter.config.target_layer_ids
         # Rows that have ended are then processed to the end.
         needs_all_rows = self.cache_is_returned or synced_gpus
-        runner = TargetRunner if needs_all_rows else FlatRunner
+        runner = CompiledRunner if speculation.compile else TargetRunner if needs_all_rows else FlatRunner
         self.target = runner(model, taps, model_kwargs, layout, rules.max_length, self.recorder)
         self.peers = Peers(synced_gpus, input_ids.device)
         # A single row has ended when all is over.
@@ -155,8 +168,9 @@ class SpeculativeLoop:
         self.prompt_mask = model_kwargs.get("attention_mask")
         # Embeddings take the place of ids.
         has_ids = model_kwargs.get("inputs_embeds") is None
+        is_compiled = speculation.compile and isinstance(drafter, DSparkModel)
         self.context = DraftContext(
-            drafter,
+            CompiledDrafter(drafter) if is_compiled else drafter,
             cache,
             layout,
             self.prompt_mask,

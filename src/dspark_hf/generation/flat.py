@@ -6,6 +6,7 @@ Shapes: B batch, w tokens of the row with most, N tokens of all rows, V vocabula
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from .compaction import is_compactable
 from .packing import Packing
 from .row_attention import RowPass, Trial, attention_of, can_swap
-from .row_cache import RowCache
+from .row_cache import RowCache, RowLayer
 from .target import TargetRunner, reads_columns
 
 
@@ -23,6 +24,8 @@ class FlatRunner(TargetRunner):
     The prompt is processed as always, and shows whether the target's attention can be packed. Its cache is then used
     up, so this is not for caches that someone else gets.
     """
+
+    _row_layer_cls: type[RowLayer] = RowLayer
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -44,7 +47,7 @@ class FlatRunner(TargetRunner):
             num_columns = self._layout.num_columns
             self._visible = None if self._mask is None else self._mask[:, :num_columns].bool()
             # A draft may stand behind the last token, as in the buffer of ids.
-            self.cache = RowCache(self.cache, num_columns, self._most_columns + 1)
+            self.cache = RowCache(self.cache, num_columns, self._most_columns + 1, self._row_layer_cls)
             self._kwargs["past_key_values"] = self.cache
 
     def _prefill_pass(self, ids: Tensor, begin: int, stop: int) -> Tensor:
@@ -77,12 +80,15 @@ class FlatRunner(TargetRunner):
         rows, columns = packing.cells(ids.device)
         positions = self._by_column["position_ids"]
         kwargs = {"position_ids": positions[packing.cells(positions.device)].unsqueeze(0)}
-        with attention_of(self._model, RowPass(packing)):
+        with self._in_rows(packing):
             logits = self._forward(
                 ids[rows, columns - shift].unsqueeze(0), kwargs, packing.num_tokens,
                 next_sequence_length=packing.num_tokens,
             )  # fmt: skip
         return packing.unpack(logits)
+
+    def _in_rows(self, packing: Packing) -> AbstractContextManager:
+        return attention_of(self._model, RowPass(packing))
 
     def _of_rows(self, tap: Tensor, num_tokens: int | None, rows: list[int] | None) -> Tensor:
         return (

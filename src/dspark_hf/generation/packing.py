@@ -71,6 +71,15 @@ class Packing:
             self._places[key] = places.flatten().to(values.device, non_blocking=True)
         return values[0].index_select(0, self._places[key]).view(num_rows, num_tokens, *values.shape[2:])
 
+    def order(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Where each row's tokens stand among N, `(batch, w)`, and each of N among the rows' tokens, `(N,)`.
+
+        Past a row's count its last token is repeated.
+        """
+        last = torch.tensor(self.counts).unsqueeze(1) - 1
+        places = self._offsets.unsqueeze(1) + torch.arange(self.width).minimum(last)
+        return places.to(device, non_blocking=True), self._on(device)[2]
+
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         if device not in self._indices:
             on_host = self._indices[_HOST]

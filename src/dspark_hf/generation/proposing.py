@@ -56,7 +56,7 @@ class Proposer:
         transcript ([`Transcript`]): The tokens so far.
         stats ([`SpeculationStats`]): Counts what the safety net does.
         watch ([`Stopwatch`]): Measures the drafter.
-        context ([`PendingContext`]): What the drafter has read.
+        context ([`PendingContext`]): What the drafter has read, and asks it.
         pace ([`Pace`]): What rounds cost.
         is_synced (`bool`): Whether every round must run the drafter, because its embedding and head are sharded.
     """
@@ -127,8 +127,7 @@ class Proposer:
     def idle(self) -> None:
         """Run the drafter for the sake of other processes, if there are any."""
         if self._is_synced and self._drafter is not None:
-            anchor_ids = self._transcript.anchor_ids.to(self._drafter.device)
-            self._drafter.propose(self._context.state(), anchor_ids, num_slots=self._num_slots)
+            self._context.propose(self._transcript.anchor_ids, self._num_slots)
 
     def learn(
         self, offer: Offer, accepted_lens: list[int], num_taken: list[int], seconds: float | None = None
@@ -194,12 +193,8 @@ class Proposer:
         transcript = self._transcript
         # The picker writes drafts behind the tokens.
         transcript.reserve(num_slots)
-        return self._drafter.propose(
-            self._context.state(),
-            transcript.anchor_ids.to(self._drafter.device),
-            num_slots=num_slots,
-            pick=self._chooser.draft_picker(transcript.ids, transcript.lens, transcript.row_ids),
-        )
+        pick = self._chooser.draft_picker(transcript.ids, transcript.lens, transcript.row_ids)
+        return self._context.propose(transcript.anchor_ids, num_slots, pick)
 
     def _survival(self, found: list[list[int]], proposal: Proposal | None, num_drafts: int) -> Tensor:
         """Survival `(rows, n)`; that of lookup drafts is estimated from earlier rounds."""

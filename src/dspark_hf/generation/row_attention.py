@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +22,15 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreT
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from dspark_hf.modeling.compiling import mark_open
+
 from .packing import Packing
 
 _PREFIX = "dspark_rows_"
 _BASES = ("sdpa", "eager")
 _pass: ContextVar["Trial | RowPass | None"] = ContextVar("dspark_rows_pass", default=None)
+# torch.compile cannot trace a ContextVar. Only passes that hold the lock below run compiled code.
+_traced = SimpleNamespace(what=None)
 # A config belongs to all threads that use its model.
 _swap = threading.RLock()
 
@@ -49,13 +54,14 @@ def attention_of(model: PreTrainedModel, what: "Trial | RowPass") -> Iterator[No
     config = model.config.get_text_config(decoder=True)
     with _swap:
         before = config._attn_implementation
-        token = _pass.set(what)
+        token, _traced.what = _pass.set(what), what
         config._attn_implementation = f"{_PREFIX}{before.removeprefix(_PREFIX)}"
         try:
             yield
         finally:
             config._attn_implementation = before
             _pass.reset(token)
+            _traced.what = None
 
 
 class Trial:
@@ -126,16 +132,18 @@ class RowPass:
         out = F.scaled_dot_product_attention(queries, key, value, mask, dropout_p=dropout, scale=scaling)
         out = out.view(batch_size, key.shape[1], num_groups, width, -1).permute(0, 3, 1, 2, 4)
         # As transformers' own functions return it: some layers take a view of it.
-        out = out.flatten(2, 3).contiguous()
-        return self.packing.pack(out)
+        return self._pack(out.flatten(2, 3).contiguous())
 
     def eager(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **kwargs) -> Tensor:
         """The target's own function `(1, N, Q, D)`, with its soft-caps and sinks."""
         queries = self._sort(query).transpose(1, 2)
-        return self.packing.pack(_eager_attention(module)(module, queries, key, value, mask, **kwargs)[0])
+        return self._pack(_eager_attention(module)(module, queries, key, value, mask, **kwargs)[0])
 
     def _sort(self, query: Tensor) -> Tensor:
         return self.packing.unpack(query.transpose(1, 2))
+
+    def _pack(self, values: Tensor) -> Tensor:
+        return self.packing.pack(values)
 
     def _group(self, mask: Tensor, num_groups: int) -> Tensor:
         """The mask once per head of a group, made once for all layers."""
@@ -149,8 +157,32 @@ class RowPass:
         return self._grouped[key][1]
 
 
+class TracedPass(RowPass):
+    """A packed pass whose attention is in compiled code: what changes from pass to pass is in tensors.
+
+    Args:
+        packing ([`Packing`]): Where its tokens stand.
+        device (`torch.device`): Where attention runs.
+    """
+
+    def __init__(self, packing: Packing, device: torch.device):
+        super().__init__(packing)
+        self._in_rows, self._in_pass = packing.order(device)
+        for places in (self._in_rows, self._in_pass):
+            mark_open(places)
+
+    def _sort(self, query: Tensor) -> Tensor:
+        return query.transpose(1, 2)[0][self._in_rows]
+
+    def _pack(self, values: Tensor) -> Tensor:
+        return values.flatten(0, 1)[self._in_pass].unsqueeze(0)
+
+    def _group(self, mask: Tensor, num_groups: int) -> Tensor:
+        return mask.unsqueeze(2).expand(-1, -1, num_groups, -1, -1).flatten(2, 3)
+
+
 def _attention(base: str, module: nn.Module, query, key, value, attention_mask, **kwargs) -> tuple:
-    current = _pass.get()
+    current = _traced.what if torch.compiler.is_compiling() else _pass.get()
     if not isinstance(current, RowPass):
         if current is not None:
             current.note_attention(module, attention_mask, kwargs)

@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer
 
+from dspark_hf.modeling.compiling import mark_open
+
 from .packing import Packing
 
 
@@ -36,15 +38,23 @@ class RowLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Write the packed `(1, heads, N, dim)` into the rows; returns all columns that the pass may see."""
         length, first = self.get_mask_sizes(self.packing.num_tokens)
-        if first + length > self._first + self.keys.shape[2]:
-            self.keys, self.values = (self._grow(buffer, first, length) for buffer in (self.keys, self.values))
-            self._first = first
+        self._make_room(first, length)
         rows, columns = self.packing.cells(key_states.device)
         for buffer, new in ((self.keys, key_states), (self.values, value_states)):
             # Under autocast a pass may make other dtypes than the prompt's cache has.
             buffer[rows, :, columns - self._first] = new[0].transpose(0, 1).to(buffer.dtype)
         window = slice(first - self._first, first - self._first + length)
         return self.keys[:, :, window], self.values[:, :, window]
+
+    def begin(self, packing: Packing) -> None:
+        """Expect a pass over these tokens."""
+        self.packing = packing
+
+    def _make_room(self, first: int, length: int) -> None:
+        """Let the buffers reach over `length` columns from `first` on."""
+        if first + length > self._first + self.keys.shape[2]:
+            self.keys, self.values = (self._grow(buffer, first, length) for buffer in (self.keys, self.values))
+            self._first = first
 
     def _grow(self, buffer: Tensor, first: int, length: int) -> Tensor:
         batch_size, num_heads, _, head_dim = buffer.shape
@@ -76,6 +86,35 @@ class RowLayer(CacheLayerMixin):
         self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
 
 
+class TracedRowLayer(RowLayer):
+    """A layer in compiled code: what changes from pass to pass is in tensors.
+
+    Room is made before the pass, and attention gets the whole buffers: columns that a pass may not see are masked.
+    """
+
+    def begin(self, packing: Packing) -> None:
+        super().begin(packing)
+        length, first = super().get_mask_sizes(packing.num_tokens)
+        self._make_room(first, length)
+        rows, columns = packing.cells(self.keys.device)
+        self._cells = rows, columns - self._first if self._first > 0 else columns
+        for buffer in (self.keys, self.values):
+            mark_open(buffer, 0, 2)
+        for cells in self._cells:
+            mark_open(cells)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Write the packed `(1, heads, N, dim)` into the rows; returns all columns."""
+        rows, columns = self._cells
+        self.keys[rows, :, columns] = key_states[0].transpose(0, 1)
+        self.values[rows, :, columns] = value_states[0].transpose(0, 1)
+        return self.keys, self.values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """How many columns the buffers have, and the first of them."""
+        return self.keys.shape[2], self._first
+
+
 class RowCache(Cache):
     """Cache of packed passes, made of the one that the prompt filled, which is emptied.
 
@@ -83,15 +122,16 @@ class RowCache(Cache):
         prompt_cache (`DynamicCache`): A cache that [`is_compactable`], after the prompt.
         num_columns (`int`): Tokens of the prompt, padding included.
         max_columns (`int`): Most columns that can be asked for.
+        layer_cls (`type`, *optional*): [`RowLayer`] or [`TracedRowLayer`].
     """
 
-    def __init__(self, prompt_cache: Cache, num_columns: int, max_columns: int):
+    def __init__(self, prompt_cache: Cache, num_columns: int, max_columns: int, layer_cls: type[RowLayer] = RowLayer):
         layers = []
         for layer in prompt_cache.layers:
             # Layers that share another's keys hold none.
             if layer.is_initialized and layer.keys is not None:
                 window = layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None
-                layers.append(RowLayer(layer.keys, layer.values, num_columns, max_columns, window))
+                layers.append(layer_cls(layer.keys, layer.values, num_columns, max_columns, window))
                 layer.reset()
             else:
                 layers.append(layer)
@@ -100,7 +140,7 @@ class RowCache(Cache):
     def begin(self, packing: Packing) -> None:
         """Expect a pass over these tokens."""
         for layer in self._row_layers():
-            layer.packing = packing
+            layer.begin(packing)
 
     def select(self, rows: list[int]) -> None:
         """Keep these rows only, in this order."""

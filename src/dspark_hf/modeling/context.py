@@ -12,6 +12,8 @@ from torch import Tensor
 
 from dspark_hf.ops.blocks import FULL_VIEW, LayerView
 
+from .compiling import mark_open
+
 
 class TrainingContext:
     """Context of one training pass. `update` has no side effect, so gradient checkpointing may call it twice.
@@ -70,6 +72,18 @@ class DraftState:
         """Make room for so many more tokens of each row with the next write, instead of growing towards them."""
         self._num_expected = max(self.context_lens) + num_tokens
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was ever written."""
+        return any(buffer is None for buffer in self._keys)
+
+    def reserve(self, num_tokens: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Make room for so many more tokens of each row; returns the buffers of keys and of values, which exist."""
+        num_columns = max(max(self.context_lens) + num_tokens, self._num_expected)
+        for buffers in (self._keys, self._values):
+            buffers[:] = [self._reserve(buffer, buffer, num_columns) for buffer in buffers]
+        return self._keys, self._values
+
     def block_mask(self, num_tokens: int, device: torch.device, view: LayerView = FULL_VIEW) -> Tensor | None:
         """Which columns a block may see, `(batch, 1, 1 or num_tokens, columns)` bool; None where it may see all."""
         num_columns = max(self.context_lens) + num_tokens
@@ -78,15 +92,7 @@ class DraftState:
         if self.is_uniform and view == FULL_VIEW:
             return None
         lens = torch.tensor(self.context_lens[:1] if self.is_uniform else self.context_lens, device=device)
-        columns = torch.arange(num_columns, device=device)
-        mask = (columns < (lens + num_tokens).unsqueeze(1))[:, None, None, :]
-        if view == FULL_VIEW:
-            return mask
-        places = lens.unsqueeze(1) + torch.arange(num_tokens, device=device)
-        distance = (places.unsqueeze(-1) - columns).unsqueeze(1)  # [B, 1, T, columns]
-        if view.is_causal:
-            mask = mask & (distance >= 0)
-        return mask if view.window is None else mask & (distance < view.window)
+        return _block_mask(lens.unsqueeze(1) + torch.arange(num_tokens, device=device), num_columns, view)
 
     def advance(self, counts: Sequence[int]) -> None:
         """Keep the first `counts[row]` tokens of the latest `update`."""
@@ -151,3 +157,59 @@ class DraftState:
         if buffer is not None:
             grown[:, :, : buffer.shape[2]] = buffer
         return grown
+
+
+class TracedState:
+    """The next tokens of a [`DraftState`], as compiled code takes them: written into the state's own buffers.
+
+    What changes from round to round is in tensors and their sizes, and whether there is a mask depends on neither, so
+    that compiled code stays the same. The tokens are counted by the state.
+
+    Args:
+        state ([`DraftState`]): The context, not empty.
+        num_tokens (`int`): Tokens of each row that are written, T.
+        device (`torch.device`): Where the drafter is.
+    """
+
+    def __init__(self, state: DraftState, num_tokens: int, device: torch.device):
+        self._keys, self._values = state.reserve(num_tokens)
+        starts = torch.tensor(state.context_lens, device=device).unsqueeze(1)
+        self._columns = starts + torch.arange(num_tokens, device=device)  # [B, T]
+        self._rows = torch.arange(len(starts), device=device).unsqueeze(1)
+        self._positions = state.positions(num_tokens, device).expand(len(starts), -1).contiguous()
+        # Of the columns that are seen, compiled code reads the number.
+        self._seen = torch.empty(max(state.context_lens) + num_tokens, dtype=torch.bool, device=device)
+        for buffer in (*self._keys, *self._values):
+            mark_open(buffer, 0, 2)
+        for tensor in (self._columns, self._rows, self._positions):
+            mark_open(tensor, 0)
+        mark_open(self._seen)
+
+    def positions(self, num_tokens: int, device: torch.device) -> Tensor:
+        """Positions `(batch, num_tokens)` of the tokens."""
+        return self._positions
+
+    def block_mask(self, num_tokens: int, device: torch.device, view: LayerView = FULL_VIEW) -> Tensor | None:
+        """As of [`DraftState.block_mask`]; None for a single row that may see all, in any other case a mask."""
+        if view == FULL_VIEW and self._columns.shape[0] == 1:
+            return None
+        return _block_mask(self._columns, self._seen.shape[0], view)
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """As of [`DraftState.update`]."""
+        for buffer, new in ((self._keys[layer_idx], keys), (self._values[layer_idx], values)):
+            buffer[self._rows, :, self._columns] = new.transpose(1, 2)
+        end = self._seen.shape[0]
+        return self._keys[layer_idx][:, :, :end], self._values[layer_idx][:, :, :end]
+
+
+def _block_mask(places: Tensor, num_columns: int, view: LayerView) -> Tensor:
+    """Which of the first columns blocks at `(batch, tokens)` may see, `(batch, 1, 1 or tokens, columns)` bool."""
+    columns = torch.arange(num_columns, device=places.device)
+    mask = (columns <= places[:, -1:])[:, None, None, :]
+    if view == FULL_VIEW:
+        return mask
+    distance = (places.unsqueeze(-1) - columns).unsqueeze(1)  # [B, 1, T, columns]
+    if view.is_causal:
+        mask = mask & (distance >= 0)
+    return mask if view.window is None else mask & (distance < view.window)

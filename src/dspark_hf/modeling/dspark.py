@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dspark_hf.ops.blocks import LayerView, training_mask
 
 from .configuration_dspark import DFlashConfig, DSparkConfig
-from .context import DraftState, TrainingContext
+from .context import DraftState, TracedState, TrainingContext
 from .drafter import DraftModel
 from .drafting import BlockOutput, PickFn, Proposal
 from .heads import MARKOV_HEADS, ConfidenceHead
@@ -156,11 +156,16 @@ class DSparkModel(DraftModel):
             counts (`Sequence[int]`, *optional*): How many of the tokens each row keeps; all, if not given.
             ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): These tokens; not read here.
         """
-        num_tokens = features.shape[1]
+        self.append(state, features)
+        state.advance([features.shape[1]] * features.shape[0] if counts is None else counts)
+
+    @torch.no_grad()
+    def append(self, state: DraftState | TracedState, features: Tensor) -> None:
+        """Write the keys and values of tapped states behind the context, without counting them."""
         context = self.project(features)
-        for index, key_values in enumerate(self._context_kv(context, state.positions(num_tokens, context.device))):
+        positions = state.positions(features.shape[1], context.device)
+        for index, key_values in enumerate(self._context_kv(context, positions)):
             state.update(*key_values, index)
-        state.advance([num_tokens] * features.shape[0] if counts is None else counts)
 
     @torch.no_grad()
     def propose(
@@ -180,8 +185,20 @@ class DSparkModel(DraftModel):
             `ValueError`: If `num_slots` is out of range.
         """
         num_slots = self._slots_to_draft(num_slots)
-        hidden = self.block_hidden(state, anchor_ids)[:, :num_slots]  # [B, n, E]
-        logits = self.base_logits(hidden)  # [B, n, V]
+        hidden = self.block_hidden(state, anchor_ids)[:, :num_slots]
+        return self.pick_slots(hidden, self.base_logits(hidden), anchor_ids, pick)
+
+    @torch.no_grad()
+    def pick_slots(self, hidden: Tensor, logits: Tensor, anchor_ids: Tensor, pick: PickFn | None) -> Proposal:
+        """Go through the slots from left to right, each with the sequential head's bias, and choose their tokens.
+
+        Args:
+            hidden (`torch.Tensor` of shape `(batch, slots, hidden)`): Block hidden states.
+            logits (`torch.Tensor` of shape `(batch, slots, draft_vocab)`): The output head's logits of them.
+            anchor_ids (`torch.LongTensor` of shape `(batch,)`): The last known token of each row.
+            pick (`Callable`, *optional*): As of [`DSparkModel.propose`].
+        """
+        num_slots = hidden.shape[1]
         prev_ids, markov_state, probs = anchor_ids, None, []
         ids = anchor_ids.new_empty(anchor_ids.shape[0], num_slots)
         for slot in range(num_slots):
@@ -196,7 +213,7 @@ class DSparkModel(DraftModel):
         return Proposal(ids, None if probs[0] is None else torch.stack(probs, 1), confidence)
 
     @torch.no_grad()
-    def block_hidden(self, state: DraftState, anchor_ids: Tensor) -> Tensor:
+    def block_hidden(self, state: DraftState | TracedState, anchor_ids: Tensor) -> Tensor:
         """Block hidden states `(batch, slots, hidden)` after the final norm, before any head."""
         block_size = self.config.block_size
         positions = state.positions(block_size, anchor_ids.device)
