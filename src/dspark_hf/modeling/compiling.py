@@ -42,6 +42,10 @@ def mark_open(tensor: Tensor, *dims: int) -> None:
 
     Sizes of 1 stay what they are: torch makes code of its own for them in any case.
     """
+    if getattr(tensor, "dspark_is_open", False):
+        # Most tensors are seen by every layer, and marking takes longer than looking.
+        return
+    tensor.dspark_is_open = True
     for dim in dims or range(tensor.ndim):
         if tensor.shape[dim] > 1:
             torch._dynamo.maybe_mark_dynamic(tensor, dim)
