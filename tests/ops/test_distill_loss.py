@@ -47,6 +47,8 @@ def assert_equal_to_reference(inputs, **options):
         {"softcap": 2.0},
         {"logit_scale": 0.3},
         {"logit_scale": 3.0, "softcap": 2.0},
+        {"ce_weight": 0.0, "tv_weight": 0.0, "soft_ce_weight": 1.0},
+        {"soft_ce_weight": 0.3, "softcap": 2.0},
     ],
     ids=str,
 )
@@ -82,12 +84,30 @@ def test_reduced_vocabulary():
     torch.testing.assert_close(inputs["target_log_norm"], (inputs["target_hidden"] @ whole.T).logsumexp(-1))
     inputs["target_ids"] = torch.where(inputs["target_ids"] < 60, inputs["target_ids"], -1)
     assert_equal_to_reference(inputs)
+    assert_equal_to_reference(inputs, soft_ce_weight=0.5)
     # What the target gives to absent tokens is distance: the sum over the whole vocabulary says the same.
     draft = torch.zeros(70, 150)
     logits = inputs["hidden"] @ inputs["head_weight"].T + inputs["markov_states"] @ inputs["markov_weight"].T
     draft[:, :100] = logits.softmax(-1)
     distance = (draft - (inputs["target_hidden"] @ whole.T).softmax(-1)).abs().sum(-1)
     torch.testing.assert_close(distill_loss(**inputs).l1, distance.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+def test_soft_cross_entropy_is_torchs(reduced):
+    """To the target's distribution over the rows of the head; rows without a token in them have none."""
+    inputs = make_inputs(40, 60, 8) | {"markov_states": None, "markov_weight": None}
+    if reduced:
+        inputs["target_hidden"][1:8] *= 1e3  # next to nothing is left for the rows of the head, or all of it
+        whole = torch.cat([inputs["head_weight"], torch.randn(30, 24)])
+        inputs["target_log_norm"] = streamed_log_norm(inputs["target_hidden"], OutputHead(whole), 16)
+        inputs["target_ids"][::3] = -1
+    logits, targets = (inputs[name] @ inputs["head_weight"].T for name in ("hidden", "target_hidden"))
+    naive = torch.nn.functional.cross_entropy(logits, targets.softmax(-1), reduction="none")
+    naive = (inputs["weights"] * naive * (inputs["target_ids"] >= 0)).sum()
+    loss = distill_loss(**inputs, ce_weight=0.0, tv_weight=0.0, soft_ce_weight=1.0, chunk_size=16).loss
+    torch.testing.assert_close(loss, naive)
+    torch.testing.assert_close(gradients(loss, inputs), gradients(naive, inputs), rtol=1e-4, atol=1e-6)
 
 
 def test_bfloat16_is_close():
@@ -107,7 +127,7 @@ def test_chunks_do_not_matter_and_no_rows_are_fine():
 
 @pytest.mark.slow
 def test_compiled():
-    assert_equal_to_reference(make_inputs(70, 1000, 16), compile=True)
+    assert_equal_to_reference(make_inputs(70, 1000, 16), compile=True, soft_ce_weight=0.5)
 
 
 def test_one_of_a_pair_is_refused():

@@ -21,7 +21,8 @@ class Eagle3Config(DraftConfig):
         ttt_length (`int`, *optional*, defaults to 7):
             Steps that training runs on the drafter's own states, and tokens of a proposal.
         step_loss_decay (`float`, *optional*, defaults to 0.8):
-            Step k weighs `step_loss_decay ** (k - 1)` in training.
+            Step k weighs `step_loss_decay ** (k - 1)` in training, whose loss is the cross-entropy to the target's
+            distribution.
         norm_before_residual (`bool`, *optional*, defaults to `False`):
             Whether the residual stream starts from the normalised feature, as in some checkpoints of speculators.
         norm_before_fc (`bool`, *optional*, defaults to `False`):
@@ -79,7 +80,7 @@ class Eagle3Config(DraftConfig):
     def loss_weights(self) -> LossWeights:
         # slot_weights() is exp(-(k - 1) / decay).
         decay = inf if self.step_loss_decay == 1 else -1 / log(self.step_loss_decay)
-        return LossWeights(ce_weight=1.0, tv_weight=0.0, confidence_weight=0.0, slot_decay=decay)
+        return LossWeights(0.0, 0.0, 0.0, soft_ce_weight=1.0, slot_decay=decay)
 
     def to_diff_dict(self) -> dict[str, Any]:
         return super().to_diff_dict() | {"draft_num_hidden_layers": self.num_hidden_layers}

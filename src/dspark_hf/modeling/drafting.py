@@ -49,10 +49,12 @@ class LossWeights:
         ce_weight (`float`): Weight of the cross-entropy.
         tv_weight (`float`): Weight of the L1 distance between draft and target.
         confidence_weight (`float`): Weight of the confidence head's BCE.
+        soft_ce_weight (`float`): Weight of the cross-entropy to the target's distribution.
         slot_decay (`float`): Slot k weighs `exp(-(k - 1) / slot_decay)`.
     """
 
     ce_weight: float = 0.1
     tv_weight: float = 0.9
     confidence_weight: float = 1.0
+    soft_ce_weight: float = 0.0
     slot_decay: float = 4.0

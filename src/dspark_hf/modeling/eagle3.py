@@ -8,6 +8,8 @@ released checkpoints:
 * The feature is the projection of all taps (`fc`); the residual stream starts from it, before any norm.
 * What stands in for the feature is the layer's output before the final norm.
 * In training every step is given the true token, and sees the features before the anchor and its block's own steps.
+* The loss is the cross-entropy to the target's distribution over the draft vocabulary, where the true token is in it;
+  step k weighs `step_loss_decay ** (k - 1)`.
 
 Shapes: B batch, S sequence, E hidden size, V vocabulary, A anchors, n steps (slots), T new tokens.
 """

@@ -14,6 +14,7 @@ _NOT_NEGATIVE = (
     "ce_weight",
     "tv_weight",
     "confidence_weight",
+    "soft_ce_weight",
     "num_eval_prompts",
     "eval_temperature",
     "early_stopping_threshold",
@@ -36,9 +37,11 @@ class DraftTrainingArguments(TrainingArguments):
     """`TrainingArguments` whose defaults follow the paper's recipe (section 5.1).
 
     Args:
-        ce_weight (`float`, *optional*): Weight of the cross-entropy: 0.1 for DSpark, 1 for other drafters.
+        ce_weight (`float`, *optional*): Weight of the cross-entropy: 0.1 for DSpark, 1 for DFlash, 0 for EAGLE-3.
         tv_weight (`float`, *optional*): Weight of the L1 distance between draft and target: 0.9 for DSpark, else 0.
         confidence_weight (`float`, *optional*): Weight of the confidence head's BCE, where there is one: 1.
+        soft_ce_weight (`float`, *optional*): Weight of the cross-entropy to the target's distribution instead of one
+            token: 1 for EAGLE-3, else 0.
         slot_decay (`float`, *optional*): Slot k weighs `exp(-(k - 1) / slot_decay)`: 4, or that of EAGLE-3's
             `step_loss_decay`.
         num_anchors (`int`, *optional*): Anchors per sequence; the drafter config's, if not given.
@@ -47,7 +50,7 @@ class DraftTrainingArguments(TrainingArguments):
         muon_learning_rate (`float`, *optional*): Peak learning rate of Muon on the matrices of the draft layers; AdamW
             updates only the rest then ([`~trainers.optimizer.MuonWithAdamW`]). Without it, `optim` updates all.
         num_eval_prompts (`int`, *optional*, defaults to 32): Held-out prompts that every evaluation answers with the
-            drafter, for `eval_tau` and `eval_accepted_slot_k`; 0 leaves it out.
+            drafter, for `eval_tau` and `eval_accept_rate_slot_k`; 0 leaves it out.
         eval_max_new_tokens (`int`, *optional*, defaults to 128): Longest of these answers.
         eval_temperature (`float`, *optional*, defaults to 0.0): Their temperature; 0 is greedy.
         early_stopping_patience (`int`, *optional*): Stop after so many evaluations without a better
@@ -72,6 +75,9 @@ class DraftTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Weight of the L1 distance between draft and target."}
     )
     confidence_weight: float | None = field(default=None, metadata={"help": "Weight of the confidence loss."})
+    soft_ce_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the cross-entropy to the target's distribution."}
+    )
     slot_decay: float | None = field(default=None, metadata={"help": "Slot k weighs exp(-(k - 1) / slot_decay)."})
     num_anchors: int | None = field(default=None, metadata={"help": "Anchors per sequence."})
     loss_chunk_size: int = field(default=256, metadata={"help": "Rows whose logits are alive at a time."})

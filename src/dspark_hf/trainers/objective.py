@@ -20,7 +20,7 @@ from .metrics import DraftMetrics
 
 @dataclass
 class DistillObjective:
-    """Weighted means over the global batch of cross-entropy, L1 distance and confidence BCE.
+    """Weighted means over the global batch of cross-entropy (hard, soft), L1 distance and confidence BCE.
 
     Attributes:
         input_ids, loss_mask, anchors, anchor_mask: The batch, as the collator made it.
@@ -41,6 +41,7 @@ class DistillObjective:
     confidence_weight: float
     slot_decay: float
     chunk_size: int
+    soft_ce_weight: float = 0.0
     compile: bool = False
     log_norm: Tensor | None = None
     total_weight: Tensor | None = None
@@ -83,6 +84,7 @@ class DistillObjective:
                 target_log_norm=log_norm,
                 ce_weight=self.ce_weight,
                 tv_weight=self.tv_weight,
+                soft_ce_weight=self.soft_ce_weight,
                 logit_scale=head.scale,
                 softcap=head.softcap,
                 target_head=target_head,

@@ -35,6 +35,7 @@ def distill_loss(
     target_log_norm: Tensor | None = None,
     ce_weight: float = 0.1,
     tv_weight: float = 0.9,
+    soft_ce_weight: float = 0.0,
     logit_scale: float = 1.0,
     softcap: float | None = None,
     target_head: OutputHead | None = None,
@@ -42,6 +43,9 @@ def distill_loss(
     compile: bool = False,
 ) -> DistillLoss:
     """Weighted sum over rows of `ce_weight * CE + tv_weight * sum|p_draft - p_target|` (paper, section 3.4).
+
+    With `soft_ce_weight` there is a third term, the cross-entropy to the target's distribution instead of one token,
+    `-sum p_target log p_draft`: the loss of EAGLE-3's training (https://arxiv.org/abs/2503.01840).
 
     Gradients flow to `hidden`, `markov_states`, `markov_weight`, and to `head_weight` if it asks for one.
     All tensors that are multiplied share one dtype; sums, softmax and the loss are float32.
@@ -51,7 +55,7 @@ def distill_loss(
         head_weight (`torch.Tensor` of shape `(vocab, hidden)`): The output head.
         target_hidden (`torch.Tensor` of shape `(rows, hidden)`): The target's last hidden states (post-norm).
         target_ids (`torch.LongTensor` of shape `(rows,)`): Tokens to predict, as rows of `head_weight`; -1 where a
-            reduced vocabulary lacks the token, which then has no cross-entropy.
+            reduced vocabulary lacks the token, which then has no cross-entropy, soft or not.
         weights (`torch.FloatTensor` of shape `(rows,)`): Row weights, already divided by the global batch's sum.
         markov_states (`torch.Tensor` of shape `(rows, rank)`, *optional*): The sequential head's `m`.
         markov_weight (`torch.Tensor` of shape `(vocab, rank)`, *optional*): The sequential head's W2.
@@ -60,6 +64,8 @@ def distill_loss(
             target gives to the others adds to the L1 distance.
         ce_weight (`float`, *optional*, defaults to 0.1): Weight of the cross-entropy.
         tv_weight (`float`, *optional*, defaults to 0.9): Weight of the L1 distance (twice the total variation).
+        soft_ce_weight (`float`, *optional*, defaults to 0.0): Weight of the soft cross-entropy. Its target is the
+            softmax over the rows of the head alone, so over a reduced vocabulary where it holds some of them.
         logit_scale (`float`, *optional*, defaults to 1.0): What the output head's logits are multiplied with.
         softcap (`float`, *optional*): Soft cap on the scaled logits, before the sequential head's bias.
         target_head ([`~ops.output_head.OutputHead`], *optional*): The target's output head, where the drafter has
@@ -85,7 +91,8 @@ def distill_loss(
         rows = (row if row is None else F.pad(row, (0, 0) * (row.dim() - 1) + (0, padding)) for row in rows)
     hidden, target_hidden, target_ids, target_log_norm, weights, markov_states = rows
     gradient_of = compiled_logit_gradient() if compile else logit_gradient
-    options = (ce_weight, tv_weight, logit_scale, softcap, target_head, chunk_size, gradient_of)
+    term_weights = (ce_weight, tv_weight, soft_ce_weight)
+    options = (term_weights, logit_scale, softcap, target_head, chunk_size, gradient_of)
     loss, stats, agrees = StreamedDistillLoss.apply(
         hidden, head_weight, target_hidden, target_ids, target_log_norm, weights, markov_states, markov_weight, options
     )

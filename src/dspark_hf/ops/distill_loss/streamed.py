@@ -1,9 +1,9 @@
 """The same loss and its gradient in one pass over chunks of rows: one `[chunk, V]` buffer is alive at a time.
 
 With p = softmax(z) the draft's distribution, t the target's and y the token, the gradient on a row's logits is
-    w * (a (p - 1[y]) + b p (s - sum(p s))),   s = sign(p - t),
-for loss w (a CE + b sum|p - t|), without the first term where y is no entry of the vocabulary. It is known
-as soon as the row is, so logits are never kept for a backward pass.
+    w * (a (p - 1[y]) + b p (s - sum(p s)) + c (p - t')),   s = sign(p - t),
+for loss w (a CE + b sum|p - t| - c sum t' log p), t' being t over the vocabulary's entries. Where y is no entry the
+terms of a and c fall away. It is known as soon as the row is, so logits are never kept for a backward pass.
 """
 
 from functools import cache
@@ -24,10 +24,10 @@ def logit_gradient(
     target_ids: Tensor,
     target_log_norm: Tensor | None,
     weights: Tensor,
-    ce_weight: float,
-    tv_weight: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradient `(rows, vocab)` in the logits' dtype; cross-entropy, L1 distance, argmax agreement, `(rows,)`."""
+    term_weights: tuple[float, float, float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradient `(rows, vocab)` in the logits' dtype; loss, cross-entropy, L1 distance, argmax agreement, `(rows,)`."""
+    ce_weight, tv_weight, soft_ce_weight = term_weights
     scores, target_scores = logits.float(), target_logits.float()
     top, target_top = scores.amax(-1, keepdim=True), target_scores.amax(-1, keepdim=True)
     # Two argmaxes agree where one entry is both maxima: one more reduction in a pass that is made anyway.
@@ -52,8 +52,15 @@ def logit_gradient(
     cross_entropy = ((log_norm - scores.gather(-1, index)) * known).squeeze(-1)
     one_hot = torch.arange(logits.shape[-1], device=logits.device) == index
     towards_token = ce_weight * known * (probs - one_hot.float())
-    gradient = weights.unsqueeze(-1) * (towards_token + tv_weight * probs * (sign - tilt))
-    return gradient.to(logits.dtype), cross_entropy, l1, agrees
+    gradient = towards_token + tv_weight * probs * (sign - tilt)
+    loss = ce_weight * cross_entropy + tv_weight * l1
+    if soft_ce_weight:
+        soft_targets = torch.softmax(target_scores, -1)
+        gradient = gradient + soft_ce_weight * known * (probs - soft_targets)
+        soft_cross_entropy = log_norm - (soft_targets * scores).sum(-1, keepdim=True)
+        loss = loss + soft_ce_weight * (soft_cross_entropy * known).squeeze(-1)
+    gradient = weights.unsqueeze(-1) * gradient
+    return gradient.to(logits.dtype), loss, cross_entropy, l1, agrees
 
 
 @cache
@@ -78,7 +85,7 @@ class StreamedDistillLoss(torch.autograd.Function):
         markov_weight,
         options,
     ):
-        ce_weight, tv_weight, logit_scale, softcap, target_head, chunk_size, gradient_of = options
+        term_weights, logit_scale, softcap, target_head, chunk_size, gradient_of = options
         head = OutputHead(head_weight, logit_scale, softcap)
         target_head = head if target_head is None else target_head
         num_rows = hidden.shape[0]
@@ -99,11 +106,11 @@ class StreamedDistillLoss(torch.autograd.Function):
                 logits.addmm_(markov_states[rows], markov_weight.T)
             target_logits = target_head.logits(target_hidden[rows])
             log_norm = None if target_log_norm is None else target_log_norm[rows]
-            gradient, cross_entropy, l1, agrees[rows] = gradient_of(
-                logits, target_logits, target_ids[rows], log_norm, weights[rows], ce_weight, tv_weight
+            gradient, row_loss, cross_entropy, l1, agrees[rows] = gradient_of(
+                logits, target_logits, target_ids[rows], log_norm, weights[rows], term_weights
             )
             del logits, target_logits
-            loss += (weights[rows] * (ce_weight * cross_entropy + tv_weight * l1)).sum()
+            loss += (weights[rows] * row_loss).sum()
             stats[0, rows], stats[1, rows] = cross_entropy, l1
             if markov_states is not None:
                 torch.mm(gradient, markov_weight, out=grad_states[rows])
