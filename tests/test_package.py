@@ -51,6 +51,14 @@ def test_first_use_of_a_name_installs_the_seam():
     run_python(f"import dspark_hf; dspark_hf.AutoDrafter; {WRAPPED} assert wrapped")
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["from dspark_hf.modeling import DSparkModel", "from dspark_hf.generation.decode import speculative_generate"],
+)
+def test_any_way_to_a_drafter_installs_the_seam(line):
+    run_python(f"{line}; {WRAPPED} assert wrapped")
+
+
 def test_import_after_generation_installs_the_seam():
     run_python(f"import transformers.generation.utils; import dspark_hf; {WRAPPED} assert wrapped")
 

@@ -66,7 +66,8 @@ _HOMES = {
 }
 
 
-def _install_seam() -> None:
+def install_seam() -> None:
+    """Teach transformers' `generate()` about drafters; the first name or module that needs it does so."""
     from dspark_hf.generation import seam
 
     seam.install()
@@ -75,7 +76,7 @@ def _install_seam() -> None:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    _install_seam()
+    install_seam()
     value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
@@ -85,6 +86,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# Where transformers' generation is loaded already, the seam costs nothing now; otherwise it waits for the first name.
+# Where transformers' generation is loaded already, the seam costs nothing now; otherwise it waits for the first name,
+# or for the module that has the drafters.
 if "transformers.generation.utils" in sys.modules:
-    _install_seam()
+    install_seam()

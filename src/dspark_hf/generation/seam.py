@@ -1,7 +1,8 @@
 """The one place where transformers' `generate()` learns about drafters.
 
 Three methods of `GenerationMixin` are wrapped. A call without a drafter of this library passes through untouched.
-Drafters are recognised by their attribute `is_drafter`, so classes loaded as remote code count too.
+Drafters are recognised by their attribute `is_drafter`, so classes loaded as remote code count too. Wrappers import
+what they need when they are called: the first module of this library that is imported may be the one to install them.
 """
 
 import functools
@@ -94,12 +95,12 @@ def _is_drafter(model: Any) -> bool:
 
 
 def _wrap_generate(original: Callable) -> Callable:
-    from .attach import attached_drafter
-
     # Arguments may be positional, so their places matter.
     names = list(inspect.signature(original).parameters)
 
     def generate(self, *args, **kwargs):
+        from .attach import attached_drafter
+
         speculation = kwargs.pop("speculation", None)
         given = dict(zip(names[1:], args, strict=False)) | kwargs
         has_own_loop = given.get("custom_generate") is not None
@@ -146,10 +147,10 @@ def _made_ready(target: Any, drafter: Any) -> Any:
 
 
 def _wrap_validate(original: Callable) -> Callable:
-    from .checks import check_drafter, check_mode, check_options
-    from .config import SpeculationConfig
-
     def validate(self, generation_mode, generation_config, generation_mode_kwargs):
+        from .checks import check_drafter, check_mode, check_options
+        from .config import SpeculationConfig
+
         drafter = generation_mode_kwargs.get("assistant_model")
         if not _is_drafter(drafter):
             return original(self, generation_mode, generation_config, generation_mode_kwargs)
@@ -166,13 +167,13 @@ def _wrap_validate(original: Callable) -> Callable:
 
 
 def _wrap_assisted(original: Callable) -> Callable:
-    from .decode import speculative_generate
-
     names = list(inspect.signature(original).parameters)
     # Not for the target's forward pass: transformers' own assistants need them.
     unused = ("assistant_model", "inputs_tensor", "tokenizer", "assistant_tokenizer")
 
     def assisted_decoding(self, *args, **kwargs):
+        from .decode import speculative_generate
+
         given = dict(zip(names[1:], args, strict=False)) | kwargs
         drafter = given.get("assistant_model")
         if not _is_drafter(drafter):

@@ -1,5 +1,7 @@
 """Drafters as transformers models."""
 
+import dspark_hf
+
 from .borrowing import check_fit
 from .configuration import DraftConfig
 from .configuration_dspark import DFlashConfig, DSparkConfig
@@ -25,3 +27,6 @@ __all__ = [
     "Proposal",
     "check_fit",
 ]
+
+# Whoever has a drafter passes it to generate(), wherever it was imported from.
+dspark_hf.install_seam()
