@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from transformers import LlamaForCausalLM
 
-from dspark_hf import TargetCache
+from dspark_hf import DFlashModel, Eagle3Model, TargetCache
 
 
 @pytest.fixture
@@ -38,6 +39,30 @@ def test_build_verify_and_push(hub, dspark, data, tmp_path, tiny_target_dir, tin
     shard.write_bytes(shard.read_bytes()[:-1])
     outcome = dspark("cache", "--out", out, "--verify")
     assert outcome.code == 2 and shard.name in outcome.err.replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    ("model_cls", "fields"),
+    [(Eagle3Model, {"ttt_length": 3}), (DFlashModel, {"block_size": 3}), (DFlashModel, "nested")],
+    ids=["eagle3", "dflash", "other packaging"],
+)
+def test_taps_of_any_drafter(dspark, data, tmp_path, tiny_target_dir, model_cls, fields):
+    target = LlamaForCausalLM.from_pretrained(tiny_target_dir)
+    nested = fields == "nested"
+    fields = {"block_size": 3} if nested else fields
+    model_cls.from_target(target, target_layer_ids=[1, 2], num_hidden_layers=1, **fields).save_pretrained(
+        tmp_path / "drafter"
+    )
+    if nested:
+        # As SpecForge and z-lab pack it.
+        path = tmp_path / "drafter" / "config.json"
+        config = json.loads(path.read_text())
+        config["dflash_config"] = {name: config.pop(name) for name in ("target_layer_ids", "mask_token_id")}
+        path.write_text(json.dumps(config))
+    options = ["--target", tiny_target_dir, "--drafter", tmp_path / "drafter", "--data", data]
+    outcome = dspark("cache", *options, "--out", tmp_path / "cache")
+    assert outcome.code == 0, outcome.err
+    assert TargetCache(tmp_path / "cache").manifest.target_layer_ids == [1, 2]
 
 
 @pytest.mark.parametrize(

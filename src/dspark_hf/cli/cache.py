@@ -107,13 +107,14 @@ def _build(path: str, target_dtype: str, rows: list, out: Path, taps: list[int],
 
 def _taps(config: Any, drafter: str | None, taps: list[int] | None) -> list[int]:
     """The taps that the options name; five spread evenly, if none."""
-    from dspark_hf.modeling import DSparkConfig
-
     if drafter is None:
+        from dspark_hf.modeling import DSparkConfig
+
         return sorted(taps) if taps else DSparkConfig.from_target(config).target_layer_ids
     from dspark_hf.hub.embedded import resolve_drafter
+    from dspark_hf.hub.load import AutoDrafter
 
-    return DSparkConfig.from_pretrained(resolve_drafter(drafter)).target_layer_ids
+    return AutoDrafter.from_pretrained(resolve_drafter(drafter)).config.target_layer_ids
 
 
 def _estimate_table(estimate: Any) -> Table:
