@@ -1,6 +1,7 @@
 """`dspark train`: a recipe and what differs from it, in one line."""
 
 import json
+import re
 
 import pytest
 
@@ -32,7 +33,8 @@ def test_a_drafter_is_trained(dspark, recipe, tmp_path):
 def test_an_estimate_needs_no_work(dspark, recipe, tmp_path):
     outcome = dspark("train", "--config", recipe, "--estimate", "estimate.tokens=1e6")
     assert outcome.code == 0, outcome.err
-    assert "cache in bfloat16, 1e+06 tokens" in outcome.out and "memory of a process" in outcome.out
+    assert re.search(r"cache in bf16 │ \d+ bytes a token, 0\.\d GB for 1e\+06 tokens", outcome.out)
+    assert "cache in int4" in outcome.out and "memory of a process" in outcome.out
     assert not (tmp_path / "out").exists()
 
 

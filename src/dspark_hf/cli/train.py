@@ -65,7 +65,7 @@ def _result_table(metrics: dict[str, Any], recipe: Any) -> Table:
     for name in ("eval_tau", "eval_expected_tau", "eval_greedy_tau", "eval_loss"):
         if name in metrics:
             table.add_row(name.removeprefix("eval_"), f"{metrics[name]:.3f}")
-    slots = [value for name, value in metrics.items() if name.startswith("eval_accepted_slot_")]
+    slots = [value for name, value in metrics.items() if name.startswith("eval_accept_rate_slot_")]
     if slots:
         table.add_row("accepted per slot, all before accepted", "  ".join(f"{rate:.2f}" for rate in slots))
     if recipe.published:
@@ -85,9 +85,11 @@ def _estimate_table(recipe: Any) -> Table:
     found = estimate_training(recipe, config)
     table = Table(title=f"{recipe.target}, features: {recipe.features}", show_header=False)
     table.add_row("drafter", f"{found.num_parameters / 1e6:.1f}M parameters")
-    table.add_row("cache in bfloat16, per token", f"{found.cache_per_token:,} bytes")
-    if found.cache is not None:
-        table.add_row(f"cache in bfloat16, {recipe.estimate['tokens']:.3g} tokens", f"{found.cache / 1e9:,.1f} GB")
+    for dtype in ("bf16", "fp8", "int8", "int4"):
+        size = f"{found.cache_per_token[dtype]:,.0f} bytes a token"
+        if found.cache is not None:
+            size += f", {found.cache[dtype] / 1e9:,.1f} GB for {recipe.estimate['tokens']:.3g} tokens"
+        table.add_row(f"cache in {dtype}", size)
     for name in ("drafter", "target", "activations", "batch", "loss", "memory"):
         label = "memory of a process" if name == "memory" else f"  of it {name}"
         table.add_row(label, f"{getattr(found, name) / 1e9:.2f} GB")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from dspark_hf.data.cache import cache_bytes_per_token
 from dspark_hf.modeling import DraftConfig, DraftModel
 
 from .arguments import DraftTrainingArguments
@@ -23,8 +24,8 @@ class TrainingEstimate:
     """Sizes in bytes; memory is that of one process that holds the drafter whole.
 
     Attributes:
-        cache_per_token (`int`): Features and last hidden state of a token in bfloat16.
-        cache (`int`, *optional*): The same for all tokens of the text, if their number is known.
+        cache_per_token (`dict[str, float]`): What a cache keeps of a token, by the cache's dtype.
+        cache (`dict[str, int]`, *optional*): The same for all tokens of the text, if their number is known.
         num_parameters (`int`): Of the drafter.
         drafter (`int`): Its float32 weights, gradients and two AdamW states, and its bfloat16 copies under autocast.
         target (`int`): bfloat16 weights of the target where it runs in the loop or decodes held-out prompts, else of
@@ -34,8 +35,8 @@ class TrainingEstimate:
         loss (`int`): Logits of draft and target and their gradients, a chunk at a time.
     """
 
-    cache_per_token: int
-    cache: int | None
+    cache_per_token: dict[str, float]
+    cache: dict[str, int] | None
     num_parameters: int
     drafter: int
     target: int
@@ -71,11 +72,13 @@ def estimate_training(recipe: Recipe, target_config: PreTrainedConfig | None = N
     num_parameters = _num_parameters(recipe.drafter_cls, config)
     width = (len(config.target_layer_ids) + 1) * config.hidden_size
     num_tokens = recipe.estimate.get("tokens")
+    is_reduced = config.draft_vocab_size is not None
+    per_token = cache_bytes_per_token(len(config.target_layer_ids), config.hidden_size, log_norm=is_reduced)
     vocab_size = config.draft_vocab_size or config.vocab_size
     is_checkpointed = recipe.training.get("activation_checkpointing") or recipe.training.get("gradient_checkpointing")
     return TrainingEstimate(
-        cache_per_token=2 * width,
-        cache=None if num_tokens is None else int(2 * width * num_tokens),
+        cache_per_token=per_token,
+        cache=None if num_tokens is None else {name: round(size * num_tokens) for name, size in per_token.items()},
         num_parameters=num_parameters,
         drafter=(4 * 4 + 2) * num_parameters,
         target=2 * _target_parameters(recipe, target_config.get_text_config()),

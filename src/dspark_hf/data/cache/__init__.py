@@ -2,7 +2,14 @@
 
 from .build import build_target_cache
 from .dataset import TargetCache
-from .estimate import CacheEstimate, estimate_target_cache
+from .estimate import CacheEstimate, cache_bytes_per_token, estimate_target_cache
 from .rolling import RollingFeatures
 
-__all__ = ["CacheEstimate", "RollingFeatures", "TargetCache", "build_target_cache", "estimate_target_cache"]
+__all__ = [
+    "CacheEstimate",
+    "RollingFeatures",
+    "TargetCache",
+    "build_target_cache",
+    "cache_bytes_per_token",
+    "estimate_target_cache",
+]

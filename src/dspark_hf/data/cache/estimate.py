@@ -64,5 +64,16 @@ def estimate_target_cache(
         num_rows=len(rows),
         num_tokens=round(counted * len(rows) / max(num_sampled, 1)),
         num_sampled=num_sampled,
-        bytes_per_token={dtype: RowCodec(dtype, num_taps, hidden_size, log_norm).bytes_per_token for dtype in DTYPES},
+        bytes_per_token=cache_bytes_per_token(num_taps, hidden_size, log_norm=log_norm),
     )
+
+
+def cache_bytes_per_token(num_taps: int, hidden_size: int, *, log_norm: bool = False) -> dict[str, float]:
+    """What a cache keeps of a token, ids and mask included, by dtype.
+
+    Args:
+        num_taps (`int`): Taps.
+        hidden_size (`int`): Hidden size of the target.
+        log_norm (`bool`, *optional*, defaults to `False`): As for [`build_target_cache`].
+    """
+    return {dtype: RowCodec(dtype, num_taps, hidden_size, log_norm).bytes_per_token for dtype in DTYPES}
