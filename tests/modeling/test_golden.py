@@ -92,7 +92,9 @@ def test_loss(case):
     weights = slot_weights(mask.shape[-1], loss["loss_decay_gamma"]).expand_as(mask)[mask]
     assert metrics.means()["l1"] == pytest.approx(float((l1[mask] * weights).sum() / weights.sum()), abs=1e-5)
     first = mask[..., 0]
-    assert metrics.means()["accept_slot_1"] == pytest.approx(float((1 - l1[..., 0] / 2)[first].mean()), abs=1e-5)
+    assert metrics.means()["expected_accept_slot_1"] == pytest.approx(
+        float((1 - l1[..., 0] / 2)[first].mean()), abs=1e-5
+    )
 
 
 def test_two_cached_rounds(case):

@@ -33,15 +33,15 @@ def test_tau_is_that_of_generate(make_trainer, target, rows, tmp_path):
         emitted += drafter.last_stats.emitted_lens
         accepted += [length >= 1 for length in drafter.last_stats.accepted_lens]
     assert metrics["eval_tau"] == pytest.approx(sum(emitted) / len(emitted))
-    assert 0 <= metrics["eval_accepted_slot_1"] <= 1
-    assert metrics["eval_accepted_slot_1"] == pytest.approx(sum(accepted) / len(accepted), abs=0.05)
+    assert 0 <= metrics["eval_accept_rate_slot_1"] <= 1
+    assert metrics["eval_accept_rate_slot_1"] == pytest.approx(sum(accepted) / len(accepted), abs=0.05)
     assert "eval_tau" not in make_trainer(tmp_path, rows, eval_rows=rows[:5]).evaluate()
 
 
 def test_several_held_out_sets_are_told_apart(make_trainer, rows, tmp_path):
     trainer = make_trainer(tmp_path, rows, eval_rows={"chat": rows[:2], "code": rows[2:4]}, **EVALUATION)
     metrics = trainer.evaluate()
-    assert {"eval_chat_tau", "eval_code_tau", "eval_code_accepted_slot_1"} <= set(metrics)
+    assert {"eval_chat_tau", "eval_code_tau", "eval_code_accept_rate_slot_1"} <= set(metrics)
 
 
 def test_training_goes_on_as_if_nothing_was_decoded(make_trainer, target, rows, tmp_path):
@@ -93,7 +93,7 @@ def test_best_checkpoint_is_kept_and_early_stopping_stops(make_trainer, rows, tm
     assert trainer.state.global_step == len(taus) == best + 2
     saved = load_file(tmp_path / f"checkpoint-{best}" / "model.safetensors")
     assert all(torch.equal(tensor, saved[name]) for name, tensor in trainer.model.state_dict().items())
-    assert {"loss", "expected_tau", "tokens_per_second", "eta_seconds", "eval_tau", "eval_accepted_slot_1"} <= set(
+    assert {"loss", "expected_tau", "tokens_per_second", "eta_seconds", "eval_tau", "eval_accept_rate_slot_1"} <= set(
         tracker.figures
     )
     assert tracker.figures["tokens_per_second"] > 0

@@ -44,6 +44,16 @@ def test_two_processes_equal_one(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_share_a_stream(tmp_path):
+    # Six steps of four rows are more than one pass over sixteen.
+    arguments = {"streaming": True, "max_steps": 6}
+    one = run(tmp_path / "one", per_device_train_batch_size=4, **arguments)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    two = run(tmp_path / "two", *launcher, per_device_train_batch_size=2, **arguments)
+    assert_same(one, two)
+
+
+@pytest.mark.slow
 def test_fsdp2_equals_one_process_and_resumes(tmp_path):
     one = run(tmp_path / "one", per_device_train_batch_size=4)
     launcher = ("-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "fsdp2.yaml"))

@@ -60,6 +60,9 @@ def test_what_is_saved_is_the_same_recipe(path, tmp_path):
         (["data=[a"], "The value in 'data=\\[a' is not readable YAML"),
         (["features=disk"], "features must be 'online' or 'memory', got 'disk'"),
         (["cache=there", "features=memory"], "cache='there' holds the features already; leave features='memory' out"),
+        (["streaming=true", "features=memory"], "streaming reads files that are there .*'memory'"),
+        (["streaming=true", "cache=there"], "streaming reads files that are there .*cache='there' out"),
+        (["streaming=true", "data=null"], r"streaming reads files that are there \(data=None\)"),
         (["algorithm=medusa"], "algorithm must be one of dspark, dflash, eagle3, got 'medusa'"),
         (["held_out=0"], "held_out must be a positive whole number, got 0"),
         (["start_from=org/Drafter"], "brings a drafter with all its fields"),
@@ -95,6 +98,9 @@ def test_bad_files(tmp_path, text, message):
 def test_bad_training_arguments(path):
     with pytest.raises(ValueError, match="argument --max_steps.*: invalid int value: 'ten'"):
         load_recipe(path, ["max_steps=ten"]).training_arguments()
+    with pytest.raises(ValueError, match="streaming does not know how much text there is: give training.max_steps"):
+        load_recipe(path, ["streaming=true"]).training_arguments()
+    assert load_recipe(path, ["streaming=true", "max_steps=9"]).training_arguments().max_steps == 9
     with pytest.raises(ValueError, match="give training.output_dir"):
         Recipe().training_arguments()
 
@@ -103,7 +109,9 @@ def test_bad_training_arguments(path):
 def test_shipped_recipes_state_what_is_computed(path):
     recipe = load_recipe(path)
     estimate = estimate_training(recipe)
-    assert recipe.estimate["cache_gb"] == pytest.approx(estimate.cache / 1e9, rel=0.01)
+    stated = recipe.estimate["cache_gb"]
+    assert set(stated) == {"bf16", "fp8", "int8", "int4"}
+    assert stated == pytest.approx({dtype: estimate.cache[dtype] / 1e9 for dtype in stated}, rel=0.01)
     assert recipe.estimate["memory_gb"] == pytest.approx(estimate.memory / 1e9, rel=0.01)
     assert recipe.paper and recipe.data or recipe.target == "embedded"
     # Published for the reference's block size.
@@ -169,7 +177,9 @@ def test_estimates_follow_the_recipe(path):
     recipe.training["num_eval_prompts"] = 0
     held = estimate_training(recipe)
     assert held.target == 2 * 2 * 300 * 64 < online.target
-    assert online.cache == online.cache_per_token * 1000 == 2 * 64 * (3 + 1) * 1000
+    # What a cache takes besides the states: 4 bytes of an id and 1 of the mask.
+    assert online.cache["bf16"] == online.cache_per_token["bf16"] * 1000 == (2 * 64 * (3 + 1) + 5) * 1000
+    assert online.cache["fp8"] == ((64 + 4) * (3 + 1) + 5) * 1000 and online.cache["int4"] < online.cache["fp8"]
     recipe.training["activation_checkpointing"] = True
     assert estimate_training(recipe).activations < held.activations / 2
     assert held.memory == held.drafter + held.target + held.activations + held.batch + held.loss

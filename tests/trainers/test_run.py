@@ -3,6 +3,7 @@
 import json
 import runpy
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,20 @@ def test_a_recipe_is_followed_and_gone_on_with(pair, data, tmp_path, features):
     assert train_drafter(again, *pair)[0].state.global_step == 4
     again.training["resume_from_checkpoint"] = str(out / "checkpoint-2")
     assert train_drafter(again, *pair)[0].state.global_step == 4
+
+
+def test_a_recipe_may_stream(pair, data, tmp_path):
+    out = tmp_path / "out"
+    recipe = Recipe(data=str(data), streaming=True, held_out=3, max_length=64, drafter=DRAFTER,
+                    training={**TRAINING, "output_dir": str(out)})  # fmt: skip
+    trainer, metrics = train_drafter(recipe, *pair)
+    assert trainer.state.global_step == 2 and len(trainer.eval_dataset) == 3 and metrics["eval_tau"] >= 1
+    held_out = [row["input_ids"] for row in trainer.eval_dataset]
+    trained = [row["input_ids"] for row in islice(trainer.train_dataset, 9)]
+    assert len({*map(tuple, held_out), *map(tuple, trained)}) == 12
+    # The vocabulary is counted on the stream: what answers use is in it.
+    assert trainer.model.t2d[torch.tensor(pair[1]("abcdefgh")["input_ids"])].all()
+    assert load_recipe(out / "recipe.yaml") == recipe
 
 
 @pytest.mark.parametrize(

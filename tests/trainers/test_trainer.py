@@ -29,7 +29,7 @@ def test_the_full_objective_falls_and_is_logged(make_trainer, tmp_path, rows):
     first, last = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert last["loss"] < first["loss"] and last["expected_tau"] > first["expected_tau"]
     metrics = trainer.evaluate()
-    assert 0 < metrics["eval_accept_slot_4"] <= 1 and 1 <= metrics["eval_expected_tau"] <= 5
+    assert 0 < metrics["eval_expected_accept_slot_4"] <= 1 and 1 <= metrics["eval_expected_tau"] <= 5
     assert 0 <= metrics["eval_confidence_error"] <= 1
 
 

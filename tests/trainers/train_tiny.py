@@ -9,6 +9,7 @@ import sys
 
 import torch
 from accelerate.utils import DistributedType
+from datasets import IterableDataset
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -28,6 +29,7 @@ def main(folder: str, arguments: dict) -> None:
     ]
     drafter = DSparkModel.from_target(target, num_hidden_layers=1, block_size=4, markov_rank=8)
     resume = arguments.pop("resume_from_checkpoint", None) == "True"
+    streaming = arguments.pop("streaming", False)
     defaults = {"max_steps": 4, "num_anchors": 6, "logging_steps": 1, "seed": 3, "save_strategy": "no",
                 "report_to": "none", "disable_tqdm": True, "num_eval_prompts": 4, "eval_max_new_tokens": 8,
                 "per_device_eval_batch_size": 1, "learning_rate": 3e-3}  # fmt: skip
@@ -35,7 +37,8 @@ def main(folder: str, arguments: dict) -> None:
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         # accelerate offers FSDP to accelerators only; torch shards over gloo just as well.
         training.distributed_state.distributed_type = DistributedType.MULTI_GPU
-    trainer = DraftTrainer(drafter, target, training, train_dataset=rows, eval_dataset=rows[:8])
+    train_rows = IterableDataset.from_generator(lambda: iter(rows)).shuffle(0, buffer_size=8) if streaming else rows
+    trainer = DraftTrainer(drafter, target, training, train_dataset=train_rows, eval_dataset=rows[:8])
     trainer.train(resume_from_checkpoint=resume)
     figures = trainer.evaluate()
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -44,7 +47,7 @@ def main(folder: str, arguments: dict) -> None:
         results = {name: tensor.clone() for name, tensor in weights.items()}
         for name in ("loss", "expected_tau"):
             results[name] = torch.tensor([entry[name] for entry in history if name in entry])
-        for name in ("eval_tau", "eval_accepted_slot_1", "eval_expected_tau"):
+        for name in ("eval_tau", "eval_accept_rate_slot_1", "eval_expected_tau"):
             results[name] = torch.tensor(figures[name])
         save_file(results, f"{folder}/result.safetensors")
 

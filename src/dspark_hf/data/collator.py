@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 # Of a row; the first two are required.
-COLUMNS = ("input_ids", "loss_mask", "features", "last_hidden_states", "log_norm")
+COLUMNS = ("input_ids", "loss_mask", "features", "last_hidden_states", "log_norm", "stream_epoch")
 
 
 @dataclass
@@ -64,7 +64,9 @@ class DraftCollator:
                 )
             input_ids.append(ids)
             loss_masks.append(mask)
-        anchors = [self.sample_anchors(ids, mask) for ids, mask in zip(input_ids, loss_masks, strict=True)]
+        # Rows of a stream know which pass they belong to.
+        epochs = [row.get("stream_epoch") for row in rows]
+        anchors = [self.sample_anchors(*row) for row in zip(input_ids, loss_masks, epochs, strict=True)]
         batch = {
             "input_ids": pad_sequence(input_ids, batch_first=True),
             "attention_mask": pad_sequence([torch.ones_like(ids) for ids in input_ids], batch_first=True),
@@ -72,12 +74,12 @@ class DraftCollator:
             "anchors": pad_sequence(anchors, batch_first=True),
             "anchor_mask": pad_sequence([torch.ones_like(row).bool() for row in anchors], batch_first=True),
         }
-        for name in COLUMNS[2:]:
+        for name in ("features", "last_hidden_states", "log_norm"):
             if name in rows[0]:
                 batch[name] = pad_sequence([row[name] for row in rows], batch_first=True)
         return batch
 
-    def sample_anchors(self, input_ids: Tensor, loss_mask: Tensor) -> Tensor:
+    def sample_anchors(self, input_ids: Tensor, loss_mask: Tensor, epoch: int | None = None) -> Tensor:
         """Up to `num_anchors` ascending positions where the token and the next one are both supervised.
 
         A row without any gets none.
@@ -86,8 +88,9 @@ class DraftCollator:
         candidates = candidates[candidates > 0]  # an anchor needs a context before it
         if len(candidates) <= self.num_anchors:
             return candidates
+        epoch = int(self._epoch) if epoch is None else epoch
         digest = zlib.crc32(input_ids.numpy().tobytes())
-        chosen = np.random.default_rng([self.seed, int(self._epoch), digest]).choice(
+        chosen = np.random.default_rng([self.seed, epoch, digest]).choice(
             len(candidates), self.num_anchors, replace=False
         )
         return candidates[torch.from_numpy(np.sort(chosen))]

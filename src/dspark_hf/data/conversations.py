@@ -4,7 +4,8 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from io import BufferedReader, TextIOWrapper
 from typing import Any
 
 _ROLES = ("system", "user", "assistant", "tool")
@@ -14,7 +15,12 @@ _GZIP = b"\x1f\x8b"
 
 
 def load_conversations(path: str | os.PathLike) -> list[dict]:
-    """Read conversations from a JSONL file, which may be compressed (gzip).
+    """Read conversations from a JSONL file; see [`iterate_conversations`]."""
+    return list(iterate_conversations(path))
+
+
+def iterate_conversations(path: str | os.PathLike) -> Iterator[dict]:
+    """Read conversations from a JSONL file, which may be compressed (gzip), line by line.
 
     A line is an object with what [`messages_of`] reads. An optional `complete: false` says that the last answer was
     cut off by a length limit, and an optional `thinking` whether the chat template had `enable_thinking` on.
@@ -23,29 +29,32 @@ def load_conversations(path: str | os.PathLike) -> list[dict]:
         path (`str` or `os.PathLike`): The file. Empty lines are skipped.
 
     Returns:
-        `list[dict]`: One `{"messages": list[dict], "complete": bool}` per line, with `thinking` where the line has it.
+        `Iterator[dict]`: `{"messages": list[dict], "complete": bool}` per line, with `thinking` where the line has it.
 
     Raises:
         `ValueError`: If the file is absent or empty, or a line is not such an object; the message has its number.
     """
+    is_empty = True
     try:
         with open(path, "rb") as file:
-            content = file.read()
-        content = gzip.decompress(content) if content.startswith(_GZIP) else content
-        # Editors on Windows begin a file with a mark that is no text.
-        lines = content.decode("utf-8-sig").split("\n")
+            for number, line in enumerate(_text_lines(file), start=1):
+                if line.strip():
+                    is_empty = False
+                    try:
+                        record = _parse_record(line)
+                    except ValueError as error:
+                        raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from error
+                    yield record
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"Cannot read conversations from {os.fspath(path)!r}: {error}. Give a JSONL file.") from error
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                records.append(_parse_record(line))
-            except ValueError as error:
-                raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from error
-    if not records:
+    if is_empty:
         raise ValueError(f"{os.fspath(path)} holds no conversations. Give a JSONL file with one object a line.")
-    return records
+
+
+def _text_lines(file: BufferedReader) -> TextIOWrapper:
+    content = gzip.GzipFile(fileobj=file) if file.peek(len(_GZIP)).startswith(_GZIP) else file
+    # Editors on Windows begin a file with a mark that is no text.
+    return TextIOWrapper(content, encoding="utf-8-sig", newline="\n")
 
 
 def messages_of(row: Mapping[str, Any]) -> list[dict]:

@@ -3,10 +3,13 @@
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -59,3 +62,35 @@ def _damage(path: Path) -> str | None:
         if not zipfile.is_zipfile(archive):
             return f"{archive.name} is cut off"
     return None
+
+
+class WholeCheckpoints(Trainer):
+    """A trainer that resumes only from checkpoints that were written whole."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As [`~transformers.Trainer.train`]; checkpoints whose saving was interrupted are not resumed from.
+
+        Raises:
+            `ValueError`: If the checkpoint is not whole, or with `True` no whole one is there.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"There is no whole checkpoint in {self.args.output_dir} to resume from; leave "
+                    "resume_from_checkpoint out to start anew."
+                )
+        elif resume_from_checkpoint:
+            check_checkpoint(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # A checkpoint counts as whole once its state is there, so that of an older run must not be.
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # what follows is the state, the mark of a whole checkpoint

@@ -6,7 +6,9 @@ from itertools import islice
 from typing import Any
 
 import torch
+from accelerate.data_loader import IterableDatasetShard
 from torch import nn
+from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer
 
@@ -33,7 +35,11 @@ def held_out_prompts(dataset: Any, num_prompts: int) -> list[list[int]]:
 
 
 def _rows(dataset: Any) -> Iterator[Any]:
-    return (dataset[index] for index in range(len(dataset))) if hasattr(dataset, "__getitem__") else iter(dataset)
+    if isinstance(dataset, IterableDatasetShard):
+        dataset = dataset.dataset  # every process goes through all prompts, and answers its share of them
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+        return iter(dataset)
+    return (dataset[index] for index in range(len(dataset)))
 
 
 def _prompt(row: Any) -> list[int]:
@@ -132,6 +138,6 @@ def add_stats(total: Any, part: Any) -> None:
 
 
 def decoding_metrics(stats: Any) -> dict[str, float]:
-    """`tau`, and `accepted_slot_k`: P(slot k accepted | all before it accepted)."""
-    rates = {f"accepted_slot_{slot}": rate for slot, rate in enumerate(stats.slot_rates, start=1)}
+    """`tau`, and `accept_rate_slot_k`: P(slot k accepted | all before it accepted)."""
+    rates = {f"accept_rate_slot_{slot}": rate for slot, rate in enumerate(stats.slot_rates, start=1)}
     return {"tau": stats.tau, **rates}

@@ -70,5 +70,5 @@ class DraftMetrics:
         if "confidence_error" in sums:
             figures["confidence_error"] = sums["confidence_error"] / num_rows
         for slot, rate in enumerate(sums["accept"] / sums["count"].clamp_min(1), start=1):
-            figures[f"accept_slot_{slot}"] = rate
+            figures[f"expected_accept_slot_{slot}"] = rate
         return {name: float(value) for name, value in figures.items()}

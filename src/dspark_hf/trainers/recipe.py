@@ -35,6 +35,9 @@ class Recipe:
         max_length (`int`, *optional*, defaults to 4096): Tokens of a conversation that are used.
         features (`str`, *optional*, defaults to `"online"`): Where the target's features come from: `online` runs it
             in the loop, `memory` runs it once and keeps them.
+        streaming (`bool`, *optional*, defaults to `False`): Read and encode the data as they are needed instead of all
+            at the start; the conversations kept for evaluation are then those at the beginning.
+            `training.max_steps` says how long.
         cache (`str`, *optional*): Folder of a [`TargetCache`] to read them from instead; what it lacks is computed
             first, and stored as `training.cache_dtype`.
         start_from (`str`, *optional*): A drafter to go on with, a repository or a folder; a fresh one by default.
@@ -58,6 +61,7 @@ class Recipe:
     held_out: int = 100
     max_length: int = 4096
     features: str = "online"
+    streaming: bool = False
     cache: str | None = None
     start_from: str | None = None
     algorithm: str = "dspark"
@@ -79,6 +83,12 @@ class Recipe:
             raise ValueError(f"features must be 'online' or 'memory', got {self.features!r}.")
         if self.cache is not None and self.features != "online":
             raise ValueError(f"cache={self.cache!r} holds the features already; leave features={self.features!r} out.")
+        if self.streaming and (self.data is None or self.features == "memory" or self.cache is not None):
+            raise ValueError(
+                f"streaming reads files that are there (data={self.data!r}) and keeps nothing: give data, and leave "
+                f"features={self.features!r} at 'online' and cache={self.cache!r} out. training.cache_budget bounds a "
+                "rolling cache instead."
+            )
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}.")
         if self.start_from is not None and self.drafter:
@@ -114,7 +124,10 @@ class Recipe:
                 words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
         if "output_dir" not in self.training:
             raise ValueError("The recipe does not say where the drafter goes: give training.output_dir.")
-        return _TrainingParser(DraftTrainingArguments).parse_args_into_dataclasses(words)[0]
+        arguments = _TrainingParser(DraftTrainingArguments).parse_args_into_dataclasses(words)[0]
+        if self.streaming and arguments.max_steps <= 0:
+            raise ValueError("streaming does not know how much text there is: give training.max_steps.")
+        return arguments
 
     def save(self, path: str | Path) -> None:
         """Write the recipe as YAML."""

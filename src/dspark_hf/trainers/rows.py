@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from datasets import IterableDataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -11,6 +10,8 @@ from dspark_hf.data.cache import TargetCache
 from dspark_hf.data.chat import encode_row
 from dspark_hf.data.conversations import load_conversations
 from dspark_hf.modeling import DraftModel
+
+from .streams import StreamedRows
 
 
 def load_rows(files: Sequence[str], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
@@ -33,22 +34,21 @@ def load_rows(files: Sequence[str], tokenizer: Any, max_length: int) -> list[dic
     return rows
 
 
-def encode_rows(dataset: Any, tokenizer: Any, max_length: int) -> Any:
-    """Rows of conversations as ids and masks, streamed ones as they come; any other dataset as it is. Several come by
-    name.
+def encode_rows(dataset: Any, tokenizer: Any, max_length: int, repeats: bool = False) -> Any:
+    """Rows of conversations as ids and masks; any other dataset as it is. Several come by name.
+
+    Without a length it is a stream, which is encoded as it comes, and over and over where it `repeats`.
 
     Raises:
         `ValueError`: If no conversation has an answer.
     """
     if isinstance(dataset, dict):
         return {name: encode_rows(part, tokenizer, max_length) for name, part in dataset.items()}
-    if isinstance(dataset, IterableDataset):
-        columns = list(next(iter(dataset), {}))
-        if "messages" not in columns:
-            return dataset
-        encoded = dataset.map(lambda row: encode_row(row, tokenizer, max_length), remove_columns=columns)
-        return encoded.filter(lambda row: any(row["loss_mask"]))
-    if not hasattr(dataset, "__len__") or len(dataset) == 0 or "messages" not in dataset[0]:
+    if dataset is None or isinstance(dataset, StreamedRows):
+        return dataset
+    if not hasattr(dataset, "__len__"):
+        return StreamedRows(dataset, tokenizer, max_length, repeats)
+    if len(dataset) == 0 or "messages" not in dataset[0]:
         return dataset
     rows = [row for row in (encode_row(row, tokenizer, max_length) for row in dataset) if any(row["loss_mask"])]
     if not rows:

@@ -1,6 +1,7 @@
 """From a recipe to a trained drafter in a folder."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,11 @@ from .arguments import DraftTrainingArguments
 from .checkpoints import last_checkpoint
 from .recipe import Recipe
 from .rows import load_rows
+from .streams import StreamedRows, stream_files
 from .trainer import DraftTrainer
+
+# Of a stream, what a reduced draft vocabulary is counted on.
+_VOCABULARY_ROWS = 10_000
 
 
 def train_drafter(
@@ -56,16 +61,22 @@ def train_drafter(
     checkpoint = _checkpoint(training, resume)
     set_seed(training.seed)
     target = target.to(training.device)
-    files = _files(recipe, target, tokenizer, training)
-    rows = load_rows(files, tokenizer, recipe.max_length)
+    if recipe.streaming:
+        held_out, stream = stream_files(recipe.data, recipe.held_out, training.seed)
+        train_rows = StreamedRows(stream, tokenizer, recipe.max_length, repeats=True)
+        eval_rows = list(StreamedRows(held_out, tokenizer, recipe.max_length))
+        rows = islice(StreamedRows(stream, tokenizer, recipe.max_length), _VOCABULARY_ROWS)
+    else:
+        files = _files(recipe, target, tokenizer, training)
+        rows = load_rows(files, tokenizer, recipe.max_length)
     if drafter is None:
         drafter = _fresh_drafter(recipe, target, rows)
     drafter = drafter.to(training.device).float()
     drafter = drafter if drafter.is_bound_to(target) else drafter.bind(target)
-    if recipe.cache is not None:
-        rows = _cached(recipe, training, target, tokenizer, drafter, files)
-    num_held_out = min(recipe.held_out, len(rows) // 5)
-    train_rows, eval_rows = _split(recipe, target, drafter, rows, len(rows) - num_held_out)
+    if not recipe.streaming:
+        if recipe.cache is not None:
+            rows = _cached(recipe, training, target, tokenizer, drafter, files)
+        train_rows, eval_rows = _split(recipe, target, drafter, rows)
     if not recipe.needs_target:
         _leave_vocabulary(target, training.device)
     trainer = DraftTrainer(
@@ -77,7 +88,7 @@ def train_drafter(
         peft_config=None if recipe.lora is None else LoraConfig(**recipe.lora),
     )
     trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = trainer.evaluate() if num_held_out else {}
+    metrics = trainer.evaluate() if len(eval_rows) else {}
     if metrics:
         trainer.save_metrics("eval", metrics, combined=False)
     _save(trainer, recipe)
@@ -138,9 +149,10 @@ def _cached(
 
 
 def _split(
-    recipe: Recipe, target: PreTrainedModel, drafter: DraftModel, rows: Sequence[dict[str, Any]], num_trained: int
+    recipe: Recipe, target: PreTrainedModel, drafter: DraftModel, rows: Sequence[dict[str, Any]]
 ) -> tuple[Any, Any]:
     """Rows to train and to evaluate on, with the target's features where these are kept in memory."""
+    num_trained = len(rows) - min(recipe.held_out, len(rows) // 5)
     if isinstance(rows, TargetCache):
         return rows.select(range(num_trained)), rows.select(range(num_trained, len(rows)))
     if recipe.features == "memory":
@@ -149,7 +161,7 @@ def _split(
     return rows[:num_trained], rows[num_trained:]
 
 
-def _fresh_drafter(recipe: Recipe, target: PreTrainedModel, rows: list[dict[str, Any]]) -> DraftModel:
+def _fresh_drafter(recipe: Recipe, target: PreTrainedModel, rows: Iterable[dict[str, Any]]) -> DraftModel:
     drafter = recipe.drafter_cls.from_target(target, **recipe.drafter)
     if drafter.has_reduced_vocabulary:
         size, vocab_size = drafter.config.draft_vocab_size, drafter.config.vocab_size

@@ -10,9 +10,7 @@ from accelerate.utils import gather_object
 from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers import EarlyStoppingCallback, PreTrainedModel
 
 from dspark_hf.data.cache import RollingFeatures, TargetCache
 from dspark_hf.data.cache.rolling import parse_size
@@ -27,21 +25,23 @@ from dspark_hf.publishing import CardFacts, write_card, write_training_record
 from .adapters import add_adapter, check_target_head, check_trainable, save_base_config
 from .arguments import DraftTrainingArguments, check_trainer_options
 from .callbacks import AnchorEpoch, RollingEpoch, StepClock
-from .checkpoints import check_checkpoint, last_checkpoint
+from .checkpoints import WholeCheckpoints
 from .decoding import WholeDrafter, add_stats, decode_prompts, decoding_metrics, held_out_prompts
 from .metrics import DraftMetrics
 from .objective import DistillObjective
 from .optimizer import MuonWithAdamW
 from .rows import check_caches, encode_rows
+from .streams import prepare_for_streams
 
 
-class DraftTrainer(Trainer):
+class DraftTrainer(WholeCheckpoints):
     """Trains a drafter of any kind for a frozen target.
 
     Datasets hold conversations (`messages`, encoded with `processing_class`), or rows of `input_ids` and `loss_mask`.
     Rows may carry `features` and `last_hidden_states`: a [`TargetCache`], or
     [`~dspark_hf.data.features.hold_features`]. Without them the target runs in the loop, for rows that
-    `args.cache_budget` has no room for.
+    `args.cache_budget` has no room for. A dataset without a length, such as a `datasets.IterableDataset`, is encoded
+    as it comes ([`~trainers.streams.StreamedRows`]) and needs `args.max_steps`.
 
     Args:
         model ([`DraftModel`] or `PeftModel`): The drafter, or one with a trainable adapter.
@@ -108,12 +108,14 @@ class DraftTrainer(Trainer):
         self._clock, self._num_tokens = StepClock(), 0
         collator = data_collator or DraftCollator(args.num_anchors or model.config.num_anchors, seed=args.seed)
         self._encode = partial(encode_rows, tokenizer=processing_class, max_length=max_length)
+        train_rows, eval_rows = self._encode(train_dataset, repeats=True), self._encode(eval_dataset)
+        prepare_for_streams(args, train_rows, eval_rows)
         super().__init__(
             model,
             args,
             data_collator=collator,
-            train_dataset=self._encode(train_dataset),
-            eval_dataset=self._encode(eval_dataset),
+            train_dataset=train_rows,
+            eval_dataset=eval_rows,
             processing_class=processing_class,
             **kwargs,
         )
@@ -127,23 +129,6 @@ class DraftTrainer(Trainer):
             self.add_callback(RollingEpoch(self.features))
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As [`~transformers.Trainer.train`]; checkpoints whose saving was interrupted are not resumed from.
-
-        Raises:
-            `ValueError`: If the checkpoint is not whole, or with `True` no whole one is there.
-        """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise ValueError(
-                    f"There is no whole checkpoint in {self.args.output_dir} to resume from; leave "
-                    "resume_from_checkpoint out to start anew."
-                )
-        elif resume_from_checkpoint:
-            check_checkpoint(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor | None:
         """Sum of slot weights over the global batch: what the loss's weighted means divide by."""
@@ -262,17 +247,6 @@ class DraftTrainer(Trainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             save_base_config(self.model, output_dir or self.args.output_dir)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # A checkpoint counts as whole once its state is there, so that of an older run must not be.
-        if self.args.should_save:
-            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
-        super()._save_checkpoint(model, trial)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()  # what follows is the state, the mark of a whole checkpoint
 
     def create_model_card(
         self,
