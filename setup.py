@@ -18,6 +18,8 @@ EXTRAS = {
         "ruff>=0.9",
         "scikit-learn>=1.4",
         "scipy>=1.12",
+        # What a tracker keeps of a run is read back.
+        "tensorboard>=2.15",
     ],
 }
 

@@ -60,6 +60,7 @@ def test_what_is_saved_is_the_same_recipe(path, tmp_path):
         (["data=[a"], "The value in 'data=\\[a' is not readable YAML"),
         (["features=disk"], "features must be 'online' or 'memory', got 'disk'"),
         (["cache=there", "features=memory"], "cache='there' holds the features already; leave features='memory' out"),
+        (["streaming=no"], "streaming must be true or false, got 'no'"),
         (["streaming=true", "features=memory"], "streaming reads files that are there .*'memory'"),
         (["streaming=true", "cache=there"], "streaming reads files that are there .*cache='there' out"),
         (["streaming=true", "data=null"], r"streaming reads files that are there \(data=None\)"),

@@ -64,13 +64,10 @@ def test_tensorboard(run, tmp_path, monkeypatch):
 
 def test_trackio(run, tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    trackio = pytest.importorskip("trackio")
+    storage = pytest.importorskip("trackio.sqlite_storage")
     logged = run("trackio")
-    trackio.finish()
-    from trackio.sqlite_storage import SQLiteStorage
-
     history = {}
-    for entry in SQLiteStorage.get_logs("huggingface", "run"):
+    for entry in storage.SQLiteStorage.get_logs("huggingface", "run"):
         history.setdefault(entry["train/global_step"], {}).update(entry)
     for name, values in logged.items():
         assert {step: history[step][name] for step in values} == pytest.approx(values), name

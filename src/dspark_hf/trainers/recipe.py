@@ -83,6 +83,8 @@ class Recipe:
             raise ValueError(f"features must be 'online' or 'memory', got {self.features!r}.")
         if self.cache is not None and self.features != "online":
             raise ValueError(f"cache={self.cache!r} holds the features already; leave features={self.features!r} out.")
+        if not isinstance(self.streaming, bool):
+            raise ValueError(f"streaming must be true or false, got {self.streaming!r}.")
         if self.streaming and (self.data is None or self.features == "memory" or self.cache is not None):
             raise ValueError(
                 f"streaming reads files that are there (data={self.data!r}) and keeps nothing: give data, and leave "
