@@ -20,7 +20,8 @@ def test_configs_fit_the_trainer(stage, tmp_path, monkeypatch, target):
 
     path = CONFIGS / f"deepspeed_zero{stage}.yaml"
     given = launch_command_parser().parse_args(["--config_file", str(path), "--main_process_port", "0", "script.py"])
-    given = _validate_launch_command(given)[0]
+    given, defaults, _ = _validate_launch_command(given)
+    given.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
     for name, value in prepare_deepspeed_cmd_env(given)[1].items():
         if name.startswith("ACCELERATE_"):
             monkeypatch.setenv(name, value)

@@ -18,7 +18,7 @@ class StreamedRows(IterableDataset):
     """The rows of a stream, without those that have nothing to learn from.
 
     Where it repeats, one pass follows the other without end, and rows carry the number of theirs (`stream_epoch`),
-    from which the collator draws anchors. To a trainer that is one epoch, so a resumed run finds its place at any step.
+    from which the collator draws anchors. To a trainer that is one epoch: a resumed run finds its place at any step.
 
     Args:
         stream (`Iterable`): Conversations (`messages`), or rows of `input_ids` and `loss_mask`. It is gone through
