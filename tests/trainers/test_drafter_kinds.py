@@ -116,7 +116,8 @@ def test_a_head_of_the_drafters_own_learns(make_trainer, target, tmp_path, rows,
     head, embedding = (getattr(drafter, name).weight.detach().clone() for name in ("lm_head", "embed_tokens"))
     before = target.lm_head.weight.detach().clone()
     trainer = make_trainer(tmp_path, rows[:3], drafter=drafter, max_steps=60, learning_rate=1e-2, num_anchors=40,
-                           per_device_train_batch_size=3, logging_steps=20)  # fmt: skip
+                           per_device_train_batch_size=3, logging_steps=20,
+                           ce_weight=1.0, soft_ce_weight=0.0)  # fmt: skip
     trainer.train()
     assert losses(trainer)[-1] < losses(trainer)[0] / 2
     assert not torch.equal(drafter.lm_head.weight, head) and not torch.equal(drafter.embed_tokens.weight, embedding)
