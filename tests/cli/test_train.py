@@ -44,6 +44,7 @@ def test_an_estimate_needs_no_work(dspark, recipe, tmp_path):
         (["max_step=3"], "Unknown key 'max_step'. Did you mean 'training.max_steps'?"),
         (["bf16=maybe"], "A training argument of the recipe cannot be used"),
         (["start_from=/no/such/drafter", "drafter={}"], "/no/such/drafter"),
+        (["data=[/no/file.jsonl]"], "There is no file /no/file.jsonl (data of the recipe)"),
     ],
 )
 def test_bad_input_is_one_line(dspark, recipe, arguments, message):

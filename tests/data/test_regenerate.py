@@ -402,11 +402,25 @@ def test_command_synthesizes_and_regenerates(target, tokenizer, target_dir, ques
 
 
 @pytest.mark.parametrize(
+    ("out", "exclude", "message"),
+    [
+        ("questions.jsonl", None, "exists. Continue it with resume"),
+        (".", None, "is a folder. Add a file name"),
+        ("new.jsonl", "none.jsonl", "does not exist"),
+    ],
+)
+def test_command_looks_at_its_files_before_it_loads_the_target(questions, tmp_path, out, exclude, message):
+    options = [] if exclude is None else ["--exclude", tmp_path / exclude]
+    result = run("--target", "org/nothing", "--prompts", questions, "--out", tmp_path / out, *options)
+    assert result.exit_code == 2 and message in " ".join(result.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "either --synthesize NUM or --prompts FILE.jsonl"),
         (("--synthesize", 3, "--prompts", "x.jsonl"), "either --synthesize NUM or --prompts FILE.jsonl"),
-        (("--prompts", "x.jsonl", "--openings", "y.txt"), "does not go with --prompts"),
+        (("--prompts", "x.jsonl", "--openings", __file__), "does not go with --prompts"),
         (("--synthesize", 3, "--dtype", "int8"), "Expected --dtype bfloat16, float16, float32 or auto, got 'int8'"),
     ],
 )

@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -156,6 +157,9 @@ def test_cache_is_inside_hf_home_by_default(monkeypatch):
 
 def test_only_the_word_embedded_is_resolved(cache, wheel, tmp_path):
     assert embedded.resolve_target("org/model") == "org/model"
+    for path in ("/no/such/model", "./model", "runs/old/model"):
+        with pytest.raises(ValueError, match=f"There is no folder {path}, and it is no repository's name"):
+            embedded.resolve_drafter(path)
     assert embedded.resolve_target(tmp_path) == str(tmp_path)
     assert embedded.resolve_drafter("org/drafter") == "org/drafter"
     assert embedded.resolve_target("embedded") == str(cache / "SmolLM2-135M-Instruct")
@@ -189,3 +193,9 @@ def test_real_wheel_becomes_a_plain_model(cache):
     inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     ids = model.generate(**inputs, do_sample=False, max_new_tokens=20)[0, inputs["input_ids"].shape[1] :]
     assert tokenizer.decode(ids) == "The capital of France is Paris.<|im_end|>"
+
+
+def test_missing_package_of_the_conversion_is_named(cache, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ValueError, match="converted with the gguf package, which is not installed"):
+        embedded.embedded_target()

@@ -28,8 +28,7 @@ class CleanErrors(TyperGroup):
             Console(stderr=True, soft_wrap=True).print("error:", " ".join(str(error).split()), markup=False)
             raise typer.Exit(_BAD_INPUT) from None
         except KeyboardInterrupt:
-            message = "\nstopped; what was written is kept: go on with --resume, a cache with the same command"
-            Console(stderr=True, soft_wrap=True).print(message, markup=False, highlight=False)
+            Console(stderr=True).print("\nstopped; what was written is kept")
             raise typer.Exit(_INTERRUPTED) from None
 
 

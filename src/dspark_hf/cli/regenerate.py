@@ -12,7 +12,9 @@ def regenerate(
     out: Annotated[Path, typer.Option(help="JSONL file to write; its provenance goes beside it.")],
     target: Annotated[str, typer.Option(help="Model repository or folder, or 'embedded'.")] = "embedded",
     synthesize: Annotated[int | None, typer.Option(help="Let the target invent this many prompts.")] = None,
-    openings: Annotated[Path | None, typer.Option(help="Beginnings of invented prompts, one a line.")] = None,
+    openings: Annotated[
+        Path | None, typer.Option(exists=True, help="Beginnings of invented prompts, one a line.")
+    ] = None,
     max_prompt_tokens: Annotated[int, typer.Option(help="Longest invented prompt, in tokens.")] = 40,
     prompts: Annotated[str | None, typer.Option(help="JSONL or Parquet file, or a dataset's name or folder.")] = None,
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
@@ -29,7 +31,7 @@ def regenerate(
     seed: Annotated[int, typer.Option(help="Seed of all sampling.")] = 0,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto (as saved).")] = "bfloat16",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an existing file.")] = False,
-    exclude: Annotated[Path | None, typer.Option(help="JSONL file whose prompts must not occur.")] = None,
+    exclude: Annotated[Path | None, typer.Option(exists=True, help="JSONL file whose prompts must not occur.")] = None,
 ) -> None:
     """Write training text: the target answers given prompts, or prompts that it invents.
 
@@ -55,6 +57,10 @@ def regenerate(
         raise ValueError("--limit and --server go with --prompts: only a local target can invent prompts.")
     if dtype not in _DTYPES:
         raise ValueError(f"Expected --dtype {', '.join(_DTYPES[:-1])} or auto, got {dtype!r}.")
+    from dspark_hf.data.answer_file import check_absent
+
+    if not resume:
+        check_absent(out)
     settings = {
         "seed": seed,
         "max_new_tokens": max_new_tokens,

@@ -42,6 +42,8 @@ def train(
         return
     # Before anything is loaded.
     training = recipe.training_arguments()
+    if absent := [file for file in recipe.data or () if not Path(file).is_file()]:
+        raise ValueError(f"There is no file {absent[0]} (data of the recipe). Write it with `dspark regenerate`.")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from dspark_hf import AutoDrafter

