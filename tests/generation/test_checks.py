@@ -37,7 +37,7 @@ def guarded(target, monkeypatch):
             "speculation=False",
         ),
         ({"num_beams": 3, "do_sample": True}, "ask for beam sample"),
-        ({"use_cache": False}, "use_cache=False is not supported together with a drafter: leave it at True"),
+        ({"use_cache": False}, "use_cache=False is not supported together with a drafter: set it to True"),
         (
             {"prompt_lookup_num_tokens": 4},
             "prompt_lookup_num_tokens=4 is not supported.*SpeculationConfig.prompt_lookup=True",

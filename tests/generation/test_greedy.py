@@ -5,7 +5,7 @@ import torch
 from fake_drafters import TableDrafter, greedy_oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_targets import make_prompt, make_target
+from tiny_targets import make_prompt, make_target, padded_prompts
 
 from dspark_hf import DSparkModel, SpeculationConfig
 
@@ -132,6 +132,28 @@ def test_other_architectures(family):
     out = target.generate(ids, assistant_model=drafter, max_new_tokens=40, do_sample=False)
     assert out.tolist() == plain.tolist()
     assert drafter.anchors_were_right and drafter.last_stats.tau > 2
+
+
+# Whatever transformers makes of a tiny config, without a word about the family.
+MANY = """
+    apertus arcee aria_text biogpt bloom cohere cohere2 cohere2_moe diffllama ernie4_5 exaone4 flex_olmo gemma glm
+    glm4 gpt_bigcode gpt_neox_japanese granite granitemoe granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe
+    jais2 jetmoe hyperclovax llama4_text ministral ministral3 nanochat nemotron olmo olmo2 olmo3 olmoe persimmon
+    phi phimoe
+""".split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", MANY)
+def test_many_architectures(family):
+    target = make_target(family)
+    for lengths in ((9,), (5, 12, 1)):
+        ids, mask = padded_prompts(lengths)
+        drafter, plain = greedy_oracle(
+            target, ids, [4, 1, 0, 3], max_new_tokens=12, attention_mask=mask, uneven=True, taps=(0,)
+        )
+        out = target.generate(ids, attention_mask=mask, assistant_model=drafter, max_new_tokens=12, do_sample=False)
+        assert out.tolist() == plain.tolist() and drafter.anchors_were_right
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

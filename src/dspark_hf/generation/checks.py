@@ -21,7 +21,7 @@ from .seam import grows_own_inputs
 
 # Options that would be ignored or break exactness, their values where nobody sets them, and what to do instead.
 _UNSUPPORTED = (
-    ("use_cache", (True,), "leave it at True"),
+    ("use_cache", (True,), "set it to True"),
     ("prompt_lookup_num_tokens", (None,), "leave it out, and use SpeculationConfig(prompt_lookup=True)"),
     ("max_matching_ngram_size", (None,), "leave it out, and use PromptLookup(max_ngram=...)"),
     ("num_assistant_tokens", (None, 20), "leave it out, and use SpeculationConfig(max_draft_len=...)"),
@@ -82,7 +82,9 @@ def check_options(model: PreTrainedModel, generation_config: GenerationConfig) -
     name = type(model).__name__
     if model.config.is_encoder_decoder:
         raise ValueError(f"A drafter needs a decoder-only target, and {name} is an encoder-decoder; drop the drafter.")
-    if getattr(model.config, "is_decoder", True) is False:
+    # GPT-NeoX is a decoder whatever its config says: none of its modules asks for it.
+    has_encoder_config = getattr(model.config, "is_decoder", True) is False
+    if has_encoder_config and any(getattr(module, "is_decoder", True) is False for module in model.modules()):
         raise ValueError(
             f"{name} is an encoder (is_decoder=False in its config), whose tokens see what stands behind them, so "
             "drafts would change what they are to be verified by. Load it with is_decoder=True, or generate without a "
