@@ -198,6 +198,7 @@ def test_options_decide_who_looks_at_the_clock():
     assert SpeculationConfig(cost_aware=True).watches_cost(do_sample=True)
     assert not SpeculationConfig(cost_aware=False).watches_cost(do_sample=False)
     assert not SpeculationConfig(safety_net=False).watches_cost(do_sample=False)
+    assert not SpeculationConfig(compile=True).watches_cost(do_sample=False)
     with pytest.raises(ValueError, match="cost_aware=True .* safety_net=False takes the net away"):
         SpeculationConfig(safety_net=False, cost_aware=True)
 

@@ -29,8 +29,9 @@ class SpeculationConfig:
         cost_aware (`bool`, *optional*):
             Whether the safety net looks at the clock: it then knows what a drafted round costs in plain steps, how
             many drafts are worth that, and when none are ([`Pace`]). Without, it assumes that drafting costs little.
-            Defaults to True in greedy decoding by a single process. Elsewhere what is drafted should not depend on
-            time: a seed would not repeat a sampled run, and processes that share a target must decide alike.
+            Defaults to True in greedy decoding by a single process, not compiled. Elsewhere what is drafted should not
+            depend on time: a seed would not repeat a sampled run, processes that share a target must decide alike, and
+            some rounds wait for compilation.
         check_target (`bool`, *optional*, defaults to `True`):
             Whether a drafter that was made for another target is refused.
         compile (`bool`, *optional*, defaults to `False`):
@@ -96,7 +97,8 @@ class SpeculationConfig:
     def watches_cost(self, do_sample: bool) -> bool:
         """Whether the safety net looks at the clock."""
         if self.cost_aware is None:
-            return self.safety_net and not do_sample and num_processes() == 1
+            # Rounds that wait for compilation say nothing about the others.
+            return self.safety_net and not do_sample and not self.compile and num_processes() == 1
         return self.cost_aware
 
     def length_policy(self) -> FixedLength:
