@@ -1,4 +1,4 @@
-"""The reference implementation's numbers, reproduced in float32: within 1e-5 on the processor that made them.
+"""The reference implementation's numbers, reproduced in float32 within 1e-5.
 
 Every folder under `$DSPARK_GOLDEN_DIR` is a case: config.json, model.safetensors, inputs.safetensors,
 expected.safetensors, loss.json.
@@ -19,8 +19,7 @@ from dspark_hf.trainers.objective import DistillObjective
 
 GOLDEN = Path(os.environ.get("DSPARK_GOLDEN_DIR") or Path(__file__).parents[1] / "golden")
 CASES = sorted(path.parent for path in GOLDEN.glob("*/expected.safetensors"))
-# Those numbers are up to 1.5e-5 from float64 themselves, and another processor rounds its own way.
-TOLERANCE = {"rtol": 5e-5, "atol": 5e-5}
+TOLERANCE = 1e-5
 
 
 @pytest.fixture(params=CASES, ids=lambda path: path.name)
@@ -32,6 +31,12 @@ def case(request):
         load_file(path / "expected.safetensors"),
         json.loads((path / "loss.json").read_text()),
     )
+
+
+def check(actual, expected):
+    """Within 1e-5 of the largest entry, where that is above 1: an entry of a product is rounded as its terms are."""
+    scale = max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(actual, expected, rtol=TOLERANCE, atol=TOLERANCE * scale)
 
 
 def test_there_are_cases():
@@ -53,7 +58,7 @@ def test_targets_and_masks(case):
     assert torch.equal(target_ids[block_mask], expected["target_ids"][block_mask])
     hidden = inputs["last_hidden_states"][torch.arange(len(source))[:, None, None], source]
     logits = drafter.base_logits(hidden)
-    torch.testing.assert_close(logits[block_mask], expected["aligned_target_logits"][block_mask], **TOLERANCE)
+    check(logits[block_mask], expected["aligned_target_logits"][block_mask])
 
 
 def test_training_logits_and_confidence(case):
@@ -62,10 +67,10 @@ def test_training_logits_and_confidence(case):
     logits = drafter.base_logits(output.hidden)
     if output.markov_states is not None:
         logits = logits + drafter.markov_head.markov_w2(output.markov_states)
-    torch.testing.assert_close(logits[mask], expected["draft_logits"][mask], **TOLERANCE)
+    check(logits[mask], expected["draft_logits"][mask])
     assert (output.confidence_logits is None) == ("confidence_logits" not in expected)
     if output.confidence_logits is not None:
-        torch.testing.assert_close(output.confidence_logits[mask], expected["confidence_logits"][mask], **TOLERANCE)
+        check(output.confidence_logits[mask], expected["confidence_logits"][mask])
 
 
 def test_loss(case):
@@ -84,7 +89,7 @@ def test_loss(case):
         chunk_size=16,
         metrics=metrics,
     )
-    torch.testing.assert_close(run_blocks(drafter, inputs, objective), expected["loss"].squeeze(), **TOLERANCE)
+    check(run_blocks(drafter, inputs, objective), expected["loss"].squeeze())
     # The figures must be those of the expected distributions.
     mask = expected["eval_mask"].bool()
     draft, target = (expected[name].softmax(-1) for name in ("draft_logits", "aligned_target_logits"))
@@ -104,7 +109,7 @@ def test_two_cached_rounds(case):
         drafter.extend(state, expected[f"decode{step}.features"])
         anchor_ids = expected[f"decode{step}.anchor"]
         hidden = drafter.block_hidden(state, anchor_ids)
-        torch.testing.assert_close(hidden, expected[f"decode{step}.hidden"], **TOLERANCE)
+        check(hidden, expected[f"decode{step}.hidden"])
         seen = []
 
         def pick(logits, drafted_ids, seen=seen):
@@ -113,8 +118,6 @@ def test_two_cached_rounds(case):
 
         proposal = drafter.propose(state, anchor_ids, pick)
         assert torch.equal(proposal.ids, expected[f"decode{step}.tokens"])
-        torch.testing.assert_close(torch.stack(seen, 1), expected[f"decode{step}.logits"], **TOLERANCE)
+        check(torch.stack(seen, 1), expected[f"decode{step}.logits"])
         if f"decode{step}.confidence_logits" in expected:
-            torch.testing.assert_close(
-                proposal.confidence_logits, expected[f"decode{step}.confidence_logits"], **TOLERANCE
-            )
+            check(proposal.confidence_logits, expected[f"decode{step}.confidence_logits"])
