@@ -56,7 +56,7 @@ def no_clock(request, monkeypatch):
     """What is drafted depends on no clock, so that a busy machine changes nothing; tests marked `clock` have one."""
     if "clock" not in request.keywords:
         watches = "dspark_hf.generation.config.SpeculationConfig.watches_cost"
-        monkeypatch.setattr(watches, lambda speculation, do_sample: bool(speculation.cost_aware))
+        monkeypatch.setattr(watches, lambda speculation, do_sample, num_rows: bool(speculation.cost_aware))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -86,10 +86,13 @@ def test_a_target_of_this_machine(dspark, hub, folder, tiny_target_dir):
 
 def test_refusals_come_before_any_upload(dspark, hub, folder, pushed_target, tmp_path):
     hub.requests.clear()
+    empty = tmp_path / "empty"
+    empty.mkdir()
     for arguments, message in (
         ((folder, "org/x", "--include-target"), "say which target with --target"),
         ((folder, "org/x", "--evaluation", tmp_path / "none.json"), "There is no evaluation at"),
-        ((tmp_path / "nothing", "org/x"), "There is no config.json in"),
+        ((tmp_path / "nothing", "org/x"), "There is no folder"),
+        ((empty, "org/x"), "There is no config.json in"),
     ):
         outcome = dspark("push", *arguments)
         assert outcome.code == 2 and message in outcome.err

@@ -154,7 +154,7 @@ class Clock:
         monkeypatch.setattr(FlatRunner, "verify", timed_verify)
 
 
-@pytest.mark.parametrize("options", [{}, {"cost_aware": True}, {"cost_aware": False}])
+@pytest.mark.parametrize("options", [{}, {"cost_aware": True}])
 def test_rounds_that_do_not_pay_are_left_out(target, monkeypatch, options):
     ids = make_prompt(6)
     drafter, plain = greedy_oracle(target, ids, [0, 1], max_new_tokens=120)
@@ -163,7 +163,7 @@ def test_rounds_that_do_not_pay_are_left_out(target, monkeypatch, options):
     out = target.generate(ids, assistant_model=drafter, speculation=speculation, max_new_tokens=120, do_sample=False)
     assert out.tolist() == plain.tolist() and drafter.anchors_were_right
     stats = drafter.last_stats
-    if options == {"cost_aware": False}:
+    if not options:  # a single row
         assert stats.paused_rounds == 0 and clock.now > 300
     else:
         assert stats.paused_rounds > 50 and clock.now < 135
@@ -175,7 +175,8 @@ def test_cheap_rounds_are_drafted(target, monkeypatch):
     ids = make_prompt(6, batch_size=3)
     drafter, plain = greedy_oracle(target, ids, [1, 3, 2], max_new_tokens=120, uneven=True)
     Clock(monkeypatch, lambda num_drafts: 1.0 + 0.05 * num_drafts)
-    out = target.generate(ids, assistant_model=drafter, max_new_tokens=120, do_sample=False)
+    speculation = SpeculationConfig(cost_aware=True)
+    out = target.generate(ids, assistant_model=drafter, speculation=speculation, max_new_tokens=120, do_sample=False)
     assert out.tolist() == plain.tolist() and drafter.anchors_were_right
     assert drafter.last_stats.paused_rounds == 0 and drafter.last_stats.tau > 2.5
 
@@ -193,12 +194,15 @@ def test_sampled_runs_repeat_whatever_the_time(target, monkeypatch):
 
 
 def test_options_decide_who_looks_at_the_clock():
-    assert SpeculationConfig().watches_cost(do_sample=False)
-    assert not SpeculationConfig().watches_cost(do_sample=True)
-    assert SpeculationConfig(cost_aware=True).watches_cost(do_sample=True)
-    assert not SpeculationConfig(cost_aware=False).watches_cost(do_sample=False)
-    assert not SpeculationConfig(safety_net=False).watches_cost(do_sample=False)
-    assert not SpeculationConfig(compile=True).watches_cost(do_sample=False)
+    greedy, sampled = {"do_sample": False, "num_rows": 8}, {"do_sample": True, "num_rows": 8}
+    assert SpeculationConfig().watches_cost(**greedy)
+    assert not SpeculationConfig().watches_cost(do_sample=False, num_rows=7)
+    assert SpeculationConfig(cost_aware=True).watches_cost(do_sample=False, num_rows=1)
+    assert not SpeculationConfig().watches_cost(**sampled)
+    assert SpeculationConfig(cost_aware=True).watches_cost(**sampled)
+    assert not SpeculationConfig(cost_aware=False).watches_cost(**greedy)
+    assert not SpeculationConfig(safety_net=False).watches_cost(**greedy)
+    assert not SpeculationConfig(compile=True).watches_cost(**greedy)
     with pytest.raises(ValueError, match="cost_aware=True .* safety_net=False takes the net away"):
         SpeculationConfig(safety_net=False, cost_aware=True)
 
@@ -206,7 +210,7 @@ def test_options_decide_who_looks_at_the_clock():
 def test_processes_that_share_a_target_have_no_clock(target, monkeypatch):
     monkeypatch.setattr("dspark_hf.generation.config.num_processes", lambda: 2)
     monkeypatch.setattr("dspark_hf.generation.checks.num_processes", lambda: 2)
-    assert not SpeculationConfig().watches_cost(do_sample=False)
+    assert not SpeculationConfig().watches_cost(do_sample=False, num_rows=8)
     ids = make_prompt(4)
     drafter, _ = greedy_oracle(target, ids, [1], max_new_tokens=4)
     with pytest.raises(ValueError, match="cost_aware=True lets the clock decide .* the 2 processes"):

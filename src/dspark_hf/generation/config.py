@@ -7,6 +7,9 @@ import torch
 from .lookup import PromptLookup
 from .policy import FixedLength, SurvivalThreshold
 
+# From here on a round of whole blocks may cost more than it wins, on machines that a few rows fill.
+_MANY_ROWS = 8
+
 
 @dataclass
 class SpeculationConfig:
@@ -29,7 +32,8 @@ class SpeculationConfig:
         cost_aware (`bool`, *optional*):
             Whether the safety net looks at the clock: it then knows what a drafted round costs in plain steps, how
             many drafts are worth that, and when none are ([`Pace`]). Without, it assumes that drafting costs little.
-            Defaults to True in greedy decoding by a single process, not compiled. Elsewhere what is drafted should not
+            Defaults to True in greedy decoding of eight rows and more by a single process, not compiled. With fewer
+            rows drafting nearly always pays and looking costs more than it wins. Elsewhere what is drafted should not
             depend on time: a seed would not repeat a sampled run, processes that share a target must decide alike, and
             some rounds wait for compilation.
         check_target (`bool`, *optional*, defaults to `True`):
@@ -94,11 +98,12 @@ class SpeculationConfig:
                 "leave one of them out."
             )
 
-    def watches_cost(self, do_sample: bool) -> bool:
-        """Whether the safety net looks at the clock."""
+    def watches_cost(self, do_sample: bool, num_rows: int) -> bool:
+        """Whether the safety net looks at the clock for a batch of so many rows."""
         if self.cost_aware is None:
             # Rounds that wait for compilation say nothing about the others.
-            return self.safety_net and not do_sample and not self.compile and num_processes() == 1
+            must_repeat = do_sample or self.compile or num_processes() > 1
+            return self.safety_net and num_rows >= _MANY_ROWS and not must_repeat
         return self.cost_aware
 
     def length_policy(self) -> FixedLength:

@@ -177,7 +177,7 @@ class SpeculativeLoop:
             is_left=self.cache_is_returned and not is_lookup,
             ids=input_ids[:, layout.num_cached - layout.shift :] if has_ids else None,
         )
-        pace = Pace(speculation.watches_cost(self.chooser.do_sample))
+        pace = Pace(speculation.watches_cost(self.chooser.do_sample, input_ids.shape[0]))
         self.proposer = Proposer(
             drafter, speculation, self.chooser, self.transcript, self.stats, self.watch, self.context, pace,
             synced_gpus,
