@@ -31,7 +31,7 @@ from .layout import PromptLayout
 from .lookup import PromptLookup
 from .pace import Pace
 from .peers import Peers
-from .proposing import Offer, Proposer
+from .proposing import Proposer
 from .recording import StateRecorder
 from .sampling import TokenChooser
 from .settling import Settler
@@ -208,8 +208,8 @@ class SpeculativeLoop:
             transcript.end()
             self.context.leave()
         except BaseException:
-            if self.has_user_cache:
-                self.target.restore(transcript.lens)
+            if self.has_user_cache and self.target.restore(transcript.lens):
+                self._complete_cache()
             raise
         finally:
             self.watch.stop()
@@ -243,7 +243,7 @@ class SpeculativeLoop:
         with self.watch.part("target"):
             logits = self.target.verify(transcript.ids, lens, offer.lens)
         self.stats.rounds += 1
-        num_taken, accepted_lens = self._settle(logits, offer)
+        num_taken, accepted_lens = self.settler.settle(logits, offer.ids, offer.probs, offer.lens)
         judged_at = self.settler.judged_at
         self.proposer.learn(offer, accepted_lens, num_taken, None if judged_at is None else judged_at - started)
         accepted_lens = [min(pair) for pair in zip(accepted_lens, num_taken, strict=True)]
@@ -257,17 +257,6 @@ class SpeculativeLoop:
             self.recorder.note_block(self.target.outputs, num_taken[0], self.target.num_replayed)
         transcript.end_round(accepted_lens[0])
         self._commit(num_block, num_taken)
-
-    def _settle(self, logits: Tensor, offer: Offer) -> tuple[list[int], list[int]]:
-        """Tokens taken and drafts accepted, per row. If a streamer raises, no draft stays in the cache."""
-        lens, num_block = self.transcript.lens, offer.ids.shape[1] + 1
-        starts = list(lens)
-        try:
-            return self.settler.settle(logits, offer.ids, offer.probs, offer.lens)
-        except BaseException:
-            self.target.commit([start + num_block - end for start, end in zip(starts, lens, strict=True)], lens)
-            self._complete_cache()
-            raise
 
     def _commit(self, num_block: int, num_taken: list[int]) -> None:
         """Bring cache and context to what stands of a block, and let go of rows that have ended."""

@@ -38,8 +38,8 @@ class Interruption:
         """What was rejected of it has been taken out, which leaves so many columns of each row."""
         self._ends, self._num_open = ends, 0
 
-    def restore(self, num_columns: int) -> None:
-        """Leave in the cache what stands of all rows; where that cannot be done, empty it, and say so.
+    def restore(self, num_columns: int) -> bool:
+        """Leave in the cache what stands of all rows; where that cannot be done, empty it, say so, and return False.
 
         Args:
             num_columns (`int`): Columns that stand of the shortest row.
@@ -56,6 +56,7 @@ class Interruption:
                 "it. It was emptied: the next generate() with it needs all tokens.",
                 stacklevel=2,
             )
+        return is_done
 
     def _take_back(self, num_columns: int) -> bool:
         if self.is_in_pass:

@@ -236,9 +236,12 @@ class TargetRunner:
         self._mask = None if self._mask is None else self._mask[rows]
         self._by_column = {name: values[..., rows, :] for name, values in self._by_column.items()}
 
-    def restore(self, lens: list[int]) -> None:
-        """Leave in the cache what stands of all rows, because something raised; `lens` as of [`commit`]."""
-        self._interruption.restore(min(lens) - 1 + self._layout.shift)
+    def restore(self, lens: list[int]) -> bool:
+        """Leave in the cache what stands of all rows, because something raised; `lens` as of [`commit`].
+
+        False where that cannot be done, and the cache was emptied.
+        """
+        return self._interruption.restore(min(lens) - 1 + self._layout.shift)
 
     def close(self) -> None:
         """Leave the cache as plain `generate()` would, for whoever goes on with it."""
