@@ -76,8 +76,8 @@ class Packing:
 
         Past a row's count its last token is repeated.
         """
-        last = torch.tensor(self.counts).unsqueeze(1) - 1
-        places = self._offsets.unsqueeze(1) + torch.arange(self.width).minimum(last)
+        last = torch.tensor(self.counts, device=_HOST).unsqueeze(1) - 1
+        places = self._offsets.unsqueeze(1) + torch.arange(self.width, device=_HOST).minimum(last)
         return places.to(device, non_blocking=True), self._on(device)[2]
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -106,8 +106,9 @@ class TracedRowLayer(RowLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Write the packed `(1, heads, N, dim)` into the rows; returns all columns."""
         rows, columns = self._cells
-        self.keys[rows, :, columns] = key_states[0].transpose(0, 1)
-        self.values[rows, :, columns] = value_states[0].transpose(0, 1)
+        # Under autocast a pass may make other dtypes than the prompt's cache has.
+        self.keys[rows, :, columns] = key_states[0].transpose(0, 1).to(self.keys.dtype)
+        self.values[rows, :, columns] = value_states[0].transpose(0, 1).to(self.values.dtype)
         return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
