@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_target import VOCAB, make_target
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
 from dspark_hf import AutoDrafter, DSparkModel
@@ -180,6 +181,33 @@ def test_num_slots(target):
             drafter.propose(state, anchor, num_slots=wrong)
     with pytest.raises(ValueError, match="features have width 64"):
         drafter.extend(state, torch.randn(1, 4, 64))
+
+
+class ProductShapes(TorchDispatchMode):
+    """Notes the shapes of matrix products by kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.single, self.batched = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+            (self.single if out.ndim == 2 else self.batched).append(tuple(out.shape))
+        return out
+
+
+@pytest.mark.parametrize("fields", [{"sample_from_anchor": False}, {}])
+@pytest.mark.parametrize("num_slots", [1, 2, 3])
+def test_the_output_head_is_one_product_for_all_rows(target, fields, num_slots):
+    # As a batch of products a frozen head would be copied once per row, which takes many times as long.
+    drafter = make_drafter(copy.deepcopy(target).requires_grad_(False), **fields)
+    state = drafter.start(8)
+    drafter.extend(state, torch.randn(8, 4, 96))
+    with ProductShapes() as shapes:
+        drafter.propose(state, torch.arange(8), num_slots=num_slots)
+    assert (8 * num_slots, VOCAB) in shapes.single
+    assert all(shape[-1] != VOCAB for shape in shapes.batched)
 
 
 @pytest.mark.parametrize("fields", [{}, {"draft_vocab_size": 20}, {"family": "qwen3", "markov_head_type": "rnn"}])

@@ -188,7 +188,9 @@ class DraftModel(PreTrainedModel):
     def base_logits(self, hidden: Tensor) -> Tensor:
         """The output head on block hidden states: `(..., hidden)` to logits over the draft vocabulary."""
         head = self._vocabulary_module("lm_head")
-        logits = head(hidden.to(device=compute_device(head), dtype=head.weight.dtype)).to(self.device)
+        # Of some slots of a block, a product would copy the whole head once per row.
+        hidden = hidden.to(device=compute_device(head), dtype=head.weight.dtype).contiguous()
+        logits = head(hidden).to(self.device)
         return shape_logits(logits, *self._logit_shape())
 
     @property
