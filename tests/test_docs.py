@@ -33,6 +33,11 @@ def test_links_lead_somewhere(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_has_the_marks_of_an_unsettled_merge(page):
+    assert re.findall(r"^(?:<{7}|={7}|>{7}).*", page.read_text(encoding="utf-8"), re.MULTILINE) == []
+
+
 def test_every_page_is_linked():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     pages = [page.name for page in (ROOT / "docs").glob("*.md") if page.name != "index.md"]
