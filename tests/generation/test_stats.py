@@ -46,6 +46,24 @@ def test_reliability():
     assert SpeculationStats().reliability() == []
 
 
+def test_generations_add_up():
+    asked = SpeculationStats(rounds=1, new_tokens=3, paused_rounds=1, confidences=[[0.9, 0.2]])
+    asked.record(0, 2, 1, 2)
+    not_asked = SpeculationStats(rounds=2, new_tokens=5)
+    for accepted_len in (2, 0):
+        not_asked.record(0, 2, accepted_len, accepted_len + 1, from_lookup=True)
+    total = SpeculationStats()
+    for part in (not_asked, asked, not_asked):
+        total.add(part)
+    assert (total.rounds, total.new_tokens, total.paused_rounds) == (5, 13, 1)
+    assert total.accepted_lens == [2, 0, 1, 2, 0] and total.tau == 10 / 5
+    assert total.from_lookup == [True, True, False, True, True]
+    # A generation without a confidence does not move the others' to its own verifications.
+    assert total.confidences == [[], [], [0.9, 0.2], [], []]
+    assert total.reliability() == asked.reliability() != []
+    assert not_asked.confidences == [] and len(asked.verified_lens) == 1
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_confidences_belong_to_their_verifications(target, batch_size):
     drafter = DSparkModel.from_target(target, target_layer_ids=[0, 2], markov_rank=4, block_size=3)

@@ -102,13 +102,7 @@ def _joined_stats(runs: Sequence[Run]) -> SpeculationStats:
     """One record of the rounds of all runs."""
     joined = SpeculationStats()
     for run in runs:
-        joined.rounds += run.stats.rounds
-        joined.verified_lens += run.stats.verified_lens
-        joined.accepted_lens += run.stats.accepted_lens
-        joined.emitted_lens += run.stats.emitted_lens
-        joined.from_lookup += run.stats.from_lookup
-        joined.paused_rounds += run.stats.paused_rounds
-        joined.confidences += run.stats.confidences
+        joined.add(run.stats)
     return joined
 
 

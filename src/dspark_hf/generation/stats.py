@@ -140,6 +140,18 @@ class SpeculationStats:
         self.accepted_lens.append(accepted_len)
         self.emitted_lens.append(emitted_len)
 
+    def add(self, other: "SpeculationStats") -> None:
+        """Add what happened in another generation; seconds stay as they are."""
+        if self.confidences or other.confidences:
+            # Where the drafter was never asked, nothing is noted of any verification.
+            self.confidences = [
+                one for part in (self, other) for one in part.confidences or [[]] * len(part.verified_lens)
+            ]
+        for name in ("rounds", "new_tokens", "paused_rounds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("verified_lens", "accepted_lens", "emitted_lens", "row_ids", "from_lookup"):
+            getattr(self, name).extend(getattr(other, name))
+
     def summary(self) -> str:
         """A few readable lines."""
         lines = [

@@ -123,18 +123,10 @@ def decode_prompts(
                 assistant_model=drafter,
                 speculation=SpeculationConfig(safety_net=False, seed=seed + start, measure_time=False),
             )
-            add_stats(stats, drafter.last_stats)
+            stats.add(drafter.last_stats)
             bar.update(len(batch))
             bar.set_postfix(tau=f"{stats.tau:.2f}")
     return stats
-
-
-def add_stats(total: Any, part: Any) -> None:
-    """Add the verifications of one generation to those of others."""
-    total.rounds += part.rounds
-    total.new_tokens += part.new_tokens
-    for name in ("verified_lens", "accepted_lens", "emitted_lens", "row_ids", "from_lookup", "confidences"):
-        getattr(total, name).extend(getattr(part, name))
 
 
 def decoding_metrics(stats: Any) -> dict[str, float]:

@@ -26,7 +26,7 @@ from .adapters import add_adapter, check_target_head, check_trainable, save_base
 from .arguments import DraftTrainingArguments, check_trainer_options
 from .callbacks import AnchorEpoch, RollingEpoch, StepClock
 from .checkpoints import WholeCheckpoints
-from .decoding import WholeDrafter, add_stats, decode_prompts, decoding_metrics, held_out_prompts
+from .decoding import WholeDrafter, decode_prompts, decoding_metrics, held_out_prompts
 from .metrics import DraftMetrics
 from .objective import DistillObjective
 from .optimizer import MuonWithAdamW
@@ -230,7 +230,7 @@ class DraftTrainer(WholeCheckpoints):
         )
         total, *others = gather_object([stats])
         for part in others:
-            add_stats(total, part)
+            total.add(part)
         return decoding_metrics(total)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
