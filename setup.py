@@ -9,7 +9,6 @@ EXTRAS = {
     "gguf": ["gguf>=0.10"],
     # Training text from a target behind an OpenAI-compatible server.
     "server": ["openai>=1.60"],
-    "triton": ["triton>=3.2"],
     "test": [
         "hypothesis>=6.100",
         "openai>=1.60",
@@ -42,11 +41,13 @@ setup(
         "huggingface-hub>=1.31",
         "jinja2>=3.1",
         "matplotlib>=3.8",
+        "numpy>=1.26",
         "peft>=0.18",
         "pyyaml>=6.0",
         "rich>=13.8",
         "safetensors>=0.8",
-        "torch>=2.6",
+        # The first with torch.optim.Muon.
+        "torch>=2.9",
         "tqdm>=4.60",
         # generation/seam.py wraps private methods of this release.
         "transformers>=5.23,<6",
