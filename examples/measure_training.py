@@ -81,9 +81,9 @@ class WrittenOut(DraftTrainer):
         rows = torch.arange(len(source))[:, None, None]
 
         def objective(drafter, output):
-            logits = F.linear(output.hidden, drafter.head_weight)
+            logits = F.linear(output.hidden, drafter.head.weight)
             logits = (logits + drafter.markov_head.markov_w2(output.markov_states)).float()  # [B, A, n, V]
-            target_logits = F.linear(inputs["last_hidden_states"][rows, source], drafter.head_weight).float()
+            target_logits = F.linear(inputs["last_hidden_states"][rows, source], drafter.head.weight).float()
             cross_entropy = F.cross_entropy(logits.flatten(0, -2), target_ids.flatten(), reduction="none")
             l1 = (torch.softmax(logits, -1) - torch.softmax(target_logits, -1)).abs().sum(-1)
             with torch.no_grad():

@@ -124,11 +124,11 @@ def test_gradient_checkpointing_changes_nothing(target):
 def test_own_output_head_is_kept(target, tmp_path):
     drafter = make_drafter(target, own_lm_head=True, draft_vocab_size=20)
     own = drafter.lm_head.weight.clone()
-    assert drafter.head_weight is drafter.lm_head.weight and not torch.equal(own, target.lm_head.weight[:20])
+    assert drafter.head.weight is drafter.lm_head.weight and not torch.equal(own, target.lm_head.weight[:20])
     drafter.save_pretrained(tmp_path)
     assert "lm_head.weight" in load_file(tmp_path / "model.safetensors")
     again = AutoDrafter.from_pretrained(tmp_path).bind(target)
-    assert torch.equal(again.head_weight, own)
+    assert torch.equal(again.head.weight, own)
 
 
 @pytest.mark.parametrize(

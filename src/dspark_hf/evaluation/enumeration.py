@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel
 
+# Least expected count of a cell: with fewer the statistic does not follow the chi-square distribution.
+_MIN_EXPECTED = 5.0
+
 
 def exact_joint(
     target: PreTrainedModel,
@@ -46,15 +49,14 @@ def exact_joint(
     return joint
 
 
-def chi_square_p_value(counts: Tensor, joint: Tensor, min_expected: float = 5.0) -> float:
+def chi_square_p_value(counts: Tensor, joint: Tensor) -> float:
     """Probability that samples of `joint` differ from it as much as `counts` do.
 
-    Rare cells are merged until each is expected `min_expected` times. A cell that cannot occur and did gives 0.
+    Rare cells are merged until each is expected five times. A cell that cannot occur and did gives 0.
 
     Args:
         counts (`torch.Tensor`): How often each outcome occurred.
         joint (`torch.DoubleTensor` of the same shape): Probabilities.
-        min_expected (`float`, *optional*, defaults to 5.0): Least expected count of a cell.
 
     Returns:
         `float`: The p-value of Pearson's chi-square test.
@@ -66,7 +68,7 @@ def chi_square_p_value(counts: Tensor, joint: Tensor, min_expected: float = 5.0)
     if bool((observed[expected == 0] > 0).any()):
         return 0.0
     order = expected.argsort()
-    bins = (expected[order].cumsum(0) / min_expected).long()
+    bins = (expected[order].cumsum(0) / _MIN_EXPECTED).long()
     bins = bins.clamp(max=max(int(bins[-1]) - 1, 0))  # what is left over joins the last whole bin
     merged = torch.zeros(2, int(bins[-1]) + 1, dtype=torch.float64)
     merged[0].index_add_(0, bins, observed[order])

@@ -200,11 +200,6 @@ class DraftModel(PreTrainedModel):
         return OutputHead(weight if self.config.own_lm_head else weight.detach(), *self._logit_shape())
 
     @property
-    def head_weight(self) -> Tensor:
-        """Weight `(draft_vocab, hidden)` of the output head in use."""
-        return self.head.weight
-
-    @property
     def target_head(self) -> OutputHead:
         """The target's output head, for the tokens that the drafter can propose; `head`, unless that is its own."""
         if not self.config.own_lm_head:

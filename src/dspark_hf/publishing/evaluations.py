@@ -21,7 +21,7 @@ _KEPT = (
 )
 
 
-def add_evaluation(folder: str | os.PathLike, file: str | os.PathLike, name: str | None = None) -> Path:
+def add_evaluation(folder: str | os.PathLike, file: str | os.PathLike) -> Path:
     """Put the figures of a benchmark into a drafter's folder, where its card finds them.
 
     Settings, command, commit and machine go along; single calls and places on this machine do not.
@@ -29,10 +29,9 @@ def add_evaluation(folder: str | os.PathLike, file: str | os.PathLike, name: str
     Args:
         folder (`str` or `os.PathLike`): The drafter's folder.
         file (`str` or `os.PathLike`): What `dspark bench generate --json FILE` wrote.
-        name (`str`, *optional*): What to call it; by default the file's name without its ending.
 
     Returns:
-        `Path`: The file in the folder.
+        `Path`: The file in the folder, of the same name.
 
     Raises:
         `ValueError`: If the file holds no such figures.
@@ -57,7 +56,7 @@ def add_evaluation(folder: str | os.PathLike, file: str | os.PathLike, name: str
         "machine": machine,
         "time": provenance.get("time"),
     }
-    path = Path(folder) / EVALUATIONS / f"{name or file.stem}.json"
+    path = Path(folder) / EVALUATIONS / f"{file.stem}.json"
     write_json(path, record)
     return path
 
@@ -78,7 +77,7 @@ def describe(record: dict[str, Any], name: str) -> dict[str, str]:
     ratio = record.get("ratio") or {}
     # Against the fastest dtype that plain generation has, where that was measured.
     fair = ratio.get("median_to_fastest_plain", ratio.get("median"))
-    cells = {
+    return {
         "data": name if record.get("data") is None else f"{name} ({record['data']})",
         "temperature": "" if temperature is None else ("greedy" if temperature == 0 else f"T = {temperature:g}"),
         "prompts": str(record.get("num_prompts", "")),
@@ -87,4 +86,3 @@ def describe(record: dict[str, Any], name: str) -> dict[str, str]:
         "tau": f"{record['tau']:.2f}",
         "speed": "" if fair is None else f"{fair:.2f}x",
     }
-    return cells
