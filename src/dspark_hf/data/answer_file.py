@@ -2,13 +2,14 @@
 
 import json
 import os
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from dspark_hf.data.conversations import load_conversations
+from dspark_hf.files import write_json
+from dspark_hf.versions import installed_versions
 
 _MAX_BARREN_ROUNDS = 8
 _MAX_FAILURES_IN_A_ROW = 100
@@ -120,11 +121,9 @@ class AnswerFile:
             "settings": self.settings,
             "num_conversations": self.num_lines,
             "rounds_done": self.rounds_done,
-            "versions": {name: _version(name) for name in ("dspark_hf", "torch", "transformers")},
+            "versions": installed_versions("dspark_hf", "torch", "transformers"),
         }
-        temp = self.sidecar.with_name(self.sidecar.name + ".tmp")
-        temp.write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
-        os.replace(temp, self.sidecar)
+        write_json(self.sidecar, provenance)
 
 
 def check_absent(path: Path) -> None:
@@ -175,10 +174,3 @@ class FailedFile:
         """Raise `ValueError` if everything failed and nothing is answered."""
         if self.num_lines and not num_answered:
             raise ValueError(f"No conversation was answered; the last reason: {self.reason}")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -5,10 +5,11 @@ from dspark_hf.evaluation.compare import Comparison, compare, warm_up
 from dspark_hf.evaluation.exactness import check_greedy, check_sampling, run_exactness
 from dspark_hf.evaluation.precision import PrecisionCopies
 from dspark_hf.evaluation.prompts import encode_prompts, load_prompts
-from dspark_hf.evaluation.report import machine, provenance, versions, write_json
+from dspark_hf.evaluation.report import machine, provenance, versions
 from dspark_hf.evaluation.runs import DecodingSettings, Run, generate_plain, generate_speculative
 from dspark_hf.evaluation.summary import summarize
 from dspark_hf.evaluation.ties import TieFinder, TokenDifference, first_difference
+from dspark_hf.files import write_json
 from dspark_hf.generation import seam
 
 # What is measured here is generate() with a drafter.

@@ -1,7 +1,5 @@
-"""Results that can be traced: what ran, where, and a file that is whole or absent."""
+"""Results that can be traced: what ran, and where."""
 
-import importlib.metadata
-import json
 import os
 import platform
 import shlex
@@ -11,18 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dspark_hf.versions import installed_versions
+
 _PACKAGES = ("dspark_hf", "torch", "transformers", "accelerate", "peft", "datasets", "huggingface_hub", "gguf")
 
 
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that shape a result; `None` where one is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+    return {"python": platform.python_version(), **installed_versions(*_PACKAGES)}
 
 
 def machine(device: Any = None) -> dict[str, Any]:
@@ -59,23 +53,6 @@ def provenance(device: Any = None) -> dict[str, Any]:
         "machine": machine(device),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def write_json(path: str | Path, result: dict[str, Any]) -> None:
-    """Write a result so that the file is either whole or not there.
-
-    Args:
-        path (`str` or `Path`): The file; its folder is made where it is missing.
-        result (`dict`): JSON-able.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_name(f".{path.name}-{os.getpid()}.tmp")
-    try:
-        temp.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        os.replace(temp, path)
-    finally:
-        temp.unlink(missing_ok=True)
 
 
 def _processor_name() -> str:

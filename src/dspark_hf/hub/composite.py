@@ -15,6 +15,7 @@ from huggingface_hub import CommitInfo
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from dspark_hf.files import write_json
 from dspark_hf.generation import attach_drafter, detach_drafter
 from dspark_hf.publishing import CardFacts, push_folder, write_card
 from dspark_hf.publishing.card import known_repo
@@ -208,11 +209,8 @@ def save_reference(folder: str | os.PathLike, config: Any, base: str, revision: 
         raise ValueError(
             "The target was made in memory and has no name to refer to: save it along with include_target=True."
         )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     named = {_BASE: base} | ({_BASE_REVISION: revision} if revision else {})
-    fields = json.loads(config.to_json_string()) | named
-    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    write_json(Path(folder) / "config.json", json.loads(config.to_json_string()) | named)
 
 
 def _named_target(repo_or_dir: str, root: str, hub: dict[str, Any]) -> tuple[str | None, str | None]:

@@ -9,8 +9,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from dspark_hf.files import write_text
+
 from .body import card_body
-from .folder import CARD, DrafterFolder, write_text
+from .folder import CARD, DrafterFolder
 from .plots import ACCEPTANCE, RELIABILITY, plot_acceptance, plot_reliability
 
 TAGS = ("dspark", "speculative-decoding", "drafter")

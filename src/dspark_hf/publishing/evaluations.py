@@ -6,7 +6,9 @@ import re
 from pathlib import Path, PurePath
 from typing import Any
 
-from .folder import EVALUATIONS, read_json, write_json
+from dspark_hf.files import write_json
+
+from .folder import EVALUATIONS, read_json
 
 _KEPT = (
     "tau",

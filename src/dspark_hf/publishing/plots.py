@@ -1,8 +1,9 @@
 """Two pictures for a card: how often slots are accepted, and whether the drafter knows it."""
 
-import os
 from pathlib import Path
 from typing import Any
+
+from dspark_hf.files import whole_file
 
 ACCEPTANCE, RELIABILITY = "acceptance.png", "reliability.png"
 _SIZE = (6.0, 3.6)
@@ -77,7 +78,6 @@ def _figure():
 def _save(figure, axes, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    temp = path.with_name(f".{path.stem}-{os.getpid()}.png")
-    # Without a date or version inside, the same figures give the same bytes, and pushing them again uploads nothing.
-    figure.savefig(temp, metadata={"Software": None})
-    os.replace(temp, path)
+    with whole_file(path) as temp:
+        # Without a date or version inside, the same figures give the same bytes: pushing them again uploads nothing.
+        figure.savefig(temp, format="png", metadata={"Software": None})

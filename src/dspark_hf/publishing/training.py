@@ -4,12 +4,14 @@ import dataclasses
 import os
 import shlex
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from typing import Any
 
+from dspark_hf.files import write_json
+from dspark_hf.versions import installed_versions
+
 from .evaluations import shorten_command
-from .folder import TRAINING, write_json
+from .folder import TRAINING
 
 # Where files lie and who watches says nothing about the drafter.
 _SILENT = ("output_dir", "hub_", "logging_", "run_name", "report_to", "token", "trackio", "resume_from", "push_to_hub",
@@ -44,7 +46,7 @@ def write_training_record(
         "data": None if data is None else [PurePath(name).name if Path(name).exists() else name for name in data],
         "arguments": None if arguments is None else _changed(arguments),
         **figures,
-        "versions": {name: _version(name) for name in ("dspark_hf", "torch", "transformers")},
+        "versions": installed_versions("dspark_hf", "torch", "transformers"),
     }
     path = Path(folder) / TRAINING
     write_json(path, {name: value for name, value in record.items() if value is not None})
@@ -60,10 +62,3 @@ def _changed(arguments: Any) -> dict[str, Any]:
         if is_plain and field.init and not is_default and not field.name.startswith(_SILENT):
             changed[field.name] = value
     return changed
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

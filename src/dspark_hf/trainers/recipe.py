@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
 
+from dspark_hf.files import write_text
 from dspark_hf.modeling import DFlashModel, DraftModel, DSparkModel, Eagle3Model
 from dspark_hf.modeling.families import DEFAULT_FAMILY, FAMILIES
 
@@ -134,7 +135,7 @@ class Recipe:
     def save(self, path: str | Path) -> None:
         """Write the recipe as YAML."""
         given = {name: value for name, value in asdict(self).items() if value not in (None, {})}
-        Path(path).write_text(yaml.safe_dump(given, sort_keys=False), encoding="utf-8")
+        write_text(path, yaml.safe_dump(given, sort_keys=False))
 
 
 class _TrainingParser(HfArgumentParser):

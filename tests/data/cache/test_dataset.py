@@ -137,7 +137,7 @@ def test_a_missing_file_is_named(cache):
 
 
 def test_a_newer_layout_is_refused(cache):
-    from dspark_hf.data.cache.storage import read_record, write_record
+    from dspark_hf.data.cache.records import read_record, write_record
 
     path = cache.folder / "manifest.json"
     write_record(path, {**read_record(path), "format": 2})
@@ -146,7 +146,7 @@ def test_a_newer_layout_is_refused(cache):
 
 
 def test_overlapping_shards_are_refused(cache):
-    from dspark_hf.data.cache.storage import read_record, write_record
+    from dspark_hf.data.cache.records import read_record, write_record
 
     path = cache.shards[0].record_path
     write_record(cache.folder / "rows-000000000-000000001.json", {**read_record(path), "end": 1})

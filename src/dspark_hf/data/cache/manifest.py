@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dspark_hf.modeling import DraftConfig
 from dspark_hf.modeling.wrappers import unwrap
 
-from .storage import read_record, write_record
+from .records import read_record, write_record
 
 MANIFEST_FILE = "manifest.json"
 _FORMAT = 1

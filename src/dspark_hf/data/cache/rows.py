@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dspark_hf.data.features import TargetFeatures, learned_positions
+from dspark_hf.files import whole_file
 
 from .codecs import (
     FEATURE_BITS,
@@ -26,7 +27,6 @@ from .codecs import (
     channel_statistics,
     check_dtype,
 )
-from .storage import whole_file
 
 STATES = ("features", "last_hidden_states")
 CHANNELS_FILE = "channels.safetensors"
@@ -156,7 +156,7 @@ def all_channel_statistics(states: Iterable[Tensor]) -> dict[str, Tensor]:
 
 
 def write_channels(folder: Path, channels: Mapping[str, Tensor]) -> None:
-    with whole_file(folder / CHANNELS_FILE) as temp:
+    with whole_file(folder / CHANNELS_FILE, durable=True) as temp:
         save_file(dict(channels), temp)
 
 

@@ -16,7 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .storage import REMEDY, read_record, whole_file, write_record
+from dspark_hf.files import whole_file
+
+from .records import REMEDY, read_record, write_record
 
 _RECORD = ".json"
 _DATA = ".safetensors"
@@ -102,7 +104,7 @@ def write_shard(
     """
     path = folder / ((name or f"rows-{start:09d}-{end:09d}") + _DATA)
     names = sorted(rows[0]) if rows else []
-    with whole_file(path, durable) as temp:
+    with whole_file(path, durable=durable) as temp:
         save_file({key: torch.cat([row[key] for row in rows]).contiguous() for key in names}, temp)
         with open(temp, "rb") as file:
             header_checksum = _header_checksum(file)

@@ -1,0 +1,36 @@
+"""Small JSON files that know when they are damaged."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from dspark_hf.files import whole_file
+
+REMEDY = "Delete it and build the cache again: only what is missing is computed."
+
+
+def write_record(path: Path, record: dict[str, Any], durable: bool = True) -> None:
+    """Write a JSON object with its own checksum."""
+    with whole_file(path, durable=durable) as temp:
+        temp.write_text(json.dumps({**record, "sha256": _digest(record)}, indent=1) + "\n", encoding="utf-8")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read what [`write_record`] wrote.
+
+    Raises:
+        `ValueError`: If the file cannot be read, or a byte of it has changed.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        expected = record.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is missing or damaged ({error}). {REMEDY}") from error
+    if _digest(record) != expected:
+        raise ValueError(f"{path} is damaged: its content does not have its checksum. {REMEDY}")
+    return record
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

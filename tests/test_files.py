@@ -1,0 +1,34 @@
+"""Files that are whole or absent, and the versions beside them."""
+
+import json
+
+import pytest
+
+from dspark_hf.files import write_json
+from dspark_hf.versions import installed_versions
+
+
+def test_json_is_whole(tmp_path):
+    path = tmp_path / "new" / "result.json"
+    write_json(path, {"tau": 2.5})
+    write_json(path, {"tau": 3.0})
+    assert json.loads(path.read_text()) == {"tau": 3.0}
+    assert [entry.name for entry in path.parent.iterdir()] == ["result.json"]
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    write_json(path, {"tau": 2.5})
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_json(path, {"tau": 3.0})
+    assert json.loads(path.read_text()) == {"tau": 2.5}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_missing_package_has_no_version():
+    assert installed_versions("no-such-package", "pytest") == {"no-such-package": None, "pytest": pytest.__version__}
