@@ -3,10 +3,8 @@
 import time
 from collections.abc import Sequence
 
-import torch
-
+from dspark_hf.data.answering import end_ids, sampling_options, write_on
 from dspark_hf.data.chat import prompt_ids
-from dspark_hf.data.synthesis import end_ids, left_pad
 
 
 class Answerer:
@@ -28,9 +26,7 @@ class Answerer:
         self.target, self.tokenizer, self.max_new_tokens = target, tokenizer, max_new_tokens
         self.thinking = thinking
         self.end_ids = end_ids(target, tokenizer)
-        self.sampling = {"do_sample": False}
-        if temperature > 0:
-            self.sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        self.sampling = sampling_options(temperature)
         self.num_tokens, self.seconds = 0, 0.0
 
     @property
@@ -75,34 +71,19 @@ class Answerer:
                 f"go beyond the {longest} that it can attend to. Shorten it, or lower max_new_tokens."
             )
 
-    @torch.inference_mode()
     def _answer_once(self, conversations: list[list[dict]], seed: int) -> list[tuple[str, bool]]:
         if not conversations:
             return []
         start = time.perf_counter()
-        inputs = left_pad(
-            [prompt_ids(self.tokenizer, messages, thinking=self.thinking) for messages in conversations],
-            self.end_ids[0],
-        )
-        inputs = {key: value.to(self.target.device) for key, value in inputs.items()}
-        devices = [self.target.device] if self.target.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            out = self.target.generate(
-                **inputs,
-                **self.sampling,
-                max_new_tokens=self.max_new_tokens,
-                eos_token_id=self.end_ids,
-                pad_token_id=self.end_ids[0],
-            )
+        prompts = [prompt_ids(self.tokenizer, messages, thinking=self.thinking) for messages in conversations]
         answers = []
-        for ids in out[:, inputs["input_ids"].shape[1] :].tolist():
-            ends = [i for i, token in enumerate(ids) if token in self.end_ids]
-            self.num_tokens += ends[0] + 1 if ends else len(ids)
-            text = self.tokenizer.decode(ids[: ends[0]] if ends else ids, skip_special_tokens=True)
+        for ids, ended in write_on(
+            self.target, prompts, self.end_ids, seed, **self.sampling, max_new_tokens=self.max_new_tokens
+        ):
+            self.num_tokens += len(ids) + ended
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
             # An answer cut inside a character would decode to a replacement sign that the target never wrote.
-            text = text if ends else text.rstrip("\ufffd")
-            answers.append((text, bool(ends)))
+            answers.append((text if ended else text.rstrip("\ufffd"), ended))
         self.seconds += time.perf_counter() - start
         return answers
 

@@ -6,40 +6,16 @@ Source: Magpie, Xu et al. 2024 (hf.co/papers/2406.08464).
 """
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from transformers import LogitsProcessor
 
+from dspark_hf.data.answering import end_ids, sampling_options, write_on
+
 _MARK = "\u2402user-turn\u2403"
 _MIN_CHARS = 12
 _MIN_WORDS = 3
-
-
-def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Stack token lists of different lengths, padded on the left as `generate()` wants them.
-
-    Returns:
-        `dict`: `input_ids` and `attention_mask` (`torch.LongTensor` of shape `(batch, seq)`).
-    """
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def end_ids(target, tokenizer) -> list[int]:
-    """Return the ids that end the target's answer: those of its generation config, else the tokenizer's."""
-    ids = target.generation_config.eos_token_id
-    if ids is None:
-        ids = tokenizer.eos_token_id
-    if ids is None:
-        raise ValueError(
-            "Neither the target's generation config nor its tokenizer names an end-of-sequence token. Set "
-            "`target.generation_config.eos_token_id`."
-        )
-    return list(ids) if isinstance(ids, (list, tuple)) else [ids]
 
 
 class _DrawTopK(LogitsProcessor):
@@ -111,7 +87,6 @@ class PromptSampler:
         closing_ids = tokenizer(closing, add_special_tokens=False)["input_ids"][:1]
         self.stop_ids = sorted(set(end_ids(target, tokenizer) + closing_ids))
 
-    @torch.inference_mode()
     def sample(self, num_prompts: int, seed: int) -> list[str]:
         """Draw prompts, useless ones left out, so fewer than `num_prompts` may return. The same seed gives the same.
 
@@ -119,28 +94,20 @@ class PromptSampler:
             `list[str]`: Distinct prompts in the order drawn.
         """
         chosen = [i % len(self.rows) for i in range(num_prompts)]
-        inputs = left_pad([self.rows[i] for i in chosen], self.stop_ids[0])
-        prompt_len = inputs["input_ids"].shape[1]
-        inputs = {key: value.to(self.target.device) for key, value in inputs.items()}
-        devices = [self.target.device] if self.target.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            out = self.target.generate(
-                **inputs,
-                do_sample=False,
-                logits_processor=[_DrawTopK(self.top_k)],
-                eos_token_id=self.stop_ids,
-                pad_token_id=self.stop_ids[0],
-                max_new_tokens=self.max_prompt_tokens,
-            )
-        written = zip(chosen, out[:, prompt_len:].tolist(), strict=True)
-        prompts = [self._to_text(i, row) for i, row in written]
+        written = write_on(
+            self.target,
+            [self.rows[i] for i in chosen],
+            self.stop_ids,
+            seed,
+            **sampling_options(0.0),
+            logits_processor=[_DrawTopK(self.top_k)],
+            max_new_tokens=self.max_prompt_tokens,
+        )
+        prompts = [self._to_text(i, ids) for i, (ids, _) in zip(chosen, written, strict=True)]
         return list(dict.fromkeys(prompt for prompt in prompts if prompt is not None))
 
     def _to_text(self, opening: int, ids: list[int]) -> str | None:
-        """Decode up to the end of a turn, with the opening it had; `None` for what nobody would ask."""
-        ends = [i for i, token in enumerate(ids) if token in self.stop_ids]
-        ids = ids[: ends[0]] if ends else ids
+        """The text with the opening it had; `None` for what nobody would ask."""
         if set(ids) & set(self.tokenizer.all_special_ids):
             return None
         # Decoded behind its opening: some tokenizers drop a leading space.

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from dspark_hf.data.answering import sampling_options
 from dspark_hf.generation import SpeculationConfig
 
 
@@ -40,12 +41,7 @@ class DecodingSettings:
 
     def generate_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for `generate()`."""
-        if self.temperature == 0.0:
-            # None silences the warning about sampling defaults that a checkpoint carries.
-            sampling = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-        else:
-            sampling = {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
-        return {"max_new_tokens": self.max_new_tokens, **sampling}
+        return {"max_new_tokens": self.max_new_tokens, **sampling_options(self.temperature)}
 
 
 @dataclass(frozen=True)

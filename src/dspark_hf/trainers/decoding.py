@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer
 
-from dspark_hf.data.synthesis import left_pad
+from dspark_hf.data.answering import left_pad, sampling_options
 
 
 def held_out_prompts(dataset: Any, num_prompts: int) -> list[list[int]]:
@@ -105,9 +105,6 @@ def decode_prompts(
     # The public names, because their first use is what teaches generate() about drafters.
     from dspark_hf import SpeculationConfig, SpeculationStats
 
-    sampling = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-    if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     pad_id = target.generation_config.pad_token_id or 0
     stats = SpeculationStats()
     with tqdm(total=len(prompts), desc="Held-out decoding", unit="prompt", leave=False, disable=not progress) as bar:
@@ -116,7 +113,7 @@ def decode_prompts(
             inputs = {name: tensor.to(target.device) for name, tensor in left_pad(batch, pad_id).items()}
             target.generate(
                 **inputs,
-                **sampling,
+                **sampling_options(temperature),
                 max_new_tokens=max_new_tokens,
                 pad_token_id=pad_id,
                 synced_gpus=False,  # every process holds the target whole and goes at its own pace
