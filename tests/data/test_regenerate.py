@@ -362,6 +362,13 @@ def test_numbers_must_be_positive(target, tokenizer, tmp_path, name):
         synthesize(target, tokenizer, out_path=tmp_path / "data.jsonl", **settings)
 
 
+@pytest.mark.parametrize("prompts", ["prompts.jsonl", []], ids=["file", "list"])
+def test_a_limit_must_be_positive(target, tokenizer, tmp_path, prompts):
+    with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
+        regenerate(target, tokenizer, prompts, tmp_path / "data.jsonl", limit=0)
+    assert not list(tmp_path.iterdir())
+
+
 def test_negative_temperature_is_refused(target, tokenizer, questions, tmp_path):
     with pytest.raises(ValueError, match="temperature must be 0 .greedy. or above, got -1"):
         regenerate(target, tokenizer, questions, tmp_path / "data.jsonl", **SETTINGS, temperature=-1.0)

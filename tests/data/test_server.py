@@ -209,6 +209,7 @@ def test_absent_server_is_reported(tmp_path):
         ({"concurrency": 0}, "concurrency must be positive, got 0"),
         ({"max_new_tokens": 0}, "max_new_tokens must be positive"),
         ({"timeout": 0}, "timeout must be positive"),
+        ({"limit": 0}, "limit must be positive"),
         ({"max_retries": -1}, "max_retries must not be negative, got -1"),
         ({"temperature": -1.0}, "temperature must be 0"),
     ],

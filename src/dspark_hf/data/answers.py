@@ -3,8 +3,8 @@
 import time
 from collections.abc import Sequence
 
-from dspark_hf.data.answering import end_ids, sampling_options, write_on
 from dspark_hf.data.chat import prompt_ids
+from dspark_hf.data.generating import end_ids, sampling_options, write_on
 
 
 class Answerer:

@@ -5,16 +5,14 @@ appended and flushed batch by batch: a run can be stopped at any time, used as i
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import Any
 
 from tqdm import tqdm
 
 from dspark_hf.data.answer_file import AnswerFile, FailedFile
 from dspark_hf.data.answers import Answerer, has_text
-from dspark_hf.data.conversations import check_messages, load_conversations
-from dspark_hf.data.prompts import load_prompts
+from dspark_hf.data.questions import first_prompts, prompts_in, source_name, unanswered
 from dspark_hf.data.synthesis import PromptSampler, load_openings
 
 _POOL = 4  # batches of prompts drawn at once, so that a batch can be filled with prompts of similar length
@@ -87,9 +85,9 @@ def synthesize(
         "openings": starts,
         "temperature": temperature,
         "thinking": thinking,
-        "exclude": os.fspath(exclude) if exclude is not None else None,
+        "exclude": source_name(exclude),
     }
-    excluded = first_prompts(load_conversations(exclude)) if exclude is not None else set()
+    excluded = prompts_in(exclude)
     with AnswerFile(out_path, target.name_or_path, settings, resume=resume) as file:
         seen = excluded | first_prompts(file.records)
         with tqdm(total=num_samples, initial=file.num_lines, unit="conv", disable=not progress) as bar:
@@ -130,10 +128,11 @@ def regenerate(
     Args:
         target ([`~transformers.PreTrainedModel`]): The model that answers.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
-        prompts (`str`, `os.PathLike` or iterable): As of [`~data.prompts.load_prompts`], or a list of messages lists.
-            Of conversations with the same prompt, the first is taken.
-        split, limit: As of [`~data.prompts.load_prompts`].
+        prompts (`str`, `os.PathLike` or iterable): As of [`~data.prompts.iterate_prompts`], or messages lists. Of
+            conversations with the same prompt, the first is taken.
         out_path (`str` or `os.PathLike`): As in [`synthesize`].
+        split (`str`, *optional*, defaults to `"train"`): Split of a dataset.
+        limit (`int`, *optional*): Take so many prompts from the top.
         seed, batch_size, max_new_tokens, temperature, thinking, exclude, resume, progress: As in [`synthesize`].
 
     Returns:
@@ -142,8 +141,7 @@ def regenerate(
     Raises:
         `ValueError`: As in [`synthesize`], and if not one conversation was answered, or a hundred in a row were not.
     """
-    _check_positive(batch_size=batch_size, max_new_tokens=max_new_tokens)
-    is_path = isinstance(prompts, (str, os.PathLike))
+    _check_positive(batch_size=batch_size, max_new_tokens=max_new_tokens, limit=limit)
     answerer = Answerer(target, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, thinking=thinking)
     settings = {
         "kind": "regenerate",
@@ -153,15 +151,15 @@ def regenerate(
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "thinking": thinking,
-        "prompts": os.fspath(prompts) if is_path else None,
+        "prompts": source_name(prompts),
         "split": split,
-        "exclude": os.fspath(exclude) if exclude is not None else None,
+        "exclude": source_name(exclude),
     }
-    excluded = first_prompts(load_conversations(exclude)) if exclude is not None else set()
+    excluded = prompts_in(exclude)
     with AnswerFile(out_path, target.name_or_path, settings, resume=resume) as file:
         failed = FailedFile(out_path)
-        source = load_prompts(prompts, split=split, limit=limit, set_aside=failed.append) if is_path else prompts
-        wanted = unanswered(source, excluded | first_prompts(file.records), failed.append)
+        seen = excluded | first_prompts(file.records)
+        wanted = unanswered(prompts, seen, failed.append, split=split, limit=limit)
         wanted = list(_askable(wanted, answerer, failed))
         total = file.num_lines + len(wanted)
         with tqdm(total=total, initial=file.num_lines, unit="conv", disable=not progress) as bar:
@@ -195,37 +193,6 @@ def _answer_all(wanted, answerer, file, batch_size, seed, bar, limit=None, faile
             return
 
 
-def unanswered(
-    conversations: Iterable[Sequence[dict]], seen: set[str], set_aside: Callable[[Any, Exception], None]
-) -> Iterator[list[dict]]:
-    """Yield conversations without their answers, leaving out those whose first prompt was seen.
-
-    What is no conversation, or asks nothing, goes to `set_aside` with the reason.
-    """
-    for messages in conversations:
-        try:
-            kept = _questions(messages)
-        except ValueError as error:
-            set_aside(messages, error)
-            continue
-        prompt = next(message["content"] for message in kept if message["role"] == "user")
-        if prompt not in seen:
-            seen.add(prompt)
-            yield kept
-
-
-def _questions(messages: Sequence[dict]) -> list[dict]:
-    check_messages(messages)
-    # Data sets fill up absent system messages with empty ones.
-    kept = [m for m in messages if m["role"] == "user" or (m["role"] == "system" and m["content"].strip())]
-    questions = [message["content"] for message in kept if message["role"] == "user"]
-    if not questions:
-        raise ValueError(f"Expected a user message in each conversation, got {messages!r:.80}.")
-    if not all(question.strip() for question in questions):
-        raise ValueError(f"Expected text in each user message, got {messages!r:.80}.")
-    return kept
-
-
 def _askable(wanted: Iterable[list[dict]], answerer: Answerer, failed: FailedFile) -> Iterator[list[dict]]:
     """Conversations that the target can be asked; the others are put aside."""
     for messages in wanted:
@@ -238,18 +205,12 @@ def _askable(wanted: Iterable[list[dict]], answerer: Answerer, failed: FailedFil
             yield messages
 
 
-def first_prompts(records: Iterable[dict]) -> set[str]:
-    """Collect the first user message of each record: what makes two conversations the same."""
-    users = ([m["content"] for m in record["messages"] if m["role"] == "user"] for record in records)
-    return {contents[0] for contents in users if contents}
-
-
 def _mix(seed: int, index: int) -> int:
     """Derive a seed per round and batch, so that a resumed run goes on where an uninterrupted one would be."""
     return (seed * 1_000_003 + index * 7_919 + 1) % (2**63)
 
 
-def _check_positive(**values: int) -> None:
+def _check_positive(**values: int | None) -> None:
     for name, value in values.items():
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")

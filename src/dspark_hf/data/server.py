@@ -8,9 +8,8 @@ from typing import Any
 from tqdm import tqdm
 
 from dspark_hf.data.answer_file import AnswerFile, FailedFile
-from dspark_hf.data.conversations import check_messages, load_conversations
-from dspark_hf.data.prompts import load_prompts
-from dspark_hf.data.regenerate import first_prompts, unanswered
+from dspark_hf.data.conversations import check_messages
+from dspark_hf.data.questions import first_prompts, prompts_in, source_name, unanswered
 
 
 class ServerAnswerer:
@@ -134,9 +133,9 @@ def regenerate_with_server(
     Args:
         base_url, model, max_new_tokens, temperature, thinking, api_key, max_retries, timeout: As of
             [`ServerAnswerer`].
-        prompts (`str`, `os.PathLike` or iterable): As of [`~data.prompts.load_prompts`], or messages lists. Of
+        prompts (`str`, `os.PathLike` or iterable): As of [`~data.prompts.iterate_prompts`], or messages lists. Of
             conversations with the same prompt, the first is taken.
-        split, limit: As of [`~data.prompts.load_prompts`].
+        split, limit: As of [`~data.regenerate.regenerate`].
         out_path (`str` or `os.PathLike`): As of [`~data.regenerate.synthesize`].
         seed (`int`, *optional*, defaults to 0): Seed of sampled answers.
         concurrency (`int`, *optional*, defaults to 32): Conversations under way at once.
@@ -149,12 +148,12 @@ def regenerate_with_server(
         `ValueError`: If a setting is out of range, the file exists and `resume` is off or was made otherwise, not one
             conversation was answered, or a hundred in a row were not.
     """
-    for name, value in (("concurrency", concurrency), ("max_new_tokens", max_new_tokens), ("timeout", timeout)):
-        if value <= 0:
+    limits = {"concurrency": concurrency, "max_new_tokens": max_new_tokens, "timeout": timeout, "limit": limit}
+    for name, value in limits.items():
+        if value is not None and value <= 0:
             raise ValueError(f"{name} must be positive, got {value}.")
     if max_retries < 0:
         raise ValueError(f"max_retries must not be negative, got {max_retries}.")
-    is_source = isinstance(prompts, (str, os.PathLike))
     answerer = ServerAnswerer(
         base_url,
         model,
@@ -171,17 +170,16 @@ def regenerate_with_server(
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "thinking": thinking,
-        "prompts": os.fspath(prompts) if is_source else None,
+        "prompts": source_name(prompts),
         "split": split,
-        "exclude": os.fspath(exclude) if exclude is not None else None,
+        "exclude": source_name(exclude),
     }
-    excluded = first_prompts(load_conversations(exclude)) if exclude is not None else set()
+    excluded = prompts_in(exclude)
     with AnswerFile(out_path, model, settings, resume=resume) as file:
         failed = FailedFile(out_path)
-        source = load_prompts(prompts, split=split, limit=limit, set_aside=failed.append) if is_source else prompts
-        wanted = unanswered(source, excluded | first_prompts(file.records), failed.append)
-        bar = tqdm(initial=file.num_lines, unit="conv", disable=not progress)
-        with bar:
+        seen = excluded | first_prompts(file.records)
+        wanted = unanswered(prompts, seen, failed.append, split=split, limit=limit)
+        with tqdm(initial=file.num_lines, unit="conv", disable=not progress) as bar:
             asyncio.run(_answer_all(answerer, wanted, file, failed, bar, seed, concurrency))
         failed.check(file.num_lines)
         return file.num_lines, failed.num_lines

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import LogitsProcessor
 
-from dspark_hf.data.answering import end_ids, sampling_options, write_on
+from dspark_hf.data.generating import end_ids, sampling_options, write_on
 
 _MARK = "\u2402user-turn\u2403"
 _MIN_CHARS = 12

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from dspark_hf.data.answering import left_pad
 from dspark_hf.data.chat import prompt_ids
 from dspark_hf.data.conversations import load_conversations
+from dspark_hf.data.generating import left_pad
 
 
 def load_prompts(path: str | Path, limit: int | None = None) -> list[list[dict[str, str]]]:

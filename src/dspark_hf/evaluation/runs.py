@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dspark_hf.data.answering import sampling_options
+from dspark_hf.data.generating import sampling_options
 from dspark_hf.generation import SpeculationConfig
 
 

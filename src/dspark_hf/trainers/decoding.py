@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer
 
-from dspark_hf.data.answering import left_pad, sampling_options
+from dspark_hf.data.generating import left_pad, sampling_options
 
 
 def held_out_prompts(dataset: Any, num_prompts: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""What every batch that a target answers needs: padding, sampling options, where answers end."""
+"""What every batch that a target goes on from needs: padding, sampling options, where answers end."""
 
 from collections.abc import Sequence
 from typing import Any
