@@ -16,6 +16,7 @@ from .rows import CHANNELS_FILE, RowCodec, needs_channels, read_channels
 from .shards import Shard, ShardReader, find_shards
 
 _OPEN_SHARDS = 64
+_FILES = [MANIFEST_FILE, CHANNELS_FILE, "rows-*.json", "rows-*.safetensors"]
 _CARD = """---
 tags:
 - dspark
@@ -244,9 +245,6 @@ class TargetCache(Dataset):
             self._readers[number] = ShardReader(self.shards[number])
         self._readers.move_to_end(number)
         return self._readers[number]
-
-
-_FILES = [MANIFEST_FILE, CHANNELS_FILE, "rows-*.json", "rows-*.safetensors"]
 
 
 def missing_ranges(shards: Sequence[Shard], num_rows: int) -> list[tuple[int, int]]:

@@ -8,7 +8,6 @@ import os
 import re
 import time
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dspark_hf.data.features import TargetFeatures
 
+from .codecs import check_dtype
 from .manifest import MANIFEST_FILE, Manifest
 from .processes import process_state
 from .rows import (
@@ -31,6 +31,8 @@ from .rows import (
 )
 from .shards import read_shard, write_shard
 
+# Bytes of a row's two files besides its states: the header of the one, and the other.
+_OVERHEAD = 1500
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
@@ -56,28 +58,28 @@ class RollingFeatures:
         if budget < 1:
             raise ValueError(f"The budget must be at least 1 byte, got {budget}.")
         self.source, self.target, self.folder, self.dtype = source, source.target, Path(folder), dtype
+        check_dtype(dtype)
         taps = [tap - 1 for tap in source.taps]
         wanted = Manifest.describe(source.target, None, taps, max_length=0, dtype=dtype, log_norm=False)
-        self._sizes = (len(taps), wanted.hidden_size, False)
-        RowCodec(dtype, *self._sizes)
+        self._shape = (len(taps), wanted.hidden_size, False)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / ".lock")
         with self._lock:
             if (self.folder / MANIFEST_FILE).exists():
                 Manifest.read(self.folder).check_same(wanted, self.folder)
             else:
-                replace(wanted, channels=None).write(self.folder)
+                wanted.write(self.folder)
         state = process_state()
         self.budget = budget // state.num_processes
         self._codec: RowCodec | None = None
-        # What this process may delete: what it writes, and its share of what earlier runs left.
-        self._sizes_by_key = {
+        # Bytes of what this process may delete: what it writes, and its share of what earlier runs left.
+        self._kept_bytes = {
             path.stem: path.stat().st_size + path.with_suffix(".json").stat().st_size
             for path in self.folder.glob("row-*.safetensors")
             if path.with_suffix(".json").exists()
             and int(path.stem[4:12], 16) % state.num_processes == state.process_index
         }
-        self.used = sum(self._sizes_by_key.values())
+        self.used = sum(self._kept_bytes.values())
         self.num_hits = self.num_misses = 0
         self._previous_epoch = self._epoch = time.time()
         self._idle: list[str] | None = None
@@ -124,7 +126,7 @@ class RollingFeatures:
                     keep = mask.bool()
                     write_channels(self.folder, all_channel_statistics(state.cpu()[keep] for state in states))
                 channels = read_channels(self.folder)
-        return RowCodec(self.dtype, *self._sizes, channels)
+        return RowCodec(self.dtype, *self._shape, channels)
 
     def _read(self, key: str) -> dict[str, Tensor] | None:
         path = self.folder / f"{key}.json"
@@ -145,7 +147,7 @@ class RollingFeatures:
     def _keep(self, key: str, encoded: dict[str, Tensor]) -> None:
         """Write a row, if there is room for it."""
         self._forget(key)
-        size = round(sum(tensor.numel() * tensor.itemsize for tensor in encoded.values())) + _OVERHEAD
+        size = sum(tensor.numel() * tensor.itemsize for tensor in encoded.values()) + _OVERHEAD
         while self.used + size > self.budget:
             if self._idle is None:
                 self._idle = self._find_idle()
@@ -159,26 +161,22 @@ class RollingFeatures:
             self.budget = self.used
             return
         _note_use(shard.record_path)
-        self._sizes_by_key[key] = shard.num_bytes + shard.record_path.stat().st_size
-        self.used += self._sizes_by_key[key]
+        self._kept_bytes[key] = shard.num_bytes + shard.record_path.stat().st_size
+        self.used += self._kept_bytes[key]
 
     def _find_idle(self) -> list[str]:
         """Rows that neither this epoch nor the last has used, the one unused for longest at the end."""
         times = {}
-        for key in self._sizes_by_key:
+        for key in self._kept_bytes:
             path = self.folder / f"{key}.json"
             times[key] = path.stat().st_mtime if path.exists() else 0.0
         idle = [key for key, used_at in times.items() if used_at < self._previous_epoch]
         return sorted(idle, key=times.get, reverse=True)
 
     def _forget(self, key: str) -> None:
-        self.used -= self._sizes_by_key.pop(key, 0)
+        self.used -= self._kept_bytes.pop(key, 0)
         for ending in (".json", ".safetensors"):
             (self.folder / f"{key}{ending}").unlink(missing_ok=True)
-
-
-# Of a row's two files: the header of the one, and the other.
-_OVERHEAD = 1500
 
 
 def _note_use(path: Path) -> None:
