@@ -80,7 +80,7 @@ def test_taps_of_any_drafter(dspark, data, tmp_path, tiny_target_dir, model_cls,
         ),
         (
             ["--data", "DATA", "--tap", 9],
-            "target_layer_ids must be ascending ids from 0 to 2 for this target, got [9]",
+            "target_layer_ids must be ascending ids from 0 to 2 for a target of 4 layers",
         ),
         (["--data", "nothing.jsonl"], "Cannot read conversations from 'nothing.jsonl'"),
         (["--verify"], "is no target cache: it has no manifest.json. Build one: `dspark cache`"),

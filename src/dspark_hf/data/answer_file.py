@@ -9,6 +9,7 @@ from filelock import FileLock, Timeout
 
 from dspark_hf.data.conversations import load_conversations
 from dspark_hf.files import write_json
+from dspark_hf.modeling.fingerprint import public_name
 from dspark_hf.versions import installed_versions
 
 _MAX_BARREN_ROUNDS = 8
@@ -28,9 +29,7 @@ class AnswerFile:
     def __init__(self, path: str | os.PathLike, target: str, settings: dict, *, resume: bool):
         self.path = Path(path)
         self.sidecar = self.path.with_name(self.path.name + ".provenance.json")
-        # A folder's path says nothing on another machine.
-        name = Path(target).name if os.path.isabs(target) or os.path.isdir(target) else target
-        self.settings = {"target": name, **settings}
+        self.settings = {"target": public_name(target), **settings}
         self.records: list[dict] = []
         self.rounds_done = 0
         self._barren_rounds = 0

@@ -5,7 +5,6 @@ serving engines read.
 """
 
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -14,7 +13,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from .drafting import LossWeights
 from .families import DEFAULT_FAMILY, FAMILIES, get_family
-from .fingerprint import target_fingerprint
+from .fingerprint import public_name, target_fingerprint
 from .wrappers import unwrap
 
 
@@ -178,7 +177,7 @@ class DraftConfig(PreTrainedConfig):
         if "mask_token_id" in own_fields:
             own.setdefault("mask_token_id", text_config.vocab_size - 1)
         if isinstance(target, PreTrainedModel):
-            own.setdefault("target_name_or_path", _public_name(target.name_or_path))
+            own.setdefault("target_name_or_path", public_name(target.name_or_path))
             own.setdefault("target_fingerprint", target_fingerprint(target))
         num_hidden_layers = cls.default_num_layers if num_hidden_layers is None else num_hidden_layers
         return cls(decoder_config=family.decoder_config(text_config, num_hidden_layers, **decoder_fields), **own)
@@ -190,7 +189,7 @@ class DraftConfig(PreTrainedConfig):
 
     def name_target(self, target: PreTrainedModel) -> None:
         """Record another target, for which the drafter is trained from now on: its name and fingerprint."""
-        self.target_name_or_path = _public_name(target.name_or_path)
+        self.target_name_or_path = public_name(target.name_or_path)
         self.target_fingerprint = target_fingerprint(target)
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -214,12 +213,13 @@ class DraftConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        if "decoder_config" not in config_dict and "target_layer_ids" in config_dict:
-            config_dict = cls._nest(config_dict)
-        return super().from_dict(config_dict, **kwargs)
+        return super().from_dict(cls._nest(config_dict), **kwargs)
 
     @classmethod
     def _nest(cls, flat: dict[str, Any]) -> dict[str, Any]:
+        """The nested form of a flat one; any other as it is."""
+        if "decoder_config" in flat or "target_layer_ids" not in flat:
+            return flat
         family = get_family(flat.get("model_type", DEFAULT_FAMILY))
         shared = {"architectures", "dtype", "torch_dtype", "transformers_version"}
         own_fields = cls.own_fields()
@@ -230,9 +230,7 @@ class DraftConfig(PreTrainedConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if "target_layer_ids" in config_dict and "decoder_config" not in config_dict:
-            config_dict = cls._nest(config_dict)
-        return config_dict, kwargs
+        return cls._nest(config_dict), kwargs
 
     @classmethod
     def own_fields(cls) -> set[str]:
@@ -269,8 +267,3 @@ def spread_taps(num_target_layers: int, num_taps: int) -> list[int]:
     first, last = min(1, num_target_layers - 2), max(min(1, num_target_layers - 2), num_target_layers - 3)
     steps = max(num_taps - 1, 1)
     return sorted({round(first + step * (last - first) / steps) for step in range(num_taps)})
-
-
-def _public_name(name_or_path: str) -> str | None:
-    # A folder's place on this machine tells others nothing; its name may.
-    return (Path(name_or_path).name if Path(name_or_path).is_dir() else name_or_path) or None

@@ -1,6 +1,8 @@
-"""Tell one target from another by its weights."""
+"""Tell one target from another, by its name and by its weights."""
 
 import hashlib
+import os
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -8,6 +10,12 @@ from transformers import PreTrainedModel
 from .placement import loaded
 
 _NUM_ROWS = 64
+
+
+def public_name(name_or_path: str) -> str | None:
+    """A model's name as others may read it: of a folder its own name, not its place on this machine."""
+    is_folder = os.path.isabs(name_or_path) or os.path.isdir(name_or_path)
+    return (Path(name_or_path).name if is_folder else name_or_path) or None
 
 
 def target_fingerprint(target: PreTrainedModel) -> str | None:

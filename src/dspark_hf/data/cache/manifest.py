@@ -10,6 +10,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dspark_hf.modeling import DraftConfig
+from dspark_hf.modeling.configuration import check_taps
+from dspark_hf.modeling.fingerprint import public_name
 from dspark_hf.modeling.wrappers import unwrap
 
 from .records import read_record, write_record
@@ -71,22 +73,16 @@ class Manifest:
             `ValueError`: If a tap is out of range.
         """
         config = target.config.get_text_config()
-        last = config.num_hidden_layers - 1
-        taps = list(target_layer_ids)
-        if not taps or any(not 0 <= tap < last for tap in taps) or sorted(set(taps)) != taps:
-            raise ValueError(
-                f"target_layer_ids must be ascending ids from 0 to {last - 1} for this target, got {taps}."
-            )
-        name = target.name_or_path
+        check_taps(target_layer_ids, config.num_hidden_layers)
         return cls(
-            target=(Path(name).name if Path(name).is_dir() else name) or type(target).__name__,
+            target=public_name(target.name_or_path) or type(target).__name__,
             revision=getattr(target.config, "_commit_hash", None),
             fingerprint=weights_digest(target),
             target_dtype=str(target.dtype).removeprefix("torch."),
             num_target_layers=config.num_hidden_layers,
             hidden_size=config.hidden_size,
             vocab_size=config.vocab_size,
-            target_layer_ids=taps,
+            target_layer_ids=target_layer_ids,
             tokenizer=None if tokenizer is None else tokenizer_digest(tokenizer),
             chat_template=None if tokenizer is None else template_digest(tokenizer),
             max_length=max_length,
