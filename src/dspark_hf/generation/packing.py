@@ -65,9 +65,7 @@ class Packing:
             return values.view(num_rows, self.width, *values.shape[2:])[:, :num_tokens]
         key = (values.device, num_tokens, None if rows is None else tuple(rows))
         if key not in self._places:
-            chosen = slice(None) if rows is None else rows
-            last = torch.tensor(self.counts, device=_HOST)[chosen].unsqueeze(1) - 1
-            places = self._offsets[chosen].unsqueeze(1) + torch.arange(num_tokens, device=_HOST).minimum(last)
+            places = self._find(num_tokens, slice(None) if rows is None else rows)
             self._places[key] = places.flatten().to(values.device, non_blocking=True)
         return values[0].index_select(0, self._places[key]).view(num_rows, num_tokens, *values.shape[2:])
 
@@ -76,9 +74,12 @@ class Packing:
 
         Past a row's count its last token is repeated.
         """
-        last = torch.tensor(self.counts, device=_HOST).unsqueeze(1) - 1
-        places = self._offsets.unsqueeze(1) + torch.arange(self.width, device=_HOST).minimum(last)
-        return places.to(device, non_blocking=True), self._on(device)[2]
+        return self._find(self.width).to(device, non_blocking=True), self._on(device)[2]
+
+    def _find(self, num_tokens: int, rows: slice | list[int] = slice(None)) -> Tensor:
+        """Where the rows' first tokens stand among N, `(rows, num_tokens)`; past a row's count, its last one."""
+        last = torch.tensor(self.counts, device=_HOST)[rows].unsqueeze(1) - 1
+        return self._offsets[rows].unsqueeze(1) + torch.arange(num_tokens, device=_HOST).minimum(last)
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         if device not in self._indices:

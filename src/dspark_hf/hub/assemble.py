@@ -54,8 +54,8 @@ def assemble(
     else:
         save_reference(folder, config, name or target)
     AutoTokenizer.from_pretrained(target).save_pretrained(folder)
-    for name in files_to_push(drafter):
-        if name == CARD and is_generated((drafter / name).read_text(encoding="utf-8")):
+    for file in files_to_push(drafter):
+        if file == CARD and is_generated((drafter / file).read_text(encoding="utf-8")):
             continue  # the root's card says it all
-        (folder / SUBFOLDER / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(drafter / name, folder / SUBFOLDER / name)
+        (folder / SUBFOLDER / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(drafter / file, folder / SUBFOLDER / file)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from dspark_hf.modeling import DFlashModel, DraftModel, DSparkConfig, DSparkModel, Eagle3Config, Eagle3Model
+from dspark_hf.publishing.folder import kind
 
 KEY_MAPPING = {r"^logit_head\.": "", r"^midlayer\.": "layers.0."}
 _FIELDS = DSparkConfig.own_fields() | Eagle3Config.own_fields()
@@ -79,9 +80,7 @@ def _flat(config: Mapping[str, Any], names: Collection[str], where: str) -> dict
 
 def drafter_class(flat: Mapping[str, Any]) -> type[DraftModel]:
     """The class of a drafter, from its flat config."""
-    if "ttt_length" in flat:
-        return Eagle3Model
-    return DSparkModel if flat.get("markov_rank") or flat.get("enable_confidence_head") else DFlashModel
+    return {"DSpark": DSparkModel, "DFlash": DFlashModel, "EAGLE-3": Eagle3Model}[kind(flat)]
 
 
 def _architecture(config: Mapping[str, Any]) -> str:

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 _HEADS = {"vanilla": "a vanilla", "gated": "a gated", "rnn": "a recurrent"}
 _PAPERS = {
-    "DSpark": ("DSpark", "https://arxiv.org/abs/2606.19348"),
-    "DFlash": ("DFlash", "https://arxiv.org/abs/2602.06036"),
-    "EAGLE-3": ("EAGLE-3", "https://arxiv.org/abs/2503.01840"),
+    "DSpark": "https://arxiv.org/abs/2606.19348",
+    "DFlash": "https://arxiv.org/abs/2602.06036",
+    "EAGLE-3": "https://arxiv.org/abs/2503.01840",
 }
 
 
@@ -48,10 +48,9 @@ def _head(drafter: DrafterFolder, facts: "CardFacts", base_model: str | None) ->
     first = f"{linked} with {what} (`{facts.subfolder}/`)" if facts.subfolder else f"{capital} for {linked}"
     is_named = facts.subfolder and not facts.has_target
     place = " The target's weights are loaded from its own repository." if is_named else ""
-    paper, url = _PAPERS[name]
     return (
-        f"# {title}\n\n{first}, for speculative decoding ([{paper}]({url})). It makes generation faster; what is "
-        f"generated stays the target's own.{place}\n\nThe drafter: {'; '.join(_parts(drafter))}."
+        f"# {title}\n\n{first}, for speculative decoding ([{name}]({_PAPERS[name]})). It makes generation faster; "
+        f"what is generated stays the target's own.{place}\n\nThe drafter: {'; '.join(_parts(drafter))}."
     )
 
 
