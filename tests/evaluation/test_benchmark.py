@@ -17,6 +17,7 @@ from dspark_hf.evaluation import (
     generate_plain,
     run_benchmark,
     summarize,
+    tau_of,
 )
 from dspark_hf.evaluation.summary import seconds_in_parts, time_share
 
@@ -142,8 +143,8 @@ def test_benchmark_reports_progress_and_alternates(pair, tiny_tokenizer, monkeyp
     seen = []
     settings = BenchmarkSettings(max_new_tokens=8, num_dtype_prompts=0)
     result = run_benchmark(target, drafter, tiny_tokenizer, PROMPTS, settings, lambda *done: seen.append(done))
-    assert [num_done for num_done, _ in seen] == [1, 2, 3]
-    assert seen[-1][1] == pytest.approx(result["tau"])
+    assert [(num_done, len(comparisons)) for num_done, comparisons in seen] == [(1, 1), (2, 2), (3, 3)]
+    assert tau_of(seen[-1][1]) == pytest.approx(result["tau"])
     assert order[2:] == ["speculative", "plain", "plain", "speculative", "speculative", "plain"]
 
 

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 import dspark_hf.generation.sampling as sampling
 from dspark_hf.cli.main import app
 from dspark_hf.evaluation.enumeration import chi_square_p_value, exact_joint
-from dspark_hf.evaluation.exactness import FAMILIES, check_greedy, check_sampling, run_exactness
+from dspark_hf.evaluation.exactness import check_greedy, check_sampling
+from dspark_hf.evaluation.exactness_suite import FAMILIES, run_exactness
 from dspark_hf.evaluation.oracle import OracleDrafter
 
 

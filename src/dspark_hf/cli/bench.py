@@ -1,5 +1,6 @@
 """`dspark bench`: figures that can be made again."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from dspark_hf.cli.options import (
     DtypeOption,
     JsonOption,
     MaxNewTokensOption,
+    ResumeOption,
     SeedOption,
     TargetOption,
     TemperatureOption,
@@ -54,13 +56,26 @@ def generate(
         int, typer.Option(min=0, help="Also time transformers' prompt lookup with so many tokens; 0 leaves it out.")
     ] = 0,
     json: JsonOption = None,
+    resume: ResumeOption = False,
 ) -> None:
     """Run plain generate() and DSpark on the same prompts and compare.
+
+    With --json a run can be stopped at any time: what is measured is kept beside that file, and --resume goes on.
 
     Example: dspark bench generate --data prompts.jsonl --limit 20 --json result.json
     """
     from dspark_hf.cli.models import check_output, load_models
-    from dspark_hf.evaluation import BenchmarkSettings, load_prompts, provenance, run_benchmark, write_json
+    from dspark_hf.evaluation import (
+        BenchmarkSettings,
+        Comparison,
+        journal_path,
+        load_prompts,
+        provenance,
+        run_benchmark,
+        summarize,
+        tau_of,
+        write_json,
+    )
 
     settings = BenchmarkSettings(
         max_new_tokens=max_new_tokens,
@@ -76,19 +91,37 @@ def generate(
     )
     prompts = load_prompts(data, limit)
     check_output(json)
+    journal = journal_path(json, resume)
     console = Console(highlight=False)
     models = load_models(target, drafter, dtype=dtype, device=device)
+    names = {"target": target, "drafter": drafter, "data": str(data), "dtype": dtype}
+    done: list[Comparison] = []
     with _progress_bar(console) as bar:
         task = bar.add_task("prompts", total=len(prompts), note="")
 
-        def report(num_done: int, tau: float) -> None:
-            bar.update(task, completed=num_done, note=f"tau {tau:.2f}")
+        def report(num_done: int, comparisons: Sequence[Comparison]) -> None:
+            done[:] = comparisons
+            bar.update(task, completed=num_done, note=f"tau {tau_of(comparisons):.2f}")
 
-        result = run_benchmark(models.target, models.drafter, models.tokenizer, prompts, settings, report)
-    names = {"target": target, "drafter": drafter, "data": str(data), "dtype": dtype}
+        try:
+            result = run_benchmark(
+                models.target,
+                models.drafter,
+                models.tokenizer,
+                prompts,
+                settings,
+                report,
+                journal=journal,
+                resume=resume,
+            )
+        except KeyboardInterrupt:
+            if done:
+                console.print(_table({**names, **summarize(models.target, done, greedy=False)}))
+            raise
     result = {**names, **result, "provenance": provenance(models.target.device)}
     if json is not None:
         write_json(json, result)
+        journal.unlink()
     console.print(_table(result))
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dspark_hf.cli.options import JsonOption, SeedOption
+from dspark_hf.cli.options import JsonOption, ResumeOption, SeedOption
 
 _DIFFERS = 1
 
@@ -17,8 +17,11 @@ def exactness(
     num_samples: Annotated[int, typer.Option(min=1, help="Samples of each sampling mode.")] = 3000,
     seed: SeedOption = 0,
     json: JsonOption = None,
+    resume: ResumeOption = False,
 ) -> None:
     """Check tiny random targets of several families: greedy ids against plain generate(), samples by chi-square.
+
+    With --json a run can be stopped at any time: what is checked is kept beside that file, and --resume goes on.
 
     Exits with code 1 if anything differs from the target's output by more than a numerical tie.
 
@@ -29,9 +32,10 @@ def exactness(
     import transformers
 
     from dspark_hf.cli.models import check_output
-    from dspark_hf.evaluation import provenance, run_exactness, write_json
+    from dspark_hf.evaluation import journal_path, provenance, run_exactness, write_json
 
     check_output(json)
+    journal = journal_path(json, resume)
     # Random lengths meet random options: warnings of generate() about them would drown the progress.
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore", UserWarning)
@@ -44,9 +48,10 @@ def exactness(
             done = num_done == num_prompts
             bar.update(task, completed=num_done, description="sampling" if done else name)
 
-        result = run_exactness(num_prompts, num_samples, seed, report)
+        result = run_exactness(num_prompts, num_samples, seed, report, journal=journal, resume=resume)
     if json is not None:
         write_json(json, {**result, "provenance": provenance("cpu")})
+        journal.unlink()
     console.print(_table(result))
     console.print("exact" if result["is_exact"] else "NOT exact")
     if not result["is_exact"]:

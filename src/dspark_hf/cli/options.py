@@ -17,3 +17,4 @@ MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Most new tokens a 
 TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 decodes greedily.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of the sampling.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with a run of the same --json that was stopped.")]

@@ -2,12 +2,14 @@
 
 from dspark_hf.evaluation.benchmark import BenchmarkSettings, run_benchmark
 from dspark_hf.evaluation.compare import Comparison, compare, warm_up
-from dspark_hf.evaluation.exactness import check_greedy, check_sampling, run_exactness
+from dspark_hf.evaluation.exactness import check_greedy, check_sampling
+from dspark_hf.evaluation.exactness_suite import run_exactness
+from dspark_hf.evaluation.journal import Journal, journal_path
 from dspark_hf.evaluation.precision import PrecisionCopies
 from dspark_hf.evaluation.prompts import encode_prompts, load_prompts
 from dspark_hf.evaluation.report import machine, provenance, versions
 from dspark_hf.evaluation.runs import DecodingSettings, Run, generate_plain, generate_speculative
-from dspark_hf.evaluation.summary import summarize
+from dspark_hf.evaluation.summary import summarize, tau_of
 from dspark_hf.evaluation.ties import TieFinder, TokenDifference, first_difference
 from dspark_hf.files import write_json
 from dspark_hf.generation import seam
@@ -19,6 +21,7 @@ __all__ = [
     "BenchmarkSettings",
     "Comparison",
     "DecodingSettings",
+    "Journal",
     "PrecisionCopies",
     "Run",
     "TieFinder",
@@ -30,12 +33,14 @@ __all__ = [
     "first_difference",
     "generate_plain",
     "generate_speculative",
+    "journal_path",
     "load_prompts",
     "machine",
     "provenance",
     "run_benchmark",
     "run_exactness",
     "summarize",
+    "tau_of",
     "versions",
     "warm_up",
     "write_json",

@@ -1,18 +1,25 @@
 """Plain `generate()` against DSpark on the same prompts: the figures behind every claim of speed."""
 
+import hashlib
+import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from dspark_hf.data.cache.manifest import weights_digest
 from dspark_hf.evaluation.compare import Comparison, compare, warm_up
+from dspark_hf.evaluation.journal import Journal
 from dspark_hf.evaluation.pieces import Pieces, can_time, efficiency, time_pieces_of
 from dspark_hf.evaluation.precision import PrecisionCopies
 from dspark_hf.evaluation.prompts import encode_prompts
+from dspark_hf.evaluation.report import provenance
 from dspark_hf.evaluation.runs import DecodingSettings, Run, generate_plain, generate_prompt_lookup
-from dspark_hf.evaluation.summary import summarize, tau_of, throughput
+from dspark_hf.evaluation.summary import summarize, throughput
 
 # Dtypes in which plain generation is timed as well, besides that of the benchmark.
 _RIVAL_DTYPES = (torch.float32, torch.bfloat16)
@@ -79,9 +86,15 @@ def run_benchmark(
     tokenizer: Any,
     prompts: Sequence[Any],
     settings: BenchmarkSettings,
-    report: Callable[[int, float], None] | None = None,
+    report: Callable[[int, Sequence[Comparison]], None] | None = None,
+    *,
+    journal: str | Path | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Run all prompts both ways, after a warm-up, alternating which way goes first.
+
+    Calls that are done are kept in the journal. One that was stopped goes on with the same weights, prompts, settings,
+    software and machine, and both runs of a call are always of one process.
 
     Args:
         target (`PreTrainedModel`): The model.
@@ -89,56 +102,99 @@ def run_benchmark(
         tokenizer (`PreTrainedTokenizerBase`): The target's.
         prompts (`Sequence`): What to ask, see [`encode_prompts`].
         settings ([`BenchmarkSettings`]): How to run.
-        report (`Callable`, *optional*): Called after each batch with the number of prompts done and tau so far.
+        report (`Callable`, *optional*): Called after each batch with the number of prompts done and the comparisons
+            so far.
+        journal (`str` or `Path`, *optional*): File that keeps what is done, see [`Journal`]; the caller removes it.
+        resume (`bool`, *optional*, defaults to `False`): Whether to go on with a journal that is there.
 
     Returns:
-        `dict`, JSON-able: the settings, the summary (see [`summarize`]) and, unless left out, `efficiency` (see
-        [`efficiency`]), `plain_dtypes` and `rival_lookup` (transformers' prompt lookup, and the ratio of DSpark to
-        it).
+        `dict`, JSON-able: the settings, the summary (see [`summarize`]), `num_resumed` (parts that were found in the
+        journal) and, unless left out, `efficiency` (see [`efficiency`]), `plain_dtypes` and `rival_lookup`
+        (transformers' prompt lookup, and the ratio of DSpark to it).
+
+    Raises:
+        `ValueError`: If there is a journal and `resume` is off, or it is made otherwise or damaged.
     """
     decoding = settings.decoding()
     size = settings.batch_size
     batches = [encode_prompts(prompts[start : start + size], tokenizer) for start in range(0, len(prompts), size)]
     copies = PrecisionCopies(target)
-    warm_up(target, drafter, batches[0], decoding)
-    comparisons: list[Comparison] = []
-    rivals: list[Run] = []
-    pieces: list[Pieces] = []
-    # Lookup drafts are no proposals of the drafter's.
-    times_pieces = not settings.tau_only and not settings.lookup and can_time(target)
-    for index, inputs in enumerate(batches):
-        comparison = compare(
-            target,
-            drafter,
-            inputs,
-            decoding,
-            seed=settings.seed + index,
-            plain=not settings.tau_only,
-            plain_first=index % 2 == 1,
-        )
-        comparisons.append(comparison)
-        if times_pieces:
-            pieces.append(time_pieces_of(target, drafter, comparison))
-        if settings.rival_lookup > 0:
-            rivals.append(
-                generate_prompt_lookup(target, inputs, decoding, settings.rival_lookup, seed=settings.seed + index)
-            )
-        if report is not None:
-            report(min((index + 1) * size, len(prompts)), tau_of(comparisons))
-    result = {
+    with Journal(journal, _made_with(target, drafter, batches, settings), resume=resume) as kept:
+        warm_up(target, drafter, batches[0], decoding)
+        calls: list[_Call] = []
+        for index, inputs in enumerate(batches):
+            measure = partial(_measure, target, drafter, inputs, settings, index)
+            calls.append(_Call.from_dict(kept.part(f"call {index}", measure)))
+            if report is not None:
+                report(min((index + 1) * size, len(prompts)), [call.comparison for call in calls])
+        result = {"settings": asdict(settings), "num_resumed": kept.num_found}
+        result |= _summary(target, calls, settings, copies)
+        if not settings.tau_only and settings.num_dtype_prompts > 0:
+            num_batches = -(-settings.num_dtype_prompts // size)
+            timings = time_plain_dtypes(target, batches[:num_batches], decoding, copies, settings.seed, kept)
+            result["plain_dtypes"] = timings
+            result["ratio"] |= _ratio_to_fastest(result["ratio"], timings, _name(target.dtype))
+    return result
+
+
+def _made_with(target: Any, drafter: Any, batches: Sequence[dict], settings: BenchmarkSettings) -> dict[str, Any]:
+    """What the figures depend on, so that a run that goes on can be told from another one."""
+    prompts = [[batch["input_ids"].tolist(), batch["attention_mask"].tolist()] for batch in batches]
+    source = provenance(target.device)
+    return {
+        "target": weights_digest(target),
+        "drafter": weights_digest(drafter),
+        "dtype": _name(target.dtype),
+        "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16],
         "settings": asdict(settings),
-        **summarize(target, comparisons, greedy=settings.temperature == 0.0, copies=copies),
+        **{key: source[key] for key in ("commit", "versions", "machine")},
     }
-    if pieces:
-        result["efficiency"] = efficiency(comparisons, pieces)
-    if rivals:
-        pairs = zip(comparisons, rivals, strict=True)
-        ratios = [one.speculative.tokens_per_second / rival.tokens_per_second for one, rival in pairs]
-        result["rival_lookup"] = {**throughput(rivals), "median_ratio": statistics.median(ratios)}
-    if not settings.tau_only and settings.num_dtype_prompts > 0:
-        num_batches = -(-settings.num_dtype_prompts // size)
-        result["plain_dtypes"] = time_plain_dtypes(target, batches[:num_batches], decoding, copies, settings.seed)
-        result["ratio"] |= _ratio_to_fastest(result["ratio"], result["plain_dtypes"], _name(target.dtype))
+
+
+@dataclass(frozen=True)
+class _Call:
+    """All that is measured on one batch of prompts."""
+
+    comparison: Comparison
+    pieces: Pieces | None
+    rival: Run | None
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "_Call":
+        pieces, rival = fields["pieces"], fields["rival"]
+        return cls(
+            Comparison.from_dict(fields["comparison"]),
+            None if pieces is None else Pieces(**pieces),
+            None if rival is None else Run.from_dict(rival),
+        )
+
+
+def _measure(
+    target: Any, drafter: Any, inputs: dict[str, torch.Tensor], settings: BenchmarkSettings, index: int
+) -> dict[str, Any]:
+    """A [`_Call`] of one batch, as it is kept."""
+    decoding, seed, plain = settings.decoding(), settings.seed + index, not settings.tau_only
+    comparison = compare(target, drafter, inputs, decoding, seed=seed, plain=plain, plain_first=index % 2 == 1)
+    # Lookup drafts are no proposals of the drafter's.
+    times_pieces = plain and not settings.lookup and can_time(target)
+    pieces = time_pieces_of(target, drafter, comparison) if times_pieces else None
+    rival = None
+    if settings.rival_lookup > 0:
+        rival = generate_prompt_lookup(target, inputs, decoding, settings.rival_lookup, seed=seed)
+    return asdict(_Call(comparison, pieces, rival))
+
+
+def _summary(
+    target: Any, calls: Sequence[_Call], settings: BenchmarkSettings, copies: PrecisionCopies
+) -> dict[str, Any]:
+    comparisons = [call.comparison for call in calls]
+    result = summarize(target, comparisons, greedy=settings.temperature == 0.0, copies=copies)
+    if calls[0].pieces is not None:
+        result["efficiency"] = efficiency(comparisons, [call.pieces for call in calls])
+    if calls[0].rival is not None:
+        ratios = [call.comparison.speculative.tokens_per_second / call.rival.tokens_per_second for call in calls]
+        rivals = throughput([call.rival for call in calls])
+        result["rival_lookup"] = {**rivals, "median_ratio": statistics.median(ratios)}
     return result
 
 
@@ -148,6 +204,7 @@ def time_plain_dtypes(
     settings: DecodingSettings,
     copies: PrecisionCopies,
     seed: int,
+    kept: Journal,
 ) -> dict[str, dict[str, float]]:
     """Time plain generation of the same prompts in the target's dtype, float32 and bfloat16.
 
@@ -157,19 +214,25 @@ def time_plain_dtypes(
         settings ([`DecodingSettings`]): Lengths and sampling.
         copies ([`PrecisionCopies`]): The target's copies in other dtypes.
         seed (`int`): Seed of the first call.
+        kept ([`Journal`]): Where the runs of each batch, in all dtypes, are kept.
 
     Returns:
         `dict` from dtype to tokens, seconds and tokens per second.
     """
     dtypes = list(dict.fromkeys((target.dtype, *_RIVAL_DTYPES)))
     warm = replace(settings, max_new_tokens=min(16, settings.max_new_tokens))
-    runs = {dtype: [] for dtype in dtypes}
     for dtype in dtypes:
         generate_plain(copies.get(dtype), batches[0], warm)
-    for index, inputs in enumerate(batches):
-        for dtype in dtypes if index % 2 == 0 else reversed(dtypes):
-            runs[dtype].append(generate_plain(copies.get(dtype), inputs, settings, seed=seed + index))
-    return {_name(dtype): throughput(runs[dtype]) for dtype in dtypes}
+
+    def measure(inputs: dict[str, torch.Tensor], index: int) -> dict[str, Any]:
+        order = dtypes if index % 2 == 0 else reversed(dtypes)
+        runs = {dtype: generate_plain(copies.get(dtype), inputs, settings, seed=seed + index) for dtype in order}
+        return {_name(dtype): asdict(runs[dtype]) for dtype in dtypes}
+
+    parts = [
+        kept.part(f"plain dtypes {index}", partial(measure, inputs, index)) for index, inputs in enumerate(batches)
+    ]
+    return {name: throughput([Run.from_dict(part[name]) for part in parts]) for name in map(_name, dtypes)}
 
 
 def _ratio_to_fastest(ratio: dict[str, Any], plain_dtypes: dict[str, Any], own: str) -> dict[str, Any]:

@@ -28,6 +28,13 @@ class Comparison:
         """Tokens per second of the speculative run over those of the plain run."""
         return self.speculative.tokens_per_second / self.plain.tokens_per_second
 
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Comparison":
+        """Make one from what `dataclasses.asdict` gave."""
+        plain = fields["plain"]
+        speculative = Run.from_dict(fields["speculative"])
+        return cls(fields["prompt_ids"], speculative, None if plain is None else Run.from_dict(plain))
+
 
 def compare(
     target: Any,

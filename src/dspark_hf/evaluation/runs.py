@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dspark_hf.data.generating import sampling_options
-from dspark_hf.generation import SpeculationConfig
+from dspark_hf.generation import SpeculationConfig, SpeculationStats
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Run:
 
     ids: list[list[int]]
     seconds: float
-    stats: Any = None
+    stats: SpeculationStats | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -67,6 +67,12 @@ class Run:
     def tokens_per_second(self) -> float:
         """New tokens over all rows per second of wall time."""
         return self.num_tokens / self.seconds
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Run":
+        """Make one from what `dataclasses.asdict` gave."""
+        stats = fields["stats"]
+        return cls(fields["ids"], fields["seconds"], None if stats is None else SpeculationStats(**stats))
 
 
 def generate_plain(

@@ -1,0 +1,164 @@
+"""Parts of a long measurement, each on the disk as soon as it is made, so that a stopped run can go on."""
+
+import json
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+
+class Journal:
+    """A JSON lines file of what is made so far: what it is made with, then a part a line, each with its checksum.
+
+    Args:
+        path (`str` or `Path`, *optional*): The file; without one, parts are kept in memory alone.
+        made_with (`dict`): What the parts depend on, JSON-able; a journal that goes on must have the same.
+        resume (`bool`, *optional*, defaults to `False`): Whether to go on with the file where there is one. A last
+            line that was cut off is dropped.
+
+    Attributes:
+        num_found (`int`): Parts that an earlier run left.
+    """
+
+    def __init__(self, path: str | Path | None, made_with: dict[str, Any], *, resume: bool = False) -> None:
+        self.path = None if path is None else Path(path)
+        self.num_found = 0
+        # As it is read again: a tuple is a list, a number as a key is text.
+        self._made_with = json.loads(json.dumps(made_with))
+        self._resume = resume
+        self._parts: dict[str, Any] = {}
+        self._file = self._lock = None
+
+    def __enter__(self) -> "Journal":
+        if self.path is None:
+            return self
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"Another run is writing to {self.path}. Wait for it, or choose another file.") from None
+        try:
+            self._begin()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._lock.release()
+
+    def part(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return the part of that name, making it if it is not there yet.
+
+        Args:
+            name (`str`): Its name.
+            make (`Callable`): Gives it, JSON-able.
+
+        Returns:
+            What `make` gave, now or in an earlier run, as JSON has it.
+        """
+        if name not in self._parts:
+            value = json.loads(json.dumps(make()))
+            self._write({"part": name, "value": value})
+            self._parts[name] = value
+        return self._parts[name]
+
+    def _begin(self) -> None:
+        if not self._resume:
+            check_no_journal(self.path)
+        if self.path.exists():
+            self._read()
+        self._file = open(self.path, "a", encoding="utf-8")
+        if self.path.stat().st_size == 0:
+            self._write({"made_with": self._made_with})
+
+    def _read(self) -> None:
+        content = self.path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        lines = content[:whole].splitlines()
+        records = [self._record(line, number) for number, line in enumerate(lines, start=1)]
+        if records:
+            self._check(records[0].get("made_with"))
+        self._parts = {record["part"]: record["value"] for record in records[1:]}
+        self.num_found = len(self._parts)
+        # A killed process may have left part of a line.
+        os.truncate(self.path, whole)
+
+    def _record(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+            checksum = record.pop("crc32")
+        except (ValueError, KeyError, AttributeError, TypeError):
+            checksum = None
+        if checksum is None or checksum != _checksum(record):
+            raise ValueError(
+                f"{self.path}, line {number}: damaged, its content does not have its checksum. Remove the file and "
+                "measure again."
+            )
+        return record
+
+    def _check(self, made_with: Any) -> None:
+        before, now = _flat(made_with), _flat(self._made_with)
+        changed = [
+            f"{key}: {before.get(key)!r} before, {now.get(key)!r} now"
+            for key in sorted({*before, *now})
+            if before.get(key) != now.get(key)
+        ]
+        if changed:
+            raise ValueError(
+                f"Cannot go on with {self.path}, which is made otherwise ({'; '.join(changed)}). Measure as before, "
+                "or choose another file."
+            )
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self._file is None:
+            return
+        self._file.write(json.dumps({**record, "crc32": _checksum(record)}) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def journal_path(out: Path | None, resume: bool) -> Path | None:
+    """Where the parts of a result are kept until it is whole, seen to before any work.
+
+    Args:
+        out (`Path`, *optional*): File of the result; without one, nothing is kept.
+        resume (`bool`): Whether a stopped run shall go on.
+
+    Raises:
+        `ValueError`: If there is nothing to go on with, or something that would be lost.
+    """
+    if out is None:
+        if resume:
+            raise ValueError("--resume goes on with the file of --json. Name it.")
+        return None
+    path = out.with_name(f"{out.name}.unfinished.jsonl")
+    if not resume:
+        check_no_journal(path)
+    elif out.exists() and not path.exists():
+        raise ValueError(f"{out} is finished. Leave --resume out to measure again, or choose another file.")
+    return path
+
+
+def check_no_journal(path: Path) -> None:
+    """Raise `ValueError` where a stopped run left its parts."""
+    if path.exists() and path.stat().st_size:
+        raise ValueError(f"{path} is what a stopped run left. Go on with --resume, or remove it to begin anew.")
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    if not isinstance(value, dict):
+        return {name: value}
+    prefix = f"{name}." if name else ""
+    return {key: one for child in value for key, one in _flat(value[child], f"{prefix}{child}").items()}
