@@ -1,10 +1,15 @@
 """The docs tell what the code does: the quickstart runs, links lead somewhere, the layout is the layout."""
 
+import importlib
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+import typer
 
+import dspark_hf
+from dspark_hf.cli.main import app
 from dspark_hf.hub import embedded
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +58,27 @@ def test_layout_is_the_layout():
     assert [entry for entry in outside if not (ROOT / entry).exists()] == []
     packages = {f"{path.parent.name}/" for path in (ROOT / "src" / "dspark_hf").glob("*/__init__.py")}
     assert packages <= set(inside)
+
+
+NAMES = (ROOT / "docs" / "names.md").read_text(encoding="utf-8")
+
+
+def test_public_names_are_listed():
+    first_cells = re.findall(r"^\|([^|]*)\|", NAMES.split("What else")[0], re.MULTILINE)
+    assert sorted(re.findall(r"`(\w+)`", "".join(first_cells))) == sorted(dspark_hf.__all__)
+    for path in re.findall(r"^\| `(dspark_hf\.[\w.]+)`", NAMES, re.MULTILINE):
+        package, _, name = path.rpartition(".")
+        assert hasattr(importlib.import_module(package), name) or importlib.util.find_spec(path)
+    for path, names in re.findall(r"^\| `(dspark_hf[\w.]+)` \| ((?:`\w+`(?:, )?)+):", NAMES, re.MULTILINE):
+        assert all(hasattr(importlib.import_module(path), name) for name in re.findall(r"`(\w+)`", names))
+
+
+def test_commands_are_listed():
+    group = typer.main.get_command(app)
+    commands = {f"dspark {name}": command for name, command in group.commands.items()}
+    for name in [name for name, command in commands.items() if hasattr(command, "commands")]:
+        commands |= {f"{name} {part}": command for part, command in commands.pop(name).commands.items()}
+    assert set(re.findall(r"^\| `(dspark [a-z ]+)` \|", NAMES, re.MULTILINE)) == set(commands)
 
 
 def test_embedded_wheel_is_the_one_that_make_installs():
