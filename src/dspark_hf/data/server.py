@@ -87,7 +87,10 @@ class ServerAnswerer:
                 if thoughts:
                     answer["reasoning_content"] = thoughts
                 if not answer["content"].strip():
-                    raise ValueError(f"The answer has no text (finish_reason {choice.finish_reason!r}).")
+                    raise ValueError(
+                        f"The answer has no text (finish_reason {choice.finish_reason!r}); where that is 'length', "
+                        "raise max_new_tokens."
+                    )
                 done.append(answer)
                 if choice.finish_reason == "length":
                     return {"messages": done, "complete": False, **self.noted}

@@ -50,4 +50,7 @@ def put_on(drafter: Any, repo_or_dir: str, config_path: str | None, where: str, 
     try:
         return PeftModel.from_pretrained(drafter, repo_or_dir, **hub).eval()
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"The adapter in {where} does not fit its drafter: {error}") from error
+        raise ValueError(
+            f"The adapter in {where} does not fit its drafter: {error} Load the drafter that it was trained on, "
+            "and call PeftModel.from_pretrained(drafter, adapter)."
+        ) from error

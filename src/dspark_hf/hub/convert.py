@@ -13,6 +13,7 @@ KEY_MAPPING = {r"^logit_head\.": "", r"^midlayer\.": "layers.0."}
 _FIELDS = DSparkConfig.own_fields() | Eagle3Config.own_fields()
 # The classes whose configs mean what SpecForge and z-lab mean, wherever their fields stand.
 _NESTED_ARCHITECTURES = ("DFlashDraftModel", "DFlash2DraftModel", "DSparkDraftModel")
+_WAY_OUT = "Serve it with the engine that it was made for, or train another: DSparkModel.from_target(target)."
 # What changes a drafter's arithmetic without adding a tensor, and the value that changes nothing.
 _NEUTRAL = {
     "input_embedding_scale": 1,
@@ -95,7 +96,8 @@ def _from_nested(config: Mapping[str, Any], names: Collection[str], where: str) 
         kind = "dflash2"
     if kind not in ("dspark", "dflash"):
         raise ValueError(
-            f"{where} is a drafter with projector_type={kind!r}, which is not read; known are 'dspark' and 'dflash'."
+            f"{where} is a drafter with projector_type={kind!r}, which is not read; known are 'dspark' and 'dflash'. "
+            f"{_WAY_OUT}"
         )
     flat = {
         name: value for name, value in config.items() if name not in ("dflash_config", "dspark_config", "auto_map")
@@ -134,7 +136,8 @@ def _from_speculators(config: Mapping[str, Any], names: Collection[str], where: 
         kind = config["projector_type"]
     if kind not in ("dspark", "dflash", "eagle3"):
         raise ValueError(
-            f"{where} is a speculators drafter of kind {kind!r}, which is not read; known are dspark, dflash, eagle3."
+            f"{where} is a speculators drafter of kind {kind!r}, which is not read; known are dspark, dflash, eagle3. "
+            f"{_WAY_OUT}"
         )
     taps = config.get("eagle_aux_hidden_state_layer_ids" if kind == "eagle3" else "aux_hidden_state_layer_ids")
     if taps is None:
@@ -143,7 +146,9 @@ def _from_speculators(config: Mapping[str, Any], names: Collection[str], where: 
             "them, counted from 1 for the first layer."
         )
     if 0 in taps:
-        raise ValueError(f"{where} reads the target's embeddings (layer 0 of {taps}), which is not supported.")
+        raise ValueError(
+            f"{where} reads the target's embeddings (layer 0 of {taps}), which is not supported. {_WAY_OUT}"
+        )
     speculation = config.get("speculators_config") or {}
     known = _FIELDS | set(_NEUTRAL) | {"target_hidden_size"}
     flat = {name: value for name, value in config["transformer_layer_config"].items() if not name.startswith("_")}

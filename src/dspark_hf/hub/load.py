@@ -119,7 +119,7 @@ def _tensor_names(repo_or_dir: str, where: str, hub: dict[str, Any]) -> set[str]
             "metadata={'format': 'pt'})."
         )
     if weights is None:
-        raise ValueError(f"There is no {_WEIGHTS} in {where}; the drafter's weights are missing.")
+        raise ValueError(f"There is no {_WEIGHTS} in {where}; fetch the drafter's weights, or save it again.")
     try:
         with safe_open(weights, framework="pt") as file:
             return set(file.keys())
@@ -131,4 +131,6 @@ def _find(repo_or_dir: str, name: str, where: str, hub: dict[str, Any]) -> str |
     try:
         return cached_file(repo_or_dir, name, _raise_exceptions_for_missing_entries=False, **hub)
     except OSError as error:
-        raise ValueError(f"Cannot reach a drafter at {where}: {error}") from error
+        raise ValueError(
+            f"Cannot reach a drafter at {where}: {error} Check its name and revision, and the token if it is private."
+        ) from error

@@ -234,7 +234,8 @@ class DraftModel(PreTrainedModel):
             raise ValueError(
                 f"features have width {features.shape[-1]}, but this drafter reads "
                 f"{len(self.config.target_layer_ids)} taps of width {self.config.hidden_size} "
-                f"({self.fc.in_features} in all)."
+                f"({self.fc.in_features} in all). Give the outputs of layers {self.config.target_layer_ids}, "
+                "side by side."
             )
         features = features.to(device=self.device, dtype=self.fc.weight.dtype)
         return self.fc(features if self.input_norm is None else self.input_norm(features))

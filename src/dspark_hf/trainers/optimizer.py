@@ -42,7 +42,9 @@ class MuonWithAdamW(Optimizer):
         matrices = [parameter for name, parameter in named if _is_matrix(name, parameter)]
         others = [parameter for name, parameter in named if not _is_matrix(name, parameter)]
         if not matrices:
-            raise ValueError("Muon needs trainable matrices in the drafter's layers, got none. Train with AdamW.")
+            raise ValueError(
+                "Muon needs trainable matrices in the drafter's layers, got none: leave muon_learning_rate out."
+            )
         muon = Muon(matrices, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         self._parts: list[Optimizer] = [muon]
         if others:

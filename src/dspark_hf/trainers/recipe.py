@@ -175,7 +175,9 @@ def _read(path: str | Path) -> dict[str, Any]:
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
-        raise ValueError(f"Cannot read the recipe {path}: {error}.") from error
+        raise ValueError(
+            f"Cannot read the recipe {path}: {error}. Name a YAML file, such as examples/recipes/embedded.yaml."
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -249,7 +251,9 @@ def _nearest(key: str, known: set[str]) -> str:
     if dot:
         names = {candidate.rpartition(".")[2]: candidate for candidate in known if candidate.startswith(section + ".")}
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f" Did you mean {names[close[0]]!r}?" if close else ""
+    if close:
+        return f" Did you mean {names[close[0]]!r}?"
+    return " Keys are the fields of Recipe; those of its sections, of DraftTrainingArguments and the drafter's config."
 
 
 def _put(content: dict[str, Any], key: str, value: Any) -> None:

@@ -26,7 +26,7 @@ def test_it_behaves_like_a_data_set(cache, kept):
     assert cache[5:5] == {}
     assert [len(row["features"]) for row in cache] == cache.lengths
     for index in (18, -19):
-        with pytest.raises(IndexError, match=f"Row {index} of a cache of 18 rows"):
+        with pytest.raises(IndexError, match=f"There is no row {index} in a cache of 18 rows"):
             cache[index]
     assert "18 rows" in repr(cache) and "int4" in repr(cache)
 
@@ -40,7 +40,7 @@ def test_select_is_a_view(cache):
     view = cache.select([3, 1, -1])
     assert view.lengths == [cache.lengths[3], cache.lengths[1], cache.lengths[-1]]
     assert torch.equal(view.select(range(1, 3))[0]["features"], cache[1]["features"])
-    with pytest.raises(IndexError, match="Row 18 of a cache of 18 rows"):
+    with pytest.raises(IndexError, match="There is no row 18 in a cache of 18 rows"):
         cache.select([18])
 
 

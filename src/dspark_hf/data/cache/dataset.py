@@ -93,7 +93,7 @@ class TargetCache(Dataset):
             return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
         index = key.__index__()
         if not -len(self) <= index < len(self):
-            raise IndexError(f"Row {index} of a cache of {len(self)} rows.")
+            raise IndexError(f"There is no row {index} in a cache of {len(self)} rows.")
         number, row = self._places[index]
         return self._codec.decode(self._reader(number)[row])
 
@@ -122,7 +122,7 @@ class TargetCache(Dataset):
         view._places = []
         for index in indices:
             if not -len(self) <= index < len(self):
-                raise IndexError(f"Row {index} of a cache of {len(self)} rows.")
+                raise IndexError(f"There is no row {index} in a cache of {len(self)} rows.")
             view._places.append(self._places[index])
         return view
 
