@@ -76,7 +76,7 @@ def test_taps_of_any_drafter(dspark, data, tmp_path, tiny_target_dir, model_cls,
         (["--data", "DATA", "--dtype", "int3"], "dtype must be one of fp32, fp16, bf16, fp8, int8, int4, got 'int3'"),
         (
             ["--data", "DATA", "--target-dtype", "int8"],
-            "Expected --target-dtype bfloat16, float16, float32, auto, got",
+            "--target-dtype must be one of float32, bfloat16, float16, auto, got",
         ),
         (
             ["--data", "DATA", "--tap", 9],

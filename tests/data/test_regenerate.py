@@ -428,7 +428,10 @@ def test_command_looks_at_its_files_before_it_loads_the_target(questions, tmp_pa
         ((), "either --synthesize NUM or --prompts FILE.jsonl"),
         (("--synthesize", 3, "--prompts", "x.jsonl"), "either --synthesize NUM or --prompts FILE.jsonl"),
         (("--prompts", "x.jsonl", "--openings", __file__), "does not go with --prompts"),
-        (("--synthesize", 3, "--dtype", "int8"), "Expected --dtype bfloat16, float16, float32 or auto, got 'int8'"),
+        (
+            ("--synthesize", 3, "--dtype", "int8"),
+            "--dtype must be one of float32, bfloat16, float16, auto, got 'int8'",
+        ),
     ],
 )
 def test_command_reports_bad_options(target_dir, tmp_path, arguments, message):

@@ -9,8 +9,6 @@ from rich.table import Table
 
 from dspark_hf.cli.options import TargetOption
 
-_TARGET_DTYPES = ("bfloat16", "float16", "float32", "auto")
-
 
 def cache(
     out: Annotated[Path, typer.Option(help="Folder of the cache: a new one, or one to continue.")],
@@ -55,15 +53,15 @@ def cache(
         raise ValueError("Say what to run the target on: --data FILE.jsonl.")
     if drafter is not None and tap:
         raise ValueError("--drafter names the taps already; give either it or --tap.")
-    if target_dtype not in _TARGET_DTYPES:
-        raise ValueError(f"Expected --target-dtype {', '.join(_TARGET_DTYPES)}, got {target_dtype!r}.")
     from transformers import AutoConfig, AutoTokenizer
 
-    from dspark_hf.data.cache.codecs import check_dtype
+    from dspark_hf.cli import models
+    from dspark_hf.data.cache import codecs
     from dspark_hf.data.conversations import load_conversations
     from dspark_hf.hub.embedded import resolve_target
 
-    check_dtype(dtype)
+    models.check_dtype(target_dtype, "--target-dtype", auto=True)
+    codecs.check_dtype(dtype)
     rows = [record for path in data for record in load_conversations(path)]
     path = resolve_target(target)
     config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)

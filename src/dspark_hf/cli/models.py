@@ -37,21 +37,32 @@ def load_models(target: str, drafter: str, *, dtype: str, device: str) -> Loaded
     Raises:
         `ValueError`: If an option names nothing that exists here, or the two models do not fit each other.
     """
-    if dtype not in _DTYPES:
-        raise ValueError(f"--dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}.")
-    import torch
+    check_dtype(dtype)
+    from dspark_hf import AutoDrafter
+    from dspark_hf.hub.embedded import resolve_drafter
+
+    drafter = resolve_drafter(drafter)
+    model, tokenizer = load_target(target, dtype=dtype, device=device)
+    draft_model = AutoDrafter.from_pretrained(drafter, dtype=dtype).to(model.device).eval()
+    return LoadedModels(model, tokenizer, draft_model.bind(model))
+
+
+def load_target(target: str, *, dtype: str, device: str) -> tuple[Any, Any]:
+    """Load a target, in evaluation mode, and its tokenizer; arguments as of [`load_models`]."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from dspark_hf import AutoDrafter
-    from dspark_hf.hub.embedded import resolve_drafter, resolve_target
+    from dspark_hf.hub.embedded import resolve_target
 
-    place = _device(device)
-    torch_dtype = getattr(torch, dtype)
-    target_path, drafter_path = resolve_target(target), resolve_drafter(drafter)
-    tokenizer = AutoTokenizer.from_pretrained(target_path)
-    model = AutoModelForCausalLM.from_pretrained(target_path, dtype=torch_dtype).to(place).eval()
-    draft_model = AutoDrafter.from_pretrained(drafter_path, dtype=torch_dtype).to(place).eval()
-    return LoadedModels(model, tokenizer, draft_model.bind(model))
+    place, path = _device(device), resolve_target(target)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(place).eval()
+    return model, AutoTokenizer.from_pretrained(path)
+
+
+def check_dtype(dtype: str, option: str = "--dtype", *, auto: bool = False) -> None:
+    """Raise `ValueError` unless an option names a dtype of models; `auto` is that of the checkpoint."""
+    allowed = (*_DTYPES, "auto") if auto else _DTYPES
+    if dtype not in allowed:
+        raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {dtype!r}.")
 
 
 def check_output(path: Path | None) -> None:

@@ -1,16 +1,16 @@
 """`dspark regenerate`: training text written by the target itself."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-_DTYPES = ("bfloat16", "float16", "float32", "auto")
+from dspark_hf.cli.options import DeviceOption, SeedOption, TargetOption, TemperatureOption
 
 
 def regenerate(
     out: Annotated[Path, typer.Option(help="JSONL file to write; its provenance goes beside it.")],
-    target: Annotated[str, typer.Option(help="Model repository or folder, or 'embedded'.")] = "embedded",
+    target: TargetOption = "embedded",
     synthesize: Annotated[int | None, typer.Option(help="Let the target invent this many prompts.")] = None,
     openings: Annotated[
         Path | None, typer.Option(exists=True, help="Beginnings of invented prompts, one a line.")
@@ -24,12 +24,13 @@ def regenerate(
     api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="Key of the server.")] = None,
     batch_size: Annotated[int, typer.Option(help="Answers written at once by a local target.")] = 128,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 160,
-    temperature: Annotated[float, typer.Option(help="Temperature of the answers; 0 is greedy.")] = 0.0,
+    temperature: TemperatureOption = 0.0,
     thinking: Annotated[
         bool | None, typer.Option("--thinking/--no-thinking", help="enable_thinking of the chat template.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of all sampling.")] = 0,
+    seed: SeedOption = 0,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto (as saved).")] = "bfloat16",
+    device: DeviceOption = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Continue an existing file.")] = False,
     exclude: Annotated[Path | None, typer.Option(exists=True, help="JSONL file whose prompts must not occur.")] = None,
 ) -> None:
@@ -55,10 +56,10 @@ def regenerate(
         raise ValueError("--openings begins prompts that the target invents; it does not go with --prompts.")
     if synthesize is not None and (limit is not None or server is not None):
         raise ValueError("--limit and --server go with --prompts: only a local target can invent prompts.")
-    if dtype not in _DTYPES:
-        raise ValueError(f"Expected --dtype {', '.join(_DTYPES[:-1])} or auto, got {dtype!r}.")
+    from dspark_hf.cli.models import check_dtype, load_target
     from dspark_hf.data.answer_file import check_absent
 
+    check_dtype(dtype, auto=True)
     if not resume:
         check_absent(out)
     settings = {
@@ -78,26 +79,14 @@ def regenerate(
         from dspark_hf.data.regenerate import synthesize as write
 
         settings |= {"batch_size": batch_size, "openings": openings, "max_prompt_tokens": max_prompt_tokens}
-        num_lines = write(*_load(target, dtype), synthesize, out, **settings)
+        num_lines = write(*load_target(target, dtype=dtype, device=device), synthesize, out, **settings)
     else:
         from dspark_hf.data.regenerate import regenerate as write
 
         settings |= {"batch_size": batch_size, "split": split, "limit": limit}
-        num_lines = write(*_load(target, dtype), prompts, out, **settings)
+        num_lines = write(*load_target(target, dtype=dtype, device=device), prompts, out, **settings)
     failed = Path(f"{out}.failed.jsonl")
     if prompts is not None and failed.exists():
         num_failed = len(failed.read_text(encoding="utf-8").splitlines())
         typer.echo(f"{num_failed} conversations failed: see {failed}, and try again with --resume")
     typer.echo(f"{out}: {num_lines} conversations")
-
-
-def _load(target: str, dtype: str) -> tuple[Any, Any]:
-    """The target and its tokenizer. Imports wait until here, so that `dspark --help` does not load torch."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from dspark_hf.hub.embedded import resolve_target
-
-    folder = resolve_target(target)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(folder)
