@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written aside, then renamed."""
+"""Files that are whole or absent: written aside, then renamed. And JSON files, read with an error that says which."""
 
 import json
 import os
@@ -43,6 +43,21 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write text so that the file is either whole or as it was."""
     with whole_file(path) as temp:
         temp.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        `ValueError`: If the file is no such thing.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not readable JSON ({error}); fetch or write it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}.")
+    return content
 
 
 def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:

@@ -74,14 +74,15 @@ def test_truncated_weights(folder):
         AutoDrafter.from_pretrained(folder)
 
 
-def test_broken_config(folder):
-    (folder / "config.json").write_text("{")
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_broken_json(folder, name):
+    (folder / name).write_text("{")
     with pytest.raises(ValueError, match="not readable JSON"):
         AutoDrafter.from_pretrained(folder)
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("config.json", "no config.json"), ("model.safetensors", "weights are")]
+    ("name", "message"), [("config.json", "no config.json"), ("model.safetensors", "no model.safetensors")]
 )
 def test_missing_file(folder, name, message):
     (folder / name).unlink()

@@ -1,8 +1,9 @@
 """Adapters of drafters: a folder with the few weights that were trained, and the name of the drafter below."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from dspark_hf.files import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -13,10 +14,7 @@ def base_of_adapter(path: str, where: str) -> str:
     Raises:
         `ValueError`: If the config is not readable, or names none.
     """
-    try:
-        name = json.loads(Path(path).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); fetch the adapter again.") from error
+    name = read_json(path).get("base_model_name_or_path")
     if not name:
         raise ValueError(
             f"The adapter in {where} does not say which drafter it was trained on. Load that drafter yourself: "

@@ -15,7 +15,7 @@ from huggingface_hub import CommitInfo
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from dspark_hf.files import write_json
+from dspark_hf.files import read_json, write_json
 from dspark_hf.generation import attach_drafter, detach_drafter
 from dspark_hf.publishing import CardFacts, push_folder, write_card
 from dspark_hf.publishing.card import known_repo
@@ -221,7 +221,7 @@ def _named_target(repo_or_dir: str, root: str, hub: dict[str, Any]) -> tuple[str
             f"{SUBFOLDER}/, but no target. Load the drafter alone: AutoDrafter.from_pretrained(repo, "
             f"subfolder={SUBFOLDER!r})."
         )
-    config = json.loads(Path(path).read_text(encoding="utf-8"))
+    config = read_json(path)
     return config.get(_BASE), config.get(_BASE_REVISION)
 
 

@@ -1,6 +1,5 @@
 """AutoDrafter: any drafter checkpoint, from a folder or the Hub."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from huggingface_hub import is_offline_mode
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
+from dspark_hf.files import read_json
 from dspark_hf.modeling import DraftModel
 
 from .adapters import ADAPTER_CONFIG, base_of_adapter, put_on
@@ -101,16 +101,13 @@ def _read_config(repo_or_dir: str, where: str, hub: dict[str, Any]) -> dict[str,
         )
     if path is None:
         raise ValueError(f"There is no {_CONFIG} in {where}; give a drafter's folder or repository (see `subfolder`).")
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); fetch the checkpoint again.") from error
+    return read_json(path)
 
 
 def _tensor_names(repo_or_dir: str, where: str, hub: dict[str, Any]) -> set[str]:
     index = _find(repo_or_dir, _INDEX, where, hub)
     if index is not None:
-        return set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"])
+        return set(read_json(index).get("weight_map", ()))
     weights = _find(repo_or_dir, _WEIGHTS, where, hub)
     if weights is None and _find(repo_or_dir, _PICKLE, where, hub):
         raise ValueError(

@@ -6,9 +6,9 @@ import re
 from pathlib import Path, PurePath
 from typing import Any
 
-from dspark_hf.files import write_json
+from dspark_hf.files import read_json, write_json
 
-from .folder import EVALUATIONS, read_json
+from .folder import EVALUATIONS
 
 _KEPT = (
     "tau",

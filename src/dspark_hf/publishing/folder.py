@@ -4,13 +4,14 @@ Besides `config.json` and weights it may hold `calibration.json` (temperatures, 
 was trained) and `evaluations/*.json` (what it reached).
 """
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+
+from dspark_hf.files import read_json
 
 CONFIG, CALIBRATION, TRAINING, EVALUATIONS, CARD = (
     "config.json",
@@ -88,21 +89,6 @@ def num_slots(config: dict[str, Any]) -> int:
     if "ttt_length" in config:
         return config["ttt_length"]
     return config["block_size"] - (0 if config.get("sample_from_anchor", True) else 1)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        `ValueError`: If the file is no such thing.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); write it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}.")
-    return content
 
 
 def count_parameters(path: Path) -> int:
