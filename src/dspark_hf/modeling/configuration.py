@@ -17,6 +17,10 @@ from .fingerprint import public_name, target_fingerprint
 from .wrappers import unwrap
 
 
+def _of_decoder(name: str) -> property:
+    return property(lambda config: getattr(config.decoder_config, name), doc=f"The draft decoder's `{name}`.")
+
+
 @strict
 class DraftConfig(PreTrainedConfig):
     r"""
@@ -104,33 +108,13 @@ class DraftConfig(PreTrainedConfig):
         return LossWeights()
 
     # generate() and pipelines read these from the assistant's config.
-    @property
-    def vocab_size(self) -> int:
-        return self.decoder_config.vocab_size
-
-    @property
-    def hidden_size(self) -> int:
-        return self.decoder_config.hidden_size
-
-    @property
-    def num_hidden_layers(self) -> int:
-        return self.decoder_config.num_hidden_layers
-
-    @property
-    def initializer_range(self) -> float:
-        return self.decoder_config.initializer_range
-
-    @property
-    def bos_token_id(self) -> int | None:
-        return self.decoder_config.bos_token_id
-
-    @property
-    def eos_token_id(self) -> int | list[int] | None:
-        return self.decoder_config.eos_token_id
-
-    @property
-    def pad_token_id(self) -> int | None:
-        return self.decoder_config.pad_token_id
+    vocab_size = _of_decoder("vocab_size")
+    hidden_size = _of_decoder("hidden_size")
+    num_hidden_layers = _of_decoder("num_hidden_layers")
+    initializer_range = _of_decoder("initializer_range")
+    bos_token_id = _of_decoder("bos_token_id")
+    eos_token_id = _of_decoder("eos_token_id")
+    pad_token_id = _of_decoder("pad_token_id")
 
     @classmethod
     def from_target(
