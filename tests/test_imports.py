@@ -76,6 +76,12 @@ def test_imports_point_in_one_direction(path):
     assert direction_breaches(path) == []
 
 
+@pytest.mark.parametrize("name", ["files", "versions"])
+def test_files_for_everyone_rest_on_no_package(name):
+    path = SOURCE / f"{name}.py"
+    assert [module for module in imported_modules(parse(path), path) if is_under(module, "dspark_hf")] == []
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_special_imports_stay_in_their_rooms(path):
     name = name_of(path)
