@@ -20,12 +20,10 @@ from dspark_hf.generation import attach_drafter, detach_drafter
 from dspark_hf.publishing import CardFacts, push_folder, write_card
 from dspark_hf.publishing.card import known_repo
 
-from .load import AutoDrafter
+from .load import HUB_ARGUMENTS, AutoDrafter
 
 SUBFOLDER = "dspark"
 _BASE, _BASE_REVISION = "base_model_name_or_path", "base_model_revision"
-# What says where files are, for target and drafter alike.
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 
 class DSparkForCausalLM:
@@ -65,7 +63,7 @@ class DSparkForCausalLM:
         Raises:
             `ValueError`: If there is no drafter, or the two do not fit.
         """
-        repo_or_dir, hub = str(repo_or_dir), {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        repo_or_dir, hub = str(repo_or_dir), {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         root = kwargs.get("subfolder") or ""
         # The small one first: what is missing or does not fit is told before the target is fetched.
         options = hub | {name: kwargs[name] for name in ("dtype",) if name in kwargs}

@@ -16,7 +16,8 @@ from .convert import KEY_MAPPING, drafter_class, flat_config
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLE = "pytorch_model.bin"
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+# What says where files are, for target and drafter alike.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 
 class AutoDrafter:
@@ -50,7 +51,7 @@ class AutoDrafter:
         """
         repo_or_dir = str(repo_or_dir)
         where = " / ".join(filter(None, (repo_or_dir, kwargs.get("subfolder"))))
-        hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
+        hub = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "subfolder") if kwargs.get(name) is not None}
         if adapter := _find(repo_or_dir, ADAPTER_CONFIG, where, hub):
             # The drafter below has a place, a revision and a folder of its own.
             below = {name: value for name, value in kwargs.items() if name not in ("subfolder", "revision")}

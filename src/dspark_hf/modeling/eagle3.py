@@ -158,16 +158,7 @@ class Eagle3Model(DraftModel):
     ) -> Any:
         """Draft behind every anchor for `ttt_length` steps, on the drafter's own states but the true tokens.
 
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch, sequence)`): Token ids.
-            features (`torch.Tensor` of shape `(batch, sequence, taps * hidden)`): Tapped states of the target.
-            anchors (`torch.LongTensor` of shape `(batch, anchors)`): Anchor positions, from 1 on.
-            anchor_mask (`torch.BoolTensor` of shape `(batch, anchors)`): False for anchors that are padding.
-            objective (`Callable`, *optional*): Turns this model and its [`BlockOutput`] into a loss. It runs inside
-                the forward pass, where wrappers that shard parameters have gathered them.
-
-        Returns:
-            [`BlockOutput`], or what `objective` returns.
+        Args and Returns: as of [`DSparkModel.forward`]; anchors are positions from 1 on.
         """
         layer, projected = self.layers[0], self.project(features)
         positions = torch.arange(1, input_ids.shape[1], device=projected.device).unsqueeze(0)
@@ -204,13 +195,7 @@ class Eagle3Model(DraftModel):
     def extend(
         self, state: Eagle3State, features: Tensor, counts: Sequence[int] | None = None, ids: Tensor | None = None
     ) -> None:
-        """Append tapped states to the context.
-
-        Args:
-            state ([`Eagle3State`]): The context, changed in place.
-            features (`torch.Tensor` of shape `(batch, tokens, taps * hidden)`): Tapped states of the next positions.
-            counts (`Sequence[int]`, *optional*): How many of the tokens each row keeps; all, if not given.
-            ids (`torch.LongTensor` of shape `(batch, tokens)`): These tokens.
+        """Append tapped states to the context; arguments as of [`DSparkModel.extend`], but `ids` are read.
 
         Raises:
             `ValueError`: If `ids` is missing.
