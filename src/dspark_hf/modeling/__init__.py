@@ -2,7 +2,6 @@
 
 import dspark_hf
 
-from .borrowing import check_fit
 from .configuration import DraftConfig
 from .configuration_dspark import DFlashConfig, DSparkConfig
 from .configuration_eagle3 import Eagle3Config
@@ -25,7 +24,6 @@ __all__ = [
     "Eagle3Model",
     "LossWeights",
     "Proposal",
-    "check_fit",
 ]
 
 # Whoever has a drafter passes it to generate(), wherever it was imported from.
