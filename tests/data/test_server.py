@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from dspark_hf.cli.main import app
 from dspark_hf.data.conversations import load_conversations
-from dspark_hf.data.server import regenerate_with_server
+from dspark_hf.data.server import ServerAnswerer, regenerate_with_server
 
 QUESTIONS = [[{"role": "user", "content": f"question {number}"}] for number in range(12)]
 
@@ -90,7 +90,9 @@ def server(monkeypatch):
 
 
 def answer(server, out, questions=QUESTIONS, **options):
-    return regenerate_with_server(server.url, "org/target", questions, out, progress=False, **options)
+    of_run = {name: options.pop(name) for name in ("seed", "limit", "concurrency", "resume") if name in options}
+    answerer = ServerAnswerer(server.url, "org/target", **options)
+    return regenerate_with_server(answerer, questions, out, progress=False, **of_run)
 
 
 def failures(out):
@@ -199,8 +201,8 @@ def test_run_stops_where_everything_fails(server, tmp_path):
 
 def test_absent_server_is_reported(tmp_path):
     with pytest.raises(ValueError, match="No conversation was answered; the last reason: APIConnectionError"):
-        regenerate_with_server("http://127.0.0.1:9/v1", "m", QUESTIONS, tmp_path / "x.jsonl", progress=False,
-                               max_retries=1)  # fmt: skip
+        answerer = ServerAnswerer("http://127.0.0.1:9/v1", "m", max_retries=1)
+        regenerate_with_server(answerer, QUESTIONS, tmp_path / "x.jsonl", progress=False)
 
 
 @pytest.mark.parametrize(
@@ -226,9 +228,9 @@ def test_missing_client_is_named(server, tmp_path, monkeypatch):
         answer(server, tmp_path / "out.jsonl")
 
 
-def test_address_must_be_one(tmp_path):
+def test_address_must_be_one():
     with pytest.raises(ValueError, match="Expected the server's address, like http://localhost:8000/v1, got 'here'"):
-        regenerate_with_server("here", "m", QUESTIONS, tmp_path / "out.jsonl")
+        ServerAnswerer("here", "m")
 
 
 def test_command_asks_the_server(server, tmp_path):

@@ -62,29 +62,24 @@ def regenerate(
     check_dtype(dtype, auto=True)
     if not resume:
         check_absent(out)
-    settings = {
-        "seed": seed,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "thinking": thinking,
-        "exclude": exclude,
-        "resume": resume,
-    }
+    settings = {"seed": seed, "exclude": exclude, "resume": resume}
+    answers = {"max_new_tokens": max_new_tokens, "temperature": temperature, "thinking": thinking}
+    source = {"split": split, "limit": limit}
     if server is not None:
-        from dspark_hf.data.server import regenerate_with_server
+        from dspark_hf.data.server import ServerAnswerer, regenerate_with_server
 
-        settings |= {"concurrency": concurrency, "api_key": api_key, "split": split, "limit": limit}
-        num_lines, _ = regenerate_with_server(server, target, prompts, out, **settings)
+        answerer = ServerAnswerer(server, target, api_key=api_key, **answers)
+        num_lines, _ = regenerate_with_server(answerer, prompts, out, concurrency=concurrency, **settings, **source)
     elif synthesize is not None:
         from dspark_hf.data.regenerate import synthesize as write
 
         settings |= {"batch_size": batch_size, "openings": openings, "max_prompt_tokens": max_prompt_tokens}
-        num_lines = write(*load_target(target, dtype=dtype, device=device), synthesize, out, **settings)
+        num_lines = write(*load_target(target, dtype=dtype, device=device), synthesize, out, **settings, **answers)
     else:
         from dspark_hf.data.regenerate import regenerate as write
 
-        settings |= {"batch_size": batch_size, "split": split, "limit": limit}
-        num_lines = write(*load_target(target, dtype=dtype, device=device), prompts, out, **settings)
+        settings |= {"batch_size": batch_size, **source}
+        num_lines = write(*load_target(target, dtype=dtype, device=device), prompts, out, **settings, **answers)
     failed = Path(f"{out}.failed.jsonl")
     if prompts is not None and failed.exists():
         num_failed = len(failed.read_text(encoding="utf-8").splitlines())

@@ -13,12 +13,12 @@ from dspark_hf.data.questions import first_prompts, prompts_in, source_name, una
 
 
 class ServerAnswerer:
-    """Answers conversations through a server's `/v1/chat/completions`.
+    """Answers conversations through a server's `/v1/chat/completions`, in one run.
 
     Args:
         base_url (`str`): Address of the server, such as `http://localhost:8000/v1`.
         model (`str`): Name under which the server has the target.
-        max_new_tokens (`int`): Longest answer.
+        max_new_tokens (`int`, *optional*, defaults to 2048): Longest answer.
         temperature (`float`, *optional*, defaults to 0.0): 0 for greedy answers.
         thinking (`bool`, *optional*): Passed to the chat template as `enable_thinking`; the template's own choice, if
             not given.
@@ -28,6 +28,7 @@ class ServerAnswerer:
         timeout (`float`, *optional*, defaults to 600.0): Seconds for an answer.
 
     Raises:
+        `ValueError`: If a setting is out of range.
         `ImportError`: If the `openai` package is not installed.
     """
 
@@ -36,7 +37,7 @@ class ServerAnswerer:
         base_url: str,
         model: str,
         *,
-        max_new_tokens: int,
+        max_new_tokens: int = 2048,
         temperature: float = 0.0,
         thinking: bool | None = None,
         api_key: str | None = None,
@@ -45,6 +46,9 @@ class ServerAnswerer:
     ):
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"Expected the server's address, like http://localhost:8000/v1, got {base_url!r}.")
+        _check_positive(max_new_tokens=max_new_tokens, timeout=timeout)
+        if max_retries < 0:
+            raise ValueError(f"max_retries must not be negative, got {max_retries}.")
         if temperature < 0:
             raise ValueError(f"temperature must be 0 (greedy) or above, got {temperature}.")
         try:
@@ -59,6 +63,7 @@ class ServerAnswerer:
         if thinking is not None:
             self.options["extra_body"] = {"chat_template_kwargs": {"enable_thinking": thinking}}
         self.noted = {} if thinking is None else {"thinking": thinking}
+        self.settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "thinking": thinking}
         self.num_tokens = 0
 
     async def answer(self, messages: Sequence[dict], seed: int) -> dict[str, Any]:
@@ -109,8 +114,7 @@ class ServerAnswerer:
 
 
 def regenerate_with_server(
-    base_url: str,
-    model: str,
+    answerer: ServerAnswerer,
     prompts: str | os.PathLike | Iterable,
     out_path: str | os.PathLike,
     *,
@@ -118,12 +122,6 @@ def regenerate_with_server(
     limit: int | None = None,
     seed: int = 0,
     concurrency: int = 32,
-    max_new_tokens: int = 2048,
-    temperature: float = 0.0,
-    thinking: bool | None = None,
-    api_key: str | None = None,
-    max_retries: int = 5,
-    timeout: float = 600.0,
     exclude: str | os.PathLike | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -134,8 +132,7 @@ def regenerate_with_server(
     and is tried again by a resumed run.
 
     Args:
-        base_url, model, max_new_tokens, temperature, thinking, api_key, max_retries, timeout: As of
-            [`ServerAnswerer`].
+        answerer ([`ServerAnswerer`]): Asks the server.
         prompts (`str`, `os.PathLike` or iterable): As of [`~data.prompts.iterate_prompts`], or messages lists. Of
             conversations with the same prompt, the first is taken.
         split, limit: As of [`~data.regenerate.regenerate`].
@@ -151,34 +148,17 @@ def regenerate_with_server(
         `ValueError`: If a setting is out of range, the file exists and `resume` is off or was made otherwise, not one
             conversation was answered, or a hundred in a row were not.
     """
-    limits = {"concurrency": concurrency, "max_new_tokens": max_new_tokens, "timeout": timeout, "limit": limit}
-    for name, value in limits.items():
-        if value is not None and value <= 0:
-            raise ValueError(f"{name} must be positive, got {value}.")
-    if max_retries < 0:
-        raise ValueError(f"max_retries must not be negative, got {max_retries}.")
-    answerer = ServerAnswerer(
-        base_url,
-        model,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        thinking=thinking,
-        api_key=api_key,
-        max_retries=max_retries,
-        timeout=timeout,
-    )
+    _check_positive(concurrency=concurrency, limit=limit)
     settings = {
         "kind": "server",
         "seed": seed,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "thinking": thinking,
+        **answerer.settings,
         "prompts": source_name(prompts),
         "split": split,
         "exclude": source_name(exclude),
     }
     excluded = prompts_in(exclude)
-    with AnswerFile(out_path, model, settings, resume=resume) as file:
+    with AnswerFile(out_path, answerer.options["model"], settings, resume=resume) as file:
         failed = FailedFile(out_path)
         seen = excluded | first_prompts(file.records)
         wanted = unanswered(prompts, seen, failed.append, split=split, limit=limit)
@@ -213,6 +193,12 @@ async def _answer_all(
 
     async with answerer.client:
         await asyncio.gather(*(work() for _ in range(concurrency)))
+
+
+def _check_positive(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} must be positive, got {value}.")
 
 
 def _extra(message: Any, name: str) -> Any:
