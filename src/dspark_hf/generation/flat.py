@@ -11,11 +11,12 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from .columns import reads_columns
 from .compaction import is_compactable
 from .packing import Packing
 from .row_attention import RowPass, Trial, attention_of, can_swap
 from .row_cache import RowCache, RowLayer
-from .target import TargetRunner, reads_columns
+from .target import TargetRunner
 
 
 class FlatRunner(TargetRunner):
@@ -44,10 +45,10 @@ class FlatRunner(TargetRunner):
         yield from super().prefill(input_ids, chunk_size)
         if self._trial is not None and self._trial.allows_packing(self.cache):
             self._is_flat = True
-            num_columns = self._layout.num_columns
-            self._visible = None if self._mask is None else self._mask[:, :num_columns].bool()
+            num_columns, mask = self._layout.num_columns, self._columns.mask
+            self._visible = None if mask is None else mask[:, :num_columns].bool()
             # A draft may stand behind the last token, as in the buffer of ids.
-            self.cache = RowCache(self.cache, num_columns, self._most_columns + 1, self._row_layer_cls)
+            self.cache = RowCache(self.cache, num_columns, self._columns.most_columns + 1, self._row_layer_cls)
             self._kwargs["past_key_values"] = self.cache
 
     def _prefill_pass(self, ids: Tensor, begin: int, stop: int) -> Tensor:
@@ -57,9 +58,9 @@ class FlatRunner(TargetRunner):
             return super()._prefill_pass(ids, begin, stop)
 
     def _may_pack(self) -> bool:
-        positions = self._by_column.get("position_ids")
+        positions = self._columns.position_ids
         return (
-            len(self._by_column) == 1
+            len(self._columns.others) == 1
             and positions is not None
             and positions.ndim == 2
             and self.can_drop_rows
@@ -75,10 +76,10 @@ class FlatRunner(TargetRunner):
         shift = self._layout.shift
         starts, counts = [length - 1 + shift for length in lens], [count + 1 for count in draft_lens]
         packing = self._packing = Packing(starts, counts, self._visible)
-        self._reach(packing.end)
+        self._columns.reach(packing.end)
         self.cache.begin(packing)
         rows, columns = packing.cells(ids.device)
-        positions = self._by_column["position_ids"]
+        positions = self._columns.position_ids
         kwargs = {"position_ids": positions[packing.cells(positions.device)].unsqueeze(0)}
         with self._in_rows(packing):
             logits = self._forward(
@@ -102,4 +103,4 @@ class FlatRunner(TargetRunner):
             # What was rejected needs no taking out: it is written over.
             self.cache.select(rows)
             self._visible = None if self._visible is None else self._visible[rows]
-            self._keep_rows(rows)
+            self._columns.keep_rows(rows)

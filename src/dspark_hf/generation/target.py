@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import Cache, PreTrainedModel
 
 from dspark_hf.modeling.taps import merge_streams
 
+from .columns import ColumnInputs, reads_columns
 from .compaction import compact, is_compactable
 from .interruption import Interruption
 from .layout import PromptLayout
@@ -60,26 +60,17 @@ class TargetRunner:
         # Asked for with each pass, where they are recorded or tapped.
         self._kwargs.pop("output_hidden_states", None)
         self._kwargs.pop("output_attentions", None)
-        # Columns that can be asked for, however far away that is.
-        self._most_columns = layout.num_columns + max_length - layout.num_ids
+        self._columns = ColumnInputs(self._kwargs, layout, max_length)
         self._num_columns = layout.num_cached
         self._taps_of_pass: list[Tensor] = []
         self._rewinder = Rewinder(self.cache)
         self._interruption = Interruption(self.cache, self._rewinder, layout.num_cached)
-        # What grows with every token is laid out ahead.
-        self._num_laid_out = layout.num_columns
-        self._mask = self._kwargs.pop("attention_mask", None)
-        self._by_column = {
-            name: self._of_prompt(self._kwargs.pop(name))
-            for name in ("position_ids", "token_type_ids", "mm_token_type_ids")
-            if self._kwargs.get(name) is not None
-        }
 
     @property
     def takes_uneven_rows(self) -> bool:
         """Whether rows of the batch may differ in length; known after the prefill."""
         # Without position ids, positions are cache columns.
-        has_positions = "position_ids" in self._by_column
+        has_positions = self._columns.position_ids is not None
         return has_positions and is_compactable(self.cache) and not reads_columns(self._model)
 
     @property
@@ -88,24 +79,6 @@ class TargetRunner:
         others = [value for name, value in self._kwargs.items() if name != "past_key_values"]
         has_parts = any(isinstance(value, (Tensor, list, tuple, dict)) for value in others)
         return not has_parts and "adapter_names" not in hook_arguments(self._model)
-
-    def _of_prompt(self, values: Tensor) -> Tensor:
-        """Values of the prompt's columns."""
-        # Of cached columns nothing is read, and they may be missing.
-        num_missing = self._layout.num_columns - values.shape[-1]
-        values = pad(values, (num_missing, 0))
-        return values.expand(*values.shape[:-2], self._layout.num_rows, -1)
-
-    def _reach(self, num_columns: int) -> None:
-        """Lay out columns up to `num_columns` and further, as plain `generate()` appends them token by token."""
-        num_columns = min(num_columns, self._most_columns)
-        if num_columns <= self._num_laid_out:
-            return
-        num_new = min(2 * num_columns, self._most_columns) - self._num_laid_out
-        if self._mask is not None:
-            self._mask = torch.cat([self._mask, self._mask.new_ones(self._mask.shape[0], num_new)], 1)
-        self._by_column = {name: _append(name, values, num_new) for name, values in self._by_column.items()}
-        self._num_laid_out += num_new
 
     @torch.no_grad()
     def prefill(self, input_ids: Tensor, chunk_size: int | None = None) -> Iterator[Tensor]:
@@ -137,11 +110,7 @@ class TargetRunner:
     def _prefill_pass(self, ids: Tensor, begin: int, stop: int) -> Tensor:
         """Process columns `begin` to `stop` of the prompt."""
         self._num_columns = stop
-        kwargs = {name: values[..., :stop] for name, values in self._by_column.items()}
-        if "position_ids" in kwargs:
-            kwargs["position_ids"] = kwargs["position_ids"][..., begin:]
-        if self._mask is not None:
-            kwargs["attention_mask"] = self._mask[:, :stop]
+        kwargs = self._columns.of_prompt(begin, stop)
         if self._embeds is not None:
             kwargs["inputs_embeds"] = self._embeds[:, :stop]
         else:
@@ -230,11 +199,7 @@ class TargetRunner:
         self._num_columns = width
         self._interruption.note_commit([length - 1 + self._layout.shift for length in lens])
         if rows is not None:
-            self._keep_rows(rows)
-
-    def _keep_rows(self, rows: list[int]) -> None:
-        self._mask = None if self._mask is None else self._mask[rows]
-        self._by_column = {name: values[..., rows, :] for name, values in self._by_column.items()}
+            self._columns.keep_rows(rows)
 
     def restore(self, lens: list[int]) -> bool:
         """Leave in the cache what stands of all rows, because something raised; `lens` as of [`commit`].
@@ -251,24 +216,14 @@ class TargetRunner:
         """Token ids `(batch, columns)` as they stand in the cache, mask and what else belongs to columns."""
         end = max(ends)
         num_columns = self._num_columns = end + self._layout.shift
-        self._reach(num_columns)
         if min(ends) == end:
-            inputs = slice(num_columns - num_inputs, num_columns)
-            kwargs = {name: values[..., inputs] for name, values in self._by_column.items()}
-            if self._mask is not None:
-                kwargs["attention_mask"] = self._mask[:, :num_columns]
-            return ids[:, :end], kwargs
+            return ids[:, :end], self._columns.of_block(num_columns, num_inputs)
         shifts = torch.tensor([end - row_end for row_end in ends], device=ids.device)
         places = torch.arange(num_columns, device=ids.device) - shifts.unsqueeze(1)  # [B, columns]
-        is_token = places >= 0
-        # Drafts that a row has no room for are given the last position: they are never taken.
-        places.clamp_(0, self._num_laid_out - 1)
-        mask = is_token.long()
-        if self._mask is not None:
-            mask = self._mask.gather(1, places.to(self._mask.device)) * mask.to(self._mask)
-        kwargs = {name: _gather(values, places[:, -num_inputs:]) for name, values in self._by_column.items()}
-        ids = ids.gather(1, (places[:, -end:] - self._layout.shift).clamp_min_(0))
-        return ids, {"attention_mask": mask, **kwargs}
+        kwargs = self._columns.of_shifted_block(places, num_inputs)
+        # Drafts that a row has no room for may be any token: they are never taken.
+        id_places = (places[:, -end:] - self._layout.shift).clamp(0, ids.shape[1] - 1)
+        return ids.gather(1, id_places), kwargs
 
     def _forward(self, ids: Tensor, kwargs: dict[str, Any], num_logits: int, **options: Any) -> Tensor:
         # About 20 microseconds, and some models need it.
@@ -301,29 +256,3 @@ class TargetRunner:
         logits = outputs.logits
         # A view would keep the logits of the whole prompt alive.
         return logits if logits.shape[1] == num_logits else logits[:, -num_logits:].clone()
-
-
-def _append(name: str, values: Tensor, num_new: int) -> Tensor:
-    """`(..., columns)` with `num_new` columns more."""
-    last = values[..., -1:]
-    if name == "position_ids":
-        return torch.cat([values, last + torch.arange(1, num_new + 1, device=last.device)], -1)
-    if name == "token_type_ids":
-        return torch.cat([values, last.expand(*last.shape[:-1], num_new)], -1)
-    return pad(values, (0, num_new))
-
-
-def _gather(values: Tensor, places: Tensor) -> Tensor:
-    """`(..., batch, columns)` at `(batch, tokens)` columns."""
-    places = places.to(values.device)
-    return values.gather(-1, places.expand(*values.shape[:-2], *places.shape))
-
-
-def reads_columns(model: PreTrainedModel) -> bool:
-    """Whether attention is cut into chunks of columns, or rotary frequencies change with a batch's longest row."""
-    config = model.config.get_text_config(decoder=True)
-    if getattr(config, "attention_chunk_size", None) is not None:
-        return True
-    parameters = getattr(config, "rope_parameters", None) or {}
-    nested = [value for value in parameters.values() if isinstance(value, dict)]
-    return any(rope.get("rope_type") in ("dynamic", "longrope") for rope in [parameters, *nested])
