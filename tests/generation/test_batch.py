@@ -345,13 +345,17 @@ def test_targets_that_cannot_tell_rows_apart_keep_them_in_step(family, fields):
     assert emitted == [n for n in emitted[::3] for _ in range(3)] and max(emitted) == 2
 
 
-def test_learned_positions_up_to_the_last():
+@pytest.mark.parametrize("lengths", [(10, 4, 7), (7, 10, 10)])
+@pytest.mark.parametrize("returned", [False, True])
+def test_learned_positions_up_to_the_last(lengths, returned):
     """Drafts of a row that has no room for them take no position that the target lacks."""
-    target = make_target("gpt2", n_embd=32, n_layer=4, n_head=4, n_positions=30)
-    ids, mask = padded_prompts((10, 4, 7), "right")
+    # The last of 30 tokens needs none: it is not processed.
+    target = make_target("opt", ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=29)
+    ids, mask = padded_prompts(lengths, "right")
     drafter, plain = greedy_oracle(target, ids, [4, 0, 2], attention_mask=mask, max_new_tokens=20, uneven=True)
-    out = speculate(target, drafter, ids, mask, max_new_tokens=20, do_sample=False)
-    assert out.tolist() == plain.tolist() and drafter.last_stats.tau > 2
+    options = {"max_new_tokens": 20, "do_sample": False, "return_dict_in_generate": returned}
+    out = speculate(target, drafter, ids, mask, **options)
+    assert (out.sequences if returned else out).tolist() == plain.tolist() and drafter.last_stats.tau > 2
 
 
 def test_num_return_sequences_rows_are_independent(target):

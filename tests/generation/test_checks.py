@@ -117,6 +117,11 @@ def test_missing_drafter(target):
         speculative_generate_with(target, drafter=target)
 
 
+def test_ids_that_are_no_integers(target):
+    with pytest.raises(ValueError, match="input_ids must be integers, got torch.float32"):
+        target.generate(make_prompt(3).float(), assistant_model=TableDrafter(64), max_new_tokens=4)
+
+
 def speculative_generate_with(target, **overrides):
     def decode(model, input_ids, **kwargs):
         drafter = overrides.get("drafter", TableDrafter(64))

@@ -15,6 +15,7 @@ from dspark_hf import SpeculationConfig
 from dspark_hf.generation import decode
 from dspark_hf.generation.flat import FlatRunner
 from dspark_hf.generation.packing import Packing
+from dspark_hf.generation.row_attention import Trial, attention_of, can_swap
 from dspark_hf.generation.target import TargetRunner
 
 # Soft-caps and sinks need the target's own attention function; sliding windows are shorter than the prompts.
@@ -260,6 +261,12 @@ def test_other_passes_of_the_same_model_meet_its_own_attention(passes):
     out = target.generate(ids, assistant_model=drafter, speculation=THRESHOLD, **kwargs)
     assert out.tolist() == plain.tolist() and all(is_flat for is_flat, _ in passes)
     assert len(others) == len(passes) + 1 and all(torch.equal(logits, expected) for logits in others)
+
+
+def test_a_generation_that_begins_during_another_ones_pass_is_packed_too():
+    target = make_target()
+    with attention_of(target, Trial()):
+        assert can_swap(target)
 
 
 def test_a_pass_that_fails_leaves_the_target_as_it_was():

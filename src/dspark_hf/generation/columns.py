@@ -60,6 +60,11 @@ class ColumnInputs:
             self.mask = torch.cat([self.mask, self.mask.new_ones(self.mask.shape[0], num_new)], 1)
         self.others = {name: _append(name, values, num_new) for name, values in self.others.items()}
         self._num_laid_out += num_new
+        positions = self.position_ids
+        if positions is not None and self._num_laid_out == self.most_columns:
+            # The last token is never processed, so a table of positions may end before it. What stands in its column
+            # are drafts that a row has no room for.
+            positions[..., -1] = positions[..., -2]
 
     def keep_rows(self, rows: list[int]) -> None:
         """Go on with these rows only."""
@@ -89,7 +94,7 @@ class ColumnInputs:
         """
         self.reach(places.shape[1])
         mask = (places >= 0).long()
-        # Drafts that a row has no room for are given the last position: they are never taken.
+        # Drafts that a row has no room for are given the last place: they are never taken.
         places = places.clamp(0, self._num_laid_out - 1)
         if self.mask is not None:
             mask = self.mask.gather(1, places.to(self.mask.device)) * mask.to(self.mask)

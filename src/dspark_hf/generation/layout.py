@@ -45,6 +45,8 @@ class PromptLayout:
             `ValueError`: If cache, mask and tokens do not go together, or no token is left to process.
         """
         num_rows, num_ids = input_ids.shape
+        if input_ids.is_floating_point():
+            raise ValueError(f"input_ids must be integers, got {input_ids.dtype}; pass embeddings as inputs_embeds.")
         embeds, mask = model_kwargs.get("inputs_embeds"), model_kwargs.get("attention_mask")
         cache = model_kwargs["past_key_values"]
         num_cached, keys = cache.get_seq_length(), first_keys(cache)

@@ -38,10 +38,12 @@ _swap = threading.RLock()
 def can_swap(model: PreTrainedModel) -> bool:
     """Whether a target says that it takes attention functions from outside, and has one that can be stood in for."""
     config = model.config.get_text_config(decoder=True)
-    if not getattr(model, "_supports_attention_backend", False) or config._attn_implementation not in _BASES:
+    # Another thread may be in the middle of a pass.
+    base = config._attn_implementation.removeprefix(_PREFIX)
+    if not getattr(model, "_supports_attention_backend", False) or base not in _BASES:
         return False
     layers = [module for module in model.modules() if hasattr(module, "layer_idx")]
-    is_named = config._attn_implementation != "eager" or all(
+    is_named = base != "eager" or all(
         _eager_attention(module) is not None for module in layers if type(module).__name__.endswith("Attention")
     )
     # Compiled code holds the function that it was traced with.
