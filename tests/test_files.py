@@ -1,11 +1,11 @@
-"""Files that are whole or absent, and the versions beside them."""
+"""Files that are whole or absent, and what is noted beside them."""
 
 import json
 
 import pytest
 
 from dspark_hf.files import write_json
-from dspark_hf.versions import installed_versions
+from dspark_hf.provenance import changes, installed_versions
 
 
 def test_json_is_whole(tmp_path):
@@ -32,3 +32,10 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch
 
 def test_missing_package_has_no_version():
     assert installed_versions("no-such-package", "pytest") == {"no-such-package": None, "pytest": pytest.__version__}
+
+
+def test_changed_settings_are_told_by_name():
+    assert changes({"a": 1, "b": None}, {"a": 1, "c": None}) == ""
+    assert changes({"seed": 1, "dtype": "int4"}, {"dtype": "int8", "top_k": 4}) == (
+        "dtype: 'int4' before, 'int8' now; seed: 1 before, None now; top_k: None before, 4 now"
+    )

@@ -76,7 +76,7 @@ def test_imports_point_in_one_direction(path):
     assert direction_breaches(path) == []
 
 
-@pytest.mark.parametrize("name", ["files", "versions"])
+@pytest.mark.parametrize("name", ["files", "provenance"])
 def test_files_for_everyone_rest_on_no_package(name):
     path = SOURCE / f"{name}.py"
     assert [module for module in imported_modules(parse(path), path) if is_under(module, "dspark_hf")] == []

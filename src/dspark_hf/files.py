@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 
@@ -43,6 +44,21 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write text so that the file is either whole or as it was."""
     with whole_file(path) as temp:
         temp.write_text(text, encoding="utf-8")
+
+
+def sole_writer(path: Path) -> FileLock:
+    """The lock of a file that one process at a time may write, acquired; its folder is made where it is missing.
+
+    Raises:
+        `ValueError`: If another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"Another run is writing to {path}. Wait for it, or choose another file.") from None
+    return lock
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:

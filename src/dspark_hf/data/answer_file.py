@@ -5,12 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from dspark_hf.data.conversations import load_conversations
-from dspark_hf.files import write_json
+from dspark_hf.files import sole_writer, write_json
 from dspark_hf.modeling.fingerprint import public_name
-from dspark_hf.versions import installed_versions
+from dspark_hf.provenance import changes, installed_versions
 
 _MAX_BARREN_ROUNDS = 8
 _MAX_FAILURES_IN_A_ROW = 100
@@ -35,14 +33,9 @@ class AnswerFile:
         self._barren_rounds = 0
         self.num_lines = 0
         self._is_resumed = resume
-        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
 
     def __enter__(self) -> "AnswerFile":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(f"Another run is writing to {self.path}. Wait for it, or choose another file.") from None
+        self._lock = sole_writer(self.path)
         try:
             self._begin()
         except BaseException:
@@ -90,20 +83,14 @@ class AnswerFile:
     def _check_settings(self) -> None:
         try:
             provenance = json.loads(self.sidecar.read_text(encoding="utf-8"))
-            made_with, self.rounds_done = provenance["settings"], int(provenance["rounds_done"])
+            made_with, self.rounds_done = dict(provenance["settings"]), int(provenance["rounds_done"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"Cannot resume {self.path}: {self.sidecar.name} is missing or unreadable ({error}), so it is not "
                 "known how the file was made. Choose another file."
             ) from error
-        keys = sorted({*made_with, *self.settings})
-        changed = [
-            f"{key}: {made_with.get(key)!r} before, {self.settings.get(key)!r} now"
-            for key in keys
-            if made_with.get(key) != self.settings.get(key)
-        ]
-        if changed:
-            raise ValueError(f"Cannot resume {self.path} with other settings ({'; '.join(changed)}). Use the former.")
+        if changed := changes(made_with, self.settings):
+            raise ValueError(f"Cannot resume {self.path} with other settings ({changed}). Use the former.")
 
     def _drop_torn_line(self) -> None:
         """Cut the file after its last line break: a killed process may have left part of a line."""

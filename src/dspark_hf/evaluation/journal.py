@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from dspark_hf.files import sole_writer
+from dspark_hf.provenance import changes
 
 
 class Journal:
@@ -35,12 +36,7 @@ class Journal:
     def __enter__(self) -> "Journal":
         if self.path is None:
             return self
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(f"Another run is writing to {self.path}. Wait for it, or choose another file.") from None
+        self._lock = sole_writer(self.path)
         try:
             self._begin()
         except BaseException:
@@ -104,15 +100,9 @@ class Journal:
         return record
 
     def _check(self, made_with: Any) -> None:
-        before, now = _flat(made_with), _flat(self._made_with)
-        changed = [
-            f"{key}: {before.get(key)!r} before, {now.get(key)!r} now"
-            for key in sorted({*before, *now})
-            if before.get(key) != now.get(key)
-        ]
-        if changed:
+        if changed := changes(_flat(made_with), _flat(self._made_with)):
             raise ValueError(
-                f"Cannot go on with {self.path}, which is made otherwise ({'; '.join(changed)}). Measure as before, "
+                f"Cannot go on with {self.path}, which is made otherwise ({changed}). Measure as before, "
                 "or choose another file."
             )
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dspark_hf.versions import installed_versions
+from dspark_hf.provenance import installed_versions
 
 _PACKAGES = ("dspark_hf", "torch", "transformers", "accelerate", "peft", "datasets", "huggingface_hub", "gguf")
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from dspark_hf.files import write_json
-from dspark_hf.versions import installed_versions
+from dspark_hf.provenance import installed_versions
 
 from .evaluations import shorten_command
 from .folder import TRAINING

@@ -13,6 +13,7 @@ from dspark_hf.modeling import DraftConfig
 from dspark_hf.modeling.configuration import check_taps
 from dspark_hf.modeling.fingerprint import public_name
 from dspark_hf.modeling.wrappers import unwrap
+from dspark_hf.provenance import changes
 
 from .records import read_record, write_record
 
@@ -113,17 +114,9 @@ class Manifest:
 
     def check_same(self, wanted: "Manifest", folder: Path) -> None:
         """Raise `ValueError` unless a cache with this manifest can be continued as `wanted`."""
-        before, now = asdict(self), asdict(wanted)
         # Statistics are taken once, when a cache begins.
-        changed = [
-            f"{name}: {before[name]!r} before, {now[name]!r} now"
-            for name in before
-            if name != "channels" and before[name] != now[name]
-        ]
-        if changed:
-            raise ValueError(
-                f"{folder} holds another cache ({'; '.join(changed)}). Use the former settings, or another folder."
-            )
+        if changed := changes(asdict(self) | {"channels": None}, asdict(wanted) | {"channels": None}):
+            raise ValueError(f"{folder} holds another cache ({changed}). Use the former settings, or another folder.")
 
     def check_fits(
         self,

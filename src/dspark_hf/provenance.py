@@ -1,0 +1,25 @@
+"""What a file was made with: versions of packages, and settings that must not change on the way."""
+
+import importlib.metadata
+from collections.abc import Mapping
+from typing import Any
+
+
+def installed_versions(*packages: str) -> dict[str, str | None]:
+    """The packages' installed versions; `None` where one is not installed."""
+    found: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Settings that differ, in words; empty if none does."""
+    return "; ".join(
+        f"{name}: {before.get(name)!r} before, {now.get(name)!r} now"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    )
