@@ -24,14 +24,14 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 8},
     "mixtral": {"num_local_experts": 4, "sliding_window": None},
 }
-GREEDY_OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "penalty": {"repetition_penalty": 1.3},
-    "ngrams": {"no_repeat_ngram_size": 3},
-    "min_length": {"min_new_tokens": 7, "eos_token_id": [1, 2]},
-    "several_eos": {"eos_token_id": [1, 2, 3]},
-    "bias": {"sequence_bias": [[[2], 1.0], [[1, 3], -2.0]], "bad_words_ids": [[3], [1, 2]]},
-}
+_GREEDY_OPTIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"repetition_penalty": 1.3},
+    {"no_repeat_ngram_size": 3},
+    {"min_new_tokens": 7, "eos_token_id": [1, 2]},
+    {"eos_token_id": [1, 2, 3]},
+    {"sequence_bias": [[[2], 1.0], [[1, 3], -2.0]], "bad_words_ids": [[3], [1, 2]]},
+)
 _SPECULATIONS = (SpeculationConfig(), SpeculationConfig(max_draft_len=2), SpeculationConfig(confidence_threshold=0.3))
 _VOCAB_SIZES = (5, 48)
 _PROMPTS_OF_A_PAIR = 20  # checked with one random target, and kept together
@@ -114,7 +114,7 @@ def _check_pair(family: str, num_prompts: int, seed: str) -> dict[str, Any]:
     while check.num_prompts < num_prompts:
         batch_size = min(generator.choice((1, 1, 2, 3, 5)), num_prompts - check.num_prompts)
         inputs = _ragged_prompts(batch_size, vocab_size, generator)
-        options = GREEDY_OPTIONS[generator.choice(list(GREEDY_OPTIONS))]
+        options = generator.choice(_GREEDY_OPTIONS)
         check += check_greedy(
             target,
             drafter,

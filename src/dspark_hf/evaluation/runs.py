@@ -75,9 +75,7 @@ class Run:
         return cls(fields["ids"], fields["seconds"], None if stats is None else SpeculationStats(**stats))
 
 
-def generate_plain(
-    target: Any, inputs: dict[str, torch.Tensor], settings: DecodingSettings, *, seed: int = 0, streamer: Any = None
-) -> Run:
+def generate_plain(target: Any, inputs: dict[str, torch.Tensor], settings: DecodingSettings, *, seed: int = 0) -> Run:
     """Run the target alone.
 
     Args:
@@ -85,12 +83,11 @@ def generate_plain(
         inputs (`dict`): `input_ids` and `attention_mask` (`torch.LongTensor` of shape `(batch, seq)`).
         settings ([`DecodingSettings`]): Lengths and sampling.
         seed (`int`, *optional*, defaults to 0): Set before the call.
-        streamer (`BaseStreamer`, *optional*): Receives the tokens as they are made.
 
     Returns:
         [`Run`] without stats.
     """
-    return _timed(target, inputs, settings, seed, {"streamer": streamer})
+    return _timed(target, inputs, settings, seed, {})
 
 
 def generate_prompt_lookup(
