@@ -68,6 +68,7 @@ def test_what_is_saved_is_the_same_recipe(path, tmp_path):
         (["held_out=0"], "held_out must be a positive whole number, got 0"),
         (["start_from=org/Drafter"], "brings a drafter with all its fields"),
         (["lora={r: 4}"], "name it with start_from"),
+        (["training=fast"], "training must hold keys and values, got 'fast'"),
     ],
 )
 def test_bad_overrides(path, overrides, message):
@@ -94,6 +95,13 @@ def test_bad_files(tmp_path, text, message):
         load_recipe(tmp_path / "bad.yaml")
     with pytest.raises(ValueError, match="Cannot read the recipe"):
         load_recipe(tmp_path / "absent.yaml")
+
+
+def test_empty_sections_are_as_if_they_were_not_there(tmp_path):
+    (tmp_path / "empty.yaml").write_text("target: org/Model\ndrafter:\ntraining:\nlora:\nestimate:\n")
+    recipe = load_recipe(tmp_path / "empty.yaml", ["target=org/Other", "output_dir=out"])
+    assert recipe == Recipe(target="org/Other", training={"output_dir": "out"})
+    assert load_recipe(tmp_path / "empty.yaml", ["drafter=null"]).drafter == {}
 
 
 def test_bad_training_arguments(path):

@@ -18,6 +18,7 @@ from dspark_hf.modeling.families import DEFAULT_FAMILY, FAMILIES
 from .arguments import DraftTrainingArguments
 
 ALGORITHMS: dict[str, type[DraftModel]] = {"dspark": DSparkModel, "dflash": DFlashModel, "eagle3": Eagle3Model}
+_SECTIONS = ("training", "drafter", "lora", "estimate")
 _INHERITED = {field.name for field in fields(PreTrainedConfig)}
 
 
@@ -76,6 +77,12 @@ class Recipe:
     def __post_init__(self):
         if isinstance(self.data, str):
             self.data = [self.data]
+        for name in _SECTIONS:
+            value = getattr(self, name)
+            if not isinstance(value, dict | None):
+                raise ValueError(f"{name} must hold keys and values, got {value!r}.")
+            if value is None and name != "lora":
+                setattr(self, name, {})  # named and left empty
         for name in ("num_synthetic", "held_out", "max_length"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -167,7 +174,7 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
         _put(content, _resolve(key, known), _parse(text, override))
         if key == "target":
             # The sizes that the recipe states are those of its own target.
-            content.get("estimate", {}).pop("target", None)
+            (content.get("estimate") or {}).pop("target", None)
     return Recipe(**content)
 
 
@@ -206,9 +213,6 @@ def _parse(text: str, override: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"The value in {override!r} is not readable YAML: {' '.join(str(error).split())}") from error
-
-
-_SECTIONS = ("training", "drafter", "lora", "estimate")
 
 
 def _known_keys(content: Mapping[str, Any]) -> set[str]:
