@@ -163,7 +163,7 @@ class DSparkForCausalLM:
             max_shard_size (`int` or `str`, *optional*, defaults to `"50GB"`): Largest file of weights.
             tags (`list[str]`, *optional*): Tags besides the usual ones.
             options: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr`; see
-                [`~dspark_hf.publishing.push_folder`].
+                [`~publishing.push_folder`].
 
         Raises:
             `ValueError`: If the Hub refuses, or a target that is only named is a folder of this machine.

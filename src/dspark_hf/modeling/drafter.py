@@ -155,7 +155,7 @@ class DraftModel(PreTrainedModel):
         Args:
             repo_id (`str`): The repository, made where there is none.
             options: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr`,
-                `max_shard_size`, `tags`; see [`~dspark_hf.publishing.push_model`].
+                `max_shard_size`, `tags`; see [`~publishing.push_model`].
 
         Raises:
             `ValueError`: If the Hub refuses; the message says what to do.

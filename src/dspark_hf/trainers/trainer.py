@@ -39,7 +39,7 @@ class DraftTrainer(WholeCheckpoints):
 
     Datasets hold conversations (`messages`, encoded with `processing_class`), or rows of `input_ids` and `loss_mask`.
     Rows may carry `features` and `last_hidden_states`: a [`TargetCache`], or
-    [`~dspark_hf.data.features.hold_features`]. Without them the target runs in the loop, for rows that
+    [`~data.features.hold_features`]. Without them the target runs in the loop, for rows that
     `args.cache_budget` has no room for. A dataset without a length, such as a `datasets.IterableDataset`, is encoded
     as it comes ([`~trainers.streams.StreamedRows`]) and needs `args.max_steps`.
 

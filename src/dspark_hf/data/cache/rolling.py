@@ -37,7 +37,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "
 
 
 class RollingFeatures:
-    """A stand-in for [`~dspark_hf.data.features.TargetFeatures`] that runs the target only for rows it has not kept.
+    """A stand-in for [`~data.features.TargetFeatures`] that runs the target only for rows it has not kept.
 
     Rows are found again by their ids, also by a later run. As every epoch comes in another order, what is kept stays:
     the share of rows that need no target is the share that fits. Once the budget is full, a row makes room only if
@@ -90,7 +90,7 @@ class RollingFeatures:
         self._idle = None
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As [`TargetFeatures.__call__`][dspark_hf.data.features.TargetFeatures.__call__], on the CPU."""
+        """As of [`~data.features.TargetFeatures`], on the CPU."""
         input_ids = input_ids.cpu()
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.cpu()
         rows = [ids[: int(row.sum())] for ids, row in zip(input_ids, mask, strict=True)]

@@ -94,7 +94,7 @@ class RowCodec:
         ids: Sequence[Tensor],
         loss_masks: Sequence[Any],
     ) -> list[dict[str, Tensor]]:
-        """Encode what [`~dspark_hf.data.features.TargetFeatures`] gave for a padded batch, one row at a time."""
+        """Encode what [`~data.features.TargetFeatures`] gave for a padded batch, one row at a time."""
         keep = mask.bool().to(states[0].device)
         states = [state[keep] for state in states]  # [N, L * E], [N, E]: every row's tokens, end to end
         if not all(bool(torch.isfinite(state).all()) for state in states):
