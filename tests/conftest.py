@@ -52,11 +52,10 @@ def fixed_seed():
 
 
 @pytest.fixture(autouse=True)
-def no_clock(request, monkeypatch):
-    """What is drafted depends on no clock, so that a busy machine changes nothing; tests marked `clock` have one."""
-    if "clock" not in request.keywords:
-        watches = "dspark_hf.generation.config.SpeculationConfig.watches_cost"
-        monkeypatch.setattr(watches, lambda speculation, do_sample, num_rows: bool(speculation.cost_aware))
+def whole_blocks(request, monkeypatch):
+    """All slots are drafted for every row of a batch, so that much is tested; not in tests marked `cost`."""
+    if "cost" not in request.keywords:
+        monkeypatch.setattr("dspark_hf.generation.cost._BUDGET_OF_CORE", 1000)
 
 
 @pytest.fixture(scope="session", autouse=True)

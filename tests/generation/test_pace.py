@@ -9,19 +9,22 @@ from fake_drafters import TableDrafter, greedy_oracle
 from tiny_targets import make_prompt
 
 from dspark_hf import SpeculationConfig
+from dspark_hf.generation.cost import RoundCost
 from dspark_hf.generation.flat import FlatRunner
 from dspark_hf.generation.pace import Pace
 from dspark_hf.generation.safety import SafetyNet
 
-pytestmark = pytest.mark.clock
+pytestmark = pytest.mark.cost
+
+CPU = torch.device("cpu")
 
 
 def timed(plain=1.0, drafted=(), num_rows=1):
     """A pace that has seen a plain step and drafted rounds, `(drafts, seconds)` each."""
-    pace = Pace()
-    pace.note(3, num_rows, 100.0)
+    pace = Pace(CPU)
+    pace.note([3] * num_rows, 100.0)
     for num_drafts, seconds in [(0, plain), *drafted]:
-        pace.note(num_drafts, num_rows, seconds)
+        pace.note([num_drafts] * num_rows, seconds)
     return pace
 
 
@@ -31,11 +34,11 @@ class TestPace:
         assert [pace.cost(count) for count in range(6)] == [1.0, 1.25, 1.5, 2.0, 2.5, 2.6875]
 
     def test_the_first_round_does_not_count(self):
-        pace = Pace()
-        pace.note(0, 1, 9.0)
-        pace.note(1, 1, 2.0)
+        pace = Pace(CPU)
+        pace.note([0], 9.0)
+        pace.note([1], 2.0)
         assert pace.cost(1) is None
-        pace.note(0, 1, 1.0)
+        pace.note([0], 1.0)
         assert pace.cost(1) == 2.0
 
     def test_of_several_times_the_shortest_counts(self):
@@ -47,11 +50,11 @@ class TestPace:
 
     def test_fewer_rows_are_timed_anew(self):
         pace = timed(drafted=[(2, 3.0)], num_rows=10)
-        pace.note(2, 8, 3.0)
+        pace.note([2] * 8, 3.0)
         assert pace.cost(2) == 3.0
-        pace.note(2, 6, 1.2)
+        pace.note([2] * 6, 1.2)
         assert pace.cost(2) is None
-        pace.note(0, 6, 0.6)
+        pace.note([0] * 6, 0.6)
         assert pace.cost(2) == 2.0
 
     def test_it_drafts_what_makes_most_tokens_in_a_step(self):
@@ -72,27 +75,29 @@ class TestPace:
         assert pace.pays(4)
 
     def test_it_measures_plain_steps_early_and_rarely(self):
-        pace, limits = Pace(), []
+        pace, limits = Pace(CPU), []
         for left in range(600, 300, -1):
             limits.append(pace.limit(5, 1, left))
-            pace.note(limits[-1], 1, 1.2 if limits[-1] else 1.0)
+            pace.note([limits[-1]], 1.2 if limits[-1] else 1.0)
             pace.learn([5], [5])
         assert [place for place, limit in enumerate(limits) if limit == 0] == [2, 11, 140, 269]
 
     def test_nothing_is_measured_where_little_is_left(self):
-        pace = Pace()
+        pace = Pace(CPU)
         for _ in range(20):
             assert pace.limit(5, 1, 20) == 5
-            pace.note(5, 1, 1.0)
+            pace.note([5], 1.0)
 
     def test_a_batch_starts_with_few_drafts(self):
-        assert [Pace().limit(5, num_rows, 100) for num_rows in (1, 2, 4, 32)] == [5, 2, 1, 1]
+        assert [Pace(CPU).limit(5, num_rows, 100) for num_rows in (1, 2, 4, 32)] == [5, 2, 1, 1]
 
-    def test_off(self):
-        pace = Pace(enabled=False)
-        for num_drafts in (5, 0, 5, 0, 5):
-            pace.note(num_drafts, 1, 1.0 + num_drafts)
-            assert pace.limit(5, 16, 100) == 5 and pace.cost(5) is None and pace.pays(5)
+    def test_what_is_not_known_is_estimated(self):
+        pace = Pace(CPU)
+        assert pace.extra([3, 1], True) == RoundCost(CPU).extra([3, 1], True) > 0
+        pace = timed(drafted=[(1, 1.2), (3, 1.5)])
+        assert pace.extra([3, 1], True) == 0.5
+        # All drafts were dropped, and the drafter has run.
+        assert pace.extra([0, 0], True) == pytest.approx(0.2) and pace.extra([0, 0], False) == 0
 
 
 def ratio_to_plain(fixed, drafter, rate, num_rows, num_tokens, num_slots=5, seed=0):
@@ -103,7 +108,7 @@ def ratio_to_plain(fixed, drafter, rate, num_rows, num_tokens, num_slots=5, seed
         drafter: What the drafter takes for all rows.
         rate: Chance that a draft stands.
     """
-    rng, net, pace = random.Random(seed), SafetyNet(), Pace()
+    rng, net, pace = random.Random(seed), SafetyNet(), Pace(CPU)
     left, total = [num_tokens] * num_rows, 0.0
     while left:
         limit = net.limit(num_slots)
@@ -113,11 +118,11 @@ def ratio_to_plain(fixed, drafter, rate, num_rows, num_tokens, num_slots=5, seed
         share = len(left) / num_rows
         seconds = fixed + share * ((1 - fixed) * (max(lens) + 1) + drafter * (limit > 0))
         total += seconds
-        pace.note(max(lens), len(left), seconds)
-        cost = pace.cost(max(lens))
+        pace.note(lens, seconds)
+        extra = pace.extra(lens, limit > 0)
         if limit:
             pace.learn(lens, gains)
-        net.learn(gains if limit else [], None if cost is None else cost - 1, pace.pays(num_slots))
+        net.learn(gains if limit else [], extra, pace.pays(num_slots))
         left = [count - gain - 1 for count, gain in zip(left, gains, strict=True) if count > gain + 1]
     return num_tokens / total
 
@@ -163,7 +168,7 @@ def test_rounds_that_do_not_pay_are_left_out(target, monkeypatch, options):
     out = target.generate(ids, assistant_model=drafter, speculation=speculation, max_new_tokens=120, do_sample=False)
     assert out.tolist() == plain.tolist() and drafter.anchors_were_right
     stats = drafter.last_stats
-    if not options:  # a single row
+    if not options:
         assert stats.paused_rounds == 0 and clock.now > 300
     else:
         assert stats.paused_rounds > 50 and clock.now < 135
@@ -193,24 +198,15 @@ def test_sampled_runs_repeat_whatever_the_time(target, monkeypatch):
     assert runs[0] == runs[1]
 
 
-def test_options_decide_who_looks_at_the_clock():
-    greedy, sampled = {"do_sample": False, "num_rows": 8}, {"do_sample": True, "num_rows": 8}
-    assert SpeculationConfig().watches_cost(**greedy)
-    assert not SpeculationConfig().watches_cost(do_sample=False, num_rows=7)
-    assert SpeculationConfig(cost_aware=True).watches_cost(do_sample=False, num_rows=1)
-    assert not SpeculationConfig().watches_cost(**sampled)
-    assert SpeculationConfig(cost_aware=True).watches_cost(**sampled)
-    assert not SpeculationConfig(cost_aware=False).watches_cost(**greedy)
-    assert not SpeculationConfig(safety_net=False).watches_cost(**greedy)
-    assert not SpeculationConfig(compile=True).watches_cost(**greedy)
+def test_without_a_net_there_is_no_clock():
+    assert type(SpeculationConfig().round_cost(CPU)) is RoundCost
+    assert type(SpeculationConfig(cost_aware=True).round_cost(CPU)) is Pace
     with pytest.raises(ValueError, match="cost_aware=True .* safety_net=False takes the net away"):
         SpeculationConfig(safety_net=False, cost_aware=True)
 
 
 def test_processes_that_share_a_target_have_no_clock(target, monkeypatch):
-    monkeypatch.setattr("dspark_hf.generation.config.num_processes", lambda: 2)
-    monkeypatch.setattr("dspark_hf.generation.checks.num_processes", lambda: 2)
-    assert not SpeculationConfig().watches_cost(do_sample=False, num_rows=8)
+    monkeypatch.setattr("dspark_hf.generation.checks._num_processes", lambda: 2)
     ids = make_prompt(4)
     drafter, _ = greedy_oracle(target, ids, [1], max_new_tokens=4)
     with pytest.raises(ValueError, match="cost_aware=True lets the clock decide .* the 2 processes"):

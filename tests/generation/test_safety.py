@@ -22,24 +22,36 @@ def long_text(target):
 
 
 def schedule(gains, net=None, num_slots=7):
-    """Slots that a net allows, round by round; `gains(limit, round)` tells what a round then wins."""
+    """Slots that a net allows, round by round of 1.25 steps; `gains(limit, round)` tells what a round then wins."""
     net = SafetyNet() if net is None else net
     limits = []
     for index in range(256):
         limits.append(net.limit(num_slots))
-        net.learn([gains(limits[-1], index)] if limits[-1] else [])
+        net.learn([gains(limits[-1], index)] if limits[-1] else [], 0.25)
     return limits
 
 
 class TestNet:
     def test_a_useless_drafter_costs_little(self):
         limits = schedule(lambda limit, index: 0)
-        assert limits[:20] == 12 * [7] + 8 * [1]
-        pauses = [place for place, limit in enumerate(limits) if limit == 0]
-        assert pauses[:32] == list(range(20, 52)) and limits[52] == 1
-        # Later pauses are twice as long each.
-        assert [place for place, limit in enumerate(limits) if limit][20:] == [52, 52 + 65, 52 + 65 + 129]
-        assert limits.count(7) == 12 and limits.count(1) == 11
+        assert limits[:12] == 8 * [7] + 4 * [1]
+        # Pauses are 50 times what a try costs, and twice as long each time.
+        assert [place for place, limit in enumerate(limits) if limit][12:] == [24, 24 + 25, 49 + 49, 98 + 97]
+        assert limits.count(7) == 8 and limits.count(1) == 8
+
+    def test_what_costs_more_is_let_go_of_sooner(self):
+        net = SafetyNet()
+        for extra in (2.0, 0.9):
+            assert net.limit(7) > 0
+            net.learn([0], extra)
+        assert net.limit(7) == 1
+        net.learn([0], 0.2)
+        assert [net.limit(7), net.was_paused] == [0, True]
+
+    def test_what_is_known_not_to_pay_pauses_at_once(self):
+        net = SafetyNet()
+        net.learn([3], 1.0, pays=False)
+        assert net.limit(7) == 0 and net.has_paused
 
     def test_pauses_do_not_grow_for_ever(self):
         net = SafetyNet()
@@ -51,7 +63,7 @@ class TestNet:
         # One draft in every other round.
         assert set(schedule(lambda limit, index: index % 2)) == {7}
         # And a bad stretch after good times is borne for a while.
-        assert schedule(lambda limit, index: index < 50)[:70] == 66 * [7] + 4 * [1]
+        assert schedule(lambda limit, index: index < 50)[:66] == 62 * [7] + 4 * [1]
 
     def test_it_recovers(self):
         limits = schedule(lambda limit, index: limit if index > 60 else 0)
@@ -62,9 +74,9 @@ class TestNet:
         net = SafetyNet()
         for _ in range(40):
             assert net.limit(5) == 5
-            net.learn([0, 0, 1, 0])
+            net.learn([0, 0, 1, 0], 0.2)
         for _ in range(40):
-            net.learn([0, 0, 0, 0])
+            net.learn([0, 0, 0, 0], 0.2)
         assert net.limit(5) == 0 and net.was_paused and net.has_paused
 
     def test_off(self):
@@ -74,7 +86,7 @@ class TestNet:
     def test_rounds_without_a_question_change_nothing(self):
         net = SafetyNet()
         for _ in range(100):
-            net.learn([])
+            net.learn([], 0.0)
         assert net.limit(5) == 5
 
 
@@ -86,12 +98,12 @@ def test_a_useless_drafter_is_let_go_of_and_named(target, long_text):
     ids, plain = long_text
     drafter, _ = greedy_oracle(target, ids, [0], max_new_tokens=256)
     drafter.config.target_name_or_path = "someone/else"
-    with pytest.warns(UserWarning, match="0 of 20 at the first slot .0.0%.*made for someone/else. belongs to another"):
+    with pytest.warns(UserWarning, match="0 of 12 at the first slot .0.0%.*made for someone/else. belongs to another"):
         out = target.generate(ids, assistant_model=drafter, **GREEDY)
     assert out.tolist() == plain.tolist() and drafter.anchors_were_right
     stats = drafter.last_stats
-    assert stats.rounds == 255 and stats.paused_rounds == 255 - 23 == 255 - len(drafter.offered)
-    assert sum(drafter.offered) == 12 * 4 + 11
+    assert stats.rounds == 255 and stats.paused_rounds == 255 - 16 == 255 - len(drafter.offered)
+    assert sum(drafter.offered) == 8 * 4 + 8
     assert f"paused by the safety net: {stats.paused_rounds} of 255 rounds" in stats.summary()
     # It is said once per drafter, and never without the net.
     with warnings.catch_warnings(record=True) as record:
@@ -140,7 +152,7 @@ def test_a_decent_drafter_is_not_accused(target, long_text):
     ids, plain = long_text
     with warnings.catch_warnings(record=True) as record:
         warnings.simplefilter("always")
-        for pattern in ([0, 1], [0, 0, 2, 1], [0] * 9 + [4]):
+        for pattern in ([0, 1], [0, 0, 2, 1], [0] * 4 + [4]):
             drafter, _ = greedy_oracle(target, ids, pattern, max_new_tokens=256)
             assert target.generate(ids, assistant_model=drafter, **GREEDY).tolist() == plain.tolist()
             if len(pattern) < 5:
@@ -151,12 +163,12 @@ def test_a_decent_drafter_is_not_accused(target, long_text):
 def test_it_recovers_and_the_context_is_complete(target, long_text):
     ids, plain = long_text
     # Useless at first; the rounds after the first pause are right.
-    drafter, _ = greedy_oracle(target, ids, [0] * 20 + [4] * 300, max_new_tokens=256)
+    drafter, _ = greedy_oracle(target, ids, [0] * 12 + [4] * 300, max_new_tokens=256)
     with pytest.warns(UserWarning, match="Hardly any"):
         out = target.generate(ids, assistant_model=drafter, **GREEDY)
     assert out.tolist() == plain.tolist() and drafter.anchors_were_right
     stats = drafter.last_stats
-    assert stats.paused_rounds == 32 and stats.rounds < 100
+    assert stats.paused_rounds == 13 and stats.rounds < 100
     with torch.no_grad():
         states = target(plain, output_hidden_states=True).hidden_states
     features = torch.cat(drafter.state.features[0])
@@ -203,9 +215,10 @@ def test_lookup_has_a_net_of_its_own(target, long_text):
 @pytest.mark.parametrize("companion", [False, True])
 def test_the_distribution_is_kept_while_it_lets_go_and_recovers(monkeypatch, companion):
     """With so little credit what is verified depends on what was accepted before, in nearly every round."""
-    monkeypatch.setattr(safety, "_CREDIT", 1)
-    monkeypatch.setattr(safety, "_WHOLE_BLOCKS", 3)
-    monkeypatch.setattr(safety, "_FIRST_PAUSE", 1)
+    monkeypatch.setattr(safety, "_CREDIT", 0.2)
+    monkeypatch.setattr(safety, "_WHOLE_BLOCKS", 0.5)
+    monkeypatch.setattr(safety, "_SHORTEST_PAUSE", 1)
+    monkeypatch.setattr(safety, "_PAUSE_PER_STEP", 1)
     torch.manual_seed(0)
     target = make_target(
         vocab_size=5, num_hidden_layers=2, hidden_size=16, head_dim=4, intermediate_size=16, initializer_range=0.4

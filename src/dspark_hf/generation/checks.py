@@ -11,7 +11,7 @@ from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREF
 
 from .compaction import is_compactable
 from .compiled import decoder_layers
-from .config import SpeculationConfig, num_processes
+from .config import SpeculationConfig
 from .layout import PromptLayout
 from .lookup import PromptLookup
 from .peft_hooks import hook_arguments, prepares_elsewhere
@@ -48,9 +48,10 @@ def check_drafter(drafter: Any, speculation: SpeculationConfig) -> None:
         )
     if not isinstance(speculation, SpeculationConfig):
         raise ValueError(f"speculation must be a SpeculationConfig, got {speculation!r}.")
-    if speculation.cost_aware and num_processes() > 1:
+    num_processes = _num_processes()
+    if speculation.cost_aware and num_processes > 1:
         raise ValueError(
-            f"cost_aware=True lets the clock decide how much is drafted, and the {num_processes()} processes of this "
+            f"cost_aware=True lets the clock decide how much is drafted, and the {num_processes} processes of this "
             "group, which may share a target, have clocks of their own: leave it out."
         )
     if isinstance(drafter, PromptLookup):
@@ -221,3 +222,9 @@ def check_chunks(layout: PromptLayout, model_kwargs: dict[str, Any], generation_
             f"prefill_chunk_size={chunk_size} would split the prompt, and with it {others}, which is not supported "
             "together with a drafter: leave prefill_chunk_size out, or generate without a drafter."
         )
+
+
+def _num_processes() -> int:
+    """Processes that may share a target with this one, itself included."""
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if is_distributed else 1

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
+from .cost import RoundCost
 from .lookup import PromptLookup
+from .pace import Pace
 from .policy import FixedLength, SurvivalThreshold
-
-# From here on a round of whole blocks may cost more than it wins, on machines that a few rows fill.
-_MANY_ROWS = 8
 
 
 @dataclass
@@ -19,7 +18,8 @@ class SpeculationConfig:
 
     Args:
         max_draft_len (`int`, *optional*):
-            Most drafts that a round verifies. Defaults to all slots of the drafter.
+            Most drafts that a round verifies of a row. Defaults to all slots of the drafter, and in large batches to
+            fewer, so that all rows together have about 8 for each thread of a CPU, and 256 elsewhere ([`RoundCost`]).
         confidence_threshold (`float`, *optional*, defaults to 0.0):
             Least survival (probability that a slot and all before it are accepted, from the drafter's confidence head)
             of a slot that is verified. 0 verifies every slot. Costs one more host synchronisation per round.
@@ -29,13 +29,10 @@ class SpeculationConfig:
         safety_net (`bool`, *optional*, defaults to `True`):
             Whether drafting pauses where it does not pay ([`SafetyNet`]), and a warning says so if next to nothing is
             accepted.
-        cost_aware (`bool`, *optional*):
-            Whether the safety net looks at the clock: it then knows what a drafted round costs in plain steps, how
-            many drafts are worth that, and when none are ([`Pace`]). Without, it assumes that drafting costs little.
-            Defaults to True in greedy decoding of eight rows and more by a single process, not compiled. With fewer
-            rows drafting nearly always pays and looking costs more than it wins. Elsewhere what is drafted should not
-            depend on time: a seed would not repeat a sampled run, processes that share a target must decide alike, and
-            some rounds wait for compilation.
+        cost_aware (`bool`, *optional*, defaults to `False`):
+            Whether the clock tells what a drafted round costs in plain steps, how many drafts are worth that, and
+            when none are ([`Pace`]). Without, that is estimated ([`RoundCost`]). What is drafted then depends on time,
+            so a seed does not repeat a sampled run.
         check_target (`bool`, *optional*, defaults to `True`):
             Whether a drafter that was made for another target is refused.
         compile (`bool`, *optional*, defaults to `False`):
@@ -56,7 +53,7 @@ class SpeculationConfig:
     confidence_threshold: float = 0.0
     prompt_lookup: PromptLookup | bool | None = None
     safety_net: bool = True
-    cost_aware: bool | None = None
+    cost_aware: bool = False
     check_target: bool = True
     compile: bool = False
     seed: int | None = None
@@ -84,7 +81,7 @@ class SpeculationConfig:
             raise ValueError(f"prompt_lookup must be a PromptLookup, True or None, got {self.prompt_lookup!r}.")
         for name, allowed in (
             ("safety_net", (True, False)),
-            ("cost_aware", (True, False, None)),
+            ("cost_aware", (True, False)),
             ("check_target", (True, False)),
             ("compile", (True, False)),
             ("measure_time", (True, False, None)),
@@ -94,29 +91,21 @@ class SpeculationConfig:
 
         if self.cost_aware and not self.safety_net:
             raise ValueError(
-                "cost_aware=True tells the safety net to look at the clock, and safety_net=False takes the net away: "
+                "cost_aware=True lets the safety net look at the clock, and safety_net=False takes the net away: "
                 "leave one of them out."
             )
 
-    def watches_cost(self, do_sample: bool, num_rows: int) -> bool:
-        """Whether the safety net looks at the clock for a batch of so many rows."""
-        if self.cost_aware is None:
-            # Rounds that wait for compilation say nothing about the others.
-            must_repeat = do_sample or self.compile or num_processes() > 1
-            return self.safety_net and num_rows >= _MANY_ROWS and not must_repeat
-        return self.cost_aware
+    def round_cost(self, device: torch.device) -> RoundCost:
+        """What rounds of a target on `device` are taken to cost."""
+        if self.cost_aware:
+            return Pace(device)
+        return RoundCost(device, limits_drafts=self.max_draft_len is None and self.confidence_threshold == 0)
 
     def length_policy(self) -> FixedLength:
         """The policy that these options describe."""
         if self.confidence_threshold > 0:
             return SurvivalThreshold(self.confidence_threshold, self.max_draft_len)
         return FixedLength(self.max_draft_len)
-
-
-def num_processes() -> int:
-    """Processes that may share a target with this one, itself included."""
-    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if is_distributed else 1
 
 
 def _is_int(value: object) -> bool:

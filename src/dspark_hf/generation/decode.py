@@ -29,7 +29,6 @@ from .config import SpeculationConfig
 from .flat import FlatRunner
 from .layout import PromptLayout
 from .lookup import PromptLookup
-from .pace import Pace
 from .peers import Peers
 from .proposing import Proposer
 from .recording import StateRecorder
@@ -177,10 +176,9 @@ class SpeculativeLoop:
             is_left=self.cache_is_returned and not is_lookup,
             ids=input_ids[:, layout.num_cached - layout.shift :] if has_ids else None,
         )
-        pace = Pace(speculation.watches_cost(self.chooser.do_sample, input_ids.shape[0]))
         self.proposer = Proposer(
-            drafter, speculation, self.chooser, self.transcript, self.stats, self.watch, self.context, pace,
-            synced_gpus,
+            drafter, speculation, self.chooser, self.transcript, self.stats, self.watch, self.context,
+            speculation.round_cost(device), synced_gpus,
         )  # fmt: skip
 
     def run(self) -> Tensor | GenerateDecoderOnlyOutput:

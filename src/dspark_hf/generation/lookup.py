@@ -172,7 +172,7 @@ class LookupSource:
         lens: list[int],
         accepted_lens: list[int],
         gains: list[int],
-        extra: float | None = None,
+        extra: float,
     ) -> None:
         """Look at what a verification accepted.
 
@@ -181,7 +181,7 @@ class LookupSource:
             lens (`list[int]`): How many of them were verified.
             accepted_lens (`list[int]`): How many stood.
             gains (`list[int]`): How many became output.
-            extra (`float`, *optional*): Plain steps that they took beyond one, per row, if known.
+            extra (`float`): Plain steps that they took beyond one, per row.
         """
         for was_used, num, accepted_len in zip(used, lens, accepted_lens, strict=True):
             if was_used:

@@ -1,10 +1,14 @@
-"""What a round costs in plain steps, by the clock, and how many drafts are worth that.
+"""What a round costs in plain steps by the clock, and how many drafts are worth that.
 
 It looks at the clock and at earlier rounds only, so it can change time and nothing else.
 """
 
 from collections import deque
 from itertools import accumulate
+
+import torch
+
+from .cost import RoundCost
 
 # The first round of a generation lays buffers out, so its time says little about the others.
 _NUM_IGNORED = 1
@@ -18,7 +22,7 @@ _PRIOR_RATE, _PRIOR_WEIGHT = 0.7, 10
 _WINDOW, _MIN_JUDGED = 60, 25
 
 
-class Pace:
+class Pace(RoundCost):
     """Times rounds by their number of drafts, and counts how many drafts stand.
 
     A round without drafts is a plain step. One is made after two drafted rounds, another soon after, and then one in
@@ -26,11 +30,11 @@ class Pace:
     else runs on a machine only adds to them.
 
     Args:
-        enabled (`bool`): Otherwise nothing is known, and every slot is worth drafting.
+        device (`torch.device`): Where the target runs.
     """
 
-    def __init__(self, enabled: bool = True):
-        self._enabled = enabled
+    def __init__(self, device: torch.device):
+        super().__init__(device)
         self._num_rounds = self._num_rows = 0
         self._plain: deque[tuple[int, float]] = deque(maxlen=2)
         self._drafted: dict[int, deque[float]] = {}
@@ -40,14 +44,9 @@ class Pace:
         """How many of `num_slots` slots to draft: those that make most tokens in a plain step's time.
 
         None of them where the time of a plain step is to be measured. Until it is, rows together get no more drafts
-        than a single row has slots, because what they cost is not known.
-
-        Args:
-            num_slots (`int`): Slots that may be drafted, at least one.
-            num_rows (`int`): Rows at work.
-            num_left (`int`): Tokens that the row with most of them may still make.
+        than a single row has slots, because what they cost is not known. Arguments as of [`RoundCost.limit`].
         """
-        if not self._enabled or (num_left < _MIN_LEFT and not self._is_known):
+        if num_left < _MIN_LEFT and not self._is_known:
             return num_slots
         if num_left >= _MIN_LEFT and self._is_due():
             return 0
@@ -57,7 +56,6 @@ class Pace:
         return 1 + values.index(max(values))
 
     def pays(self, num_slots: int) -> bool:
-        """Whether some of `num_slots` slots are worth drafting, as far as known."""
         if not self._is_known or self._num_judged < _MIN_JUDGED:
             return True
         return max(self._values(num_slots)) > 1
@@ -71,6 +69,11 @@ class Pace:
         rate = (_PRIOR_RATE * _PRIOR_WEIGHT + self._num_accepted) / (_PRIOR_WEIGHT + self._num_judged)
         num_tokens = accumulate((rate**num_drafts for num_drafts in range(1, num_slots + 1)), initial=1.0)
         return [count / self.cost(num_drafts) for num_drafts, count in enumerate(num_tokens) if num_drafts > 0]
+
+    def extra(self, lens: list[int], is_drafted: bool) -> float:
+        # A policy may have dropped all drafts that were made.
+        cost = self.cost(max(*lens, int(is_drafted)))
+        return super().extra(lens, is_drafted) if cost is None else cost - 1
 
     def cost(self, num_drafts: int) -> float | None:
         """What a round with so many drafts takes in plain steps, at least one; None while that is not known.
@@ -91,16 +94,10 @@ class Pace:
             seconds = known[below] + share * (known[above] - known[below])
         return max(seconds / known[0], 1.0)
 
-    def note(self, num_drafts: int, num_rows: int, seconds: float) -> None:
-        """Note a round.
-
-        Args:
-            num_drafts (`int`): Drafts of the row with most; 0 makes it a plain step.
-            num_rows (`int`): Rows at work.
-            seconds (`float`): Its time, from the proposal to the verdict.
-        """
+    def note(self, lens: list[int], seconds: float) -> None:
+        num_drafts, num_rows = max(lens), len(lens)
         self._num_rounds += 1
-        if not self._enabled or self._num_rounds <= _NUM_IGNORED:
+        if self._num_rounds <= _NUM_IGNORED:
             return
         if not 0.7 * self._num_rows <= num_rows <= self._num_rows:
             # Rows have left, and fewer take less time.
@@ -113,12 +110,6 @@ class Pace:
             self._drafted.setdefault(num_drafts, deque(maxlen=4)).append(seconds)
 
     def learn(self, lens: list[int], gains: list[int]) -> None:
-        """Count what became of drafts.
-
-        Args:
-            lens (`list[int]`): Drafts of each row.
-            gains (`list[int]`): How many of them became output.
-        """
         num_judged = sum(min(gain + 1, count) for gain, count in zip(gains, lens, strict=True))
         kept = max(0.0, 1 - num_judged / _WINDOW)
         self._num_accepted = kept * self._num_accepted + sum(gains)

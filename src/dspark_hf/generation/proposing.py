@@ -16,8 +16,8 @@ from dspark_hf.ops.verify import survival
 
 from .config import SpeculationConfig
 from .context import PendingContext
+from .cost import RoundCost
 from .lookup import LookupSource, PromptLookup
-from .pace import Pace
 from .safety import CollapseWarning, SafetyNet
 from .sampling import TokenChooser
 from .stats import SpeculationStats, Stopwatch
@@ -57,7 +57,7 @@ class Proposer:
         stats ([`SpeculationStats`]): Counts what the safety net does.
         watch ([`Stopwatch`]): Measures the drafter.
         context ([`PendingContext`]): What the drafter has read, and asks it.
-        pace ([`Pace`]): What rounds cost.
+        cost ([`RoundCost`]): What rounds cost.
         is_synced (`bool`): Whether every round must run the drafter, because its embedding and head are sharded.
     """
 
@@ -70,7 +70,7 @@ class Proposer:
         stats: SpeculationStats,
         watch: Stopwatch,
         context: PendingContext,
-        pace: Pace,
+        cost: RoundCost,
         is_synced: bool = False,
     ):
         has_model = not isinstance(drafter, PromptLookup)
@@ -82,7 +82,7 @@ class Proposer:
         self._is_synced = is_synced
         self._num_slots = self._policy.limit(drafter.config.num_slots) if has_model else 0
         self._vocab_size = 0
-        self._pace = pace
+        self._cost = cost
         self._net = SafetyNet(speculation.safety_net)
         warns = has_model and speculation.safety_net
         self._warning = CollapseWarning(drafter, transcript, is_blind=chooser.in_order) if warns else None
@@ -141,29 +141,29 @@ class Proposer:
             seconds (`float`, *optional*): Time of the round, if it was taken.
         """
         gains = [max(count - 1, 0) for count in num_taken]
-        extra = None if seconds is None else self._extra(offer, seconds)
+        extra = self._extra(offer, seconds)
         if self._lookup is not None:
             price = _share(extra, offer.lens, offer.from_lookup)
             self._lookup.learn(offer.from_lookup, offer.lens, accepted_lens, gains, price)
         if self._drafter is None:
             return
         gains, lens = (list(compress(values, offer.from_drafter)) for values in (gains, offer.lens))
-        self._pace.learn(lens, gains)
+        self._cost.learn(lens, gains)
         price = _share(extra, offer.lens, offer.from_drafter)
-        self._net.learn(gains, price, self._pace.pays(self._num_slots))
+        self._net.learn(gains, price, self._cost.pays(self._num_slots))
         self._stats.paused_rounds += self._net.was_paused
         if self._warning is not None:
             judged = [asked and num > 0 for asked, num in zip(offer.from_drafter, offer.lens, strict=True)]
             self._warning.learn(offer.ids, judged, accepted_lens, num_taken, self._net.has_paused)
 
-    def _extra(self, offer: Offer, seconds: float) -> float | None:
-        """Note a round's time; plain steps that it took beyond one, as far as known."""
-        num_drafts, is_drafted = max(offer.lens), any(offer.from_drafter)
+    def _extra(self, offer: Offer, seconds: float | None) -> float:
+        """Note a round's time; plain steps that it took beyond one."""
+        is_drafted = any(offer.from_drafter)
         # Nothing to learn from rounds of both sources at once, and from those whose drafts a policy has all dropped.
-        if (num_drafts > 0 or not is_drafted) and not (self._drafter is not None and any(offer.from_lookup)):
-            self._pace.note(num_drafts, len(offer.lens), seconds)
-        cost = self._pace.cost(max(num_drafts, int(is_drafted)))
-        return None if cost is None else cost - 1
+        has_one_source = self._drafter is None or not any(offer.from_lookup)
+        if seconds is not None and has_one_source and (any(offer.lens) or not is_drafted):
+            self._cost.note(offer.lens, seconds)
+        return self._cost.extra(offer.lens, is_drafted)
 
     def _draft(self, room: list[int]) -> tuple[list[list[int]], Proposal | None, list[int], list[bool]]:
         """Lookup drafts and the drafter's proposal for the rows without, drafts per row, and rows it was asked for."""
@@ -175,7 +175,7 @@ class Proposer:
         limit = 0
         if self._drafter is not None:
             limit = self._net.limit(self._num_slots)
-            limit = self._pace.limit(limit, len(room), max(room) + 1) if limit > 0 else 0
+            limit = self._cost.limit(limit, len(room), max(room) + 1) if limit > 0 else 0
         asked = [limit > 0 and space > 0 and not drafts for space, drafts in zip(room, found, strict=True)]
         lens = [min(limit, space) if ask else n for n, ask, space in zip(lens, asked, room, strict=True)]
         proposal = None
@@ -230,10 +230,10 @@ class Proposer:
         return ids, probs
 
 
-def _share(extra: float | None, lens: list[int], used: list[bool]) -> float | None:
+def _share(extra: float, lens: list[int], used: list[bool]) -> float:
     """A source's part of a round's extra plain steps, by the drafts it made, per row that it made them for."""
-    if extra is None or not any(used):
-        return None
+    if not any(used):
+        return 0.0
     num_own = sum(num for num, is_own in zip(lens, used, strict=True) if is_own)
     part = num_own / sum(lens) if any(lens) else 1.0
     return extra * part * len(lens) / sum(used)

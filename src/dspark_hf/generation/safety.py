@@ -11,19 +11,14 @@ from torch import Tensor
 
 from .transcript import Transcript
 
-# The account is kept in sixths of a plain step. A drafted round takes at least one of them more than a plain step
-# anywhere, so that is what it costs where time is not looked at.
-_PER_STEP = 6
-# A drafter that gets one first slot in three right fails 20 times in a row once in 3,000.
-_CREDIT = 20
+# Plain steps. A drafter that gets one first slot in three right seldom fails often enough in a row to use it up.
+_CREDIT, _MOST = 3.0, 4.0
 # Above it whole blocks are drafted, below single drafts.
-_WHOLE_BLOCKS = 8
-_MOST = 24
-_FIRST_PAUSE, _LONGEST_PAUSE = 32, 256
-# Where time is looked at, the first pause is so much longer than what a try costs, which is then 2% of it.
-_PAUSE_PER_STEP, _SHORTEST_PAUSE = 50, 8
+_WHOLE_BLOCKS = 1.2
+# The first pause is so much longer than what a try costs, which is then 2% of it.
+_PAUSE_PER_STEP, _SHORTEST_PAUSE, _LONGEST_PAUSE = 50, 8, 256
 
-_MIN_JUDGED = 8
+_MIN_JUDGED, _MOST_FIRSTS = 12, 20
 _COLLAPSED_RATE = 0.15
 _SHIFTED_RATE = 0.25
 
@@ -31,14 +26,13 @@ _SHIFTED_RATE = 0.25
 class SafetyNet:
     """Decides how many slots may be drafted, from what earlier rounds won.
 
-    An account starts with credit for 20 sixths of a plain step. A drafted round costs what it takes longer than a
-    plain step, or one sixth if that is not known; a draft that stands earns a step, which it saves. While the account
-    is low only one slot is drafted, which costs little. When it is empty, or drafting is known not to pay, it pauses,
-    after which a single draft is tried; each failure doubles the pause, up to 256 rounds.
+    An account starts with credit for 3 plain steps. A drafted round costs what it takes longer than a plain step; a
+    draft that stands earns the step that it saves. While the account is low only one slot is drafted, which costs
+    little. When it is empty, or drafting is known not to pay, it pauses, after which a single draft is tried; each
+    failure doubles the pause, up to 256 rounds.
 
-    The first pause is 50 times as long as what a try costs in plain steps, or 32 rounds if that is not known. A
-    drafter that never hits and takes 1 + x plain steps a block thus wastes at most 10/3 + x of them until the first
-    pause, or 3 x if that is more, and 2% of the steps behind it.
+    The first pause is 50 times as long as what a try costs in plain steps. A drafter that never hits and takes 1 + x
+    plain steps a block thus wastes at most 3 + x of them until the first pause, and 2% of the steps behind it.
 
     Args:
         enabled (`bool`): Otherwise every slot may be drafted always.
@@ -47,8 +41,8 @@ class SafetyNet:
     def __init__(self, enabled: bool = True):
         self._enabled = enabled
         self._balance: float = _CREDIT
-        self._pause = _FIRST_PAUSE
-        self._num_paused = self._num_unpriced = 0
+        self._pause = _SHORTEST_PAUSE
+        self._num_paused = 0
         self.was_paused = False
         self.has_paused = False
 
@@ -59,28 +53,24 @@ class SafetyNet:
         self.was_paused = self._balance <= 0 and self._num_paused < self._pause
         return 0 if self.was_paused else 1
 
-    def learn(self, gains: list[int], extra: float | None = None, pays: bool = True) -> None:
+    def learn(self, gains: list[int], extra: float, pays: bool = True) -> None:
         """Settle a round's account.
 
         Args:
             gains (`list[int]`): Drafts that became output, of each row that was drafted for.
-            extra (`float`, *optional*): Plain steps that the round took beyond one, if known.
+            extra (`float`): Plain steps that the round took beyond one.
             pays (`bool`, *optional*, defaults to `True`): False to pause without waiting for the account to be empty.
         """
         if self.was_paused:
             self._num_paused += 1
         elif gains:
-            self._book(sum(gains) / len(gains), extra, pays)
+            self._book(sum(gains) / len(gains) - extra, extra, pays)
 
-    def _book(self, gain: float, extra: float | None, pays: bool) -> None:
+    def _book(self, won: float, extra: float, pays: bool) -> None:
         is_probe = self._balance <= 0
-        price = 1 if extra is None else _PER_STEP * extra
-        # Once the price is known, the rounds before are charged for it too.
-        self._num_unpriced, num_late = (self._num_unpriced + 1, 0) if extra is None else (0, self._num_unpriced)
-        price += num_late * (price - 1)
-        self._balance = min(max(self._balance, 0) - price + _PER_STEP * gain, _MOST if pays else 0)
+        self._balance = min(max(self._balance, 0.0) + won, _MOST if pays else 0.0)
         if self._balance <= 0:
-            first = _FIRST_PAUSE if extra is None else max(_SHORTEST_PAUSE, round(_PAUSE_PER_STEP * extra))
+            first = max(_SHORTEST_PAUSE, round(_PAUSE_PER_STEP * extra))
             self._pause = min(2 * self._pause if is_probe else first, _LONGEST_PAUSE)
             self._num_paused = 0
             self.has_paused = self._enabled
@@ -122,7 +112,7 @@ class CollapseWarning:
         rows = [row for row, is_judged in enumerate(judged) if is_judged]
         self._num_judged += len(rows)
         self._num_accepted += sum(accepted_lens[row] > 0 for row in rows)
-        if len(self._firsts) < _CREDIT:
+        if len(self._firsts) < _MOST_FIRSTS:
             starts = [self._transcript.lens[row] - num_taken[row] for row in rows]
             self._firsts.append(([self._transcript.row_ids[row] for row in rows], starts, draft_ids[rows, 0]))
         rate = self._num_accepted / self._num_judged
