@@ -27,6 +27,13 @@ class Answerer:
         self.thinking = thinking
         self.end_ids = end_ids(target, tokenizer)
         self.sampling = sampling_options(temperature)
+        # What answers depend on, for their provenance.
+        self.settings = {
+            "dtype": str(target.dtype).removeprefix("torch."),
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "thinking": thinking,
+        }
         self.num_tokens, self.seconds = 0, 0.0
 
     @property

@@ -76,15 +76,12 @@ def synthesize(
     answerer = Answerer(target, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, thinking=thinking)
     settings = {
         "kind": "synthesize",
-        "dtype": str(target.dtype).removeprefix("torch."),
+        **answerer.settings,
         "seed": seed,
         "batch_size": batch_size,
-        "max_new_tokens": max_new_tokens,
         "max_prompt_tokens": max_prompt_tokens,
         "top_k": top_k,
         "openings": starts,
-        "temperature": temperature,
-        "thinking": thinking,
         "exclude": source_name(exclude),
     }
     excluded = prompts_in(exclude)
@@ -145,12 +142,9 @@ def regenerate(
     answerer = Answerer(target, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, thinking=thinking)
     settings = {
         "kind": "regenerate",
-        "dtype": str(target.dtype).removeprefix("torch."),
+        **answerer.settings,
         "seed": seed,
         "batch_size": batch_size,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "thinking": thinking,
         "prompts": source_name(prompts),
         "split": split,
         "exclude": source_name(exclude),

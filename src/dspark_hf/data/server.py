@@ -63,6 +63,7 @@ class ServerAnswerer:
         if thinking is not None:
             self.options["extra_body"] = {"chat_template_kwargs": {"enable_thinking": thinking}}
         self.noted = {} if thinking is None else {"thinking": thinking}
+        # What answers depend on, for their provenance.
         self.settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "thinking": thinking}
         self.num_tokens = 0
 
