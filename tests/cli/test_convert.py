@@ -43,3 +43,9 @@ def test_what_cannot_be_converted(dspark, speculator, tmp_path):
     assert not (tmp_path / "flat").exists()
     outcome = dspark("convert", speculator, speculator)
     assert outcome.code == 2 and "is not empty" in outcome.err
+
+
+def test_wrong_paths_are_told_as_by_other_commands(dspark, speculator, tmp_path):
+    for source, target in ((tmp_path / "absent", "org/target"), (speculator, tmp_path / "absent")):
+        outcome = dspark("convert", source, tmp_path / "flat", "--target", target)
+        assert outcome.code == 2 and f"There is no folder {tmp_path / 'absent'}" in outcome.err

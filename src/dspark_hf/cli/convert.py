@@ -30,13 +30,14 @@ def convert(
         raise ValueError(f"{folder} is not empty; give a new folder.")
     from transformers import AutoConfig
 
+    from dspark_hf.hub.embedded import resolve_drafter, resolve_target
     from dspark_hf.hub.load import AutoDrafter
     from dspark_hf.modeling.configuration import check_taps
 
     places = {name: value for name, value in (("subfolder", subfolder), ("revision", revision)) if value is not None}
-    drafter = AutoDrafter.from_pretrained(source, **places)
+    drafter = AutoDrafter.from_pretrained(resolve_drafter(source), **places)
     if target is not None:
-        num_layers = AutoConfig.from_pretrained(target).get_text_config().num_hidden_layers
+        num_layers = AutoConfig.from_pretrained(resolve_target(target)).get_text_config().num_hidden_layers
         check_taps(drafter.config.target_layer_ids, num_layers)
         drafter.config.num_target_layers = num_layers
     if drafter.config.num_target_layers is None:
