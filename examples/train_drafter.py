@@ -12,7 +12,6 @@ Every option of `DraftTrainingArguments` works too (`--help`): logging, checkpoi
 
 from dataclasses import dataclass, field
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
 from dspark_hf import AutoDrafter, DraftTrainingArguments
@@ -78,11 +77,11 @@ def main() -> None:
         training={"output_dir": training.output_dir, "num_eval_prompts": training.num_eval_prompts},
     )
     path = resolve_target(recipe.target)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    target = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
     drafter = None
     if recipe.start_from is not None:
-        drafter = AutoDrafter.from_pretrained(resolve_drafter(recipe.start_from), dtype=torch.float32)
+        drafter = AutoDrafter.from_pretrained(resolve_drafter(recipe.start_from))
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    target = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
     trainer, metrics = train_drafter(recipe, target, tokenizer, training, drafter=drafter)
     trainer.log_metrics("eval", metrics)
     if trainer.is_world_process_zero():

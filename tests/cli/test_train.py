@@ -51,3 +51,9 @@ def test_bad_input_is_one_line(dspark, recipe, arguments, message):
     outcome = dspark("train", "--config", recipe, *arguments)
     assert outcome.code == 2
     assert message in outcome.err.split("error: ")[1]
+
+
+def test_an_absent_drafter_is_told_before_the_target_is_loaded(dspark, recipe, monkeypatch):
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
+    outcome = dspark("train", "--config", recipe, "start_from=/no/such/drafter", "drafter={}")
+    assert outcome.code == 2 and "There is no folder /no/such/drafter" in outcome.err

@@ -51,11 +51,11 @@ def train(
     from dspark_hf.trainers.run import train_drafter
 
     path = resolve_target(recipe.target)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    target = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
     drafter = None
     if recipe.start_from is not None:
         drafter = AutoDrafter.from_pretrained(resolve_drafter(recipe.start_from))
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    target = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
     trainer, metrics = train_drafter(recipe, target, tokenizer, training, drafter=drafter, resume=resume)
     if trainer.is_world_process_zero():
         console.print(_result_table(metrics, recipe))
