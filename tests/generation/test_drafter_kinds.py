@@ -56,6 +56,17 @@ def test_greedy_batch(target, prompt, kind, fields):
     assert torch.equal(target.generate(**single, **kwargs, assistant_model=drafter), plain[1:2])
 
 
+@pytest.mark.parametrize("kind", ["dspark-rnn", "eagle3"])
+@pytest.mark.parametrize("num_rows", [1, 2])
+def test_a_prompt_of_padding_alone(target, kind, num_rows):
+    """As without a prompt, where the bos token is the padding token, too."""
+    ids = torch.zeros(num_rows, 1, dtype=torch.long)
+    kwargs = {"attention_mask": torch.zeros_like(ids), "max_new_tokens": 8, "do_sample": False}
+    plain = target.generate(ids, **kwargs)
+    assert torch.equal(target.generate(ids, **kwargs, assistant_model=KINDS[kind](target)), plain)
+    assert not kwargs["attention_mask"].any()
+
+
 @pytest.mark.parametrize("kind", ["dflash-mask-slots", "eagle3"])
 def test_rows_that_end_at_different_times(target, prompt, kind):
     drafter = KINDS[kind](target)

@@ -97,7 +97,9 @@ class DraftContext(PendingContext):
         self._cache = cache
         self.is_left = is_left
         shape = (layout.num_rows, layout.num_columns)
-        self._mask = torch.ones(shape, dtype=torch.bool, device=_HOST) if mask is None else mask.bool().cpu()
+        self._mask = torch.ones(shape, dtype=torch.bool, device=_HOST) if mask is None else mask.bool().cpu().clone()
+        # A row may be padding alone, as where the bos token pads and there is no prompt: one token of it is read.
+        self._mask[~self._mask.any(1), -1] = True
         self._next_column = layout.num_cached
         self._is_read = torch.zeros(layout.num_rows, layout.num_cached, dtype=torch.bool, device=_HOST)
         left, state = vars(cache).pop(_ATTRIBUTE, None), None
