@@ -115,6 +115,8 @@ def test_missing_drafter(target):
         speculative_generate_with(target, drafter=None)
     with pytest.raises(ValueError, match="got LlamaForCausalLM"):
         speculative_generate_with(target, drafter=target)
+    with pytest.raises(ValueError, match="got the class DSparkModel"):
+        target.generate(make_prompt(3), assistant_model=DSparkModel)
 
 
 def test_ids_that_are_no_integers(target):

@@ -41,10 +41,11 @@ _OWN_MODES = (GenerationMode.ASSISTED_GENERATION, GenerationMode.GREEDY_SEARCH, 
 
 def check_drafter(drafter: Any, speculation: SpeculationConfig) -> None:
     """Raise `ValueError` unless `drafter` is one and can do what `speculation` asks for."""
-    if not getattr(drafter, "is_drafter", False):
+    is_class = isinstance(drafter, type)
+    if is_class or not getattr(drafter, "is_drafter", False):
         raise ValueError(
             f"drafter must be a drafter of this library, e.g. AutoDrafter.from_pretrained(...), got "
-            f"{type(drafter).__name__}."
+            f"{f'the class {drafter.__name__}' if is_class else type(drafter).__name__}."
         )
     if not isinstance(speculation, SpeculationConfig):
         raise ValueError(f"speculation must be a SpeculationConfig, got {speculation!r}.")
