@@ -46,9 +46,9 @@ class TestRoundCost:
 @pytest.mark.usefixtures("two_threads")
 def test_options_that_say_how_many_are_kept_to():
     limits = {}
-    for name, options in {"max": {"max_draft_len": 5}, "threshold": {"confidence_threshold": 0.1}, "none": {}}.items():
-        limits[name] = SpeculationConfig(**options).round_cost(CPU).limit(5, 16, 100)
-    assert limits == {"max": 5, "threshold": 5, "none": 1}
+    for options in ({"max_draft_len": 5}, {"confidence_threshold": 0.1}, {"safety_net": False}, {}):
+        limits[*options] = SpeculationConfig(**options).round_cost(CPU).limit(5, 16, 100)
+    assert limits == {("max_draft_len",): 5, ("confidence_threshold",): 5, ("safety_net",): 5, (): 1}
 
 
 def test_rows_that_leave_let_the_others_draft_more(target, two_threads):

@@ -46,7 +46,7 @@ def generate(
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts a call.")] = 1,
     seed: SeedOption = 0,
     tau_only: Annotated[bool, typer.Option("--tau-only", help="Leave the plain runs out.")] = False,
-    safety_net: Annotated[bool, typer.Option(help="Whether drafting pauses where nothing is accepted.")] = True,
+    safety_net: Annotated[bool, typer.Option(help="Whether drafting is cut back where it does not pay.")] = True,
     dtype_prompts: Annotated[
         int, typer.Option(min=0, help="Prompts on which plain generate() is timed in other dtypes; 0 leaves it out.")
     ] = 3,

@@ -36,7 +36,7 @@ class BenchmarkSettings:
         seed (`int`, *optional*, defaults to 0): Seed of the first call; every further call adds 1.
         tau_only (`bool`, *optional*, defaults to `False`): Whether to leave the plain runs out. The safety net, which
             hides how bad a drafter is, is then off.
-        safety_net (`bool`, *optional*, defaults to `True`): Whether drafting pauses where nothing is accepted.
+        safety_net (`bool`, *optional*, defaults to `True`): Whether drafting is cut back where it does not pay.
         num_dtype_prompts (`int`, *optional*, defaults to 3): Prompts on which plain generation is timed in float32
             and bfloat16 too, to compare with the faster one; 0 leaves that out.
         lookup (`bool`, *optional*, defaults to `False`): Whether DSpark looks drafts up in the text first.

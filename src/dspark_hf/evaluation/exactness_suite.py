@@ -32,7 +32,13 @@ _GREEDY_OPTIONS: tuple[dict[str, Any], ...] = (
     {"eos_token_id": [1, 2, 3]},
     {"sequence_bias": [[[2], 1.0], [[1, 3], -2.0]], "bad_words_ids": [[3], [1, 2]]},
 )
-_SPECULATIONS = (SpeculationConfig(), SpeculationConfig(max_draft_len=2), SpeculationConfig(confidence_threshold=0.3))
+# Whole blocks for all rows of a large batch, fewer drafts, and lengths that differ.
+_SPECULATIONS = (
+    SpeculationConfig(safety_net=False),
+    SpeculationConfig(),
+    SpeculationConfig(max_draft_len=2),
+    SpeculationConfig(confidence_threshold=0.3),
+)
 _VOCAB_SIZES = (5, 48)
 _PROMPTS_OF_A_PAIR = 20  # checked with one random target, and kept together
 _BATCH_SIZES = (1, 3, 64)

@@ -20,7 +20,7 @@ class DecodingSettings:
             distribution is sampled at that temperature, without top-k and top-p.
         lookup (`bool`, *optional*, defaults to `False`): Whether runs with a drafter look drafts up in the text first
             ([`PromptLookup`]).
-        safety_net (`bool`, *optional*, defaults to `True`): Whether drafting pauses where nothing is accepted.
+        safety_net (`bool`, *optional*, defaults to `True`): Whether drafting is cut back where it does not pay.
         compile (`bool`, *optional*, defaults to `False`): Whether rounds with a drafter go through `torch.compile`.
 
     Raises:

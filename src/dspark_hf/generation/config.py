@@ -27,8 +27,8 @@ class SpeculationConfig:
             Whether rows whose latest tokens occurred before are drafted what followed there, and only the others by
             the drafter. `True` stands for `PromptLookup()`. Without a drafter, lookup alone drafts.
         safety_net (`bool`, *optional*, defaults to `True`):
-            Whether drafting pauses where it does not pay ([`SafetyNet`]), and a warning says so if next to nothing is
-            accepted.
+            Whether drafting pauses where it does not pay ([`SafetyNet`]), a warning says so if next to nothing is
+            accepted, and large batches get fewer drafts. Without, every slot is always drafted.
         cost_aware (`bool`, *optional*, defaults to `False`):
             Whether the clock tells what a drafted round costs in plain steps, how many drafts are worth that, and
             when none are ([`Pace`]). Without, that is estimated ([`RoundCost`]). What is drafted then depends on time,
@@ -99,7 +99,8 @@ class SpeculationConfig:
         """What rounds of a target on `device` are taken to cost."""
         if self.cost_aware:
             return Pace(device)
-        return RoundCost(device, limits_drafts=self.max_draft_len is None and self.confidence_threshold == 0)
+        is_open = self.max_draft_len is None and self.confidence_threshold == 0
+        return RoundCost(device, limits_drafts=is_open and self.safety_net)
 
     def length_policy(self) -> FixedLength:
         """The policy that these options describe."""
