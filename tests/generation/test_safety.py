@@ -63,7 +63,7 @@ class TestNet:
         # One draft in every other round.
         assert set(schedule(lambda limit, index: index % 2)) == {7}
         # And a bad stretch after good times is borne for a while.
-        assert schedule(lambda limit, index: index < 50)[:66] == 62 * [7] + 4 * [1]
+        assert schedule(lambda limit, index: index < 50)[:74] == 70 * [7] + 4 * [1]
 
     def test_it_recovers(self):
         limits = schedule(lambda limit, index: limit if index > 60 else 0)

@@ -12,7 +12,7 @@ from torch import Tensor
 from .transcript import Transcript
 
 # Plain steps. A drafter that gets one first slot in three right seldom fails often enough in a row to use it up.
-_CREDIT, _MOST = 3.0, 4.0
+_CREDIT, _MOST = 3.0, 6.0
 # Above it whole blocks are drafted, below single drafts.
 _WHOLE_BLOCKS = 1.2
 # The first pause is so much longer than what a try costs, which is then 2% of it.
