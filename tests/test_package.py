@@ -53,7 +53,7 @@ def test_first_use_of_a_name_installs_the_seam():
 
 @pytest.mark.parametrize(
     "line",
-    ["from dspark_hf.modeling import DSparkModel", "from dspark_hf.generation.decode import speculative_generate"],
+    ["from dspark_hf.modeling import DSparkModel", "from dspark_hf.generation.entry import speculative_generate"],
 )
 def test_any_way_to_a_drafter_installs_the_seam(line):
     run_python(f"{line}; {WRAPPED} assert wrapped")

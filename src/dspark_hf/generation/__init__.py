@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .attach import attach_drafter, detach_drafter
     from .config import SpeculationConfig
-    from .decode import speculative_generate
+    from .entry import speculative_generate
     from .lookup import PromptLookup
     from .stats import SpeculationStats
 
@@ -28,7 +28,7 @@ _HOMES = {
     "SpeculationStats": "stats",
     "attach_drafter": "attach",
     "detach_drafter": "attach",
-    "speculative_generate": "decode",
+    "speculative_generate": "entry",
 }
 
 

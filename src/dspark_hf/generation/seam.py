@@ -172,7 +172,7 @@ def _wrap_assisted(original: Callable) -> Callable:
     unused = ("assistant_model", "inputs_tensor", "tokenizer", "assistant_tokenizer")
 
     def assisted_decoding(self, *args, **kwargs):
-        from .decode import speculative_generate
+        from .entry import speculative_generate
 
         given = dict(zip(names[1:], args, strict=False)) | kwargs
         drafter = given.get("assistant_model")
