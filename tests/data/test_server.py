@@ -13,6 +13,7 @@ from dspark_hf.cli.main import app
 from dspark_hf.data.conversations import load_conversations
 from dspark_hf.data.server import ServerAnswerer, regenerate_with_server
 
+NESTED = b"[" * 100_000
 QUESTIONS = [[{"role": "user", "content": f"question {number}"}] for number in range(12)]
 
 
@@ -67,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, {"id": "x", "created": 0, "model": "m", "choices": [choice], "usage": usage})
 
     def send(self, status, content):
-        data = json.dumps(content).encode()
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
@@ -170,6 +171,10 @@ def test_failures_are_kept_with_their_reason_and_tried_again(server, tmp_path):
         ({"choices": [{"message": None}]}, "no chat completion"),
         ({"choices": [{"message": {"content": [{"type": "text"}]}}]}, "Expected each message to be"),
         ({"choices": [{"message": {"content": "half \ud83d"}}]}, "half of a surrogate pair"),
+        ({"choices": [{"message": {"content": "a", "reasoning": "half \ud83d"}}]}, "half of a surrogate pair"),
+        ({"choices": [{"message": {"content": "a", "reasoning_content": [1]}}]}, "Expected each message to be"),
+        ({"choices": {"0": {}}}, "no chat completion"),
+        (NESTED, "RecursionError"),
     ],
 )
 def test_reply_that_is_no_answer_is_a_failure_of_its_own(server, tmp_path, reply, reason):
@@ -177,6 +182,12 @@ def test_reply_that_is_no_answer_is_a_failure_of_its_own(server, tmp_path, reply
     assert answer(server, tmp_path / "out.jsonl") == (11, 1)
     (failure,) = failures(tmp_path / "out.jsonl")
     assert re.search(reason, failure["reason"])
+
+
+def test_counts_that_are_no_numbers_are_left_out(server, tmp_path):
+    reply = {"choices": [{"message": {"content": "an answer"}}], "usage": {"completion_tokens": "four"}}
+    server.rules = {"question 5": {"reply": reply}}
+    assert answer(server, tmp_path / "out.jsonl") == (12, 0)
 
 
 def test_odd_conversations_are_kept_aside(server, tmp_path):

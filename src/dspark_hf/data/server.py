@@ -91,6 +91,7 @@ class ServerAnswerer:
                 check_messages([answer])
                 thoughts = _extra(choice.message, "reasoning_content") or _extra(choice.message, "reasoning")
                 if thoughts:
+                    check_messages([{"role": "assistant", "content": thoughts}])
                     answer["reasoning_content"] = thoughts
                 if not answer["content"].strip():
                     raise ValueError(
@@ -106,11 +107,13 @@ class ServerAnswerer:
         output = await self.client.chat.completions.create(messages=messages, seed=seed % 2**31, **self.options)
         try:
             choice, _ = output.choices[0], output.choices[0].message.content
-        except (AttributeError, IndexError, TypeError):
+        except (AttributeError, LookupError, TypeError):
             # An error that comes with status 200 is a field that the protocol does not know.
             content = getattr(output, "model_extra", None) or output
             raise ValueError(f"The server's reply is no chat completion: {content!r:.200}") from None
-        self.num_tokens += getattr(output.usage, "completion_tokens", None) or 0
+        num_tokens = getattr(output.usage, "completion_tokens", None)
+        # The client passes on whatever type the server gives.
+        self.num_tokens += num_tokens if isinstance(num_tokens, int) else 0
         return choice
 
 
@@ -178,17 +181,18 @@ async def _answer_all(
     seed: int,
     concurrency: int,
 ) -> None:
-    from openai import OpenAIError
-
     async def work() -> None:
         # Workers share one iterator, so a stream of prompts is read no faster than it is answered.
         for messages in wanted:
             try:
-                file.append([await answerer.answer(messages, seed)])
+                answered = await answerer.answer(messages, seed)
+            # A server may reply with anything; what the client or we make of it is no reason to stop.
+            except Exception as error:
+                failed.append(messages, error)
+            else:
+                file.append([answered])
                 failed.note_answer()
                 bar.update()
-            except (OpenAIError, ValueError) as error:
-                failed.append(messages, error)
             tokens_per_second = answerer.num_tokens / max(bar.format_dict["elapsed"], 1e-9)
             bar.set_postfix_str(f"{tokens_per_second:.0f} tokens/s, {failed.num_lines} failed")
 
