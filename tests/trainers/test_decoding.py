@@ -104,6 +104,8 @@ def test_best_checkpoint_is_kept_and_early_stopping_stops(make_trainer, rows, tm
     [
         ({"num_eval_prompts": -1}, "num_eval_prompts must not be negative"),
         ({"eval_max_new_tokens": 0}, "eval_max_new_tokens must be positive"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be positive"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be positive"),
         ({"early_stopping_patience": 0, "eval_strategy": "steps"}, "early_stopping_patience must be positive"),
         ({"early_stopping_patience": 2}, "eval_strategy is 'no'"),
         ({"metric_for_best_model": "eval_tau", "num_eval_prompts": 0}, "num_eval_prompts is 0"),

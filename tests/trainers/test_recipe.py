@@ -69,6 +69,15 @@ def test_what_is_saved_is_the_same_recipe(path, tmp_path):
         (["start_from=org/Drafter"], "brings a drafter with all its fields"),
         (["lora={r: 4}"], "name it with start_from"),
         (["training=fast"], "training must hold keys and values, got 'fast'"),
+        (["training={max_stepps: 3}"], "the command line: unknown key 'training.max_stepps'. Did you mean"),
+        (["lora={q: 4}", "start_from=org/Drafter"], "the command line: unknown key 'lora.q'"),
+        (["data=[]"], r"data must name one file or more, got \[\]"),
+        (["data=3"], "data must name one file or more, got 3"),
+        (["data=[3]"], r"data must name one file or more, got \[3\]"),
+        (["target="], "target must be text, got None"),
+        (["cache=7"], "cache must be text, got 7"),
+        (["start_from=''"], "start_from must be text, got ''"),
+        (["published=3"], "published must hold names and figures, got 3"),
     ],
 )
 def test_bad_overrides(path, overrides, message):
@@ -110,8 +119,9 @@ def test_bad_training_arguments(path):
     with pytest.raises(ValueError, match="streaming does not know how much text there is: give training.max_steps"):
         load_recipe(path, ["streaming=true"]).training_arguments()
     assert load_recipe(path, ["streaming=true", "max_steps=9"]).training_arguments().max_steps == 9
-    with pytest.raises(ValueError, match="give training.output_dir"):
-        Recipe().training_arguments()
+    for output_dir in ({}, {"output_dir": ""}, {"output_dir": None}):
+        with pytest.raises(ValueError, match="give training.output_dir"):
+            Recipe(training=output_dir).training_arguments()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import SubConfigSpec
 
@@ -141,8 +142,12 @@ class DraftConfig(PreTrainedConfig):
                 Fields of this class, or of the draft decoder's config (e.g. `intermediate_size`).
 
         Raises:
-            `ValueError`: If a field is unknown or out of range.
+            `ValueError`: If a field is unknown, out of range, or of the wrong type.
         """
+        num_hidden_layers = cls.default_num_layers if num_hidden_layers is None else num_hidden_layers
+        for name, value in (("num_hidden_layers", num_hidden_layers), ("num_taps", num_taps)):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"{name} must be a whole number, got {value!r}.")
         target = unwrap(target)
         config = target if isinstance(target, PreTrainedConfig) else target.config
         text_config = config.get_text_config()
@@ -163,8 +168,10 @@ class DraftConfig(PreTrainedConfig):
         if isinstance(target, PreTrainedModel):
             own.setdefault("target_name_or_path", public_name(target.name_or_path))
             own.setdefault("target_fingerprint", target_fingerprint(target))
-        num_hidden_layers = cls.default_num_layers if num_hidden_layers is None else num_hidden_layers
-        return cls(decoder_config=family.decoder_config(text_config, num_hidden_layers, **decoder_fields), **own)
+        try:
+            return cls(decoder_config=family.decoder_config(text_config, num_hidden_layers, **decoder_fields), **own)
+        except StrictDataclassError as error:
+            raise ValueError(f"A drafter field cannot be used: {' '.join(str(error).split())}.") from error
 
     @classmethod
     def default_family(cls, text_config: PreTrainedConfig) -> str:

@@ -20,6 +20,9 @@ _NOT_NEGATIVE = (
     "early_stopping_threshold",
 )
 _POSITIVE = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
     "slot_decay",
     "loss_chunk_size",
     "num_anchors",

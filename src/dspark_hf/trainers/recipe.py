@@ -77,6 +77,17 @@ class Recipe:
     def __post_init__(self):
         if isinstance(self.data, str):
             self.data = [self.data]
+        for name in ("target", "openings", "cache", "start_from", "paper"):
+            value = getattr(self, name)
+            if (value is None and name == "target") or not isinstance(value, str | None) or value == "":
+                raise ValueError(f"{name} must be text, got {value!r}.")
+        is_names = isinstance(self.data, list) and self.data and all(isinstance(one, str) for one in self.data)
+        if self.data is not None and not is_names:
+            raise ValueError(
+                f"data must name one file or more, got {self.data!r}. Leave it out, and the target writes text."
+            )
+        if not isinstance(self.published, dict | None):
+            raise ValueError(f"published must hold names and figures, got {self.published!r}.")
         for name in _SECTIONS:
             value = getattr(self, name)
             if not isinstance(value, dict | None):
@@ -132,7 +143,7 @@ class Recipe:
                 words += [f"--{name}", *map(str, value)]
             elif value is not None:
                 words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
-        if "output_dir" not in self.training:
+        if not self.training.get("output_dir"):
             raise ValueError("The recipe does not say where the drafter goes: give training.output_dir.")
         arguments = _TrainingParser(DraftTrainingArguments).parse_args_into_dataclasses(words)[0]
         if self.streaming and arguments.max_steps <= 0:
@@ -164,9 +175,7 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
     content = {} if path is None else _read(path)
     where = "the recipe" if path is None else str(path)
     known = _known_keys(content)
-    for key in _flat_keys(content):
-        if key not in known:
-            raise ValueError(f"{where}: unknown key {key!r}.{_nearest(key, known)}")
+    _check_keys(content, known, where)
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
@@ -175,6 +184,8 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
         if key == "target":
             # The sizes that the recipe states are those of its own target.
             (content.get("estimate") or {}).pop("target", None)
+    # A section that is given as a whole.
+    _check_keys(content, known, "the command line")
     return Recipe(**content)
 
 
@@ -234,10 +245,16 @@ def _known_keys(content: Mapping[str, Any]) -> set[str]:
     return {item.name for item in fields(Recipe)} | inside
 
 
+def _check_keys(content: Mapping[str, Any], known: set[str], where: str) -> None:
+    for key in _flat_keys(content):
+        if key not in known:
+            raise ValueError(f"{where}: unknown key {key!r}.{_nearest(key, known)}")
+
+
 def _flat_keys(content: Mapping[str, Any]) -> Iterable[str]:
     for key, value in content.items():
         yield str(key)
-        if key in _SECTIONS and value:
+        if key in _SECTIONS and isinstance(value, dict):
             yield from (f"{key}.{name}" for name in value)
 
 
