@@ -7,7 +7,7 @@ import torch
 from fake_drafters import TableDrafter, greedy_oracle
 from tiny_targets import make_prompt
 
-from dspark_hf import SpeculationConfig
+from dspark_hf import PromptLookup, SpeculationConfig
 from dspark_hf.generation.cost import RoundCost
 from dspark_hf.generation.safety import SafetyNet
 
@@ -63,6 +63,20 @@ def test_rows_that_leave_let_the_others_draft_more(target, two_threads):
     out = target.generate(ids, assistant_model=drafter, **options, pad_token_id=0)
     assert out.tolist() == expected.tolist()
     assert drafter.offered[0] == 2 and max(drafter.offered) > 2
+
+
+def test_rows_that_look_up_share_too(target, two_threads):
+    # Tiny targets soon repeat themselves.
+    lens = {}
+    for batch_size in (1, 8):
+        lookup = PromptLookup(num_slots=8, min_ngram=1)
+        ids = make_prompt(6, batch_size=batch_size)
+        target.generate(ids, assistant_model=lookup, max_new_tokens=80, do_sample=False)
+        lens[batch_size] = lookup.last_stats.verified_lens
+    assert max(lens[1]) == 8
+    # No row ends within so many rounds.
+    rounds = [lens[8][start : start + 8] for start in range(0, 8 * 8, 8)]
+    assert all(sum(drafts) <= 16 for drafts in rounds) and any(sum(drafts) > 8 for drafts in rounds)
 
 
 def test_a_sampled_run_of_many_rows_repeats(target, two_threads):

@@ -32,7 +32,11 @@ class RoundCost:
             num_rows (`int`): Rows to draft for.
             num_left (`int`): Tokens that the row with most of them may still make.
         """
-        return min(num_slots, max(1, self._budget // num_rows)) if self._limits_drafts else num_slots
+        return self.share(num_slots, num_rows)
+
+    def share(self, num_drafts: int, num_rows: int) -> int:
+        """How many of `num_drafts` drafts each of some rows may have verified."""
+        return min(num_drafts, max(1, self._budget // max(num_rows, 1))) if self._limits_drafts else num_drafts
 
     def extra(self, lens: list[int], is_drafted: bool) -> float:
         """Plain steps that a round takes beyond one.

@@ -171,6 +171,8 @@ class Proposer:
         if self._lookup is not None:
             limit = self._lookup.net.limit(self._policy.limit(self._lookup.num_slots))
             found = self._lookup.draft(self._transcript, [min(limit, space) for space in room])
+            most = self._cost.share(limit, sum(map(bool, found)))
+            found = [drafts[:most] for drafts in found]
         lens = [len(drafts) for drafts in found]
         limit = 0
         if self._drafter is not None:
