@@ -7,6 +7,8 @@ from tiny_targets import make_prompt, make_target
 from transformers import (
     DynamicCache,
     LlamaForCausalLM,
+    ProphetNetConfig,
+    ProphetNetForCausalLM,
     QuantizedCache,
     StaticCache,
     T5Config,
@@ -146,6 +148,14 @@ def test_encoder():
     target = make_target("bert", is_decoder=True)
     drafter, plain = greedy_oracle(target, ids, [3, 0, 4], max_new_tokens=16)
     assert target.generate(ids, assistant_model=drafter, max_new_tokens=16, do_sample=False).tolist() == plain.tolist()
+
+
+def test_target_of_single_tokens():
+    sizes = {"num_decoder_layers": 2, "num_decoder_attention_heads": 2, "decoder_ffn_dim": 16, "ngram": 1}
+    config = ProphetNetConfig(vocab_size=64, hidden_size=16, is_decoder=True, is_encoder_decoder=False, **sizes)
+    target = ProphetNetForCausalLM(config).eval()
+    with pytest.raises(ValueError, match="ProphetNetForCausalLM takes one token at a time behind its cache"):
+        target.generate(make_prompt(5), assistant_model=TableDrafter(64), max_new_tokens=4)
 
 
 def test_stateful_target(guarded, monkeypatch):

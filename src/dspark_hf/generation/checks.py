@@ -97,6 +97,11 @@ def check_options(model: PreTrainedModel, generation_config: GenerationConfig) -
             f"{name} keeps a state that rejected tokens cannot be taken out of, so it cannot verify drafts; "
             "generate without a drafter."
         )
+    if model.config.model_type == "prophetnet":
+        raise ValueError(
+            f"{name} takes one token at a time behind its cache, so it cannot verify drafts; generate without a "
+            "drafter."
+        )
     # PaliGemma only says that answers are not part of the prompt, which nothing reads behind the prompt.
     if grows_own_inputs(model) and model.config.model_type != "paligemma":
         raise ValueError(
