@@ -30,6 +30,20 @@ def test_a_drafter_is_trained(dspark, recipe, tmp_path):
     assert AutoDrafter.from_pretrained(tmp_path / "out").config.block_size == 3
 
 
+def test_what_is_trained_can_be_published(dspark, recipe, tmp_path):
+    out = tmp_path / "out"
+    outcome = dspark("train", "--config", recipe, "save_strategy=no", "hub_token=hf_secret")
+    assert outcome.code == 0, outcome.err
+    record = json.loads((out / "training.json").read_text())
+    assert record["data"] == ["text.jsonl"] and record["steps"] == 1 and record["arguments"]["max_steps"] == 1
+    outcome = dspark("push", out, "me/drafter", "--base-model", "org/Model", "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.split()[-4:] == ["README.md", "config.json", "model.safetensors", "training.json"]
+    assert "text.jsonl" in (out / "README.md").read_text()
+    written = [path.read_text() for path in out.glob("*") if path.suffix in (".json", ".yaml", ".md")]
+    assert len(written) >= 4 and not any("hf_secret" in text for text in written)
+
+
 def test_an_estimate_needs_no_work(dspark, recipe, tmp_path):
     outcome = dspark("train", "--config", recipe, "--estimate", "estimate.tokens=1e6")
     assert outcome.code == 0, outcome.err

@@ -205,6 +205,8 @@ def test_serving_commands(folder):
         ("python train.py --data a.jsonl", "python train.py --data a.jsonl"),
         ("dspark push /tmp/x/run org/repo --token hf_AbC123456", "dspark push run org/repo --token ***"),
         ("a --hub_token=abc --api-key k", "a --hub_token=*** --api-key ***"),
+        ("dspark train training.hub_token=abc max_steps=3", "dspark train training.hub_token=*** max_steps=3"),
+        ("a eval_max_new_tokens=9 --max-new-tokens 8", "a eval_max_new_tokens=9 --max-new-tokens 8"),
         ("a ../b/c.json ~/d/e ./f", "a c.json e f"),
         ("a --out=/r/s/t.json runs/first https://example.org/x", "a --out=t.json runs/first https://example.org/x"),
     ],

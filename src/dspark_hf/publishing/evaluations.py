@@ -65,9 +65,9 @@ def add_evaluation(folder: str | os.PathLike, file: str | os.PathLike) -> Path:
 
 def shorten_command(command: str) -> str:
     """A command line without secrets and without folders of this machine: they tell others nothing."""
-    command = re.sub(
-        r"(--?[\w-]*(?:token|password|secret|api[_-]?key)[ =])\S+", r"\1***", command, flags=re.IGNORECASE
-    )
+    secret = r"(?:token|password|secret|api[_-]?key)"
+    # After an option, or a key of a recipe.
+    command = re.sub(rf"(--?[\w-]*{secret} |[\w.-]*{secret}=)\S+", r"\1***", command, flags=re.IGNORECASE)
     command = re.sub(r"\bhf_\w{8,}", "***", command)
     return re.sub(r"(?<![\w.:/~-])[~.]{0,2}/(?:[^\s/'\"]+/)*([^\s/'\"]+)/?", r"\1", command)
 

@@ -15,9 +15,11 @@ from .card import CardFacts, is_generated, write_card
 from .folder import CALIBRATION, CARD, EVALUATIONS, TRAINING
 from .plots import ACCEPTANCE, RELIABILITY
 
-# What a trainer leaves beside the model it saves, and what editors and version control leave anywhere.
+# What a trainer leaves beside the model it saves, and what editors and version control leave anywhere. A recipe names
+# folders of the machine; what it says about the drafter is in `training.json`.
 LEFT_OUT = (
     ".*", "_*", "checkpoint-*", "runs", "*.bin", "*.pt", "*.pth", "*.tmp", "trainer_state.json", "*_results.json",
+    "recipe.yaml",
 )  # fmt: skip
 _WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 # What is true of one set of weights only.

@@ -151,8 +151,10 @@ class Recipe:
         return arguments
 
     def save(self, path: str | Path) -> None:
-        """Write the recipe as YAML."""
+        """Write the recipe as YAML, without the tokens of accounts."""
         given = {name: value for name, value in asdict(self).items() if value not in (None, {})}
+        if self.training:
+            given["training"] = {name: self.training[name] for name in self.training if not name.endswith("_token")}
         write_text(path, yaml.safe_dump(given, sort_keys=False))
 
 

@@ -39,7 +39,7 @@ def train_drafter(
 ) -> tuple[DraftTrainer, dict[str, float]]:
     """Train, evaluate and save a drafter.
 
-    The folder gets the drafter in bfloat16, or its adapter, and the recipe as `recipe.yaml`.
+    The folder gets the drafter in bfloat16, or its adapter, the recipe as `recipe.yaml`, and a card.
 
     Args:
         recipe ([`Recipe`]): What to do.
@@ -187,3 +187,4 @@ def _save(trainer: DraftTrainer, recipe: Recipe) -> None:
             unwrap(drafter).to(torch.bfloat16).save_pretrained(folder)
     if trainer.is_world_process_zero():
         recipe.save(Path(folder) / "recipe.yaml")
+        trainer.create_model_card(dataset=recipe.data)
