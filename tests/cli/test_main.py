@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-COMMANDS = ["demo", "generate", "bench", "regenerate", "train", "cache", "convert", "env"]
+COMMANDS = ["demo", "generate", "bench", "regenerate", "train", "cache", "convert", "push", "env"]
 
 
 def test_every_command_is_offered(dspark):
@@ -16,7 +16,7 @@ def test_every_command_is_offered(dspark):
 
 @pytest.mark.parametrize(
     "command",
-    [["demo"], ["generate"], ["bench", "generate"], ["regenerate"], ["train"], ["cache"], ["convert"], ["env"]],
+    [[command] for command in COMMANDS if command != "bench"] + [["bench", "generate"], ["bench", "exactness"]],
     ids=" ".join,
 )
 def test_help_has_an_example(dspark, command):
