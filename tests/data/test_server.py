@@ -124,8 +124,9 @@ def test_requests_run_at_once_up_to_the_limit(server, tmp_path):
     assert server.most_under_way == 3
 
 
-def test_turns_are_answered_in_order_until_one_is_cut_off(server, tmp_path):
-    server.rules = {"long": {"finish_reason": "length"}, "think": {"extra": {"reasoning_content": "hm"}}}
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+def test_turns_are_answered_in_order_until_one_is_cut_off(server, tmp_path, reason):
+    server.rules = {"long": {"finish_reason": reason}, "think": {"extra": {"reasoning_content": "hm"}}}
     turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "think first"},
              {"role": "assistant", "content": "not the target's"}, {"role": "user", "content": "long second"},
              {"role": "user", "content": "third"}]  # fmt: skip
@@ -254,5 +255,7 @@ def test_command_asks_the_server(server, tmp_path):
     assert result.exit_code == 0, result.output
     assert "1 conversations failed: see" in result.output and f"{out}: 5 conversations" in result.output
     assert {authorization for _, authorization, _ in server.requests} == {"Bearer key"}
+    result = CliRunner().invoke(app, [str(argument) for argument in [*arguments, "--resume", "--timeout", 0]])
+    assert result.exit_code != 0 and "timeout must be" in result.output
     result = CliRunner().invoke(app, ["regenerate", "--synthesize", "3", "--server", server.url, "--out", str(out)])
     assert result.exit_code == 2 and "--limit and --server go with --prompts" in result.output

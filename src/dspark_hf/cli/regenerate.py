@@ -21,6 +21,7 @@ def regenerate(
     limit: Annotated[int | None, typer.Option(help="Take so many prompts from the top.")] = None,
     server: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server that has it.")] = None,
     concurrency: Annotated[int, typer.Option(help="Conversations under way at the server.")] = 32,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer of the server.")] = 600.0,
     api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="Key of the server.")] = None,
     batch_size: Annotated[int, typer.Option(help="Answers written at once by a local target.")] = 128,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 160,
@@ -68,7 +69,7 @@ def regenerate(
     if server is not None:
         from dspark_hf.data.server import ServerAnswerer, regenerate_with_server
 
-        answerer = ServerAnswerer(server, target, api_key=api_key, **answers)
+        answerer = ServerAnswerer(server, target, api_key=api_key, timeout=timeout, **answers)
         num_lines, _ = regenerate_with_server(answerer, prompts, out, concurrency=concurrency, **settings, **source)
     elif synthesize is not None:
         from dspark_hf.data.regenerate import synthesize as write

@@ -99,7 +99,7 @@ class ServerAnswerer:
                         "raise max_new_tokens."
                     )
                 done.append(answer)
-                if choice.finish_reason == "length":
+                if choice.finish_reason in ("length", "content_filter"):
                     return {"messages": done, "complete": False, **self.noted}
         return {"messages": done, "complete": True, **self.noted}
 

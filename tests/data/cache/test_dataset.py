@@ -34,6 +34,8 @@ def test_it_behaves_like_a_data_set(cache, kept):
 def test_rows_have_numbers_not_names(cache):
     with pytest.raises(TypeError, match="Expected the number of a row, a slice or a list of numbers, got 'features'"):
         cache["features"]
+    with pytest.raises(TypeError, match="got 1.5"):
+        cache[1.5]
 
 
 def test_select_is_a_view(cache):

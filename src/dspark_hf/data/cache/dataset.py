@@ -85,7 +85,7 @@ class TargetCache(Dataset):
         return len(self._places)
 
     def __getitem__(self, key: int | slice | Sequence[int]) -> dict[str, Any]:
-        if isinstance(key, str):
+        if isinstance(key, str | float):
             raise TypeError(f"Expected the number of a row, a slice or a list of numbers, got {key!r}.")
         if isinstance(key, slice) or not hasattr(key, "__index__"):
             chosen = range(*key.indices(len(self))) if isinstance(key, slice) else key
