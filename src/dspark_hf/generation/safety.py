@@ -15,8 +15,8 @@ from .transcript import Transcript
 _CREDIT, _MOST = 3.0, 6.0
 # Above it whole blocks are drafted, below single drafts.
 _WHOLE_BLOCKS = 1.2
-# The first pause is so much longer than what a try costs, which is then 2% of it.
-_PAUSE_PER_STEP, _SHORTEST_PAUSE, _LONGEST_PAUSE = 50, 8, 256
+# The first pause is so much longer than what a try costs, which is then 1% of it.
+_PAUSE_PER_STEP, _SHORTEST_PAUSE, _LONGEST_PAUSE = 100, 16, 256
 
 _MIN_JUDGED, _MOST_FIRSTS = 12, 20
 _COLLAPSED_RATE = 0.15
@@ -31,8 +31,8 @@ class SafetyNet:
     little. When it is empty, or drafting is known not to pay, it pauses, after which a single draft is tried; each
     failure doubles the pause, up to 256 rounds.
 
-    The first pause is 50 times as long as what a try costs in plain steps. A drafter that never hits and takes 1 + x
-    plain steps a block thus wastes at most 3 + x of them until the first pause, and 2% of the steps behind it.
+    The first pause is 100 times as long as what a try costs in plain steps. A drafter that never hits and takes 1 + x
+    plain steps a block thus wastes at most 3 + x of them until the first pause, and 1% of the steps behind it.
 
     Args:
         enabled (`bool`): Otherwise every slot may be drafted always.
