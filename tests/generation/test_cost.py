@@ -76,7 +76,7 @@ def test_rows_that_look_up_share_too(target, two_threads):
     assert max(lens[1]) == 8
     # No row ends within so many rounds.
     rounds = [lens[8][start : start + 8] for start in range(0, 8 * 8, 8)]
-    assert all(sum(drafts) <= 16 for drafts in rounds) and any(sum(drafts) > 8 for drafts in rounds)
+    assert all(sum(drafts) <= 16 for drafts in rounds) and any(sum(drafts) > 4 for drafts in rounds)
 
 
 def test_a_sampled_run_of_many_rows_repeats(target, two_threads):

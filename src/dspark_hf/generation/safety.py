@@ -12,13 +12,13 @@ from torch import Tensor
 from .transcript import Transcript
 
 # Plain steps. A drafter that gets one first slot in three right seldom fails often enough in a row to use it up.
-_CREDIT, _MOST = 3.0, 6.0
+_CREDIT, _MOST = 2.0, 6.0
 # Above it whole blocks are drafted, below single drafts.
-_WHOLE_BLOCKS = 1.2
+_WHOLE_BLOCKS = 1.0
 # The first pause is so much longer than what a try costs, which is then 1% of it.
 _PAUSE_PER_STEP, _SHORTEST_PAUSE, _LONGEST_PAUSE = 100, 16, 256
 
-_MIN_JUDGED, _MOST_FIRSTS = 12, 20
+_MIN_JUDGED, _MOST_FIRSTS = 8, 20
 _COLLAPSED_RATE = 0.15
 _SHIFTED_RATE = 0.25
 
@@ -26,13 +26,13 @@ _SHIFTED_RATE = 0.25
 class SafetyNet:
     """Decides how many slots may be drafted, from what earlier rounds won.
 
-    An account starts with credit for 3 plain steps. A drafted round costs what it takes longer than a plain step; a
+    An account starts with credit for 2 plain steps. A drafted round costs what it takes longer than a plain step; a
     draft that stands earns the step that it saves. While the account is low only one slot is drafted, which costs
     little. When it is empty, or drafting is known not to pay, it pauses, after which a single draft is tried; each
     failure doubles the pause, up to 256 rounds.
 
     The first pause is 100 times as long as what a try costs in plain steps. A drafter that never hits and takes 1 + x
-    plain steps a block thus wastes at most 3 + x of them until the first pause, and 1% of the steps behind it.
+    plain steps a block thus wastes at most 2 + x of them until the first pause, and 1% of the steps behind it.
 
     Args:
         enabled (`bool`): Otherwise every slot may be drafted always.
