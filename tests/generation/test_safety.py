@@ -143,7 +143,8 @@ def test_another_slot_convention_is_recognised(target, long_text, shift, where):
 
     drafter = Shifted([known], [0], 64)
     # The places behind the first pause are known only once it is over.
-    with pytest.warns(UserWarning, match=f"fit one place {where}.*check sample_from_anchor"):
+    untrained = ".*hardly trained, and repeats the last token" if shift < 0 else ""
+    with pytest.warns(UserWarning, match=f"fit one place {where}.*check sample_from_anchor{untrained}"):
         assert target.generate(ids, assistant_model=drafter, **GREEDY).tolist() == plain.tolist()
 
 

@@ -133,9 +133,11 @@ class CollapseWarning:
         for shift, where in ((1, "later"), (-1, "earlier")):
             rate = self._rate_at(shift)
             if rate >= _SHIFTED_RATE:
+                # Layers that have learned nothing pass their input on.
+                untrained = " Or it was hardly trained, and repeats the last token." if shift < 0 else ""
                 return (
                     f"{rate:.0%} of these drafts fit one place {where}, so the drafter probably counts slots in "
-                    "another way than its config says: check sample_from_anchor."
+                    f"another way than its config says: check sample_from_anchor.{untrained}"
                 )
         if self._is_blind:
             return "Drafts are made without custom logits processors and guidance, which probably want other tokens."
