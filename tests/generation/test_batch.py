@@ -12,6 +12,7 @@ from transformers import DynamicCache, LogitsProcessor, StoppingCriteria
 
 from dspark_hf import DSparkModel, SpeculationConfig
 from dspark_hf.generation import decode
+from dspark_hf.modeling.cache_name import CACHE_NAME
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -175,7 +176,7 @@ def test_rows_that_are_done_leave_the_work(family, monkeypatch):
 
     @functools.wraps(forward)
     def noted(input_ids, **inputs):
-        cache = inputs["past_key_values"]
+        cache = inputs[CACHE_NAME]
         num_rows = cache.layers[0].keys.shape[0] if cache.layers[0].is_initialized else input_ids.shape[0]
         sizes.append((num_rows, cache.get_seq_length()))
         return forward(input_ids=input_ids, **inputs)

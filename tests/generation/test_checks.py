@@ -17,6 +17,7 @@ from transformers import (
 
 from dspark_hf import DSparkModel, SpeculationConfig
 from dspark_hf.generation import speculative_generate
+from dspark_hf.modeling.cache_name import CACHE_NAME
 
 
 @pytest.fixture
@@ -99,12 +100,12 @@ def test_quantized_cache(target):
     cache = object.__new__(QuantizedCache)
     cache.layers = []
     with pytest.raises(ValueError, match="LlamaForCausalLM uses QuantizedCache"):
-        speculative_generate_with(target, past_key_values=cache)
+        speculative_generate_with(target, **{CACHE_NAME: cache})
 
 
 def test_no_cache_at_all(target):
     with pytest.raises(ValueError, match="uses no cache"):
-        speculative_generate_with(target, past_key_values=None)
+        speculative_generate_with(target, **{CACHE_NAME: None})
 
 
 def test_empty_prompt(target):

@@ -55,7 +55,7 @@ def test_cache_of_another_batch(target):
     target.generate(ids, past_key_values=cache, assistant_model=drafter, max_new_tokens=1)
     more = torch.cat([ids, make_prompt(2)], 1)
     kwargs = {"assistant_model": drafter, "do_sample": True, "num_return_sequences": 3, "max_new_tokens": 4}
-    with pytest.raises(ValueError, match="past_key_values holds 1 rows, and 3 are to be generated"):
+    with pytest.raises(ValueError, match="The cache holds 1 rows, and 3 are to be generated"):
         target.generate(more, past_key_values=cache, **kwargs)
     copies = copy.deepcopy(cache)
     copies.batch_repeat_interleave(3)
@@ -248,9 +248,9 @@ def test_nothing_is_left_at_a_cache_that_is_not_handed_out(target):
 @pytest.mark.parametrize(
     ("num_cached", "num_given", "num_masked", "message"),
     [
-        (6, 6, None, "past_key_values holds 6 tokens already, and 6 are given, so none is new.*Pass all tokens"),
-        (6, 3, None, "past_key_values holds 6 tokens already, and 3 are given"),
-        (6, 3, 8, "attention_mask has 8 columns, but the prompt has 9, of which 6 are in past_key_values"),
+        (6, 6, None, "The cache holds 6 tokens already, and 6 are given, so none is new.*Pass all tokens"),
+        (6, 3, None, "The cache holds 6 tokens already, and 3 are given"),
+        (6, 3, 8, "attention_mask has 8 columns, but the prompt has 9, of which 6 are cached"),
     ],
 )
 def test_tokens_that_do_not_go_with_the_cache(target, num_cached, num_given, num_masked, message):

@@ -17,6 +17,7 @@ from dspark_hf.evaluation.runs import wait_for
 from dspark_hf.generation.compaction import is_compactable
 from dspark_hf.generation.flat import FlatRunner
 from dspark_hf.generation.layout import PromptLayout
+from dspark_hf.modeling.cache_name import CACHE_NAME
 
 # Each piece is timed so often, in turn with the others, and the median counts.
 _NUM_TIMES = 5
@@ -116,13 +117,13 @@ def efficiency(comparisons: Sequence[Comparison], pieces: Sequence[Pieces]) -> d
 
 def _plain_step(target: Any, ids: torch.Tensor, num_tokens: int) -> Callable[[], None]:
     cache = DynamicCache(config=target.config)
-    target(ids[:, : num_tokens - 1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    target(ids[:, : num_tokens - 1], **{CACHE_NAME: cache}, use_cache=True, logits_to_keep=1)
     # Sliding windows then keep what a step pushes out of them.
     cache.activate_past_recording()
     last = ids[:, num_tokens - 1 : num_tokens]
 
     def step() -> None:
-        target(last, past_key_values=cache, use_cache=True).logits.max(-1).indices.tolist()
+        target(last, **{CACHE_NAME: cache}, use_cache=True).logits.max(-1).indices.tolist()
         cache.crop(-1)
 
     return step
@@ -135,7 +136,7 @@ def _round_pieces(
     num_rows, num_cached, num_slots = ids.shape[0], num_tokens - 1, drafter.config.num_slots
     positions = torch.arange(num_cached, device=ids.device).expand(num_rows, -1)
     model_kwargs = {
-        "past_key_values": DynamicCache(config=target.config), "position_ids": positions, "use_cache": True,
+        CACHE_NAME: DynamicCache(config=target.config), "position_ids": positions, "use_cache": True,
     }  # fmt: skip
     layout = PromptLayout(num_rows, num_cached, num_cached)
     runner = FlatRunner(target, drafter.config.target_layer_ids, model_kwargs, layout, num_tokens + num_slots)

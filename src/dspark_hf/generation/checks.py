@@ -9,6 +9,8 @@ from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
+from dspark_hf.modeling.cache_name import CACHE_NAME
+
 from .compaction import is_compactable
 from .compiled import decoder_layers
 from .config import SpeculationConfig
@@ -159,7 +161,7 @@ def check_synced(model: PreTrainedModel, drafter: Any, generation_config: Genera
 
 def check_cache(model: PreTrainedModel, model_kwargs: dict[str, Any], generation_config: GenerationConfig) -> None:
     """Raise `ValueError` for a cache that rejected tokens cannot be taken out of, or what does not go with it."""
-    cache = model_kwargs.get("past_key_values")
+    cache = model_kwargs.get(CACHE_NAME)
     name = type(model).__name__
     if not is_rewindable(model, cache):
         got = "no cache" if cache is None else type(cache).__name__
@@ -169,7 +171,7 @@ def check_cache(model: PreTrainedModel, model_kwargs: dict[str, Any], generation
         raise ValueError(
             "A drafter needs a cache that rejected tokens can be taken out of, such as a DynamicCache with attention "
             f"layers on the target's device, and {name} uses {got}. Leave out cache_implementation and "
-            "past_key_values, or generate without a drafter."
+            f"{CACHE_NAME}, or generate without a drafter."
         )
     mask = model_kwargs.get("attention_mask")
     if compresses(cache) and mask is not None and not mask.all():
@@ -193,7 +195,7 @@ def check_compile(
     is_given = generation_config.return_dict_in_generate or getattr(cache, "_is_user_defined", False)
     modules = list(model.modules())
     for what, is_set in (
-        ("a cache that someone gets (return_dict_in_generate, past_key_values), since rounds are compiled on one of "
+        (f"a cache that someone gets (return_dict_in_generate, {CACHE_NAME}), since rounds are compiled on one of "
          "their own", is_given),
         ("synced_gpus", synced_gpus),
         (f"{name} with modules that accelerate brings to a device when they run (device_map, offloading)",
@@ -202,7 +204,7 @@ def check_compile(
          any(module._compiled_call_impl is not None for module in modules)),
         (f"{name}, whose cache holds more than keys and values", not is_compactable(cache)),
         (f"{name} with another attention than sdpa or eager from transformers' interface", not can_swap(model)),
-        (f"{name}, whose decoder layers do not stand in one list, or do not take past_key_values",
+        (f"{name}, whose decoder layers do not stand in one list, or do not take {CACHE_NAME}",
          decoder_layers(model) is None),
     ):  # fmt: skip
         if is_set:

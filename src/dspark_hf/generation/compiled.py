@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from dspark_hf.modeling.cache_name import CACHE_NAME
 from dspark_hf.modeling.compiling import compiled, mark_open, open_sizes
 
 from .flat import FlatRunner
@@ -95,16 +96,16 @@ class CompiledLayers:
                 if forward is not None:
                     vars(layer)["forward"] = forward
 
-    def _forward(self, index: int, cache: Cache, forward: Callable, *args: Any, **kwargs: Any) -> Any:
+    def _forward(self, index: int, cache: Cache, forward: Callable, /, *args: Any, **kwargs: Any) -> Any:
         # Layers that share another's keys have none of their own; other threads come with caches of theirs.
-        is_ours = kwargs.get("past_key_values") is cache and index < len(cache.layers)
+        is_ours = kwargs.get(CACHE_NAME) is cache and index < len(cache.layers)
         if not is_ours or not isinstance(cache.layers[index], RowLayer):
             return forward(*args, **kwargs)
         for value in (*args, *kwargs.values()):
             for part in value if isinstance(value, tuple) else (value,):
                 if isinstance(part, Tensor):
                     mark_open(part)
-        kwargs["past_key_values"] = LayerCache(cache, index)
+        kwargs[CACHE_NAME] = LayerCache(cache, index)
         return self._run(self._bare[index], *args, **kwargs)
 
 
@@ -137,7 +138,7 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module] | None:
     num_layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     lists = [child for child in model.get_decoder().children() if isinstance(child, nn.ModuleList)]
     found = [list(layers) for layers in lists if len(layers) == num_layers]
-    if len(found) != 1 or not all("past_key_values" in signature(layer.forward).parameters for layer in found[0]):
+    if len(found) != 1 or not all(CACHE_NAME in signature(layer.forward).parameters for layer in found[0]):
         return None
     return found[0]
 

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from dspark_hf.modeling import DSparkModel
+from dspark_hf.modeling.cache_name import CACHE_NAME
 from dspark_hf.modeling.compiled_drafter import CompiledDrafter
 from dspark_hf.modeling.placement import compute_device
 
@@ -69,7 +70,7 @@ class SpeculativeLoop:
         self.drafter = drafter
         self.generation_config = generation_config
         rules = StopRules(stopping_criteria, generation_config, input_ids.shape[1])
-        cache = model_kwargs["past_key_values"]
+        cache = model_kwargs[CACHE_NAME]
         self.has_user_cache = getattr(cache, "_is_user_defined", False)
         self.cache_is_returned = bool(generation_config.return_dict_in_generate or self.has_user_cache)
         self.chooser = TokenChooser(
@@ -244,5 +245,5 @@ class SpeculativeLoop:
             logits=None if transcript.logits is None else tuple(transcript.logits),
             hidden_states=None if self.recorder.hidden_states is None else tuple(self.recorder.hidden_states),
             attentions=None if self.recorder.attentions is None else tuple(self.recorder.attentions),
-            past_key_values=self.target.cache,
+            **{CACHE_NAME: self.target.cache},
         )

@@ -7,6 +7,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from dspark_hf.modeling.cache_name import CACHE_NAME
+
 from .checks import (
     check_cache,
     check_chunks,
@@ -73,7 +75,7 @@ def speculative_generate(
         check_synced(model, drafter, generation_config)
     check_cache(model, model_kwargs, generation_config)
     if speculation.compile:
-        check_compile(model, model_kwargs["past_key_values"], generation_config, synced_gpus)
+        check_compile(model, model_kwargs[CACHE_NAME], generation_config, synced_gpus)
     layout = PromptLayout.of(input_ids, model_kwargs, generation_config)
     check_chunks(layout, model_kwargs, generation_config)
     if not drafter.is_bound_to(model):

@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from dspark_hf.modeling.cache_name import CACHE_NAME
+
 from .columns import reads_columns
 from .compaction import is_compactable
 from .packing import Packing
@@ -49,7 +51,7 @@ class FlatRunner(TargetRunner):
             self._visible = None if mask is None else mask[:, :num_columns].bool()
             # A draft may stand behind the last token, as in the buffer of ids.
             self.cache = RowCache(self.cache, num_columns, self._columns.most_columns + 1, self._row_layer_cls)
-            self._kwargs["past_key_values"] = self.cache
+            self._kwargs[CACHE_NAME] = self.cache
 
     def _prefill_pass(self, ids: Tensor, begin: int, stop: int) -> Tensor:
         if self._trial is None:

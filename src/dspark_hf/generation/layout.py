@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor
 from transformers import Cache, GenerationConfig
 
+from dspark_hf.modeling.cache_name import CACHE_NAME
+
 
 @dataclass(frozen=True)
 class PromptLayout:
@@ -48,11 +50,11 @@ class PromptLayout:
         if input_ids.is_floating_point():
             raise ValueError(f"input_ids must be integers, got {input_ids.dtype}; pass embeddings as inputs_embeds.")
         embeds, mask = model_kwargs.get("inputs_embeds"), model_kwargs.get("attention_mask")
-        cache = model_kwargs["past_key_values"]
+        cache = model_kwargs[CACHE_NAME]
         num_cached, keys = cache.get_seq_length(), first_keys(cache)
         if num_cached > 0 and keys is not None and keys.shape[0] != num_rows:
             raise ValueError(
-                f"past_key_values holds {keys.shape[0]} rows, and {num_rows} are to be generated, "
+                f"The cache holds {keys.shape[0]} rows, and {num_rows} are to be generated, "
                 "num_return_sequences included. Repeat those of a copy, with its method batch_repeat_interleave(n)."
             )
         num_masked = getattr(config, "_mask_length", num_ids) if mask is None else mask.shape[1]
@@ -71,13 +73,13 @@ class PromptLayout:
             raise ValueError("The prompt is empty; a drafter needs at least one token of input_ids to start from.")
         if num_columns <= num_cached:
             raise ValueError(
-                f"past_key_values holds {num_cached} tokens already, and {num_columns} are given, so none is new. "
+                f"The cache holds {num_cached} tokens already, and {num_columns} are given, so none is new. "
                 "Pass all tokens, cached ones included, or new ones with an attention_mask over cached and new tokens."
             )
         if mask is not None and mask.shape[1] != num_columns:
             raise ValueError(
                 f"attention_mask has {mask.shape[1]} columns, but the prompt has {num_columns}, of which {num_cached} "
-                "are in past_key_values. Give a mask over all of them."
+                "are cached. Give a mask over all of them."
             )
         return cls(num_rows, num_ids, num_columns, num_cached)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from dspark_hf.modeling.cache_name import CACHE_NAME
 from dspark_hf.modeling.taps import merge_streams
 
 from .columns import ColumnInputs, reads_columns
@@ -51,7 +52,7 @@ class TargetRunner:
     ):
         self._model = model
         self._taps = [layer_id + 1 for layer_id in tap_layer_ids]
-        self.cache: Cache = model_kwargs["past_key_values"]
+        self.cache: Cache = model_kwargs[CACHE_NAME]
         self._kwargs = dict(model_kwargs)
         self._embeds = self._kwargs.pop("inputs_embeds", None)
         self._layout = layout
@@ -76,7 +77,7 @@ class TargetRunner:
     @property
     def can_drop_rows(self) -> bool:
         """Whether rows may leave; not where other inputs may have a part for every row, or PEFT an adapter."""
-        others = [value for name, value in self._kwargs.items() if name != "past_key_values"]
+        others = [value for name, value in self._kwargs.items() if name != CACHE_NAME]
         has_parts = any(isinstance(value, (Tensor, list, tuple, dict)) for value in others)
         return not has_parts and "adapter_names" not in hook_arguments(self._model)
 
@@ -230,8 +231,8 @@ class TargetRunner:
         inputs = self._model.prepare_inputs_for_generation(ids, **options, **self._kwargs, **kwargs)
         if self.cache.get_seq_length() == 0:
             # Models with two rope scalings drop the cache of a long prompt, which is no loss.
-            inputs["past_key_values"] = self.cache
-        if inputs.get("past_key_values") is not self.cache:
+            inputs[CACHE_NAME] = self.cache
+        if inputs.get(CACHE_NAME) is not self.cache:
             raise ValueError(
                 f"{type(self._model).__name__} dropped its cache at {self._num_columns} tokens to compute all of them "
                 "anew, as models with two rope scalings do. Speculative decoding cannot cross that length: generate "

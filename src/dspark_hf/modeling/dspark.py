@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dspark_hf.ops.blocks import LayerView, training_mask
 
+from .cache_name import CACHE_NAME
 from .configuration_dspark import DFlashConfig, DSparkConfig
 from .context import DraftState, TracedState, TrainingContext
 from .drafter import DraftModel
@@ -61,7 +62,7 @@ class DSparkModel(DraftModel):
                 hidden,
                 attention_mask=masks[view],
                 position_ids=positions,
-                past_key_values=context,
+                **{CACHE_NAME: context},
                 position_embeddings=ropes[layer_type],
                 is_causal=False,
             )

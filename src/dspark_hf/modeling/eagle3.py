@@ -23,6 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dspark_hf.ops.blocks import FULL_VIEW, LayerView, training_mask
 
+from .cache_name import CACHE_NAME
 from .configuration_eagle3 import Eagle3Config
 from .context import DraftState, TrainingContext
 from .drafter import DraftModel
@@ -64,7 +65,7 @@ class Eagle3Layer(GradientCheckpointingLayer):
         embeds: Tensor,
         rope: tuple[Tensor, Tensor],
         mask: Tensor | None = None,
-        past_key_values: Any = None,
+        context: Any = None,
     ) -> Tensor:
         """
         Args:
@@ -72,7 +73,7 @@ class Eagle3Layer(GradientCheckpointingLayer):
             embeds (`torch.Tensor` of shape `(batch, tokens, hidden)`): Embeddings of the tokens after them.
             rope (`tuple[torch.Tensor, torch.Tensor]`): Cosines and sines of the pairs' positions.
             mask (`torch.Tensor`, *optional*): Which pairs are seen.
-            past_key_values ([`TrainingContext`] or [`DraftState`]): The pairs before.
+            context ([`TrainingContext`] or [`DraftState`]): The pairs before.
 
         Returns:
             `torch.Tensor` of shape `(batch, tokens, hidden)`.
@@ -82,7 +83,7 @@ class Eagle3Layer(GradientCheckpointingLayer):
             self.pairs(embeds, hidden),
             position_embeddings=rope,
             attention_mask=mask,
-            past_key_values=past_key_values,
+            **{CACHE_NAME: context},
             is_causal=False,
         )
         hidden = residual + hidden
@@ -176,7 +177,7 @@ class Eagle3Model(DraftModel):
             if step + 1 < self.config.ttt_length:
                 new = self.family.context_kv(layer.self_attn, layer.pairs(embeds, hidden), rope)
                 key_values = tuple(torch.cat(pair, 2) for pair in zip(key_values, new, strict=True))
-            hidden = layer(hidden, embeds, rope, self._attention_mask(mask, hidden.dtype), past_key_values=context)
+            hidden = layer(hidden, embeds, rope, self._attention_mask(mask, hidden.dtype), context=context)
             mask = torch.cat([mask, own], -1)
             outputs.append(self.norm(hidden))
         output = BlockOutput(torch.stack(outputs, 2))
@@ -228,7 +229,7 @@ class Eagle3Model(DraftModel):
         for slot in range(num_slots):
             rope = self.rope(hidden, state.positions(1, anchor_ids.device))
             mask = self._attention_mask(state.block_mask(1, anchor_ids.device), hidden.dtype)
-            hidden = self.layers[0](hidden, self.embed(prev_ids.unsqueeze(1)), rope, mask, past_key_values=state)
+            hidden = self.layers[0](hidden, self.embed(prev_ids.unsqueeze(1)), rope, mask, context=state)
             state.advance([1] * len(lens))
             prev_ids, slot_probs = self._choose(self.base_logits(self.norm(hidden))[:, 0], ids[:, :slot], pick)
             ids[:, slot] = prev_ids

@@ -10,10 +10,18 @@ from transformers.models.gemma4.configuration_gemma4 import Gemma4TextConfig
 from .family import Family
 
 
+class DraftLayer(modeling_gemma4.Gemma4TextDecoderLayer):
+    """A layer that keeps no keys for others: from transformers 5.24 on the last of each type does."""
+
+    def __init__(self, config: PreTrainedConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.self_attn.store_full_length_kv = False
+
+
 class Gemma4(Family):
     engine_name = "Gemma4"
     config_cls = Gemma4TextConfig
-    layer_cls = modeling_gemma4.Gemma4TextDecoderLayer
+    layer_cls = DraftLayer
     norm_cls = modeling_gemma4.Gemma4RMSNorm
     rotary_cls = modeling_gemma4.Gemma4TextRotaryEmbedding
     has_eagle3 = False
