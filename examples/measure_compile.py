@@ -12,8 +12,8 @@ from measure_rounds import prepared
 from transformers import AutoModelForCausalLM
 
 from dspark_hf import AutoDrafter
-from dspark_hf.generation.compiled import CompiledRunner
-from dspark_hf.generation.flat import FlatRunner
+from dspark_hf.generation.target.compiled import CompiledRunner
+from dspark_hf.generation.target.flat import FlatRunner
 from dspark_hf.hub.embedded import resolve_drafter, resolve_target
 from dspark_hf.modeling.compiled_drafter import CompiledDrafter
 

@@ -11,9 +11,9 @@ import time
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from dspark_hf.generation.flat import FlatRunner
-from dspark_hf.generation.layout import PromptLayout
-from dspark_hf.generation.target import TargetRunner
+from dspark_hf.generation.target.flat import FlatRunner
+from dspark_hf.generation.target.layout import PromptLayout
+from dspark_hf.generation.target.runner import TargetRunner
 from dspark_hf.hub.embedded import resolve_target
 
 

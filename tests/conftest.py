@@ -55,7 +55,7 @@ def fixed_seed():
 def whole_blocks(request, monkeypatch):
     """All slots are drafted for every row of a batch, so that much is tested; not in tests marked `cost`."""
     if "cost" not in request.keywords:
-        monkeypatch.setattr("dspark_hf.generation.cost._BUDGET_OF_CORE", 1000)
+        monkeypatch.setattr("dspark_hf.generation.lengths.cost._BUDGET_OF_CORE", 1000)
 
 
 @pytest.fixture(scope="session", autouse=True)

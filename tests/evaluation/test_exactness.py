@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-import dspark_hf.generation.sampling as sampling
+import dspark_hf.generation.tokens.sampling as sampling
 from dspark_hf.cli.main import app
 from dspark_hf.evaluation.enumeration import chi_square_p_value, exact_joint
 from dspark_hf.evaluation.exactness import check_greedy, check_sampling

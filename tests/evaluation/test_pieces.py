@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, Qwen3NextConfig
 from dspark_hf import AutoDrafter, DFlashModel, Eagle3Model, SpeculationStats
 from dspark_hf.evaluation import Comparison, Run
 from dspark_hf.evaluation.pieces import Pieces, can_time, efficiency, time_pieces, time_pieces_of
-from dspark_hf.generation.flat import FlatRunner
+from dspark_hf.generation.target.flat import FlatRunner
 
 
 @pytest.fixture(scope="module")

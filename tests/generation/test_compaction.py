@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache, QuantizedCache
 from transformers.cache_utils import DynamicIndexedLayer, DynamicLayer, DynamicSlidingWindowLayer
 
-from dspark_hf.generation.compaction import compact, is_compactable
+from dspark_hf.generation.rollback.compaction import compact, is_compactable
 
 
 def make_cache(num_columns, window=None):

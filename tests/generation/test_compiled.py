@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from transformers import DynamicCache
 
 from dspark_hf import DSparkModel, Eagle3Model, PromptLookup, SpeculationConfig
-from dspark_hf.generation.row_attention import Trial
+from dspark_hf.generation.target.row_attention import Trial
 from dspark_hf.modeling import compiling
 
 COMPILED = SpeculationConfig(compile=True, safety_net=False)

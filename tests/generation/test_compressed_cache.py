@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny_targets import make_prompt, make_target
 from transformers import DynamicCache
 
-from dspark_hf.generation.compressed_cache import is_compressed, make_rewindable, make_stock
+from dspark_hf.generation.rollback.compressed_cache import is_compressed, make_rewindable, make_stock
 
 LAYERS = ["compressed_sparse_attention", "heavily_compressed_attention", "sliding_attention"]
 FIELDS = {"num_hidden_layers": 3, "layer_types": LAYERS, "mlp_layer_types": ["moe"] * 3}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from fake_drafters import FakeDrafter
 
-from dspark_hf.generation.context import MAX_WAITING, PendingContext
+from dspark_hf.generation.drafts.context import MAX_WAITING, PendingContext
 
 
 class CountingDrafter(FakeDrafter):

@@ -8,8 +8,8 @@ from fake_drafters import TableDrafter, greedy_oracle
 from tiny_targets import make_prompt
 
 from dspark_hf import PromptLookup, SpeculationConfig
-from dspark_hf.generation.cost import RoundCost
-from dspark_hf.generation.safety import SafetyNet
+from dspark_hf.generation.lengths.cost import RoundCost
+from dspark_hf.generation.lengths.safety import SafetyNet
 
 pytestmark = pytest.mark.cost
 

@@ -13,10 +13,10 @@ from transformers.masking_utils import sdpa_mask
 
 from dspark_hf import SpeculationConfig
 from dspark_hf.generation import decode
-from dspark_hf.generation.flat import FlatRunner
-from dspark_hf.generation.packing import Packing
-from dspark_hf.generation.row_attention import Trial, attention_of, can_swap
-from dspark_hf.generation.target import TargetRunner
+from dspark_hf.generation.target.flat import FlatRunner
+from dspark_hf.generation.target.packing import Packing
+from dspark_hf.generation.target.row_attention import Trial, attention_of, can_swap
+from dspark_hf.generation.target.runner import TargetRunner
 
 # Soft-caps and sinks need the target's own attention function; sliding windows are shorter than the prompts.
 MORE_FAMILIES = {

@@ -10,7 +10,7 @@ from tiny_targets import make_prompt, make_target
 
 from dspark_hf import DSparkModel, PromptLookup, SpeculationConfig, attach_drafter, detach_drafter
 from dspark_hf.generation import speculative_generate
-from dspark_hf.generation.lookup import NgramIndex
+from dspark_hf.generation.drafts.lookup import NgramIndex
 
 EAGER = PromptLookup(num_slots=3, min_ngram=1)
 GREEDY = {"max_new_tokens": 40, "do_sample": False}

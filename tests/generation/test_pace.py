@@ -9,10 +9,10 @@ from fake_drafters import TableDrafter, greedy_oracle
 from tiny_targets import make_prompt
 
 from dspark_hf import SpeculationConfig
-from dspark_hf.generation.cost import RoundCost
-from dspark_hf.generation.flat import FlatRunner
-from dspark_hf.generation.pace import Pace
-from dspark_hf.generation.safety import SafetyNet
+from dspark_hf.generation.lengths.cost import RoundCost
+from dspark_hf.generation.lengths.pace import Pace
+from dspark_hf.generation.lengths.safety import SafetyNet
+from dspark_hf.generation.target.flat import FlatRunner
 
 pytestmark = pytest.mark.cost
 

@@ -3,7 +3,7 @@
 import torch
 
 from dspark_hf import SpeculationConfig
-from dspark_hf.generation.policy import FixedLength, SurvivalThreshold
+from dspark_hf.generation.lengths.policy import FixedLength, SurvivalThreshold
 
 SURVIVAL = torch.tensor([[0.9, 0.45, 0.4], [0.02, 0.02, 0.02], [0.99, 0.98, 0.97]])
 

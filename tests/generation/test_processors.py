@@ -8,8 +8,8 @@ from transformers import LogitsProcessor, LogitsProcessorList, WatermarkingConfi
 from transformers.generation import logits_process
 
 from dspark_hf import SpeculationConfig
-from dspark_hf.generation.processors import PREFIX_FREE, STATELESS
-from dspark_hf.generation.sampling import TokenChooser
+from dspark_hf.generation.tokens.processors import PREFIX_FREE, STATELESS
+from dspark_hf.generation.tokens.sampling import TokenChooser
 
 # Every option of GenerationConfig that puts a processor into a greedy generation.
 GREEDY_OPTIONS = {

@@ -8,8 +8,9 @@ from fake_drafters import OracleDrafter, TableDrafter, greedy_oracle
 from tiny_targets import make_prompt, make_target, padded_prompts
 from transformers import DynamicCache
 
-from dspark_hf.generation import context, speculative_generate
-from dspark_hf.generation import target as target_module
+from dspark_hf.generation import speculative_generate
+from dspark_hf.generation.drafts import context
+from dspark_hf.generation.target import runner as target_module
 
 
 def record_passes(monkeypatch, target):

@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 from dspark_hf import DSparkModel
 from dspark_hf.generation import PromptLookup
-from dspark_hf.generation.rewinding import MAX_REPLAYED
+from dspark_hf.generation.rollback.rewinding import MAX_REPLAYED
 
 RECURRENT = ("qwen3_next", "falcon_h1", "zaya")
 MORE_RECURRENT = (

@@ -8,9 +8,9 @@ from distributions import exact_joint, p_value, sample_joint
 from fake_drafters import OracleDrafter, TableDrafter, greedy_oracle
 from tiny_targets import make_prompt, make_target
 
-import dspark_hf.generation.safety as safety
+import dspark_hf.generation.lengths.safety as safety
 from dspark_hf import DSparkModel, PromptLookup, SpeculationConfig
-from dspark_hf.generation.safety import SafetyNet
+from dspark_hf.generation.lengths.safety import SafetyNet
 
 GREEDY = {"max_new_tokens": 256, "do_sample": False}
 

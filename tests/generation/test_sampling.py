@@ -7,7 +7,7 @@ from fake_drafters import OracleDrafter, TableDrafter
 from tiny_targets import make_prompt, make_target
 from transformers import LogitsProcessor
 
-import dspark_hf.generation.sampling as sampling
+import dspark_hf.generation.tokens.sampling as sampling
 from dspark_hf import DSparkModel, SpeculationConfig
 
 VOCAB, NUM_TOKENS, NUM_SAMPLES = 6, 4, 600

@@ -14,9 +14,9 @@ from transformers import DynamicCache
 
 from dspark_hf.evaluation.compare import Comparison
 from dspark_hf.evaluation.runs import wait_for
-from dspark_hf.generation.compaction import is_compactable
-from dspark_hf.generation.flat import FlatRunner
-from dspark_hf.generation.layout import PromptLayout
+from dspark_hf.generation.rollback.compaction import is_compactable
+from dspark_hf.generation.target.flat import FlatRunner
+from dspark_hf.generation.target.layout import PromptLayout
 from dspark_hf.modeling.cache_name import CACHE_NAME
 
 # Each piece is timed so often, in turn with the others, and the median counts.

@@ -11,15 +11,15 @@ from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREF
 
 from dspark_hf.modeling.cache_name import CACHE_NAME
 
-from .compaction import is_compactable
-from .compiled import decoder_layers
 from .config import SpeculationConfig
-from .layout import PromptLayout
-from .lookup import PromptLookup
-from .peft_hooks import hook_arguments, prepares_elsewhere
-from .rewinding import compresses, is_rewindable, keeps_unknown_state, replays
-from .row_attention import can_swap
+from .drafts.lookup import PromptLookup
+from .rollback.compaction import is_compactable
+from .rollback.rewinding import compresses, is_rewindable, keeps_unknown_state, replays
 from .seam import grows_own_inputs
+from .target.compiled import decoder_layers
+from .target.layout import PromptLayout
+from .target.peft_hooks import hook_arguments, prepares_elsewhere
+from .target.row_attention import can_swap
 
 # Options that would be ignored or break exactness, their values where nobody sets them, and what to do instead.
 _UNSUPPORTED = (

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from .cost import RoundCost
-from .lookup import PromptLookup
-from .pace import Pace
-from .policy import FixedLength, SurvivalThreshold
+from .drafts.lookup import PromptLookup
+from .lengths.cost import RoundCost
+from .lengths.pace import Pace
+from .lengths.policy import FixedLength, SurvivalThreshold
 
 
 @dataclass

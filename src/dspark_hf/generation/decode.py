@@ -15,21 +15,21 @@ from dspark_hf.modeling.cache_name import CACHE_NAME
 from dspark_hf.modeling.compiled_drafter import CompiledDrafter
 from dspark_hf.modeling.placement import compute_device
 
-from .compiled import CompiledRunner
 from .config import SpeculationConfig
-from .flat import FlatRunner
-from .layout import PromptLayout
-from .lookup import PromptLookup
-from .peers import Peers
-from .proposing import Proposer
-from .recording import StateRecorder
-from .sampling import TokenChooser
-from .settling import Settler
+from .drafts.lookup import PromptLookup
+from .drafts.proposing import Proposer
+from .drafts.turns import DraftContext
 from .stats import ConfidenceLog, SpeculationStats, Stopwatch
-from .stopping import StopRules
-from .target import TargetRunner
-from .transcript import Transcript
-from .turns import DraftContext
+from .target.compiled import CompiledRunner
+from .target.flat import FlatRunner
+from .target.layout import PromptLayout
+from .target.peers import Peers
+from .target.recording import StateRecorder
+from .target.runner import TargetRunner
+from .tokens.sampling import TokenChooser
+from .tokens.settling import Settler
+from .tokens.stopping import StopRules
+from .tokens.transcript import Transcript
 
 # Most tokens of a forward pass over padding.
 CATCH_UP_LEN = 64

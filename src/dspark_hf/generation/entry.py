@@ -20,7 +20,7 @@ from .checks import (
 )
 from .config import SpeculationConfig
 from .decode import SpeculativeLoop
-from .layout import PromptLayout
+from .target.layout import PromptLayout
 
 
 @torch.no_grad()

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from dspark_hf.generation.target.layout import PromptLayout, first_keys
+
 from .context import PendingContext, align_left
-from .layout import PromptLayout, first_keys
 
 _ATTRIBUTE = "dspark_context"
 # Named, because torch's default device may be another.

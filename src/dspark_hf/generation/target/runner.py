@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from dspark_hf.generation.rollback.compaction import compact, is_compactable
+from dspark_hf.generation.rollback.interruption import Interruption
+from dspark_hf.generation.rollback.rewinding import MAX_REPLAYED, Rewinder
 from dspark_hf.modeling.cache_name import CACHE_NAME
 from dspark_hf.modeling.taps import merge_streams
 
 from .columns import ColumnInputs, reads_columns
-from .compaction import compact, is_compactable
-from .interruption import Interruption
 from .layout import PromptLayout
 from .peft_hooks import hook_arguments
 from .recording import StateRecorder
-from .rewinding import MAX_REPLAYED, Rewinder
 
 # Most tokens of a prompt whose features are handed over at once.
 PIECE_LEN = 1024

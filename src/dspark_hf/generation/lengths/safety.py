@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .transcript import Transcript
+from dspark_hf.generation.tokens.transcript import Transcript
 
 # Plain steps. A drafter that gets one first slot in three right seldom fails often enough in a row to use it up.
 _CREDIT, _MOST = 2.0, 6.0

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dspark_hf.generation.lengths.safety import SafetyNet
+from dspark_hf.generation.tokens.transcript import Transcript
 from dspark_hf.modeling.context import DraftState
-
-from .safety import SafetyNet
-from .transcript import Transcript
 
 # What the share of right drafts is taken to be before any was seen, and for how many drafts that counts.
 _PRIOR_RATE, _PRIOR_WEIGHT = 0.7, 10

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from dspark_hf.generation.config import SpeculationConfig
+from dspark_hf.generation.lengths.cost import RoundCost
+from dspark_hf.generation.lengths.safety import CollapseWarning, SafetyNet
+from dspark_hf.generation.stats import SpeculationStats, Stopwatch
+from dspark_hf.generation.tokens.sampling import TokenChooser
+from dspark_hf.generation.tokens.transcript import Transcript
 from dspark_hf.modeling.drafting import Proposal
 from dspark_hf.ops.verify import survival
 
-from .config import SpeculationConfig
 from .context import PendingContext
-from .cost import RoundCost
 from .lookup import LookupSource, PromptLookup
-from .safety import CollapseWarning, SafetyNet
-from .sampling import TokenChooser
-from .stats import SpeculationStats, Stopwatch
-from .transcript import Transcript
 
 
 @dataclass

@@ -11,14 +11,14 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from dspark_hf.generation.rollback.compaction import is_compactable
 from dspark_hf.modeling.cache_name import CACHE_NAME
 
 from .columns import reads_columns
-from .compaction import is_compactable
 from .packing import Packing
 from .row_attention import RowPass, Trial, attention_of, can_swap
 from .row_cache import RowCache, RowLayer
-from .target import TargetRunner
+from .runner import TargetRunner
 
 
 class FlatRunner(TargetRunner):

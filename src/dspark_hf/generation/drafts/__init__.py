@@ -1,0 +1,1 @@
+"""Where drafts come from: the drafter with its context, and lookup."""

@@ -1,0 +1,1 @@
+"""How rejected tokens leave a cache."""

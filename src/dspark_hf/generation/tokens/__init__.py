@@ -1,0 +1,1 @@
+"""What becomes of logits: tokens, and when to stop."""
