@@ -9,6 +9,7 @@ from tiny_targets import make_prompt
 
 from dspark_hf import PromptLookup, SpeculationConfig
 from dspark_hf.generation.lengths.cost import RoundCost
+from dspark_hf.generation.lengths.pace import round_cost
 from dspark_hf.generation.lengths.safety import SafetyNet
 
 pytestmark = pytest.mark.cost
@@ -47,7 +48,7 @@ class TestRoundCost:
 def test_options_that_say_how_many_are_kept_to():
     limits = {}
     for options in ({"max_draft_len": 5}, {"confidence_threshold": 0.1}, {"safety_net": False}, {}):
-        limits[*options] = SpeculationConfig(**options).round_cost(CPU).limit(5, 16, 100)
+        limits[*options] = round_cost(SpeculationConfig(**options), CPU).limit(5, 16, 100)
     assert limits == {("max_draft_len",): 5, ("confidence_threshold",): 5, ("safety_net",): 5, (): 1}
 
 

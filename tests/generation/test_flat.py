@@ -12,7 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from dspark_hf import SpeculationConfig
-from dspark_hf.generation import decode
+from dspark_hf.generation.target import choosing
 from dspark_hf.generation.target.flat import FlatRunner
 from dspark_hf.generation.target.packing import Packing
 from dspark_hf.generation.target.row_attention import Trial, attention_of, can_swap
@@ -292,7 +292,7 @@ def test_both_ways_agree_on_what_they_return(monkeypatch):
     target = make_target("qwen3")
     results = []
     for runner in (FlatRunner, TargetRunner):
-        monkeypatch.setattr(decode, "FlatRunner", runner)
+        monkeypatch.setattr(choosing, "FlatRunner", runner)
         ids, kwargs, drafter, _ = uneven_offers(target, (5, 14, 2, 9))
         out = target.generate(ids, assistant_model=drafter, speculation=THRESHOLD, **kwargs)
         stats = drafter.last_stats

@@ -10,7 +10,7 @@ from tiny_targets import make_prompt
 
 from dspark_hf import SpeculationConfig
 from dspark_hf.generation.lengths.cost import RoundCost
-from dspark_hf.generation.lengths.pace import Pace
+from dspark_hf.generation.lengths.pace import Pace, round_cost
 from dspark_hf.generation.lengths.safety import SafetyNet
 from dspark_hf.generation.target.flat import FlatRunner
 
@@ -199,8 +199,8 @@ def test_sampled_runs_repeat_whatever_the_time(target, monkeypatch):
 
 
 def test_without_a_net_there_is_no_clock():
-    assert type(SpeculationConfig().round_cost(CPU)) is RoundCost
-    assert type(SpeculationConfig(cost_aware=True).round_cost(CPU)) is Pace
+    assert type(round_cost(SpeculationConfig(), CPU)) is RoundCost
+    assert type(round_cost(SpeculationConfig(cost_aware=True), CPU)) is Pace
     with pytest.raises(ValueError, match="cost_aware=True .* safety_net=False takes the net away"):
         SpeculationConfig(safety_net=False, cost_aware=True)
 

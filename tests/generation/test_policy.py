@@ -3,7 +3,7 @@
 import torch
 
 from dspark_hf import SpeculationConfig
-from dspark_hf.generation.lengths.policy import FixedLength, SurvivalThreshold
+from dspark_hf.generation.lengths.policy import FixedLength, SurvivalThreshold, length_policy
 
 SURVIVAL = torch.tensor([[0.9, 0.45, 0.4], [0.02, 0.02, 0.02], [0.99, 0.98, 0.97]])
 
@@ -24,9 +24,9 @@ def test_survival_threshold():
 
 
 def test_options_make_a_policy():
-    policy = SpeculationConfig().length_policy()
+    policy = length_policy(SpeculationConfig())
     assert type(policy) is FixedLength and policy.max_len is None
-    policy = SpeculationConfig(max_draft_len=3).length_policy()
+    policy = length_policy(SpeculationConfig(max_draft_len=3))
     assert type(policy) is FixedLength and policy.max_len == 3
-    policy = SpeculationConfig(max_draft_len=3, confidence_threshold=0.2).length_policy()
+    policy = length_policy(SpeculationConfig(max_draft_len=3, confidence_threshold=0.2))
     assert type(policy) is SurvivalThreshold and policy.max_len == 3 and policy.threshold == 0.2
