@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from dspark_hf.ops.output_head import OutputHead
 
-from .configuration import DraftConfig, check_taps
+from .configuration.drafter import DraftConfig, check_taps
 from .fingerprint import target_fingerprint
 from .placement import loaded
 

@@ -15,7 +15,7 @@ from dspark_hf.ops.output_head import OutputHead, shape_logits
 from dspark_hf.publishing import push_model
 
 from .borrowing import Borrowed, check_fit, logit_softcap
-from .configuration import DraftConfig
+from .configuration.drafter import DraftConfig
 from .drafting import PickFn
 from .families import get_family
 from .placement import compute_device

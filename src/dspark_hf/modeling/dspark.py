@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dspark_hf.ops.blocks import LayerView, training_mask
 
 from .cache_name import CACHE_NAME
-from .configuration_dspark import DFlashConfig, DSparkConfig
+from .configuration.dspark import DFlashConfig, DSparkConfig
 from .context import DraftState, TracedState, TrainingContext
 from .drafter import DraftModel
 from .drafting import BlockOutput, PickFn, Proposal

@@ -24,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from dspark_hf.ops.blocks import FULL_VIEW, LayerView, training_mask
 
 from .cache_name import CACHE_NAME
-from .configuration_eagle3 import Eagle3Config
+from .configuration.eagle3 import Eagle3Config
 from .context import DraftState, TrainingContext
 from .drafter import DraftModel
 from .drafting import BlockOutput, PickFn, Proposal

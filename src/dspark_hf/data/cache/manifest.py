@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dspark_hf.modeling import DraftConfig
-from dspark_hf.modeling.configuration import check_taps
+from dspark_hf.modeling.configuration.drafter import check_taps
 from dspark_hf.modeling.fingerprint import public_name
 from dspark_hf.modeling.wrappers import unwrap
 from dspark_hf.provenance import changes

@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration import DraftConfig
+from .drafter import DraftConfig
 from .drafting import LossWeights
 from .families import DEFAULT_FAMILY, get_family
 

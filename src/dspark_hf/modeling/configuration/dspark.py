@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 
 from dspark_hf.ops.blocks import LayerView
 
-from .configuration import DraftConfig
+from .drafter import DraftConfig
 from .drafting import LossWeights
 
 
