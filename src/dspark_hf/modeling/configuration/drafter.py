@@ -12,10 +12,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import SubConfigSpec
 
-from .drafting import LossWeights
-from .families import DEFAULT_FAMILY, FAMILIES, get_family
-from .fingerprint import public_name, target_fingerprint
-from .wrappers import unwrap
+from dspark_hf.modeling.drafting import LossWeights
+from dspark_hf.modeling.families import DEFAULT_FAMILY, FAMILIES, get_family
+from dspark_hf.modeling.fingerprint import public_name, target_fingerprint
+from dspark_hf.modeling.wrappers import unwrap
 
 
 def _of_decoder(name: str) -> property:

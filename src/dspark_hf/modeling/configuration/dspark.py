@@ -4,10 +4,10 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 
+from dspark_hf.modeling.drafting import LossWeights
 from dspark_hf.ops.blocks import LayerView
 
 from .drafter import DraftConfig
-from .drafting import LossWeights
 
 
 @strict

@@ -6,9 +6,10 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from dspark_hf.modeling.drafting import LossWeights
+from dspark_hf.modeling.families import DEFAULT_FAMILY, get_family
+
 from .drafter import DraftConfig
-from .drafting import LossWeights
-from .families import DEFAULT_FAMILY, get_family
 
 
 @strict

@@ -1,6 +1,6 @@
 """Time and peak memory of the training loss, streamed and by its formula, forward and backward, a process each.
 
-python examples/measure_loss.py --rows 2048 --vocab_size 151936 --hidden_size 512 --compile
+python benchmarks/measure_loss.py --rows 2048 --vocab_size 151936 --hidden_size 512 --compile
 """
 
 import argparse

@@ -6,7 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "measure_safety_net.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "measure_safety_net.py"
 
 
 def test_it_runs_all_ways(tmp_path, tiny_target_dir, tiny_drafter_dir, monkeypatch, capsys):

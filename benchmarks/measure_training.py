@@ -1,10 +1,10 @@
 """What training costs, as ratios of processor time on one thread, all ways in one process.
 
-    python examples/measure_training.py --part step          # against the loss written out, one text a batch
-    python examples/measure_training.py --part step --target qwen3 --num_rows 4 --num_anchors 24
-    python examples/measure_training.py --part states        # from caches, against the target in the loop
-    python examples/measure_training.py --part context       # by length of the context, at the same number of anchors
-    python examples/measure_training.py --part cache         # building caches, against the target's plain forward pass
+    python benchmarks/measure_training.py --part step        # against the loss written out, one text a batch
+    python benchmarks/measure_training.py --part step --target qwen3 --num_rows 4 --num_anchors 24
+    python benchmarks/measure_training.py --part states      # from caches, against the target in the loop
+    python benchmarks/measure_training.py --part context     # by length of the context, at the same number of anchors
+    python benchmarks/measure_training.py --part cache       # building caches, against the target's plain forward pass
 
 Texts are random ids, because only their lengths matter here. `--target qwen3` is a random target with the vocabulary
 of Qwen3-4B and its widths divided by 5; its states are random too, so it is for `step` and `context` alone. Peak

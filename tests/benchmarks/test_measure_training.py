@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "measure_training.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "measure_training.py"
 DRAFTER = {"num_hidden_layers": 1, "block_size": 4, "markov_rank": 8, "target_layer_ids": [0, 2]}
 
 pytestmark = pytest.mark.skipif(

@@ -1,6 +1,6 @@
 """Time of a verification round, packed and padded, with random keys and values in place of a text.
 
-python examples/measure_rounds.py --batch_size 16 --context 256 --keep 0.6 --dtype bfloat16
+python benchmarks/measure_rounds.py --batch_size 16 --context 256 --keep 0.6 --dtype bfloat16
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Speed with a drafter of random weights, with and without the safety net, against plain generation: the worst case.
 
-python examples/measure_safety_net.py --data prompts.jsonl --limit 10 --max_new_tokens 256
-python examples/measure_safety_net.py --data prompts.jsonl --limit 16 --batch_size 16 --dtype float32
+python benchmarks/measure_safety_net.py --data prompts.jsonl --limit 10 --max_new_tokens 256
+python benchmarks/measure_safety_net.py --data prompts.jsonl --limit 16 --batch_size 16 --dtype float32
 """
 
 import argparse

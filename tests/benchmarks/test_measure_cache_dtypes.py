@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 
 from dspark_hf import build_target_cache
 
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "measure_cache_dtypes.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "measure_cache_dtypes.py"
 TAPS = [0, 2]
 
 

@@ -2,7 +2,7 @@
 
     dspark cache --data text.jsonl --out states --tap 2 --tap 10 --tap 18 --tap 26 --max-length 320
     dspark cache --data others.jsonl --out held-out --tap 2 --tap 10 --tap 18 --tap 26 --max-length 320
-    python examples/measure_cache_dtypes.py --cache states --held_out held-out --dtypes fp8 int8 int4 --seeds 0 1
+    python benchmarks/measure_cache_dtypes.py --cache states --held_out held-out --dtypes fp8 int8 int4 --seeds 0 1
 
 Runs of a seed begin with the same drafter and see the same texts and anchors in the same order. All are evaluated,
 teacher-forced, on the held-out states as they are. A finished run is a line of `--out`. Those with the same settings

@@ -1,6 +1,6 @@
 """CPU time of a round's passes, compiled and not, in turn, with random keys and values in place of a text.
 
-python examples/measure_compile.py --dtype bfloat16 --batch_size 1 --context 256
+python benchmarks/measure_compile.py --dtype bfloat16 --batch_size 1 --context 256
 """
 
 import argparse
