@@ -6,7 +6,7 @@ import pytest
 import torch
 from distributions import exact_joint, p_value, sample_joint
 from fake_drafters import TableDrafter, greedy_oracle
-from tiny_targets import make_prompt, make_target
+from tiny_targets import MORE_FAMILIES, make_prompt, make_target
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -19,13 +19,6 @@ from dspark_hf.generation.target.row_attention import Trial, attention_of, can_s
 from dspark_hf.generation.target.runner import TargetRunner
 
 # Soft-caps and sinks need the target's own attention function; sliding windows are shorter than the prompts.
-MORE_FAMILIES = {
-    "qwen2": {},
-    "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 8},
-    "gpt_oss": {"sliding_window": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "phi3": {},
-    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
-}
 THRESHOLD = SpeculationConfig(confidence_threshold=0.5)
 
 

@@ -7,8 +7,7 @@ from functools import partial
 import pytest
 import torch
 from fake_drafters import TableDrafter, greedy_oracle
-from test_flat import MORE_FAMILIES
-from tiny_targets import VOCAB_SIZE, make_prompt, make_target, padded_prompts
+from tiny_targets import MORE_FAMILIES, VOCAB_SIZE, make_prompt, make_target, padded_prompts
 from torch._dynamo.utils import counters
 from transformers import DynamicCache
 
