@@ -120,6 +120,7 @@ class DraftModel(PreTrainedModel):
 
     @property
     def has_reduced_vocabulary(self) -> bool:
+        """Whether only some of the target's tokens can be drafted."""
         return self.config.draft_vocab_size is not None
 
     def bind(self, target: PreTrainedModel, check_name: bool = True) -> "DraftModel":
@@ -163,6 +164,7 @@ class DraftModel(PreTrainedModel):
         return push_model(self, repo_id, **options)
 
     def is_bound_to(self, target: PreTrainedModel) -> bool:
+        """Whether it borrows from this target, as the target is now."""
         return self.borrowed is not None and self.borrowed.is_current(unwrap(target))
 
     def get_input_embeddings(self) -> nn.Module | None:

@@ -19,6 +19,8 @@ class DraftLayer(modeling_gemma4.Gemma4TextDecoderLayer):
 
 
 class Gemma4(Family):
+    """Gemma 4: scaled embeddings, normed values, a rotary table for each kind of layer."""
+
     engine_name = "Gemma4"
     config_cls = Gemma4TextConfig
     layer_cls = DraftLayer
