@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, set_seed
 from dspark_hf.data.cache import TargetCache, build_target_cache
 from dspark_hf.data.conversations import load_conversations
 from dspark_hf.data.features import TargetFeatures, hold_features
-from dspark_hf.data.regenerate import synthesize
+from dspark_hf.data.regeneration import synthesize
 from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.vocabulary import frequent_tokens
 from dspark_hf.modeling.wrappers import unwrap

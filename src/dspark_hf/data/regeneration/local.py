@@ -10,10 +10,10 @@ from itertools import pairwise
 
 from tqdm import tqdm
 
-from dspark_hf.data.answer_file import AnswerFile, FailedFile
-from dspark_hf.data.answers import Answerer, has_text
-from dspark_hf.data.questions import first_prompts, prompts_in, source_name, unanswered
-from dspark_hf.data.synthesis import PromptSampler, load_openings
+from dspark_hf.data.regeneration.answer_file import AnswerFile, FailedFile
+from dspark_hf.data.regeneration.answers import Answerer, has_text
+from dspark_hf.data.regeneration.questions import first_prompts, prompts_in, source_name, unanswered
+from dspark_hf.data.regeneration.synthesis import PromptSampler, load_openings
 
 _POOL = 4  # batches of prompts drawn at once, so that a batch can be filled with prompts of similar length
 
@@ -50,7 +50,7 @@ def synthesize(
         max_prompt_tokens (`int`): Longest invented prompt.
         top_k (`int`): Tokens that a prompt may draw from at each step.
         openings (`str` or `os.PathLike`, *optional*): File of beginnings of user turns, taken in turn
-            ([`~data.synthesis.load_openings`]). Left out, the target invents whole turns.
+            ([`~data.regeneration.synthesis.load_openings`]). Left out, the target invents whole turns.
         temperature (`float`): Temperature of the answers; 0 for greedy ones.
         thinking (`bool`, *optional*): `enable_thinking` of the chat template; its own choice, if not given.
         exclude (`str` or `os.PathLike`, *optional*): JSONL file whose prompts must not occur, such as held-out data.

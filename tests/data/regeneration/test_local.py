@@ -8,11 +8,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from dspark_hf.cli.main import app
-from dspark_hf.data.answer_file import AnswerFile
 from dspark_hf.data.chat import prompt_ids
 from dspark_hf.data.conversations import load_conversations
-from dspark_hf.data.regenerate import regenerate, synthesize
-from dspark_hf.data.synthesis import PromptSampler, load_openings
+from dspark_hf.data.regeneration import regenerate, synthesize
+from dspark_hf.data.regeneration.answer_file import AnswerFile
+from dspark_hf.data.regeneration.synthesis import PromptSampler, load_openings
 
 # Every token is a word, so that whatever a random target writes is text.
 WORDS = ["<pad>", "<eos>", "user:", "assistant:", *(f"word{i}" for i in range(60))]

@@ -7,9 +7,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dspark_hf.data.answer_file import AnswerFile, FailedFile
 from dspark_hf.data.conversations import check_messages
-from dspark_hf.data.questions import first_prompts, prompts_in, source_name, unanswered
+from dspark_hf.data.regeneration.answer_file import AnswerFile, FailedFile
+from dspark_hf.data.regeneration.questions import first_prompts, prompts_in, source_name, unanswered
 
 
 class ServerAnswerer:
@@ -139,11 +139,11 @@ def regenerate_with_server(
         answerer ([`ServerAnswerer`]): Asks the server.
         prompts (`str`, `os.PathLike` or iterable): As of [`~data.prompts.iterate_prompts`], or messages lists. Of
             conversations with the same prompt, the first is taken.
-        split, limit: As of [`~data.regenerate.regenerate`].
-        out_path (`str` or `os.PathLike`): As of [`~data.regenerate.synthesize`].
+        split, limit: As of [`~data.regeneration.regenerate`].
+        out_path (`str` or `os.PathLike`): As of [`~data.regeneration.synthesize`].
         seed (`int`, *optional*, defaults to 0): Seed of sampled answers.
         concurrency (`int`, *optional*, defaults to 32): Conversations under way at once.
-        exclude, resume, progress: As of [`~data.regenerate.synthesize`].
+        exclude, resume, progress: As of [`~data.regeneration.synthesize`].
 
     Returns:
         `tuple[int, int]`: Conversations in the file, and conversations that failed.
