@@ -2,11 +2,13 @@
 
 import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from dspark_hf.data.conversations import load_conversations
-from dspark_hf.files import sole_writer, write_json
+from dspark_hf.files import write_json
+from dspark_hf.line_file import LineFile
 from dspark_hf.modeling.fingerprint import public_name
 from dspark_hf.provenance import changes, installed_versions
 
@@ -33,36 +35,36 @@ class AnswerFile:
         self._barren_rounds = 0
         self.num_lines = 0
         self._is_resumed = resume
+        self._lines = LineFile(path)
 
     def __enter__(self) -> "AnswerFile":
-        self._lock = sole_writer(self.path)
-        try:
+        with ExitStack() as closing:
+            closing.enter_context(self._lines)
             self._begin()
-        except BaseException:
-            self._lock.release()
-            raise
+            closing.pop_all()
         return self
 
     def _begin(self) -> None:
         if not self._is_resumed:
             check_absent(self.path)
-        if self.path.exists() and self.path.stat().st_size:
+        is_continued = self._lines.has_content()
+        if is_continued:
             self._check_settings()
-            self._drop_torn_line()
+        self._lines.begin()
+        if is_continued and self._lines.has_content():
+            self.records = load_conversations(self.path)
         self.num_lines = len(self.records)
-        self._file = open(self.path, "a", encoding="utf-8")
         self._write_provenance()
 
     def __exit__(self, *exc_info) -> None:
-        self._file.close()
-        self._write_provenance()
-        self._lock.release()
+        try:
+            self._write_provenance()
+        finally:
+            self._lines.__exit__(*exc_info)
 
     def append(self, records: list[dict]) -> None:
         """Write whole lines and push them to the disk."""
-        self._file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._lines.append(json.dumps(record, ensure_ascii=False) for record in records)
         self.num_lines += len(records)
 
     def end_round(self, found: int) -> None:
@@ -91,16 +93,6 @@ class AnswerFile:
             ) from error
         if changed := changes(made_with, self.settings):
             raise ValueError(f"Cannot resume {self.path} with other settings ({changed}). Use the former.")
-
-    def _drop_torn_line(self) -> None:
-        """Cut the file after its last line break: a killed process may have left part of a line."""
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            with open(self.path, "r+b") as file:
-                file.truncate(whole)
-        if whole:
-            self.records = load_conversations(self.path)
 
     def _write_provenance(self) -> None:
         provenance = {
