@@ -4,6 +4,7 @@ Shapes: B batch, L taps, E hidden size, V vocabulary, n slots.
 """
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,10 +17,11 @@ from dspark_hf.publishing import push_model
 
 from .borrowing import Borrowed, check_fit, logit_softcap
 from .configuration import DraftConfig
+from .context import DraftState
 from .drafting import PickFn
 from .families import get_family
-from .placement import compute_device
-from .vocabulary import entry_tokens, expand_logits, vocabulary_buffers
+from .placement import compute_device, compute_dtype
+from .vocabulary import entry_tokens, expand_logits, token_entries, vocabulary_buffers
 from .wrappers import unwrap
 
 
@@ -62,7 +64,7 @@ class DraftModel(PreTrainedModel):
         self.input_norm: nn.Module | None = None  # of all features, before fc
         self.norm = self.family.norm_cls(hidden_size, eps=decoder.rms_norm_eps)
         self.rotary_emb = self.family.rotary_cls(decoder)
-        num_outputs = config.draft_vocab_size or config.vocab_size
+        self.num_outputs = num_outputs = config.draft_vocab_size or config.vocab_size
         if self.has_reduced_vocabulary:
             # The first tokens, until choose_vocabulary or a checkpoint says otherwise.
             self.register_buffer("t2d", torch.arange(config.vocab_size) < num_outputs)
@@ -122,6 +124,26 @@ class DraftModel(PreTrainedModel):
     def has_reduced_vocabulary(self) -> bool:
         return self.config.draft_vocab_size is not None
 
+    @property
+    def knows_all_tokens(self) -> bool:
+        """Whether the target has no tokens behind those of the drafter, as it has where some were added to it."""
+        return self.borrowed is None or self.borrowed.vocab_size <= self.config.vocab_size
+
+    @property
+    def proposes_all_tokens(self) -> bool:
+        """Whether every token of the target is one that it can propose."""
+        return self.knows_all_tokens and not self.has_reduced_vocabulary
+
+    def entries_of(self, token_ids: Tensor) -> Tensor:
+        """The output head's row for each token, -1 where it has none."""
+        known_ids = token_ids.clamp_max(self.config.vocab_size - 1)
+        entries = token_entries(known_ids, self.t2d) if self.has_reduced_vocabulary else known_ids
+        return entries if self.knows_all_tokens else torch.where(token_ids == known_ids, entries, -1)
+
+    def _known(self, token_ids: Tensor) -> Tensor:
+        """Tokens as the drafter's own tables take them: the last it knows in place of any that it does not."""
+        return token_ids if self.knows_all_tokens else token_ids.clamp_max(self.config.vocab_size - 1)
+
     def bind(self, target: PreTrainedModel, check_name: bool = True) -> "DraftModel":
         """Borrow the target's embedding and output head, in place of any copies of its own.
 
@@ -146,8 +168,14 @@ class DraftModel(PreTrainedModel):
         return self
 
     def _borrow(self, target: PreTrainedModel) -> Borrowed:
-        selects_rows = self.has_reduced_vocabulary and not self.config.own_lm_head
-        return Borrowed(target, entry_tokens(self.d2t) if selects_rows else None)
+        copies_rows = self.has_reduced_vocabulary and not self.config.own_lm_head
+        return Borrowed(target, entry_tokens(self.d2t) if copies_rows else None)
+
+    def start(self, batch_size: int) -> DraftState:
+        """An empty context for `batch_size` rows of a generation, which drafts with the target's weights of now."""
+        if self.borrowed is not None:
+            self.borrowed.renew()
+        return self._empty_context(batch_size)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
         """Upload the drafter in the flat layout, with a card, in one commit.
@@ -179,9 +207,11 @@ class DraftModel(PreTrainedModel):
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token embeddings in the drafter's dtype, `(..., hidden)`."""
         embedding = self._vocabulary_module("embed_tokens")
-        embeds = embedding(input_ids.to(compute_device(embedding)))
+        is_own = embedding is self.embed_tokens
+        with nullcontext() if is_own else torch.no_grad():
+            embeds = embedding((self._known(input_ids) if is_own else input_ids).to(compute_device(embedding)))
         scale = self.family.embed_scale(self.config.decoder_config)
-        if embedding is self.embed_tokens and scale != 1:
+        if is_own and scale != 1:
             embeds = embeds * torch.tensor(scale).to(embeds)  # rounded as in the target's own embedding
         return embeds.to(device=self.device, dtype=self.fc.weight.dtype)
 
@@ -189,23 +219,26 @@ class DraftModel(PreTrainedModel):
         """The output head on block hidden states: `(..., hidden)` to logits over the draft vocabulary."""
         head = self._vocabulary_module("lm_head")
         # Of some slots of a block, a product would copy the whole head once per row.
-        hidden = hidden.to(device=compute_device(head), dtype=head.weight.dtype).contiguous()
-        logits = head(hidden).to(self.device)
+        hidden = hidden.to(device=compute_device(head), dtype=compute_dtype(head, hidden.dtype)).contiguous()
+        logits = head(hidden)[..., : self.num_outputs].to(self.device)
         return shape_logits(logits, *self._logit_shape())
 
     @property
     def head(self) -> OutputHead:
         """The output head in use: rows `(draft_vocab, hidden)`, which learn if they are its own, and what follows."""
+        if self.lm_head is None and self.borrowed is not None:
+            return self._borrowed_head()
         weight = self._vocabulary_module("lm_head").weight
         return OutputHead(weight if self.config.own_lm_head else weight.detach(), *self._logit_shape())
 
     @property
     def target_head(self) -> OutputHead:
         """The target's output head, for the tokens that the drafter can propose; `head`, unless that is its own."""
-        if not self.config.own_lm_head:
-            return self.head
-        tokens = entry_tokens(self.d2t) if self.has_reduced_vocabulary else None
-        return OutputHead(self.borrowed.target_rows(tokens).weight, *self.borrowed.logit_shape)
+        return self._borrowed_head() if self.config.own_lm_head else self.head
+
+    def _borrowed_head(self) -> OutputHead:
+        tokens = entry_tokens(self.d2t) if self.has_reduced_vocabulary else slice(self.num_outputs)
+        return self.borrowed.head_rows(tokens)
 
     def _logit_shape(self) -> tuple[float, float | None]:
         """Scale and soft cap of the logits: the target's, with its output head."""
@@ -259,6 +292,9 @@ class DraftModel(PreTrainedModel):
             # The index of max() is that of argmax(), which is several times as slow in bfloat16 on a CPU.
             entries = logits.max(-1).indices
             return (entries if tokens is None else tokens[entries]), None
-        if tokens is not None:
-            logits = expand_logits(logits, tokens, self.config.vocab_size)
+        if not self.proposes_all_tokens:
+            tokens = torch.arange(self.num_outputs, device=logits.device) if tokens is None else tokens
+            logits = expand_logits(
+                logits, tokens, (self.config if self.knows_all_tokens else self.borrowed).vocab_size
+            )
         return pick(logits, drafted_ids)
