@@ -233,3 +233,33 @@ def test_the_target_is_left_as_it_was(make_trainer, target, tmp_path, rows):
     assert {name: parameter.requires_grad for name, parameter in target.named_parameters()} == before
     assert all(parameter.grad is None for parameter in target.parameters())
     assert all(torch.equal(tensor, weights[name]) for name, tensor in target.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["dspark", *KINDS])
+@pytest.mark.parametrize("length", [1, 4])
+def test_batches_without_anchors_pass(make_trainer, make_drafter, tmp_path, rows, losses, kind, length):
+    """They change no weight, and a run that is resumed behind one goes on as it was."""
+    barren = {"input_ids": [5] * length, "loss_mask": [False] * (length - 1) + [True]}
+    data = [rows[0], barren, rows[1], barren]
+
+    def train(folder, steps, resume=None):
+        drafter = None if kind == "dspark" else make_drafter(kind)
+        trainer = make_trainer(folder, data, drafter=drafter, max_steps=steps, per_device_train_batch_size=1,
+                               save_strategy="steps", save_steps=2, lr_scheduler_type="constant",
+                               eval_rows=data[:2], per_device_eval_batch_size=1)  # fmt: skip
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = train(tmp_path / "whole", 4)
+    logged = losses(whole)
+    assert logged.count(0.0) == 2 and all(loss == loss for loss in logged)
+    assert whole.evaluate()["eval_cross_entropy"] > 0
+    train(tmp_path / "parts", 2)
+    parts = train(tmp_path / "parts", 4, str(tmp_path / "parts" / "checkpoint-2"))
+    for ours, theirs in zip(parts.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    alone = make_trainer(tmp_path / "alone", [barren], eval_rows=[barren], per_device_train_batch_size=1, max_steps=1)
+    before = {name: tensor.clone() for name, tensor in alone.model.state_dict().items()}
+    alone.train()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in alone.model.state_dict().items())
+    assert "eval_cross_entropy" not in alone.evaluate()

@@ -1,11 +1,14 @@
 """What the Hugging Face Trainer offers works with drafters, or is refused."""
 
+import copy
+import json
+
 import pytest
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from dspark_hf import DraftTrainer, DraftTrainingArguments, DSparkModel
-from dspark_hf.trainers.rows import encode_rows
+from dspark_hf.trainers.rows import encode_rows, load_rows
 
 CONVERSATIONS = [
     {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"It is {n}, I think."}]}
@@ -52,8 +55,27 @@ def test_streamed_conversations_are_encoded_as_they_come(tiny_tokenizer):
     assert len(list(streamed)) == len(CONVERSATIONS)
 
 
+@pytest.mark.parametrize("answer", ["", "Y"])
+def test_answers_of_less_than_two_tokens_are_left_out(tiny_tokenizer, answer, tmp_path):
+    """In every way that conversations come; one cut off loses its end-of-turn token."""
+    odd = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}], "complete": False}
+    tiny_tokenizer = copy.deepcopy(tiny_tokenizer)
+    tiny_tokenizer.chat_template = tiny_tokenizer.chat_template.replace("}}\n", "}}<eos>")
+    rows = encode_rows(CONVERSATIONS, tiny_tokenizer, 40)
+    assert encode_rows([odd, *CONVERSATIONS], tiny_tokenizer, 40) == rows
+    stream = Dataset.from_list([odd, *CONVERSATIONS]).to_iterable_dataset()
+    assert list(encode_rows(stream, tiny_tokenizer, 40)) == rows
+    file = tmp_path / "text.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in [odd, *CONVERSATIONS]))
+    assert load_rows([str(file)], tiny_tokenizer, 40) == rows
+    with pytest.raises(ValueError, match="None of the 1 conversations has an answer of two tokens"):
+        encode_rows([odd], tiny_tokenizer, 40)
+
+
 def test_data_without_answers_are_refused(tiny_tokenizer):
-    with pytest.raises(ValueError, match="None of the 8 conversations has an answer within max_length=2; raise it"):
+    with pytest.raises(
+        ValueError, match="None of the 8 conversations has an answer of two tokens within max_length=2"
+    ):
         encode_rows(CONVERSATIONS, tiny_tokenizer, 2)
 
 

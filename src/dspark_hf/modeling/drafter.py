@@ -126,7 +126,7 @@ class DraftModel(PreTrainedModel):
 
     @property
     def knows_all_tokens(self) -> bool:
-        """Whether the target has no tokens behind those of the drafter, as it has where some were added to it."""
+        """Whether the target has no tokens but the drafter's; some may have been added behind them."""
         return self.borrowed is None or self.borrowed.vocab_size <= self.config.vocab_size
 
     @property
@@ -294,7 +294,6 @@ class DraftModel(PreTrainedModel):
             return (entries if tokens is None else tokens[entries]), None
         if not self.proposes_all_tokens:
             tokens = torch.arange(self.num_outputs, device=logits.device) if tokens is None else tokens
-            logits = expand_logits(
-                logits, tokens, (self.config if self.knows_all_tokens else self.borrowed).vocab_size
-            )
+            known = self.config if self.knows_all_tokens else self.borrowed
+            logits = expand_logits(logits, tokens, known.vocab_size)
         return pick(logits, drafted_ids)

@@ -100,7 +100,9 @@ class Family:
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`, each of shape `(batch, kv_heads, context, head_dim)`.
         """
-        shape = (*context.shape[:-1], -1, attention.head_dim)
+        # Heads are counted, so that a context may be empty.
+        num_heads = attention.k_proj.out_features // attention.head_dim
+        shape = (*context.shape[:-1], num_heads, attention.head_dim)
         keys = self.context_keys(attention, context, shape).transpose(1, 2)  # [B, H, C, D]
         values = attention.v_proj(context).view(shape).transpose(1, 2)
         return self.apply_rotary(keys, keys, *rope)[1], values
