@@ -2,12 +2,15 @@
 
 import copy
 import json
+from functools import partial
 
 import pytest
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from dspark_hf import DraftTrainer, DraftTrainingArguments, DSparkModel
+from dspark_hf import AutoDrafter, DraftTrainer, DraftTrainingArguments, DSparkModel
 from dspark_hf.trainers.rows import encode_rows, load_rows
 
 CONVERSATIONS = [
@@ -70,6 +73,41 @@ def test_answers_of_less_than_two_tokens_are_left_out(tiny_tokenizer, answer, tm
     assert load_rows([str(file)], tiny_tokenizer, 40) == rows
     with pytest.raises(ValueError, match="None of the 1 conversations has an answer of two tokens"):
         encode_rows([odd], tiny_tokenizer, 40)
+
+
+# Special tokens (begin, end, padding) of target and tokenizer, and what the trained drafter's config then says.
+SPECIAL_IDS = {
+    "qwen3": ((151643, 151645, None), (None, 151645, 151643), {"bos": 151643, "eos": 151645, "pad": 151643}),
+    "llama3": ((128000, [128001, 128008, 128009], None), (128000, 128009, None),
+               {"bos": 128000, "eos": [128001, 128008, 128009]}),
+    "gemma3": ((2, [1, 106], 0), (2, 1, 0), {"bos": 2, "eos": [1, 106], "pad": 0}),
+    "another end": ((2, [1, 106], 0), (2, 107, 0), {"bos": 2, "eos": [107, 1, 106], "pad": 0}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPECIAL_IDS)
+def test_tokenizers_may_name_other_special_tokens(name, rows, tmp_path):
+    of_target, of_tokenizer, expected = SPECIAL_IDS[name]
+    names = ("bos", "eos", "pad")
+    ids = {f"{token}_token_id": value for token, value in zip(names, of_target, strict=True)}
+    config = LlamaConfig(vocab_size=151936, hidden_size=8, intermediate_size=8, num_hidden_layers=4,
+                         num_attention_heads=2, num_key_value_heads=1, **ids)  # fmt: skip
+    target = AutoModelForCausalLM.from_config(config)
+    tokens = {f"<{token}>": value for token, value in zip(names, of_tokenizer, strict=True) if value is not None}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"<unk>": 5, **tokens}, "<unk>")),
+        **{f"{token[1:-1]}_token": token for token in tokens},
+    )
+    drafter = DSparkModel.from_target(target, num_hidden_layers=1, block_size=2, markov_rank=2, num_anchors=2)
+    args = DraftTrainingArguments(str(tmp_path), report_to="none", num_eval_prompts=0, disable_tqdm=True, max_steps=1)
+    trainer = DraftTrainer(drafter, target, args, train_dataset=rows[:2], processing_class=tokenizer)
+    trainer.train()
+    trainer.save_model()
+    for saved in (json.loads((tmp_path / "config.json").read_text()), AutoDrafter.from_pretrained(tmp_path).config):
+        read = saved.get if isinstance(saved, dict) else partial(getattr, saved)
+        assert {token: read(f"{token}_token_id") for token in expected} == expected
+    # The target's own say where it ends.
+    assert target.config.eos_token_id == ids["eos_token_id"]
 
 
 def test_data_without_answers_are_refused(tiny_tokenizer):
