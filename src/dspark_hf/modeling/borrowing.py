@@ -141,9 +141,11 @@ def check_fit(config: DraftConfig, target: PreTrainedModel, *, check_name: bool 
     if target.get_output_embeddings() is None:
         raise ValueError(f"{sides} do not fit: the target has no output head. Load it with AutoModelForCausalLM.")
     if check_name and config.target_name_or_path is not None and not is_made_for(config, target):
+        is_told = config.target_fingerprint is not None and target_fingerprint(target) is not None
+        told = "neither name nor weights agree" if is_told else "the names differ, and its weights cannot be compared"
         raise ValueError(
-            f"This drafter was made for {config.target_name_or_path}, and {target_name} is another model: neither "
-            "name nor weights agree. Drafts would be exact but rarely accepted. Load the drafter of this target; for "
+            f"This drafter was made for {config.target_name_or_path}, and {target_name} is another model: {told}. "
+            "Drafts would be exact but rarely accepted. Load the drafter of this target; for "
             "a fine-tuned or merged target pass SpeculationConfig(check_target=False), and to train the drafter for "
             "it call drafter.bind(target, check_name=False) first."
         )

@@ -21,7 +21,7 @@ from .context import DraftState
 from .drafting import PickFn
 from .families import get_family
 from .placement import compute_device, compute_dtype
-from .vocabulary import entry_tokens, expand_logits, token_entries, vocabulary_buffers
+from .vocabulary import check_vocabulary, entry_tokens, expand_logits, token_entries, vocabulary_buffers
 from .wrappers import unwrap
 
 
@@ -154,9 +154,11 @@ class DraftModel(PreTrainedModel):
             check_name (`bool`, *optional*, defaults to `True`): Whether a drafter made for another target is refused.
 
         Raises:
-            `ValueError`: If drafter and target do not fit; the message names both sides.
+            `ValueError`: If drafter and target do not fit, whom the message names, or a reduced vocabulary is none.
         """
         target = unwrap(target)
+        if self.has_reduced_vocabulary:
+            check_vocabulary(self.t2d, self.d2t)
         check_fit(self.config, target, check_name=check_name)
         if self.config.num_target_layers is None:
             self.config.num_target_layers = target.config.get_text_config().num_hidden_layers
