@@ -1,6 +1,7 @@
 """DSparkModel: context, proposals, reduced vocabulary, borrowing, saving."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -235,6 +236,38 @@ def test_positions_stay_exact_in_low_precision(target):
     drafter, low = make_drafter(target), make_drafter(target).to(torch.bfloat16)
     assert low.dtype == torch.bfloat16
     assert torch.equal(low.rotary_emb.inv_freq, drafter.rotary_emb.inv_freq)
+
+
+FACTORS = {"short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [4.0, 8.0, 12.0, 16.0]}
+OF_LENGTH = {
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0},
+    "longrope": {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 32, **FACTORS},
+}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("rope_type", OF_LENGTH)
+def test_a_checkpoint_whose_frequencies_depend_on_the_length(target, tmp_path, family, rope_type):
+    """Its context is read in pieces, and drafts come from the states that it was trained on: those of short texts."""
+    drafter = make_drafter(target, family=family, max_position_embeddings=32)
+    drafter.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["rope_parameters"] = {"rope_theta": 1e4, **OF_LENGTH[rope_type]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = AutoDrafter.from_pretrained(tmp_path).bind(target)
+    features, ids, anchors = torch.randn(1, 120, 96), torch.randint(VOCAB, (1, 120)), torch.tensor([[20, 118]])
+    with torch.no_grad():
+        trained = loaded(ids, features, anchors, torch.ones_like(anchors).bool()).hidden
+        short = loaded(ids[:, :25], features[:, :25], anchors[:, :1], torch.ones(1, 1).bool()).hidden
+    torch.testing.assert_close(trained[:, :1], short)
+    state = loaded.start(1)
+    for piece in features[:, :118].split(50, 1):
+        loaded.extend(state, piece)
+    torch.testing.assert_close(loaded.block_hidden(state, ids[:, 118]), trained[:, 1])
+    # Within the original length the layers turn by the angles that transformers has for it.
+    positions = torch.arange(30).unsqueeze(0)
+    stock = loaded.family.rotary_cls(loaded.config.decoder_config)
+    torch.testing.assert_close(loaded.rope(features, positions), stock(features, positions))
 
 
 def test_reduced_vocabulary_proposes_only_its_tokens(target):

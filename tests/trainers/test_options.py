@@ -110,6 +110,25 @@ def test_tokenizers_may_name_other_special_tokens(name, rows, tmp_path):
     assert target.config.eos_token_id == ids["eos_token_id"]
 
 
+def test_a_row_that_cannot_be_encoded_is_named(tiny_tokenizer, tmp_path):
+    odd = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": None}]}
+    rows = [*CONVERSATIONS[:2], odd, *CONVERSATIONS[2:]]
+    expected = r"cannot be encoded: Expected each message .*got .*'content': None"
+    with pytest.raises(ValueError, match=rf"Row 2 \(from 0\) {expected}"):
+        encode_rows(rows, tiny_tokenizer, 40)
+    with pytest.raises(ValueError, match=rf"Row 2 \(from 0\) of pass 1 {expected}"):
+        list(encode_rows(Dataset.from_list(rows).to_iterable_dataset(), tiny_tokenizer, 40))
+    file = tmp_path / "text.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in rows))
+    with pytest.raises(ValueError, match=f"{file}, line 3: Expected each message"):
+        load_rows([str(file)], tiny_tokenizer, 40)
+    # What only the template objects to.
+    rows[2] = {"messages": [{"role": "assistant", "content": "I begin."}, *CONVERSATIONS[0]["messages"]]}
+    file.write_text("".join(json.dumps(record) + "\n" for record in rows))
+    with pytest.raises(ValueError, match=f"{file}, conversation 3, cannot be encoded: .*starts with an assistant"):
+        load_rows([str(file)], tiny_tokenizer, 40)
+
+
 def test_data_without_answers_are_refused(tiny_tokenizer):
     with pytest.raises(
         ValueError, match="None of the 8 conversations has an answer of two tokens within max_length=2"

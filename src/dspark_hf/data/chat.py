@@ -95,19 +95,22 @@ def encode_conversation(
     return {"input_ids": input_ids[:max_length], "loss_mask": loss_mask[:max_length]}
 
 
-def encode_row(row: Mapping[str, Any], tokenizer=None, max_length: int | None = None) -> dict[str, Any]:
+def encode_row(
+    row: Mapping[str, Any], tokenizer=None, max_length: int | None = None, *, where: str = "A row"
+) -> dict[str, Any]:
     """A data set's row as ids and mask: a conversation is encoded, ids and mask are cut to `max_length`.
 
     Args:
         row (`Mapping`): `messages`, perhaps with `complete` and `thinking`; or `input_ids` and `loss_mask`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Needed for conversations.
         max_length (`int`, *optional*): Keep at most this many tokens, from the start.
+        where (`str`, *optional*): Which row it is, for messages.
 
     Returns:
         `dict`: `input_ids` and `loss_mask`.
 
     Raises:
-        `ValueError`: If the row has neither, or is a conversation and there is no tokenizer.
+        `ValueError`: If the row has neither, or is a conversation that cannot be encoded, or there is no tokenizer.
     """
     if "messages" in row:
         if tokenizer is None:
@@ -117,11 +120,12 @@ def encode_row(row: Mapping[str, Any], tokenizer=None, max_length: int | None = 
         # The end of an answer that was cut off is not the target's.
         complete = row.get("complete") is not False
         thinking = row.get("thinking")
-        return encode_conversation(
-            tokenizer, row["messages"], max_length=max_length, complete=complete, thinking=thinking
-        )
+        try:
+            return encode_conversation(tokenizer, row["messages"], max_length, complete=complete, thinking=thinking)
+        except ValueError as error:
+            raise ValueError(f"{where} cannot be encoded: {error}") from error
     if "input_ids" not in row or "loss_mask" not in row:
-        raise ValueError(f"Expected a row with 'messages', or with 'input_ids' and 'loss_mask', got {sorted(row)}.")
+        raise ValueError(f"{where} needs 'messages', or 'input_ids' and 'loss_mask', got {sorted(row)}.")
     return {name: row[name][:max_length] for name in ("input_ids", "loss_mask")}
 
 

@@ -142,7 +142,7 @@ def _check_names(names: set[str], where: str) -> None:
             prefix = f"{found.pop()}."
             raise ValueError(
                 f"The tensors in {where} have names with {prefix!r} in them, e.g. {name!r}: a wrapper around the "
-                "drafter was saved. Save the model inside it (accelerator.unwrap_model), or take that out of the names."
+                "drafter was saved. Save the model inside it (accelerator.unwrap_model), or rename its tensors."
             )
 
 

@@ -4,7 +4,6 @@ Shapes: B batch, L taps, E hidden size, V vocabulary, n slots.
 """
 
 from collections.abc import Iterable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -63,7 +62,7 @@ class DraftModel(PreTrainedModel):
         self.fc = nn.Linear(len(config.target_layer_ids) * hidden_size, hidden_size, bias=False)
         self.input_norm: nn.Module | None = None  # of all features, before fc
         self.norm = self.family.norm_cls(hidden_size, eps=decoder.rms_norm_eps)
-        self.rotary_emb = self.family.rotary_cls(decoder)
+        self.rotary_emb = self.family.rotary(decoder)
         self.num_outputs = num_outputs = config.draft_vocab_size or config.vocab_size
         if self.has_reduced_vocabulary:
             # The first tokens, until choose_vocabulary or a checkpoint says otherwise.
@@ -81,14 +80,14 @@ class DraftModel(PreTrainedModel):
         super()._init_weights(module)
         if module is self.rotary_emb:
             # Loading leaves frequencies empty, and knows how to fill in only those of families with one table.
-            for name, buffer in self.family.rotary_cls(self.config.decoder_config).named_buffers():
+            for name, buffer in self.family.rotary(self.config.decoder_config).named_buffers():
                 initialization.copy_(getattr(module, name), buffer)
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
         if any(buffer.dtype != torch.float32 for buffer in self.rotary_emb.buffers()):
             # Rounded frequencies would turn far positions by wrong angles, and loading would not round them.
-            self.rotary_emb = self.family.rotary_cls(self.config.decoder_config).to(self.device)
+            self.rotary_emb = self.family.rotary(self.config.decoder_config).to(self.device)
         return self
 
     @classmethod
@@ -210,7 +209,7 @@ class DraftModel(PreTrainedModel):
         """Token embeddings in the drafter's dtype, `(..., hidden)`."""
         embedding = self._vocabulary_module("embed_tokens")
         is_own = embedding is self.embed_tokens
-        with nullcontext() if is_own else torch.no_grad():
+        with torch.set_grad_enabled(is_own and torch.is_grad_enabled()):
             embeds = embedding((self._known(input_ids) if is_own else input_ids).to(compute_device(embedding)))
         scale = self.family.embed_scale(self.config.decoder_config)
         if is_own and scale != 1:

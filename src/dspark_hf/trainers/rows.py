@@ -21,10 +21,14 @@ def load_rows(files: Sequence[str], tokenizer: Any, max_length: int) -> list[dic
     Raises:
         `ValueError`: If none is left.
     """
-    records = [record for file in files for record in load_conversations(file)]
+    records = [
+        (f"{file}, conversation {number},", record)
+        for file in files
+        for number, record in enumerate(load_conversations(file), start=1)
+    ]
     rows = [
-        encode_row(record, tokenizer, max_length)
-        for record in tqdm(records, desc="Encoding", unit="conversation", leave=False)
+        encode_row(record, tokenizer, max_length, where=where)
+        for where, record in tqdm(records, desc="Encoding", unit="conversation", leave=False)
     ]
     rows = [row for row in rows if has_anchors(row["loss_mask"])]
     if not rows:
@@ -52,7 +56,9 @@ def encode_rows(dataset: Any, tokenizer: Any, max_length: int, repeats: bool = F
         return StreamedRows(dataset, tokenizer, max_length, repeats)
     if len(dataset) == 0 or "messages" not in dataset[0]:
         return dataset
-    encoded = (encode_row(row, tokenizer, max_length) for row in dataset)
+    encoded = (
+        encode_row(row, tokenizer, max_length, where=f"Row {index} (from 0)") for index, row in enumerate(dataset)
+    )
     rows = [row for row in encoded if has_anchors(row["loss_mask"])]
     if not rows:
         raise ValueError(

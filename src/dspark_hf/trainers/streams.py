@@ -40,8 +40,10 @@ class StreamedRows(IterableDataset):
             if hasattr(self.stream, "set_epoch"):
                 self.stream.set_epoch(epoch)
             num_rows = 0
-            for row in self.stream:
-                encoded = encode_row(row, self.tokenizer, self.max_length) if "messages" in row else dict(row)
+            for index, row in enumerate(self.stream):
+                where = f"Row {index} (from 0) of pass {epoch + 1}"
+                is_encoded = "messages" not in row
+                encoded = dict(row) if is_encoded else encode_row(row, self.tokenizer, self.max_length, where=where)
                 if has_anchors(encoded["loss_mask"]):
                     num_rows += 1
                     yield encoded | ({"stream_epoch": epoch} if self.repeats else {})
