@@ -129,6 +129,11 @@ def encode_row(
     return {name: row[name][:max_length] for name in ("input_ids", "loss_mask")}
 
 
+def row_name(index: int) -> str:
+    """How messages call a row of a data set."""
+    return f"Row {index} (from 0)"
+
+
 def _written(tokenizer, messages: Sequence[dict], complete: bool, options: dict[str, bool]) -> str | None:
     """The last answer's text, if it must be taken word by word: with its end-of-turn token, unless it was cut off."""
     last = messages[-1]

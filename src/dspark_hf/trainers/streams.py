@@ -8,7 +8,7 @@ import datasets
 from torch.utils.data import IterableDataset
 from transformers import TrainingArguments
 
-from dspark_hf.data.chat import encode_row
+from dspark_hf.data.chat import encode_row, row_name
 from dspark_hf.data.collator import has_anchors
 from dspark_hf.data.conversations import iterate_conversations
 
@@ -41,7 +41,7 @@ class StreamedRows(IterableDataset):
                 self.stream.set_epoch(epoch)
             num_rows = 0
             for index, row in enumerate(self.stream):
-                where = f"Row {index} (from 0) of pass {epoch + 1}"
+                where = f"{row_name(index)} of pass {epoch + 1}"
                 is_encoded = "messages" not in row
                 encoded = dict(row) if is_encoded else encode_row(row, self.tokenizer, self.max_length, where=where)
                 if has_anchors(encoded["loss_mask"]):
