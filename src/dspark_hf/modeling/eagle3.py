@@ -188,8 +188,7 @@ class Eagle3Model(DraftModel):
         layer, rope = self.layers[0], self.rope(before, positions)
         return self.family.context_kv(layer.self_attn, layer.pairs(self.embed(token_ids), before), rope)
 
-    def start(self, batch_size: int) -> Eagle3State:
-        """An empty context for `batch_size` rows."""
+    def _empty_context(self, batch_size: int) -> Eagle3State:
         return Eagle3State(batch_size)
 
     @torch.no_grad()

@@ -18,8 +18,12 @@ from dspark_hf.modeling.fingerprint import public_name, target_fingerprint
 from dspark_hf.modeling.wrappers import unwrap
 
 
-def _of_decoder(name: str) -> property:
-    return property(lambda config: getattr(config.decoder_config, name), doc=f"The draft decoder's `{name}`.")
+def _of_decoder(name: str, may_change: bool = False) -> property:
+    def write(config: "DraftConfig", value: Any) -> None:
+        setattr(config.decoder_config, name, value)
+
+    doc = f"The draft decoder's `{name}`."
+    return property(lambda config: getattr(config.decoder_config, name), write if may_change else None, doc=doc)
 
 
 @strict
@@ -113,9 +117,10 @@ class DraftConfig(PreTrainedConfig):
     hidden_size = _of_decoder("hidden_size")
     num_hidden_layers = _of_decoder("num_hidden_layers")
     initializer_range = _of_decoder("initializer_range")
-    bos_token_id = _of_decoder("bos_token_id")
-    eos_token_id = _of_decoder("eos_token_id")
-    pad_token_id = _of_decoder("pad_token_id")
+    # A trainer writes the tokenizer's ids here, as into any model's config.
+    bos_token_id = _of_decoder("bos_token_id", may_change=True)
+    eos_token_id = _of_decoder("eos_token_id", may_change=True)
+    pad_token_id = _of_decoder("pad_token_id", may_change=True)
 
     @classmethod
     def from_target(
