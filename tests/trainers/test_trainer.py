@@ -8,8 +8,10 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from dspark_hf import AutoDrafter, DraftTrainingArguments
+from dspark_hf.data.cache.shards import row_bytes
 from dspark_hf.data.features import TargetFeatures, hold_features
 from dspark_hf.trainers.rows import encode_rows
+from dspark_hf.trainers.streams import StreamedRows
 
 
 @pytest.mark.parametrize("fields", [{}, {"draft_vocab_size": 80}], ids=str)
@@ -107,6 +109,20 @@ def test_the_end_of_a_cut_answer_is_not_learned(tiny_tokenizer):
     rows = encode_rows([{"messages": messages}, {"messages": messages, "complete": False}], tokenizer, 64)
     whole, cut = (sum(row["loss_mask"]) for row in rows)
     assert rows[0]["input_ids"][:-1] == rows[1]["input_ids"] and cut == whole - 1
+
+
+def test_conversations_of_any_shape_are_the_same_rows(tiny_tokenizer):
+    said, answer = "what?", "that is so"
+    plain = {"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]}
+    filled = {"messages": [{**message, "name": None} for message in plain["messages"]], "turns": None}
+    shared = {"conversations": [{"from": "human", "value": said}, {"from": "gpt", "value": answer}]}
+    rows = encode_rows([plain, filled, shared], tiny_tokenizer, 64)
+    assert rows[0] == rows[1] == rows[2] and any(rows[0]["loss_mask"])
+    assert list(StreamedRows([plain, filled, shared], tiny_tokenizer, 64)) == rows
+    assert row_bytes(shared) == row_bytes(plain)
+    # Ids come first: a column of their prompts' text is none of ours.
+    encoded = [{**rows[0], "prompt": said}]
+    assert encode_rows(encoded, tiny_tokenizer, 64) is encoded and row_bytes(encoded[0]) == row_bytes(rows[0])
 
 
 @pytest.mark.parametrize(

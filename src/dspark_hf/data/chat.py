@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from dspark_hf.data.conversations import as_messages, check_messages
+from dspark_hf.data.conversations import as_messages, check_messages, has_conversation, messages_of
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _MARK = "\u2402answer\u2403"
@@ -101,7 +101,8 @@ def encode_row(
     """A data set's row as ids and mask: a conversation is encoded, ids and mask are cut to `max_length`.
 
     Args:
-        row (`Mapping`): `messages`, perhaps with `complete` and `thinking`; or `input_ids` and `loss_mask`.
+        row (`Mapping`): A conversation as [`~data.conversations.messages_of`] reads it, perhaps with `complete` and
+            `thinking`; or `input_ids` and `loss_mask`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Needed for conversations.
         max_length (`int`, *optional*): Keep at most this many tokens, from the start.
         where (`str`, *optional*): Which row it is, for messages.
@@ -112,7 +113,7 @@ def encode_row(
     Raises:
         `ValueError`: If the row has neither, or is a conversation that cannot be encoded, or there is no tokenizer.
     """
-    if "messages" in row:
+    if has_conversation(row):
         if tokenizer is None:
             raise ValueError(
                 "The dataset holds conversations; give their tokenizer too (a trainer's processing_class)."
@@ -121,7 +122,7 @@ def encode_row(
         complete = row.get("complete") is not False
         thinking = row.get("thinking")
         try:
-            return encode_conversation(tokenizer, row["messages"], max_length, complete=complete, thinking=thinking)
+            return encode_conversation(tokenizer, messages_of(row), max_length, complete=complete, thinking=thinking)
         except ValueError as error:
             raise ValueError(f"{where} cannot be encoded: {error}") from error
     if "input_ids" not in row or "loss_mask" not in row:

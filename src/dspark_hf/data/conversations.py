@@ -57,6 +57,11 @@ def _text_lines(file: BufferedReader) -> TextIOWrapper:
     return TextIOWrapper(content, encoding="utf-8-sig", newline="\n")
 
 
+def has_conversation(row: Mapping[str, Any]) -> bool:
+    """Whether a data set's row is a conversation, as [`messages_of`] reads it, rather than ids and mask."""
+    return "messages" in row or ("input_ids" not in row and any(name in row for name in _COLUMNS))
+
+
 def messages_of(row: Mapping[str, Any]) -> list[dict]:
     """The messages of a row with `messages` (`role`, `content`), `conversations` (`from`, `value`), `turns` (what the
     user says, turn by turn) or `prompt` (one such turn).
@@ -117,7 +122,8 @@ def _as_message(message: Mapping[str, Any]) -> dict[str, Any]:
     if "role" not in given and "from" in given:
         role = given.pop("from")
         given = {"role": _SHAREGPT_ROLES.get(role, role), "content": given.pop("value", given.get("content")), **given}
-    return given
+    # An absent text is shown as it was given.
+    return given if "content" in given or "content" not in message else {**given, "content": None}
 
 
 def _parse_record(line: str) -> dict:

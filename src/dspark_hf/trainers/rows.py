@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from dspark_hf.data.cache import TargetCache
 from dspark_hf.data.chat import encode_row, row_name
 from dspark_hf.data.collator import has_anchors
-from dspark_hf.data.conversations import load_conversations
+from dspark_hf.data.conversations import has_conversation, load_conversations
 from dspark_hf.modeling import DraftModel
 
 from .streams import StreamedRows
@@ -54,7 +54,7 @@ def encode_rows(dataset: Any, tokenizer: Any, max_length: int, repeats: bool = F
         return dataset
     if not hasattr(dataset, "__len__"):
         return StreamedRows(dataset, tokenizer, max_length, repeats)
-    if len(dataset) == 0 or "messages" not in dataset[0]:
+    if len(dataset) == 0 or not has_conversation(dataset[0]):
         return dataset
     encoded = (encode_row(row, tokenizer, max_length, where=row_name(index)) for index, row in enumerate(dataset))
     rows = [row for row in encoded if has_anchors(row["loss_mask"])]

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from dspark_hf.data.chat import encode_row, row_name
 from dspark_hf.data.collator import has_anchors
-from dspark_hf.data.conversations import iterate_conversations
+from dspark_hf.data.conversations import has_conversation, iterate_conversations
 
 SHUFFLE_BUFFER = 10_000
 
@@ -22,7 +22,7 @@ class StreamedRows(IterableDataset):
     from which the collator draws anchors. To a trainer that is one epoch: a resumed run finds its place at any step.
 
     Args:
-        stream (`Iterable`): Conversations (`messages`), or rows of `input_ids` and `loss_mask`. It is gone through
+        stream (`Iterable`): Conversations, or rows of `input_ids` and `loss_mask`. It is gone through
             once per pass, after `set_epoch(pass)` where it has that method, as a `datasets.IterableDataset` does.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): Needed for conversations.
         max_length (`int`): Conversations are cut to so many tokens.
@@ -42,7 +42,7 @@ class StreamedRows(IterableDataset):
             num_rows = 0
             for index, row in enumerate(self.stream):
                 where = f"{row_name(index)} of pass {epoch + 1}"
-                is_encoded = "messages" not in row
+                is_encoded = not has_conversation(row)
                 encoded = dict(row) if is_encoded else encode_row(row, self.tokenizer, self.max_length, where=where)
                 if has_anchors(encoded["loss_mask"]):
                     num_rows += 1

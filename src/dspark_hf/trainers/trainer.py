@@ -37,7 +37,8 @@ from .streams import prepare_for_streams
 class DraftTrainer(WholeCheckpoints):
     """Trains a drafter of any kind for a frozen target.
 
-    Datasets hold conversations (`messages`, encoded with `processing_class`), or rows of `input_ids` and `loss_mask`.
+    Datasets hold conversations ([`~data.conversations.messages_of`], encoded with `processing_class`), or rows of
+    `input_ids` and `loss_mask`.
     Rows may carry `features` and `last_hidden_states`: a [`TargetCache`], or
     [`~data.features.hold_features`]. Without them the target runs in the loop, for rows that
     `args.cache_budget` has no room for. A dataset without a length, such as a `datasets.IterableDataset`, is encoded

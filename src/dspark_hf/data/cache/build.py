@@ -59,7 +59,7 @@ def build_target_cache(
 
     Args:
         target (`PreTrainedModel`): The target, on the device where it shall run.
-        rows (`Sequence[Mapping]`): A list or a `datasets.Dataset` of conversations (`messages`), or of `input_ids` and
+        rows (`Sequence[Mapping]`): A list or a `datasets.Dataset` of conversations, or of `input_ids` and
             `loss_mask`.
         folder (`str` or `os.PathLike`): Where the cache is, or will be.
         target_layer_ids (`Sequence[int]`): Taps: `drafter.config.target_layer_ids`.

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dspark_hf.data.conversations import has_conversation, messages_of
 from dspark_hf.files import whole_file
 
 from .records import REMEDY, read_record, write_record
@@ -196,8 +197,9 @@ def _header_checksum(file: Any) -> int:
 
 def row_bytes(row: Mapping[str, Any]) -> bytes:
     """A source row as bytes: its text, or its ids and mask."""
-    if "messages" in row:
-        text = [row["messages"], row.get("complete") is not False, row.get("thinking")]
+    if has_conversation(row):
+        messages = row["messages"] if "messages" in row else messages_of(row)
+        text = [messages, row.get("complete") is not False, row.get("thinking")]
         return json.dumps(text, sort_keys=True).encode()
     ids, mask = (torch.as_tensor(row[name]) for name in ("input_ids", "loss_mask"))
     return ids.to(torch.int64).numpy().tobytes() + mask.bool().numpy().tobytes()
