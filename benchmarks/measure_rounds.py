@@ -15,6 +15,7 @@ from dspark_hf.generation.target.flat import FlatRunner
 from dspark_hf.generation.target.layout import PromptLayout
 from dspark_hf.generation.target.runner import TargetRunner
 from dspark_hf.hub.embedded import resolve_target
+from dspark_hf.modeling.cache_name import CACHE_NAME
 
 
 def prepared(runner_class, target, ids, taps, num_rounds, num_slots):
@@ -25,7 +26,7 @@ def prepared(runner_class, target, ids, taps, num_rounds, num_slots):
     for layer_id in range(config.num_hidden_layers):
         cache.update(*(torch.randn(shape, dtype=target.dtype) for _ in range(2)), layer_id)
     positions = torch.arange(num_columns).expand(batch_size, -1)
-    model_kwargs = {"past_key_values": cache, "position_ids": positions, "use_cache": True}
+    model_kwargs = {CACHE_NAME: cache, "position_ids": positions, "use_cache": True}
     layout = PromptLayout(batch_size, num_columns, num_columns, num_columns - 1)
     runner = runner_class(target, taps, model_kwargs, layout, num_columns + num_rounds * (num_slots + 1) + 1)
     for _ in runner.prefill(ids):

@@ -4,10 +4,14 @@ import importlib
 import importlib.metadata
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import dspark_hf
+from dspark_hf.generation.seam import TESTED
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_python(code: str) -> None:
@@ -73,3 +77,9 @@ def test_version_matches_the_installed_package():
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("the package is on the path but not installed")
     assert dspark_hf.__version__ == installed
+
+
+def test_the_tested_transformers_are_those_of_the_requirements():
+    oldest, newest = TESTED
+    assert f'"transformers>={oldest},<' in (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert f"\ntransformers=={newest}." in (ROOT / "constraints.txt").read_text(encoding="utf-8")

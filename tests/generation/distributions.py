@@ -6,6 +6,7 @@ from transformers import DynamicCache
 
 from dspark_hf.evaluation import enumeration
 from dspark_hf.generation import speculative_generate
+from dspark_hf.modeling.cache_name import CACHE_NAME
 
 
 def prepared(target, input_ids, **options):
@@ -38,7 +39,7 @@ def sample_joint(target, drafter, input_ids, num_tokens, num_samples, speculatio
     accepted = []
     kwargs = prepared(target, input_ids, **options, logits_processor=make_processors())
     for _ in range(-(-num_samples // input_ids.shape[0])):
-        kwargs["past_key_values"] = DynamicCache(config=target.config)
+        kwargs[CACHE_NAME] = DynamicCache(config=target.config)
         out = speculative_generate(target, drafter=drafter, speculation=speculation, **kwargs)
         for row in out[:, prompt_len : prompt_len + num_tokens].tolist():
             counts[tuple(row)] += 1

@@ -209,9 +209,9 @@ def test_all_that_is_returned(any_target, eos):
     more_mask = torch.cat([mask, torch.ones(3, out.sequences.shape[1] - 12, dtype=torch.long)], 1)
     longer = [
         any_target.generate(
-            out.sequences, attention_mask=more_mask, past_key_values=cache, max_new_tokens=12, do_sample=False
+            out.sequences, attention_mask=more_mask, **{CACHE_NAME: cache}, max_new_tokens=12, do_sample=False
         ).tolist()
-        for cache in (out.past_key_values, expected.past_key_values)
+        for cache in (out[CACHE_NAME], expected[CACHE_NAME])
     ]
     assert longer[0] == longer[1]
 
@@ -221,9 +221,9 @@ def test_cache_of_the_user_goes_on(target):
     plain = target.generate(ids, attention_mask=mask, max_new_tokens=30, do_sample=False)
     cache = DynamicCache(config=target.config)
     drafter, _ = greedy_oracle(target, ids, [0, 4, 2], attention_mask=mask, max_new_tokens=30, uneven=True)
-    out = speculate(target, drafter, ids, mask, past_key_values=cache, max_new_tokens=17, do_sample=False)
+    out = speculate(target, drafter, ids, mask, **{CACHE_NAME: cache}, max_new_tokens=17, do_sample=False)
     more_mask = torch.cat([mask, torch.ones(3, 17, dtype=torch.long)], 1)
-    more = target.generate(out, attention_mask=more_mask, past_key_values=cache, max_new_tokens=13, do_sample=False)
+    more = target.generate(out, attention_mask=more_mask, **{CACHE_NAME: cache}, max_new_tokens=13, do_sample=False)
     assert cache.get_seq_length() == 12 + 29 and more.tolist() == plain.tolist()
 
 

@@ -6,6 +6,7 @@ from fake_drafters import TableDrafter, greedy_oracle
 from tiny_targets import make_prompt, make_target
 from transformers import (
     DynamicCache,
+    GenerationConfig,
     LlamaForCausalLM,
     ProphetNetConfig,
     ProphetNetForCausalLM,
@@ -40,7 +41,6 @@ def guarded(target, monkeypatch):
             "speculation=False",
         ),
         ({"num_beams": 3, "do_sample": True}, "ask for beam sample"),
-        ({"use_cache": False}, "use_cache=False is not supported together with a drafter: set it to True"),
         (
             {"prompt_lookup_num_tokens": 4},
             "prompt_lookup_num_tokens=4 is not supported.*SpeculationConfig.prompt_lookup=True",
@@ -89,9 +89,9 @@ def test_caches(target):
     ids = make_prompt(5)
     static = StaticCache(config=target.config, max_cache_len=32)
     with pytest.raises(ValueError, match="such as a DynamicCache.*and LlamaForCausalLM uses StaticCache"):
-        target.generate(ids, past_key_values=static, assistant_model=TableDrafter(64), max_new_tokens=8)
+        target.generate(ids, **{CACHE_NAME: static}, assistant_model=TableDrafter(64), max_new_tokens=8)
     empty = DynamicCache(config=target.config)
-    out = target.generate(ids, past_key_values=empty, assistant_model=TableDrafter(64), max_new_tokens=8)
+    out = target.generate(ids, **{CACHE_NAME: empty}, assistant_model=TableDrafter(64), max_new_tokens=8)
     assert empty.get_seq_length() == out.shape[1] - 1
 
 
@@ -165,13 +165,73 @@ def test_stateful_target(guarded, monkeypatch):
         guarded.generate(make_prompt(5), assistant_model=TableDrafter(64), max_new_tokens=4)
 
 
-def test_gradient_checkpointing():
-    target = make_target().train()
-    target.gradient_checkpointing_enable()
-    with pytest.raises(ValueError, match="LlamaForCausalLM is in training mode with gradient checkpointing"):
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_gradient_checkpointing(family):
+    """Llama's layers checkpoint where there are gradients, before transformers 5.24 everywhere; GPT-2 does too."""
+    target, ids = make_target(family).train(), make_prompt(5)
+    options = {"assistant_model": TableDrafter(64), "max_new_tokens": 12, "do_sample": False}
+    target.activation_checkpointing_enable()
+    if family == "llama" and CACHE_NAME == "cache":
+        assert target.generate(ids, **options).tolist() == target.eval().generate(ids, **options).tolist()
+        return
+    with pytest.raises(
+        ValueError, match="does not keep the prompt.*: it is in training mode with gradient checkpoint"
+    ):
+        target.generate(ids, **options)
+    assert target.eval().generate(ids, **options).shape == (1, 17)
+
+
+def test_use_cache_false_is_overruled(target):
+    """As in transformers' assisted decoding: drafts are verified behind a cache. The tokens are the same."""
+    ids = make_prompt(5)
+    config = GenerationConfig(use_cache=False, max_new_tokens=12, do_sample=False)
+    drafter, plain = greedy_oracle(target, ids, [3, 0, 4], max_new_tokens=12)
+    assert target.generate(ids, generation_config=config).tolist() == plain.tolist()
+    out = target.generate(ids, generation_config=config, assistant_model=drafter)
+    assert out.tolist() == plain.tolist() and max(drafter.last_stats.accepted_lens) == 4
+    assert config.use_cache is False
+    with pytest.raises(ValueError, match="use_cache=False is not supported together with a drafter: set it to True"):
+        target.generate(ids, generation_config=config, custom_generate=speculative_generate, drafter=drafter)
+
+
+class OldName(LlamaForCausalLM):
+    """As the code of a repository that was written before transformers 5.24."""
+
+    def forward(self, input_ids=None, past_key_values=None, **kwargs):
+        return super().forward(input_ids, **{CACHE_NAME: past_key_values}, **kwargs)
+
+
+class OldNameAlone(LlamaForCausalLM):
+    """The same without room for other arguments."""
+
+    def forward(
+        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None,
+        output_hidden_states=None, return_dict=None, logits_to_keep=0,
+    ):  # fmt: skip
+        raise AssertionError("the target ran")
+
+
+class HiddenOldName(LlamaForCausalLM):
+    """The same behind a signature that tells nothing."""
+
+    def forward(self, *args, **kwargs):
+        kwargs.pop(CACHE_NAME)
+        return super().forward(*args, **kwargs)
+
+
+@pytest.mark.skipif(CACHE_NAME == "past_key_values", reason="the old name is the name")
+@pytest.mark.parametrize(
+    ("target_class", "message"),
+    [
+        (OldName, "takes its cache as `past_key_values`, but this release of transformers hands it over as `cache`"),
+        (OldNameAlone, "takes its cache as `past_key_values`.*Rename the parameter in the model's code"),
+        (HiddenOldName, "does not keep the prompt in the cache that it is given.*; generate without a drafter"),
+    ],
+)
+def test_targets_with_the_old_name_of_the_cache(target_class, message):
+    target = target_class(make_target().config).eval()
+    with pytest.raises(ValueError, match=f"{target_class.__name__} {message}"):
         target.generate(make_prompt(5), assistant_model=TableDrafter(64), max_new_tokens=4)
-    out = target.eval().generate(make_prompt(5), assistant_model=TableDrafter(64), max_new_tokens=4)
-    assert out.shape == (1, 9)
 
 
 def test_target_with_inputs_of_its_own(monkeypatch):

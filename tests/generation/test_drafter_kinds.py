@@ -8,6 +8,7 @@ from tiny_targets import make_prompt, make_target
 from transformers import DynamicCache
 
 from dspark_hf import DFlashModel, DSparkModel, Eagle3Model, SpeculationConfig, attach_drafter, detach_drafter
+from dspark_hf.modeling.cache_name import CACHE_NAME
 
 KINDS = {
     "dflash": lambda target, **fields: DFlashModel.from_target(target, num_hidden_layers=1, block_size=4, **fields),
@@ -112,10 +113,10 @@ def test_eagle3_goes_on_with_a_cropped_cache(target):
     drafter = KINDS["eagle3"](target)
     cache, ids = DynamicCache(config=target.config), make_prompt(9)
     kwargs = {"assistant_model": drafter, "max_new_tokens": 8, "do_sample": False}
-    target.generate(ids, past_key_values=cache, **kwargs)
+    target.generate(ids, **{CACHE_NAME: cache}, **kwargs)
     cache.crop(6 - cache.get_seq_length())
     other = torch.cat([ids[:, :6], make_prompt(4, seed=5)], 1)
-    out = target.generate(other, past_key_values=cache, return_dict_in_generate=True, **kwargs).sequences
+    out = target.generate(other, **{CACHE_NAME: cache}, return_dict_in_generate=True, **kwargs).sequences
     assert torch.equal(out, target.generate(other, max_new_tokens=8, do_sample=False))
     # What it has read is what it would have read at once.
     fresh, state = drafter.start(1), cache.dspark_context.state

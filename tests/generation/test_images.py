@@ -7,6 +7,7 @@ from tiny_vlms import FAMILIES, SPECIAL, join_rows, make_image_prompt, make_vlm
 from transformers import DynamicCache
 
 from dspark_hf import DSparkModel
+from dspark_hf.modeling.cache_name import CACHE_NAME
 
 CORE = ("qwen2_vl", "gemma3")
 TARGETS = [name if name in CORE else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
@@ -103,11 +104,11 @@ def test_a_later_turn_asks_about_the_image(family, target):
     inputs = make_image_prompt(family)
     drafter = TableDrafter(64)
     caches = [DynamicCache(config=target.config) for _ in range(2)]
-    first = generate(target, inputs, past_key_values=caches[0])
-    assert generate(target, inputs, past_key_values=caches[1], assistant_model=drafter).tolist() == first.tolist()
+    first = generate(target, inputs, **{CACHE_NAME: caches[0]})
+    assert generate(target, inputs, **{CACHE_NAME: caches[1]}, assistant_model=drafter).tolist() == first.tolist()
     ids = torch.cat([first, torch.tensor([[7, 8, 9]])], 1)
     turn = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    plain = generate(target, turn, past_key_values=caches[0])
-    out = generate(target, turn, past_key_values=caches[1], assistant_model=drafter)
+    plain = generate(target, turn, **{CACHE_NAME: caches[0]})
+    out = generate(target, turn, **{CACHE_NAME: caches[1]}, assistant_model=drafter)
     assert out.tolist() == plain.tolist()
     assert drafter.state.context_lens[0] > first.shape[1]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tiny_targets import make_target, padded_prompts
 
 from dspark_hf import SpeculationConfig
+from dspark_hf.modeling.cache_name import CACHE_NAME
 
 TARGETS = {}
 
@@ -52,7 +53,7 @@ def check(
     out = target.generate(ids, **options, assistant_model=drafter, speculation=speculation)
     if returned:
         assert len(out.scores) == len(expected.scores)
-        assert out.past_key_values.get_seq_length() == expected.past_key_values.get_seq_length()
+        assert out[CACHE_NAME].get_seq_length() == expected[CACHE_NAME].get_seq_length()
         out, expected = out.sequences, expected.sequences
     assert torch.equal(out, expected)
     assert drafter.anchors_were_right

@@ -1,19 +1,22 @@
 """The seam: the ways into the decoding loop, and all that must stay as it was."""
 
+import contextlib
 import copy
 import functools
 import inspect
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
 from fake_drafters import TableDrafter, greedy_oracle
 from tiny_targets import make_prompt, make_target
-from transformers import GenerationMixin
+from transformers import DynamicCache, GenerationMixin
 
 from dspark_hf import DSparkModel, SpeculationConfig, attach_drafter, detach_drafter
 from dspark_hf.generation import seam, speculative_generate
+from dspark_hf.modeling.cache_name import CACHE_NAME
 
 GREEDY = {"max_new_tokens": 20, "do_sample": False}
 
@@ -71,6 +74,109 @@ def test_unknown_transformers_is_refused(monkeypatch):
             assert not seam.is_installed()
     finally:
         seam.install()
+
+
+def install_with(monkeypatch, version):
+    """Warnings of an installation under that release of transformers."""
+    monkeypatch.setattr("transformers.__version__", version)
+    seam.remove()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        seam.install()
+    return [str(warning.message) for warning in caught]
+
+
+def test_an_untested_transformers_is_told_once(monkeypatch):
+    oldest, newest = seam.TESTED
+    major, minor = newest.split(".")
+    seam._warn_if_untested.cache_clear()
+    try:
+        for version in (oldest, f"{newest}.3", f"{newest}.0.dev0"):
+            seam._warn_if_untested.cache_clear()
+            assert install_with(monkeypatch, version) == []
+        seam._warn_if_untested.cache_clear()
+        newer = f"{major}.{int(minor) + 1}rc1"
+        (told,) = install_with(monkeypatch, newer)
+        assert f"tested with transformers {oldest} to {newest}, and this is {newer}" in told
+        assert f"pip install 'transformers=={newest}.*'" in told
+        assert install_with(monkeypatch, newer) == []
+    finally:
+        seam.install()
+
+
+@pytest.mark.skipif(CACHE_NAME == "past_key_values", reason="the old name is the name")
+@pytest.mark.parametrize("with_drafter", [False, True])
+def test_the_old_name_of_the_cache_is_told_at_the_callers_line(target, with_drafter):
+    ids, cache = make_prompt(7), DynamicCache(config=target.config)
+    kwargs = {"assistant_model": TableDrafter(64)} if with_drafter else {}
+    with pytest.warns(
+        FutureWarning, match="`past_key_values` is deprecated: since.*takes the cache as `cache`"
+    ) as told:
+        out = target.generate(ids, past_key_values=cache, **kwargs, **GREEDY)
+    assert [warning.filename for warning in told if warning.category is FutureWarning] == [__file__]
+    assert out.tolist() == target.generate(ids, **GREEDY).tolist()
+    assert cache.get_seq_length() == out.shape[1] - 1
+
+
+def note_kernels(target, monkeypatch):
+    """The experts' kernel of each pass, and tokens of the pass; decoding takes another, as off the CPU."""
+    noted, forward = [], target.forward
+
+    @contextlib.contextmanager
+    def optimize():
+        before = target.get_experts_implementation()
+        target.set_experts_implementation({name: "batched_mm" for name in before})
+        try:
+            yield
+        finally:
+            target.set_experts_implementation(before)
+
+    @functools.wraps(forward)
+    def note(*args, **kwargs):
+        noted.append((target.config._experts_implementation, kwargs["input_ids"].shape[1]))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(target, "_optimize_model_for_decode", optimize)
+    monkeypatch.setattr(target, "forward", note)
+    return noted
+
+
+@pytest.mark.parametrize("returns_cache", [False, True])
+def test_experts_verify_by_the_kernel_of_plain_decoding(monkeypatch, returns_cache):
+    target, ids = make_target("qwen3_moe"), make_prompt(7)
+    target.set_experts_implementation("grouped_mm")
+    noted = note_kernels(target, monkeypatch)
+    options = {**GREEDY, "return_dict_in_generate": returns_cache}
+    target.generate(ids, **options)
+    plain_kernels = [kernel for kernel, _ in noted]
+    assert plain_kernels == ["grouped_mm"] + ["batched_mm"] * 19
+    noted.clear()
+    drafter, _ = greedy_oracle(target, ids, [2, 0, 4])
+    noted.clear()
+    target.generate(ids, assistant_model=drafter, prefill_chunk_size=4, **options)
+    assert noted[:2] == [("grouped_mm", 4), ("grouped_mm", 3)]
+    assert len(noted) == 2 + drafter.last_stats.rounds and {kernel for kernel, _ in noted[2:]} == {"batched_mm"}
+    assert set(target.get_experts_implementation().values()) == {"grouped_mm"}
+
+
+@pytest.mark.parametrize("pass_id", [0, 2])
+def test_experts_have_their_kernel_back_when_something_raises(monkeypatch, pass_id):
+    """In the prompt's pass, where it is not changed yet, and in a round."""
+    target, ids = make_target("qwen3_moe"), make_prompt(7)
+    target.set_experts_implementation("grouped_mm")
+    note_kernels(target, monkeypatch)
+    calls = []
+
+    def break_pass(module, args, output):
+        calls.append(1)
+        if len(calls) == pass_id + 1:
+            raise KeyboardInterrupt
+
+    target.model.layers[1].register_forward_hook(break_pass)
+    cache = DynamicCache(config=target.config)
+    with pytest.raises(KeyboardInterrupt):
+        target.generate(ids, assistant_model=TableDrafter(64), **{CACHE_NAME: cache}, **GREEDY)
+    assert set(target.get_experts_implementation().values()) == {"grouped_mm"}
 
 
 def test_generation_without_a_drafter_is_untouched(target):

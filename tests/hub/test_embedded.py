@@ -199,3 +199,12 @@ def test_missing_package_of_the_conversion_is_named(cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ValueError, match="converted with the gguf package, which is not installed"):
         embedded.embedded_target()
+
+
+def test_a_target_that_is_an_adapter_for_a_newer_peft(tmp_path, monkeypatch):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "0.1")
+    assert embedded.resolve_target(tmp_path) == str(tmp_path)
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "99.0")
+    with pytest.raises(ValueError, match="is an adapter, which .* loads with PEFT 99.0 or newer, and .* is installed"):
+        embedded.resolve_target(tmp_path)

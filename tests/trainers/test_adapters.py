@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 
 import pytest
 import torch
@@ -187,3 +188,10 @@ def test_a_lora_target(make_trainer, target, rows, tmp_path):
     with_head = get_peft_model(copy.deepcopy(target), lora(target_modules=["lm_head"]))
     with pytest.raises(ValueError, match="output head carries an adapter"):
         DraftTrainer(DSparkModel.from_target(target), with_head, like.args, train_dataset=rows)
+
+
+def test_an_adapter_does_not_warn(base_dir):
+    """PEFT asks a model for what transformers has renamed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        assert not add_adapter(AutoDrafter.from_pretrained(base_dir), lora()).is_gradient_checkpointing

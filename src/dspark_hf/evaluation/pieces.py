@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from dspark_hf.evaluation.compare import Comparison
 from dspark_hf.evaluation.runs import wait_for
 from dspark_hf.generation.rollback.compaction import is_compactable
+from dspark_hf.generation.target.decode_kernels import decode_kernels
 from dspark_hf.generation.target.flat import FlatRunner
 from dspark_hf.generation.target.layout import PromptLayout
 from dspark_hf.modeling.cache_name import CACHE_NAME
@@ -73,9 +74,10 @@ def time_pieces(target: Any, drafter: Any, rows: Sequence[Sequence[int]], num_ta
     plain = _plain_step(target, ids, len(rows[0]))
     verify, draft = _round_pieces(target, drafter, ids, len(rows[0]), num_taken)
     steps = (plain, verify, draft)
-    for step in steps:
-        step()
-    times = [[_seconds(step, target.device) for step in steps] for _ in range(_NUM_TIMES)]
+    with decode_kernels(target):
+        for step in steps:
+            step()
+        times = [[_seconds(step, target.device) for step in steps] for _ in range(_NUM_TIMES)]
     return Pieces(*map(statistics.median, zip(*times, strict=True)))
 
 

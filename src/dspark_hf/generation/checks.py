@@ -1,5 +1,6 @@
 """What speculative decoding cannot do: told before any work is done."""
 
+import inspect
 import os
 import shutil
 from typing import Any
@@ -111,10 +112,13 @@ def check_options(model: PreTrainedModel, generation_config: GenerationConfig) -
             "_update_model_kwargs_for_generation), so it cannot be given several tokens at once; generate without a "
             "drafter."
         )
-    if any(module.training and getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+    names = set(inspect.signature(model.forward).parameters)
+    if CACHE_NAME not in names and (others := names & {"cache", "past_key_values"}):
+        # As the code of a repository that was written for another release.
         raise ValueError(
-            f"{name} is in training mode with gradient checkpointing, which keeps it from using a cache: call "
-            "model.eval() or model.gradient_checkpointing_disable() before generating."
+            f"{name} takes its cache as `{others.pop()}`, but this release of transformers hands it over as "
+            f"`{CACHE_NAME}`, so generate() goes wrong with a drafter and without. Rename the parameter in the "
+            "model's code, or install the release of transformers that it was written for."
         )
     if prepares_elsewhere(model):
         raise ValueError(

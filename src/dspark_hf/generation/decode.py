@@ -15,6 +15,7 @@ from .drafts.turns import DraftContext
 from .request import Request
 from .stats import ConfidenceLog, SpeculationStats, Stopwatch
 from .target.choosing import choose_runner
+from .target.decode_kernels import decode_kernels
 from .target.layout import PromptLayout
 from .target.peers import Peers
 from .tokens.sampling import TokenChooser
@@ -64,28 +65,14 @@ class SpeculativeLoop:
         transcript = self.transcript
         try:
             logits = self._read_prompt()
-            self.proposer.read_prompt(self.request.prompt_mask, logits.shape[-1])
-            num_rows = len(transcript.lens)
-            transcript.in_step = num_rows > 1 and (self.needs_level_rows or not self.target.takes_uneven_rows)
-            self.settler.settle(logits, transcript.ids[:, :0], None, [0] * num_rows)
-            transcript.end_round(accepted_len=0)
-            rows = self._rows_to_keep()
-            if rows:
-                self._drop_others(rows)
-                self.target.commit([0] * len(rows), transcript.lens, rows)
-            while self.peers.go_on(transcript.is_over):
-                if transcript.is_over:
-                    self._idle()
-                elif any(transcript.live):
-                    self._round()
-                else:
-                    self._catch_up()
-            self._complete_cache()
+            with decode_kernels(self.request.model):
+                self._decode(logits)
             transcript.end()
             self.context.leave()
         except BaseException:
             if self.request.has_user_cache and self.target.restore(transcript.lens):
-                self._complete_cache()
+                with decode_kernels(self.request.model):
+                    self._complete_cache()
             raise
         finally:
             self.watch.stop()
@@ -94,6 +81,27 @@ class SpeculativeLoop:
             self.stats.confidences = self.confidences.read()
             self.request.drafter.last_stats = self.stats
         return self._result()
+
+    def _decode(self, logits: Tensor) -> None:
+        """From the first new token to the end, and to a complete cache."""
+        transcript = self.transcript
+        self.proposer.read_prompt(self.request.prompt_mask, logits.shape[-1])
+        num_rows = len(transcript.lens)
+        transcript.in_step = num_rows > 1 and (self.needs_level_rows or not self.target.takes_uneven_rows)
+        self.settler.settle(logits, transcript.ids[:, :0], None, [0] * num_rows)
+        transcript.end_round(accepted_len=0)
+        rows = self._rows_to_keep()
+        if rows:
+            self._drop_others(rows)
+            self.target.commit([0] * len(rows), transcript.lens, rows)
+        while self.peers.go_on(transcript.is_over):
+            if transcript.is_over:
+                self._idle()
+            elif any(transcript.live):
+                self._round()
+            else:
+                self._catch_up()
+        self._complete_cache()
 
     def _complete_cache(self) -> None:
         """Bring a cache that someone gets to all tokens but the last, as plain `generate()` leaves it."""

@@ -7,9 +7,13 @@ what they need when they are called: the first module of this library that is im
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
+
+# The oldest and the newest release of transformers that the tests run with.
+TESTED = ("5.23", "5.24")
 
 _ORIGINAL = "__dspark_original__"
 _speculation: ContextVar[Any] = ContextVar("dspark_speculation", default=None)
@@ -24,6 +28,8 @@ _NEEDED = {
 def install() -> None:
     """Teach `generate()` to speculate. Doing it again changes nothing.
 
+    A release of transformers that is newer than those tested gets a warning, as long as it has what is wrapped.
+
     Raises:
         `RuntimeError`: If this version of transformers has another `generate()` than the wrappers expect.
     """
@@ -35,8 +41,9 @@ def install() -> None:
         if missing := needed - set(inspect.signature(getattr(GenerationMixin, name)).parameters):
             raise RuntimeError(
                 f"This version of transformers is not supported: GenerationMixin.{name} has no {sorted(missing)}. "
-                "Install the version that dspark_hf names in its requirements."
+                f"Install one that dspark_hf is tested with: pip install 'transformers=={TESTED[-1]}.*'."
             )
+    _warn_if_untested()
     for name, wrap in (
         ("generate", _wrap_generate),
         ("_validate_generation_mode", _wrap_validate),
@@ -74,6 +81,23 @@ def is_installed() -> bool:
     return any(_is_wrapped(getattr(GenerationMixin, name)) for name in _NEEDED)
 
 
+@functools.cache
+def _warn_if_untested() -> None:
+    """Say once that transformers is newer than this library's tests."""
+    import transformers
+    from packaging.version import Version
+
+    oldest, newest = TESTED
+    # Patches of a release, and what comes before it, count as the release itself.
+    if Version(transformers.__version__).release[:2] > Version(newest).release:
+        warnings.warn(
+            f"dspark_hf is tested with transformers {oldest} to {newest}, and this is {transformers.__version__}. "
+            "Should generate() with a drafter fail, or differ from generate() without one, upgrade dspark_hf or "
+            f"install a release that is tested: pip install 'transformers=={newest}.*'.",
+            stacklevel=2,
+        )
+
+
 def _is_wrapped(method: Any) -> bool:
     while method is not None:
         if _ORIGINAL in vars(method):
@@ -93,6 +117,7 @@ def _wrap_generate(original: Callable) -> Callable:
     def generate(self, *args, **kwargs):
         from .attach import attached_drafter
 
+        kwargs = _with_new_names(kwargs)
         speculation = kwargs.pop("speculation", None)
         given = dict(zip(names[1:], args, strict=False)) | kwargs
         has_own_loop = given.get("custom_generate") is not None
@@ -127,6 +152,21 @@ def _wrap_generate(original: Callable) -> Callable:
     return generate
 
 
+def _with_new_names(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `generate()` as this release names them; transformers would warn of the wrapper's line."""
+    from dspark_hf.modeling.cache_name import CACHE_NAME
+
+    old = "past_key_values"
+    if CACHE_NAME == old or old not in kwargs:
+        return kwargs
+    warnings.warn(
+        f"`{old}` is deprecated: since transformers 5.24, generate() takes the cache as `{CACHE_NAME}`.",
+        FutureWarning,
+        stacklevel=3,
+    )
+    return {CACHE_NAME: kwargs[old]} | {name: value for name, value in kwargs.items() if name != old}
+
+
 def _made_ready(target: Any, drafter: Any) -> Any:
     from dspark_hf.modeling.placement import compute_device
 
@@ -148,6 +188,9 @@ def _wrap_validate(original: Callable) -> Callable:
             return original(self, generation_mode, generation_config, generation_mode_kwargs)
         check_drafter(drafter, _speculation.get() or SpeculationConfig())
         check_mode(generation_mode, generation_config)
+        # This config is the call's own, and the cache is prepared after this. Plain decoding without a cache gives the
+        # same tokens.
+        generation_config.use_cache = True
         check_options(self, generation_config)
         if "assistant_tokenizer" in generation_mode_kwargs:
             raise ValueError(

@@ -1,5 +1,6 @@
 """Adapters of drafters: a folder with the few weights that were trained, and the name of the drafter below."""
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,27 @@ def base_of_adapter(path: str, where: str) -> str:
             "PeftModel.from_pretrained(drafter, adapter)."
         )
     return name
+
+
+def check_peft(folder: str) -> None:
+    """Check that transformers can load a target from a folder, if an adapter is in it.
+
+    Raises:
+        `ValueError`: If transformers asks for a newer PEFT than is installed.
+    """
+    if not Path(folder, ADAPTER_CONFIG).is_file():
+        return
+    from transformers.integrations import peft as integration
+    from transformers.utils.peft_utils import check_peft_version
+
+    try:
+        check_peft_version(integration.MIN_PEFT_VERSION)
+    except ValueError:
+        raise ValueError(
+            f"The target in {folder} is an adapter, which this release of transformers loads with PEFT "
+            f"{integration.MIN_PEFT_VERSION} or newer, and {version('peft')} is installed. Upgrade PEFT, or save "
+            f"it whole: PeftModel.from_pretrained(base, {folder!r}).merge_and_unload().save_pretrained(...)."
+        ) from None
 
 
 def put_on(drafter: Any, repo_or_dir: str, config_path: str | None, where: str, hub: dict[str, Any]) -> Any:

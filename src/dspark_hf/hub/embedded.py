@@ -15,6 +15,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from dspark_hf.hub.adapters import check_peft
+
 EMBEDDED = "embedded"
 TARGET_NAME = "SmolLM2-135M-Instruct"
 DRAFTER_NAME = "smollm2-135m-dspark"
@@ -81,9 +83,13 @@ def resolve_target(name: str | os.PathLike) -> str:
     """Turn the word `embedded` into the embedded target's folder; any other name is returned as it is.
 
     Raises:
-        `ValueError`: If the name is a path, and nothing is there.
+        `ValueError`: If the name is a path, and nothing is there, or an adapter for a newer PEFT.
     """
-    return str(embedded_target()) if os.fspath(name) == EMBEDDED else _check_path(os.fspath(name))
+    if os.fspath(name) == EMBEDDED:
+        return str(embedded_target())
+    path = _check_path(os.fspath(name))
+    check_peft(path)
+    return path
 
 
 def resolve_drafter(name: str | os.PathLike) -> str:

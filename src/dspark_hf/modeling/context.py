@@ -1,6 +1,6 @@
-"""Context keys and values: what stands before the anchor, seen by draft layers through `past_key_values`.
+"""Context keys and values: what stands before the anchor, seen by draft layers as a cache.
 
-A stock decoder layer calls `past_key_values.update(k, v, layer_idx)` and attends to what it returns. Returning
+A stock decoder layer calls `cache.update(k, v, layer_idx)` and attends to what it returns. Returning
 context and block together, without a causal mask, makes it a DSpark layer.
 Shapes: B batch, H key/value heads, C context tokens, T new tokens, D head dim.
 """

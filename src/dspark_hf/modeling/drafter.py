@@ -120,6 +120,11 @@ class DraftModel(PreTrainedModel):
             self.borrowed = self._borrow(self.borrowed.target)
 
     @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Without the warning of transformers, since it is PEFT that asks by this name, for each adapter."""
+        return self.is_activation_checkpointing
+
+    @property
     def has_reduced_vocabulary(self) -> bool:
         """Whether only some of the target's tokens can be drafted."""
         return self.config.draft_vocab_size is not None

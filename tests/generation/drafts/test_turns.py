@@ -10,6 +10,7 @@ from tiny_targets import make_prompt, make_target, padded_prompts
 from transformers import DynamicCache
 
 from dspark_hf import DSparkModel
+from dspark_hf.modeling.cache_name import CACHE_NAME
 
 
 def say_more(sequences, mask, num_tokens, seed):
@@ -38,9 +39,9 @@ def test_turns_with_one_cache(any_target, lengths):
     kwargs = {"do_sample": False, "eos_token_id": 5, "max_new_tokens": 11, "suppress_tokens": [0]}
     caches = [DynamicCache(config=any_target.config) for _ in range(2)]
     for turn, assistant in enumerate((drafter, drafter, None, drafter)):
-        plain = any_target.generate(ids, attention_mask=mask, past_key_values=caches[0], **kwargs)
+        plain = any_target.generate(ids, attention_mask=mask, **{CACHE_NAME: caches[0]}, **kwargs)
         out = any_target.generate(
-            ids, attention_mask=mask, past_key_values=caches[1], assistant_model=assistant, **kwargs
+            ids, attention_mask=mask, **{CACHE_NAME: caches[1]}, assistant_model=assistant, **kwargs
         )
         assert out.tolist() == plain.tolist() and caches[1].get_seq_length() == out.shape[1] - 1
         if turn < 2:
@@ -52,14 +53,14 @@ def test_turns_with_one_cache(any_target, lengths):
 def test_cache_of_another_batch(target):
     ids, drafter = make_prompt(6), TableDrafter(64)
     cache = DynamicCache(config=target.config)
-    target.generate(ids, past_key_values=cache, assistant_model=drafter, max_new_tokens=1)
+    target.generate(ids, **{CACHE_NAME: cache}, assistant_model=drafter, max_new_tokens=1)
     more = torch.cat([ids, make_prompt(2)], 1)
     kwargs = {"assistant_model": drafter, "do_sample": True, "num_return_sequences": 3, "max_new_tokens": 4}
     with pytest.raises(ValueError, match="The cache holds 1 rows, and 3 are to be generated"):
-        target.generate(more, past_key_values=cache, **kwargs)
+        target.generate(more, **{CACHE_NAME: cache}, **kwargs)
     copies = copy.deepcopy(cache)
     copies.batch_repeat_interleave(3)
-    assert target.generate(more, past_key_values=copies, **kwargs).shape == (3, 12)
+    assert target.generate(more, **{CACHE_NAME: copies}, **kwargs).shape == (3, 12)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen3_next"])
@@ -84,12 +85,12 @@ def test_cache_of_a_turn_that_its_streamer_broke_off(family, num_streamed):
     answers = []
     for assistant in (None, drafter):
         cache, streamer = DynamicCache(config=target.config), Streamer()
-        kwargs = {"past_key_values": cache, "do_sample": False, "assistant_model": assistant}
+        kwargs = {CACHE_NAME: cache, "do_sample": False, "assistant_model": assistant}
         with pytest.raises(BrokenOff):
             target.generate(ids, streamer=streamer, max_new_tokens=20, **kwargs)
         assert cache.get_seq_length() == 5 + num_streamed
         text = torch.tensor([streamer.ids + [3, 4]])
-        answers.append(target.generate(text, past_key_values=cache, max_new_tokens=8, do_sample=False).tolist())
+        answers.append(target.generate(text, **{CACHE_NAME: cache}, max_new_tokens=8, do_sample=False).tolist())
     assert answers[0] == answers[1]
 
 
@@ -104,10 +105,10 @@ def test_cache_that_others_filled(any_target, lengths):
     ]
     ids, mask = say_more(past[0].sequences, mask, 4, seed=1)
     kwargs |= {"attention_mask": mask, "max_new_tokens": 20}
-    plain = any_target.generate(ids, past_key_values=past[0].past_key_values, **kwargs)
+    plain = any_target.generate(ids, **{CACHE_NAME: past[0][CACHE_NAME]}, **kwargs)
     rows = [[token for token in row if token != 0] for row in plain.tolist()]
     oracle = OracleDrafter(rows, range(5), 64, uneven=True)
-    out = any_target.generate(ids, past_key_values=past[1].past_key_values, assistant_model=oracle, **kwargs)
+    out = any_target.generate(ids, **{CACHE_NAME: past[1][CACHE_NAME]}, assistant_model=oracle, **kwargs)
     assert out.tolist() == plain.tolist() and oracle.anchors_were_right
     assert oracle.last_stats.tau > 2 and max(oracle.state.context_lens) < 4 + 20 + 2
 
@@ -119,19 +120,19 @@ def test_only_new_tokens_are_given(family, num_rows):
     ids, new_ids = make_prompt(12, batch_size=num_rows), make_prompt(5, seed=3, batch_size=num_rows)
     kwargs = {"max_new_tokens": 20, "do_sample": False, "attention_mask": torch.ones(num_rows, 17)}
     with torch.no_grad():
-        caches = [target(ids, use_cache=True).past_key_values for _ in range(2)]
-    plain = target.generate(new_ids, past_key_values=caches[0], **kwargs)
+        caches = [target(ids, use_cache=True)[CACHE_NAME] for _ in range(2)]
+    plain = target.generate(new_ids, **{CACHE_NAME: caches[0]}, **kwargs)
     whole = target.generate(torch.cat([ids, new_ids], 1), max_new_tokens=20, do_sample=False)
     assert plain.tolist() == whole[:, 12:].tolist()
     oracle = OracleDrafter(whole.tolist(), range(5), 64, uneven=True)
-    out = target.generate(new_ids, past_key_values=caches[1], assistant_model=oracle, **kwargs)
+    out = target.generate(new_ids, **{CACHE_NAME: caches[1]}, assistant_model=oracle, **kwargs)
     assert out.tolist() == plain.tolist() and oracle.anchors_were_right and oracle.last_stats.tau > 2
 
 
 def read_prompt_cache(target, drafter, ids):
     """A cache of a prompt, read by the drafter too."""
     cache = DynamicCache(config=target.config)
-    target.generate(ids, past_key_values=cache, assistant_model=drafter, max_new_tokens=1, do_sample=False)
+    target.generate(ids, **{CACHE_NAME: cache}, assistant_model=drafter, max_new_tokens=1, do_sample=False)
     return cache
 
 
@@ -145,7 +146,7 @@ def test_copies_of_a_prompt_cache(target):
         plain = target.generate(longer, max_new_tokens=12, do_sample=False)
         goes_on = copy.deepcopy(cache)
         out = target.generate(
-            longer, past_key_values=goes_on, assistant_model=drafter, max_new_tokens=12, do_sample=False
+            longer, **{CACHE_NAME: goes_on}, assistant_model=drafter, max_new_tokens=12, do_sample=False
         )
         assert out.tolist() == plain.tolist()
         state = goes_on.dspark_context.state
@@ -158,7 +159,7 @@ def test_cropped_cache(target):
     drafter = TableDrafter(64)
     ids, mask = padded_prompts((5, 12, 1))
     cache = DynamicCache(config=target.config)
-    kwargs = {"assistant_model": drafter, "past_key_values": cache, "max_new_tokens": 9, "do_sample": False}
+    kwargs = {"assistant_model": drafter, CACHE_NAME: cache, "max_new_tokens": 9, "do_sample": False}
     target.generate(ids, attention_mask=mask, **kwargs)
     cache.crop(12 - cache.get_seq_length())
     ids, mask = say_more(ids, mask, 3, seed=4)
@@ -172,13 +173,13 @@ def test_cropped_cache(target):
 
 def plain_turn(target, cache, ids):
     ids = torch.cat([ids, ids[:, :1]], 1)
-    return target.generate(ids, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    return target.generate(ids, **{CACHE_NAME: cache}, max_new_tokens=4, do_sample=False)
 
 
 def refill(target, cache, ids):
     cache.crop(-4)
     with torch.no_grad():
-        target(ids[:, -4:], past_key_values=cache)
+        target(ids[:, -4:], **{CACHE_NAME: cache})
     return ids
 
 
@@ -197,7 +198,7 @@ def test_context_of_a_cache_that_others_changed_is_not_used(target, change):
     longer = torch.cat([ids, ids[:, :2]], 1)
     plain = target.generate(longer, max_new_tokens=8, do_sample=False)
     num_cached = cache.get_seq_length()
-    out = target.generate(longer, past_key_values=cache, assistant_model=drafter, max_new_tokens=8, do_sample=False)
+    out = target.generate(longer, **{CACHE_NAME: cache}, assistant_model=drafter, max_new_tokens=8, do_sample=False)
     assert out.tolist() == plain.tolist() and drafter.state is not state
     assert drafter.state.missing == [num_cached] * longer.shape[0]
 
@@ -210,7 +211,7 @@ def test_turns_in_and_out_of_inference_mode(target, modes):
         with torch.inference_mode(mode):
             kwargs = {"max_new_tokens": 6, "do_sample": False}
             plain = target.generate(ids, **kwargs)
-            out = target.generate(ids, past_key_values=cache, assistant_model=drafter, **kwargs)
+            out = target.generate(ids, **{CACHE_NAME: cache}, assistant_model=drafter, **kwargs)
             assert out.tolist() == plain.tolist()
             ids = torch.cat([out, ids[:, :3]], 1)
 
@@ -220,7 +221,7 @@ def test_context_belongs_to_one_drafter(target):
     cache = read_prompt_cache(target, TableDrafter(64), ids)
     other = TableDrafter(64)
     longer = torch.cat([ids, make_prompt(2)], 1)
-    target.generate(longer, past_key_values=cache, assistant_model=other, max_new_tokens=8, do_sample=False)
+    target.generate(longer, **{CACHE_NAME: cache}, assistant_model=other, max_new_tokens=8, do_sample=False)
     assert other.state.missing == [10]
 
 
@@ -229,7 +230,7 @@ def test_saved_cache_forgets_the_context(target):
     ids = make_prompt(10)
     cache = pickle.loads(pickle.dumps(read_prompt_cache(target, drafter, ids)))
     longer = torch.cat([ids, make_prompt(3)], 1)
-    out = target.generate(longer, past_key_values=cache, assistant_model=drafter, max_new_tokens=8, do_sample=False)
+    out = target.generate(longer, **{CACHE_NAME: cache}, assistant_model=drafter, max_new_tokens=8, do_sample=False)
     assert out.tolist() == target.generate(longer, max_new_tokens=8, do_sample=False).tolist()
 
 
@@ -242,7 +243,7 @@ def test_nothing_is_left_at_a_cache_that_is_not_handed_out(target):
         ids, assistant_model=drafter, max_new_tokens=8, do_sample=False, return_dict_in_generate=True
     )
     assert drafter.state.context_lens[0] == 17 > num_read
-    assert out.past_key_values.dspark_context.state is drafter.state
+    assert out[CACHE_NAME].dspark_context.state is drafter.state
 
 
 @pytest.mark.parametrize(
@@ -255,12 +256,12 @@ def test_nothing_is_left_at_a_cache_that_is_not_handed_out(target):
 )
 def test_tokens_that_do_not_go_with_the_cache(target, num_cached, num_given, num_masked, message):
     with torch.no_grad():
-        cache = target(make_prompt(num_cached), use_cache=True).past_key_values
+        cache = target(make_prompt(num_cached), use_cache=True)[CACHE_NAME]
     # A mask of ones alone is dropped before its width can be told.
     mask = None if num_masked is None else torch.tensor([[0] + [1] * (num_masked - 1)])
     with pytest.raises(ValueError, match=message):
         target.generate(
-            make_prompt(num_given), attention_mask=mask, past_key_values=cache, assistant_model=TableDrafter(64),
+            make_prompt(num_given), attention_mask=mask, **{CACHE_NAME: cache}, assistant_model=TableDrafter(64),
             max_new_tokens=4,
         )  # fmt: skip
     assert cache.get_seq_length() == num_cached

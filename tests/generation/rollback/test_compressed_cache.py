@@ -8,6 +8,7 @@ from tiny_targets import make_prompt, make_target
 from transformers import DynamicCache
 
 from dspark_hf.generation.rollback.compressed_cache import is_compressed, make_rewindable, make_stock
+from dspark_hf.modeling.cache_name import CACHE_NAME
 
 LAYERS = ["compressed_sparse_attention", "heavily_compressed_attention", "sliding_attention"]
 FIELDS = {"num_hidden_layers": 3, "layer_types": LAYERS, "mlp_layer_types": ["moe"] * 3}
@@ -16,7 +17,7 @@ FIELDS = {"num_hidden_layers": 3, "layer_types": LAYERS, "mlp_layer_types": ["mo
 def process(target, ids, cache):
     positions = torch.arange(ids.shape[1]).unsqueeze(0) + cache.get_seq_length()
     with torch.no_grad():
-        return target(ids, position_ids=positions, past_key_values=cache).logits
+        return target(ids, position_ids=positions, **{CACHE_NAME: cache}).logits
 
 
 def contents(cache):

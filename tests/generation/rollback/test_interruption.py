@@ -9,6 +9,8 @@ from tiny_targets import make_prompt, make_target, padded_prompts
 from transformers import DynamicCache, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from dspark_hf.modeling.cache_name import CACHE_NAME
+
 KWARGS = {"max_new_tokens": 30, "do_sample": False}
 
 
@@ -55,7 +57,7 @@ def assert_goes_on(target, cache, ids, mask=None):
     """Generation with the cache goes on from `ids`, all tokens so far, as without."""
     mask = torch.ones_like(ids) if mask is None else mask
     plain = target.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False)
-    out = target.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=8, do_sample=False)
+    out = target.generate(ids, attention_mask=mask, **{CACHE_NAME: cache}, max_new_tokens=8, do_sample=False)
     assert out.tolist() == plain.tolist()
 
 
@@ -68,7 +70,7 @@ def test_a_streamer_that_raises(family, num_tokens):
     cache = DynamicCache(config=target.config)
     with warnings.catch_warnings(), pytest.raises(RuntimeError, match="no more"):
         warnings.filterwarnings("error", "(?s).*It was emptied")
-        target.generate(ids, assistant_model=drafter, past_key_values=cache, streamer=Breaking(num_tokens), **KWARGS)
+        target.generate(ids, assistant_model=drafter, **{CACHE_NAME: cache}, streamer=Breaking(num_tokens), **KWARGS)
     # The token that was refused is known, and like the last of any generation not in the cache.
     stands = 12 + num_tokens
     if family != "qwen3_next":
@@ -86,7 +88,7 @@ def test_an_interrupted_pass(family, lengths):
     cache = DynamicCache(config=target.config)
     handle = break_pass(target, "model.layers.2.self_attn", 5)
     with pytest.raises(KeyboardInterrupt):
-        target.generate(ids, attention_mask=mask, assistant_model=drafter, past_key_values=cache, **KWARGS)
+        target.generate(ids, attention_mask=mask, assistant_model=drafter, **{CACHE_NAME: cache}, **KWARGS)
     handle.remove()
     num_cached = cache.get_seq_length()
     assert ids.shape[1] + 3 <= num_cached < ids.shape[1] + 15
@@ -101,7 +103,7 @@ def test_a_criterion_that_raises(target):
     cache = DynamicCache(config=target.config)
     with pytest.raises(RuntimeError, match="no more"):
         target.generate(
-            ids, assistant_model=drafter, past_key_values=cache, stopping_criteria=[BreakingCriterion(15)], **KWARGS
+            ids, assistant_model=drafter, **{CACHE_NAME: cache}, stopping_criteria=[BreakingCriterion(15)], **KWARGS
         )
     assert cache.get_seq_length() == 14
     assert_goes_on(target, cache, plain[:, :18])
@@ -112,9 +114,9 @@ def test_a_second_turn_is_cut_back_to_where_it_stands(target, error):
     ids = make_prompt(8)
     cache = DynamicCache(config=target.config)
     drafter, _ = greedy_oracle(target, ids, [4, 0, 1], max_new_tokens=30)
-    first = target.generate(ids, assistant_model=drafter, past_key_values=cache, **KWARGS)
+    first = target.generate(ids, assistant_model=drafter, **{CACHE_NAME: cache}, **KWARGS)
     ids = torch.cat([first, make_prompt(3, seed=1)], 1)
-    options = {"assistant_model": drafter, "past_key_values": cache, "attention_mask": torch.ones_like(ids)}
+    options = {"assistant_model": drafter, CACHE_NAME: cache, "attention_mask": torch.ones_like(ids)}
     with pytest.raises(error):
         target.generate(ids, streamer=Breaking(7, error), **options, **KWARGS)
     assert cache.get_seq_length() == ids.shape[1] + 7
@@ -131,13 +133,13 @@ def test_an_interrupted_prompt(target):
     for family, num_kept in (("llama", 12), ("mistral", 0)):
         target = make_target(family)
         with torch.no_grad():
-            cache = target(ids, use_cache=True, past_key_values=DynamicCache(config=target.config)).past_key_values
+            cache = target(ids, use_cache=True, **{CACHE_NAME: DynamicCache(config=target.config)})[CACHE_NAME]
         whole = torch.cat([ids, more], 1)
         drafter, _ = greedy_oracle(target, whole, [4], max_new_tokens=4)
         handle = break_pass(target, "model.layers.2.self_attn", 1)
         with warnings.catch_warnings(record=True) as record, pytest.raises(KeyboardInterrupt):
             warnings.simplefilter("always")
-            target.generate(whole, assistant_model=drafter, past_key_values=cache, **KWARGS)
+            target.generate(whole, assistant_model=drafter, **{CACHE_NAME: cache}, **KWARGS)
         handle.remove()
         assert any("It was emptied" in str(entry.message) for entry in record) == (num_kept == 0)
         assert cache.get_seq_length() == num_kept
@@ -151,7 +153,7 @@ def test_a_recurrent_state_that_is_half_way_is_emptied():
     cache = DynamicCache(config=target.config)
     handle = break_pass(target, "model.layers.2", 4)
     with pytest.warns(UserWarning, match="interrupted in the middle of a pass"), pytest.raises(KeyboardInterrupt):
-        target.generate(ids, assistant_model=drafter, past_key_values=cache, **KWARGS)
+        target.generate(ids, assistant_model=drafter, **{CACHE_NAME: cache}, **KWARGS)
     handle.remove()
     assert cache.get_seq_length() == 0
     assert_goes_on(target, cache, plain[:, :20])

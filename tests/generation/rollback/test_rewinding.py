@@ -9,6 +9,7 @@ from transformers import DynamicCache
 from dspark_hf import DSparkModel
 from dspark_hf.generation import PromptLookup
 from dspark_hf.generation.rollback.rewinding import MAX_REPLAYED
+from dspark_hf.modeling.cache_name import CACHE_NAME
 
 RECURRENT = ("qwen3_next", "falcon_h1", "zaya")
 MORE_RECURRENT = (
@@ -102,8 +103,8 @@ def test_returned_cache(target):
     ids = make_prompt(9)
     drafter, _ = greedy_oracle(target, ids, (1, 2, 0, 4), max_new_tokens=24)
     ours, plain = DynamicCache(config=target.config), DynamicCache(config=target.config)
-    target.generate(ids, assistant_model=drafter, past_key_values=ours, max_new_tokens=20, do_sample=False)
-    target.generate(ids, past_key_values=plain, max_new_tokens=20, do_sample=False)
+    target.generate(ids, assistant_model=drafter, **{CACHE_NAME: ours}, max_new_tokens=20, do_sample=False)
+    target.generate(ids, **{CACHE_NAME: plain}, max_new_tokens=20, do_sample=False)
     ours, plain = cache_tensors(ours), cache_tensors(plain)
     assert ours.keys() == plain.keys()
     for name, expected in plain.items():
@@ -119,7 +120,7 @@ def test_returned_cache_of_lookup():
     for length in range(20, 26):
         stop = [lambda ids, scores, length=length, **_: torch.tensor([ids.shape[1] >= length])]
         lookup, cache = PromptLookup(min_ngram=1), DynamicCache(config=target.config)
-        target.generate(ids, assistant_model=lookup, past_key_values=cache, stopping_criteria=stop, **kwargs)
+        target.generate(ids, assistant_model=lookup, **{CACHE_NAME: cache}, stopping_criteria=stop, **kwargs)
         lens.append((lookup.last_stats.verified_lens[-1], lookup.last_stats.emitted_lens[-1]))
         assert cache.get_seq_length() == length - 1
     assert any(1 < emitted <= verified for verified, emitted in lens)
@@ -132,8 +133,8 @@ def test_second_turn(target):
     plain_cache = DynamicCache(config=target.config)
     for turn in range(2):
         kwargs = {"max_new_tokens": 12, "do_sample": False}
-        out = target.generate(ids, assistant_model=drafter, past_key_values=cache, **kwargs)
-        plain = target.generate(ids, past_key_values=plain_cache, **kwargs)
+        out = target.generate(ids, assistant_model=drafter, **{CACHE_NAME: cache}, **kwargs)
+        plain = target.generate(ids, **{CACHE_NAME: plain_cache}, **kwargs)
         assert out.tolist() == plain.tolist()
         assert drafter.state.context_lens[0] >= ids.shape[1]
         ids = torch.cat([out, make_prompt(4, seed=turn)], 1)
@@ -229,4 +230,4 @@ def test_offloaded_cache(name, monkeypatch):
     cache = DynamicCache(config=target.config)
     cache.offloading = True
     with pytest.raises(ValueError, match="uses an offloaded DynamicCache of"):
-        target.generate(make_prompt(5), past_key_values=cache, assistant_model=TableDrafter(64), max_new_tokens=8)
+        target.generate(make_prompt(5), **{CACHE_NAME: cache}, assistant_model=TableDrafter(64), max_new_tokens=8)

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 from dspark_hf import DSparkModel, Eagle3Model, PromptLookup, SpeculationConfig
 from dspark_hf.generation.target.row_attention import Trial
 from dspark_hf.modeling import compiling
+from dspark_hf.modeling.cache_name import CACHE_NAME
 
 COMPILED = SpeculationConfig(compile=True, safety_net=False)
 GREEDY = {"max_new_tokens": 24, "do_sample": False}
@@ -153,7 +154,7 @@ def must_not_run(*args, **kwargs):
     ("family", "kwargs", "message"),
     [
         ("llama", {"return_dict_in_generate": True}, "a cache that someone gets .return_dict_in_generate"),
-        ("llama", {"past_key_values": DynamicCache()}, "a cache that someone gets"),
+        ("llama", {CACHE_NAME: DynamicCache()}, "a cache that someone gets"),
         ("lfm2", {}, "Lfm2ForCausalLM, whose cache holds more than keys and values"),
     ],
 )

@@ -17,6 +17,7 @@ from dspark_hf.generation.target.flat import FlatRunner
 from dspark_hf.generation.target.packing import Packing
 from dspark_hf.generation.target.row_attention import Trial, attention_of, can_swap
 from dspark_hf.generation.target.runner import TargetRunner
+from dspark_hf.modeling.cache_name import CACHE_NAME
 
 # Soft-caps and sinks need the target's own attention function; sliding windows are shorter than the prompts.
 THRESHOLD = SpeculationConfig(confidence_threshold=0.5)
@@ -220,12 +221,12 @@ def test_a_cache_that_someone_gets_is_an_ordinary_one(passes, returned):
     ids, kwargs, drafter, plain = uneven_offers(target, (5, 9))
     if returned == "passed in":
         cache = DynamicCache(config=target.config)
-        out = target.generate(ids, assistant_model=drafter, speculation=THRESHOLD, past_key_values=cache, **kwargs)
+        out = target.generate(ids, assistant_model=drafter, speculation=THRESHOLD, **{CACHE_NAME: cache}, **kwargs)
     else:
         made = target.generate(
             ids, assistant_model=drafter, speculation=THRESHOLD, return_dict_in_generate=True, **kwargs
         )
-        cache, out = made.past_key_values, made.sequences
+        cache, out = made[CACHE_NAME], made.sequences
     assert out.tolist() == plain.tolist() and passes and not any(is_flat for is_flat, _ in passes)
     assert type(cache) is DynamicCache and cache.get_seq_length() == out.shape[1] - 1
 

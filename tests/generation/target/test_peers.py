@@ -12,6 +12,7 @@ from tiny_targets import make_prompt, make_target
 from torch.distributed.fsdp import fully_shard
 
 from dspark_hf import DSparkModel
+from dspark_hf.modeling.cache_name import CACHE_NAME
 
 LENGTHS = ((5, 3), (9, 24))
 
@@ -81,7 +82,7 @@ def test_rounds_go_on_until_all_have_ended(num_rows, slow_rank, tmp_path):
         out = target.generate(ids, assistant_model=drafter, synced_gpus=True, return_dict_in_generate=True, **kwargs)
         assert out.sequences.tolist() == expected.tolist()
         # Nothing of the idle rounds is left.
-        assert out.past_key_values.get_seq_length() == out.sequences.shape[1] - 1
+        assert out[CACHE_NAME].get_seq_length() == out.sequences.shape[1] - 1
         return used, drafter.last_stats.rounds
 
     (used, rounds), (other_used, other_rounds) = in_two_processes(run, tmp_path)

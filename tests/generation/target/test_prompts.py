@@ -11,6 +11,7 @@ from transformers import DynamicCache
 from dspark_hf.generation import speculative_generate
 from dspark_hf.generation.drafts import context
 from dspark_hf.generation.target import runner as target_module
+from dspark_hf.modeling.cache_name import CACHE_NAME
 
 
 def record_passes(monkeypatch, target):
@@ -65,14 +66,14 @@ def test_chunks_behind_a_cached_turn(any_target, lengths, monkeypatch):
     drafter, cache = TableDrafter(64), DynamicCache(config=any_target.config)
     kwargs = {"do_sample": False, "max_new_tokens": 6}
     out = any_target.generate(
-        ids, attention_mask=mask, past_key_values=cache, assistant_model=drafter, prefill_chunk_size=4, **kwargs
+        ids, attention_mask=mask, **{CACHE_NAME: cache}, assistant_model=drafter, prefill_chunk_size=4, **kwargs
     )
     ids = torch.cat([out, make_prompt(8, batch_size=len(lengths))], 1)
     mask = torch.cat([mask, torch.ones(len(lengths), 14, dtype=torch.long)], 1)
     plain = any_target.generate(ids, attention_mask=mask, **kwargs)
     widths = record_passes(monkeypatch, any_target)
     out = any_target.generate(
-        ids, attention_mask=mask, past_key_values=cache, assistant_model=drafter, prefill_chunk_size=4, **kwargs
+        ids, attention_mask=mask, **{CACHE_NAME: cache}, assistant_model=drafter, prefill_chunk_size=4, **kwargs
     )
     assert out.tolist() == plain.tolist() and widths[:3] == [4, 4, 1]
 
@@ -134,12 +135,12 @@ def test_embeddings_go_on_with_a_cache(target):
     drafter, cache = TableDrafter(64), DynamicCache(config=target.config)
     embeds = torch.randn(2, 9, 32)
     kwargs = {"max_new_tokens": 6, "do_sample": False}
-    out = target.generate(inputs_embeds=embeds, past_key_values=cache, assistant_model=drafter, **kwargs)
+    out = target.generate(inputs_embeds=embeds, **{CACHE_NAME: cache}, assistant_model=drafter, **kwargs)
     assert out.tolist() == target.generate(inputs_embeds=embeds, **kwargs).tolist()
     embeds = torch.cat([embeds, target.get_input_embeddings()(out).detach(), torch.randn(2, 3, 32)], 1)
     plain = target.generate(inputs_embeds=embeds, **kwargs)
     state = drafter.state
-    out = target.generate(inputs_embeds=embeds, past_key_values=cache, assistant_model=drafter, **kwargs)
+    out = target.generate(inputs_embeds=embeds, **{CACHE_NAME: cache}, assistant_model=drafter, **kwargs)
     assert out.tolist() == plain.tolist() and drafter.state is state and state.context_lens == [23, 23]
 
 
@@ -196,9 +197,9 @@ def test_streamers_get_the_same(target, given):
         else:
             kwargs |= {"input_ids": ids, "prefill_chunk_size": 4}
         if given == "cache":
-            kwargs["past_key_values"] = DynamicCache(config=target.config)
+            kwargs[CACHE_NAME] = DynamicCache(config=target.config)
             with torch.no_grad():
-                target(ids[:, :5], past_key_values=kwargs["past_key_values"])
+                target(ids[:, :5], **{CACHE_NAME: kwargs[CACHE_NAME]})
         streams.append(Recorder())
         target.generate(assistant_model=assistant, streamer=streams[-1], **kwargs)
     assert streams[0].values == streams[1].values and streams[0].values[-2:] == [[eos], "end"]

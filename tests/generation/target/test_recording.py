@@ -6,6 +6,8 @@ from fake_drafters import TableDrafter, greedy_oracle
 from tiny_targets import make_prompt, make_target, padded_prompts
 from transformers import DynamicCache
 
+from dspark_hf.modeling.cache_name import CACHE_NAME
+
 RECORDED = {"return_dict_in_generate": True, "output_hidden_states": True, "output_attentions": True}
 
 
@@ -47,8 +49,8 @@ def test_states_of_the_last_chunk_and_behind_a_cached_turn(family):
     caches = [DynamicCache(config=target.config) for _ in range(2)]
     kwargs = RECORDED | {"max_new_tokens": 7, "do_sample": False, "prefill_chunk_size": 4}
     for _ in range(2):
-        expected = target.generate(ids, past_key_values=caches[0], **kwargs)
-        out = target.generate(ids, past_key_values=caches[1], assistant_model=TableDrafter(64), **kwargs)
+        expected = target.generate(ids, **{CACHE_NAME: caches[0]}, **kwargs)
+        out = target.generate(ids, **{CACHE_NAME: caches[1]}, assistant_model=TableDrafter(64), **kwargs)
         assert out.sequences.tolist() == expected.sequences.tolist()
         assert_same_states(out, expected)
         ids = torch.cat([out.sequences, ids[:, :5]], 1)

@@ -10,6 +10,7 @@ from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from dspark_hf import SpeculationConfig
+from dspark_hf.modeling.cache_name import CACHE_NAME
 
 
 class Recorder(BaseStreamer):
@@ -195,13 +196,13 @@ def test_returned_cache_can_be_continued(any_target, pattern):
         out = any_target.generate(
             ids, assistant_model=drafter, max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True
         )
-        cache = out.past_key_values
+        cache = out[CACHE_NAME]
         assert cache.get_seq_length() == out.sequences.shape[1] - 1
         assert not any(getattr(layer, "record_past", False) for layer in cache.layers)
         more = any_target.generate(
             out.sequences,
             attention_mask=torch.ones_like(out.sequences),
-            past_key_values=cache,
+            **{CACHE_NAME: cache},
             max_new_tokens=20,
             do_sample=False,
         )

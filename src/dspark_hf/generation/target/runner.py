@@ -103,11 +103,21 @@ class TargetRunner:
             if self.cache.get_seq_length() != stop:
                 raise ValueError(
                     f"{type(self._model).__name__} does not keep the prompt in the cache that it is given, so drafts "
-                    "cannot be verified behind it; generate without a drafter."
+                    f"cannot be verified behind it{self._why_uncached()}"
                 )
             yield logits
         self._rewinder.start()
         self._interruption.note_prompt(self._layout.num_rows, end)
+
+    def _why_uncached(self) -> str:
+        # Some models and releases drop the cache in this mode even where there are no gradients.
+        modules = self._model.modules()
+        if any(module.training and getattr(module, "gradient_checkpointing", False) for module in modules):
+            return (
+                ": it is in training mode with gradient checkpointing. Call model.eval() or "
+                "model.activation_checkpointing_disable() before generating."
+            )
+        return "; generate without a drafter."
 
     def _prefill_pass(self, ids: Tensor, begin: int, stop: int) -> Tensor:
         """Process columns `begin` to `stop` of the prompt."""

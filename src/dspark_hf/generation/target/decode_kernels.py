@@ -1,0 +1,14 @@
+"""The kernels of passes behind the prompt."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+from transformers import PreTrainedModel
+
+
+def decode_kernels(model: PreTrainedModel) -> AbstractContextManager:
+    """What transformers puts around passes behind the prompt: off the CPU, experts then run by another kernel.
+
+    Verification by the kernels of plain decoding gives the tokens of plain decoding.
+    """
+    # Private, and the only way to the same choice as plain decoding's.
+    return getattr(model, "_optimize_model_for_decode", nullcontext)()
