@@ -113,7 +113,7 @@ class SpeculativeLoop:
         """Propose, verify, settle, learn; then bring cache and context to what stands."""
         transcript = self.transcript
         live, started = transcript.live, time.perf_counter()
-        offer = self.proposer.propose()
+        offer = self.proposer.propose(self.target.most_drafts(transcript.lens))
         transcript.note_drafts(offer.ids)
         with self.watch.part("target"):
             logits = self.target.verify(transcript.ids, transcript.lens, offer.lens)
@@ -136,7 +136,10 @@ class SpeculativeLoop:
         self.confidences.note(live, offer.confidence_logits, offer.from_drafter)
         if self.target.recorder is not None:
             # Rows then grow in step.
-            self.target.recorder.note_block(self.target.outputs, num_taken[0], self.target.num_replayed)
+            if self.target.is_anew:
+                self.target.recorder.note_whole(self.target.outputs)
+            else:
+                self.target.recorder.note_block(self.target.outputs, num_taken[0], self.target.num_replayed)
 
     def _commit(self, num_block: int, num_taken: list[int]) -> None:
         """Bring cache and context to what stands of a block, and let go of rows that have ended."""
