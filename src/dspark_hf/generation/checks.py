@@ -176,8 +176,8 @@ def check_cache(model: PreTrainedModel, model_kwargs: dict[str, Any], generation
         )
     if any(getattr(layer, "sliding_window", None) == 1 for layer in cache.layers):
         raise ValueError(
-            f"{name} has a sliding window of 1, for which transformers' cache keeps all tokens, so that a single token "
-            "sees more of them than the window says, and a block of drafts does not. Set sliding_window to None or to "
+            f"{name} has a sliding window of 1, for which transformers' cache keeps all tokens, so that a token "
+            "sees more of them than the window says, and in a block it does not. Set sliding_window to None or to "
             "2 and more, or generate without a drafter."
         )
     mask = model_kwargs.get("attention_mask")

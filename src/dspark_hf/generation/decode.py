@@ -33,7 +33,7 @@ class SpeculativeLoop:
     returned. Rows grow in step, that is, a round ends where the first row's draft is rejected, where something must
     see the whole batch: a streamer, an unknown or stateful processor, a stopping criterion of the caller,
     recorded hidden states or attentions; and where the target cannot tell rows apart (no position ids, a cache of an
-    unknown kind, attention in chunks of columns, rotary frequencies that depend on the longest row).
+    unknown kind, attention in chunks of columns, rotary frequencies that change with the longest row).
 
     Args:
         request ([`Request`]): What is to be generated; it has passed the checks.
