@@ -18,7 +18,7 @@ from dspark_hf import DSparkModel, PromptLookup, SpeculationConfig
 from dspark_hf.generation.target.rotary import RotaryStepper
 from dspark_hf.modeling.cache_name import CACHE_NAME
 
-DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e2, "factor": 64.0}
 LONG = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32,
         "partial_rotary_factor": 1.0, "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 3.0, 4.0]}  # fmt: skip
 DEFAULT = {"rope_type": "default", "rope_theta": 1e4}
@@ -174,14 +174,14 @@ def test_turns(fresh, num_new):
         assert_same_state(ours, theirs)
         for mine, other in zip(caches[1].layers, caches[0].layers, strict=True):
             if getattr(other, "keys", None) is not None:
-                torch.testing.assert_close(mine.keys, other.keys, atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(mine.keys, other.keys, atol=1e-3, rtol=1e-2)
         ids = torch.cat([plain, make_prompt(9, seed=1)], 1)
 
 
 def test_one_wrong_step_shows(monkeypatch):
     """Blocks as they come, without telling columns apart, are not what single steps are."""
     monkeypatch.setattr(RotaryStepper, "in_steps", lambda self: nullcontext())
-    for kind in FIELDS:
+    for kind in ("dynamic", "longrope", "layer types", "two longropes", "replay"):
         with pytest.raises(AssertionError):
             for length in (20, 26, 30):
                 assert_same(make(kind), make_prompt(length), [4])
@@ -287,10 +287,14 @@ def test_sampling_across_the_original_length(fresh):
 
 
 def test_compiled_with_the_rotary_modules_inside():
-    fresh = make("dynamic")
+    fresh = make("dynamic", num_hidden_layers=1)
     fresh.model.forward = torch.compile(fresh.model.forward, backend="eager")
     with pytest.raises(ValueError, match=r"LlamaForCausalLM \(dynamic\) depend on how long a pass is.*is compiled"):
         fresh.generate(make_prompt(20), assistant_model=TableDrafter(64), max_new_tokens=20)
+
+
+@pytest.mark.slow
+def test_compiled_layers():
     fresh = make("longrope", num_hidden_layers=2)
     kwargs = {"max_new_tokens": 10, "do_sample": False}
     plain = fresh.generate(make_prompt(28), **kwargs)
@@ -315,9 +319,9 @@ def test_positions_of_groups():
 def test_compiled_by_the_caller(family, compiled):
     """`forward = torch.compile(forward)`, with padding or a window."""
     torch._dynamo.reset()
-    target = make_target(family, num_hidden_layers=2)
+    target = make_target(family, num_hidden_layers=1)
     ids, mask = padded_prompts((12, 8), "left")
-    kwargs = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False}
+    kwargs = {"attention_mask": mask, "max_new_tokens": 5, "do_sample": False}
     plain = target.generate(ids, **kwargs)
     for module in [target] if compiled == "model" else target.model.layers:
         module.forward = torch.compile(module.forward, backend="eager")
