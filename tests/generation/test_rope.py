@@ -11,7 +11,7 @@ import torch
 from fake_drafters import OracleDrafter, TableDrafter
 from tiny_targets import make_prompt, make_target, padded_prompts
 from tiny_vlms import SPECIAL, join_rows, make_image_prompt, make_vlm
-from transformers import DynamicCache
+from transformers import DynamicCache, Phi4MultimodalConfig, Phi4MultimodalForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from dspark_hf import DSparkModel, PromptLookup, SpeculationConfig
@@ -240,6 +240,34 @@ def test_frequencies_that_stay_the_same_keep_no_rows_in_step(rope):
         assert is_in_step == changes
 
 
+def test_cache_that_is_dropped_in_the_middle_of_a_prompt():
+    """Of a chunk, which in transformers is then computed as if nothing stood before it."""
+    target, cache = make("phi3"), DynamicCache()
+    kwargs = {CACHE_NAME: cache, "assistant_model": TableDrafter(64), "max_new_tokens": 2}
+    target.generate(make_prompt(9), **kwargs)
+    with pytest.raises(ValueError, match="dropped its cache at 50 tokens, but does not compute all of them anew"):
+        target.generate(make_prompt(60), prefill_chunk_size=40, **kwargs)
+
+
+def test_phi4_multimodal_forgets_its_tokens():
+    torch.manual_seed(0)
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14, "crop_size": 28}  # fmt: skip
+    audio = {"hidden_size": 16, "intermediate_size": 32, "num_blocks": 1, "num_attention_heads": 2,
+             "nemo_conv_channels": 8, "ext_pw_out_channel": 16}  # fmt: skip
+    config = Phi4MultimodalConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, original_max_position_embeddings=32, bos_token_id=None,
+        eos_token_id=None, pad_token_id=0, initializer_range=0.5, sliding_window=None, rope_parameters=dict(LONG),
+        vision_config=vision, audio_config=audio,
+    )  # fmt: skip
+    fresh = Phi4MultimodalForCausalLM(config).eval()
+    with pytest.raises(ValueError, match="drops its cache at 32 tokens .* set max_length to at most 33"):
+        fresh.generate(make_prompt(20), assistant_model=TableDrafter(64), max_length=34)
+    assert_same(fresh, make_prompt(20), max_new_tokens=13)
+    assert_same(fresh, make_prompt(40))
+
+
 def test_a_rope_type_of_ones_own(monkeypatch):
     """Whatever calls itself dynamic is asked again at each length."""
 
@@ -321,7 +349,7 @@ def test_compiled_by_the_caller(family, compiled):
     torch._dynamo.reset()
     target = make_target(family, num_hidden_layers=1)
     ids, mask = padded_prompts((12, 8), "left")
-    kwargs = {"attention_mask": mask, "max_new_tokens": 5, "do_sample": False}
+    kwargs = {"attention_mask": mask, "max_new_tokens": 4, "do_sample": False}
     plain = target.generate(ids, **kwargs)
     for module in [target] if compiled == "model" else target.model.layers:
         module.forward = torch.compile(module.forward, backend="eager")
