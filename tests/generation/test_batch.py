@@ -333,7 +333,13 @@ def test_unknown_processors_see_the_whole_batch(target, eos):
     ("family", "fields"),
     [
         ("bloom", {}),
-        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
+        (
+            "llama",
+            {
+                "max_position_embeddings": 16,
+                "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+            },
+        ),
     ],
 )
 def test_targets_that_cannot_tell_rows_apart_keep_them_in_step(family, fields):

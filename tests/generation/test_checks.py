@@ -285,19 +285,6 @@ def test_target_without_hidden_states(target, monkeypatch):
         target.generate(make_prompt(5), assistant_model=TableDrafter(64), max_new_tokens=4)
 
 
-def test_target_that_drops_its_cache():
-    short, long = [1.0] * 4, [2.0] * 4
-    scaling = {"rope_type": "longrope", "short_factor": short, "long_factor": long, "rope_theta": 1e4,
-               "partial_rotary_factor": 1.0, "original_max_position_embeddings": 16}  # fmt: skip
-    target = make_target("phi3", original_max_position_embeddings=16, rope_parameters=scaling)
-    ids = make_prompt(5)
-    plain = target.generate(ids, max_new_tokens=8, do_sample=False)
-    out = target.generate(ids, assistant_model=TableDrafter(64), max_new_tokens=8, do_sample=False)
-    assert out.tolist() == plain.tolist()
-    with pytest.raises(ValueError, match="Phi3ForCausalLM dropped its cache at .* tokens"):
-        target.generate(ids, assistant_model=TableDrafter(64), max_new_tokens=30, do_sample=False)
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

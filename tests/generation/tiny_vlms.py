@@ -149,10 +149,10 @@ _FIELDS = {
 FAMILIES = tuple(_FIELDS)
 
 
-def make_vlm(family, seed=0):
-    """A random float32 target with an image encoder of two layers."""
+def make_vlm(family, seed=0, **text):
+    """A random float32 target with an image encoder of two layers; `text` are fields of its language model."""
     torch.manual_seed(seed)
-    fields = _FIELDS[family]
+    fields = {**_FIELDS[family], "text_config": _FIELDS[family]["text_config"] | text}
     config = CONFIG_MAPPING[family](**fields, tie_word_embeddings=False, pad_token_id=0)
     model = AutoModelForImageTextToText.from_config(config).eval()
     if family == "gemma3":

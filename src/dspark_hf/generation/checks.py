@@ -11,6 +11,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 from dspark_hf.modeling.cache_name import CACHE_NAME
+from dspark_hf.modeling.compiling import is_compiled
 
 from .config import SpeculationConfig
 from .prompt_lookup import PromptLookup
@@ -177,6 +178,12 @@ def check_cache(model: PreTrainedModel, model_kwargs: dict[str, Any], generation
             f"layers on the target's device, and {name} uses {got}. Leave out cache_implementation and "
             f"{CACHE_NAME}, or generate without a drafter."
         )
+    if any(getattr(layer, "sliding_window", None) == 1 for layer in cache.layers):
+        raise ValueError(
+            f"{name} has a sliding window of 1, for which transformers' cache keeps all tokens, so that a token "
+            "sees more of them than the window says, and in a block it does not. Set sliding_window to None or to "
+            "2 and more, or generate without a drafter."
+        )
     mask = model_kwargs.get("attention_mask")
     if compresses(cache) and mask is not None and not mask.all():
         raise ValueError(
@@ -205,7 +212,7 @@ def check_compile(
         (f"{name} with modules that accelerate brings to a device when they run (device_map, offloading)",
          any(hasattr(module, "_hf_hook") for module in modules)),
         (f"{name} with modules that are compiled already",
-         any(module._compiled_call_impl is not None for module in modules)),
+         any(map(is_compiled, modules))),
         (f"{name}, whose cache holds more than keys and values", not is_compactable(cache)),
         (f"{name} with another attention than sdpa or eager from transformers' interface", not can_swap(model)),
         (f"{name}, whose decoder layers do not stand in one list, or do not take {CACHE_NAME}",

@@ -34,7 +34,7 @@ class SpeculativeLoop:
     returned. Rows grow in step, that is, a round ends where the first row's draft is rejected, where something must
     see the whole batch: a streamer, an unknown or stateful processor, a stopping criterion of the caller,
     recorded hidden states or attentions; and where the target cannot tell rows apart (no position ids, a cache of an
-    unknown kind, attention in chunks of columns, rotary frequencies that depend on the longest row).
+    unknown kind, attention in chunks of columns, rotary frequencies that change with the longest row).
 
     Args:
         request ([`Request`]): What is to be generated; it has passed the checks.
@@ -121,7 +121,7 @@ class SpeculativeLoop:
         """Propose, verify, settle, learn; then bring cache and context to what stands."""
         transcript = self.transcript
         live, started = transcript.live, time.perf_counter()
-        offer = self.proposer.propose()
+        offer = self.proposer.propose(self.target.most_drafts(transcript.lens))
         transcript.note_drafts(offer.ids)
         with self.watch.part("target"):
             logits = self.target.verify(transcript.ids, transcript.lens, offer.lens)
@@ -144,7 +144,10 @@ class SpeculativeLoop:
         self.confidences.note(live, offer.confidence_logits, offer.from_drafter)
         if self.target.recorder is not None:
             # Rows then grow in step.
-            self.target.recorder.note_block(self.target.outputs, num_taken[0], self.target.num_replayed)
+            if self.target.is_anew:
+                self.target.recorder.note_whole(self.target.outputs)
+            else:
+                self.target.recorder.note_block(self.target.outputs, num_taken[0], self.target.num_replayed)
 
     def _commit(self, num_block: int, num_taken: list[int]) -> None:
         """Bring cache and context to what stands of a block, and let go of rows that have ended."""

@@ -29,6 +29,12 @@ def compiled(function: Callable, model: nn.Module) -> Callable:
     return functions[function]
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module itself runs compiled: by `module.compile()`, or `module.forward = torch.compile(...)`."""
+    forward = vars(module).get("forward")
+    return module._compiled_call_impl is not None or hasattr(forward, "_torchdynamo_orig_callable")
+
+
 def open_sizes() -> AbstractContextManager:
     """Calls of [`compiled`] functions in this block tell sizes apart that happen to be equal when code is made.
 

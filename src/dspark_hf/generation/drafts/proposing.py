@@ -100,11 +100,12 @@ class Proposer:
         if self._lookup is not None:
             self._lookup.select(rows)
 
-    def propose(self) -> Offer:
-        """Draft what the rows have room for."""
+    def propose(self, most: int | None = None) -> Offer:
+        """Draft what the rows have room for, and no more than `most` of a row, if that is given."""
         live = self._transcript.live
         # A round makes one token more than it has drafts.
         room = [left - 1 if is_live else 0 for left, is_live in zip(self._transcript.num_left, live, strict=True)]
+        room = room if most is None else [min(left, most) for left in room]
         with self._watch.part("drafter"):
             found, proposal, lens, asked = self._draft(room)
         if self._transcript.in_step:

@@ -25,14 +25,17 @@ class Interruption:
         self._ends: list[int] = []
         self._num_open = 0
         self.is_in_pass = False
+        # Whether that pass has emptied the cache first, to fill it anew.
+        self.is_anew = False
 
     def note_prompt(self, num_rows: int, num_columns: int) -> None:
         """The prompt was processed."""
+        self.is_anew = False
         self._prompt_end, self._ends = num_columns, [num_columns] * num_rows
 
     def note_block(self, num_block: int) -> None:
         """A block was processed, of each row as many tokens."""
-        self._num_open = num_block
+        self._num_open, self.is_anew = num_block, False
 
     def note_commit(self, ends: list[int]) -> None:
         """What was rejected of it has been taken out, which leaves so many columns of each row."""
@@ -44,7 +47,9 @@ class Interruption:
         Args:
             num_columns (`int`): Columns that stand of the shortest row.
         """
-        if self._prompt_end is None:
+        if self.is_anew:
+            is_done = False
+        elif self._prompt_end is None:
             is_done = self._num_cached > 0 and cut_back(self._cache, self._num_cached)
         else:
             is_done = self._take_back(max(num_columns, self._prompt_end))

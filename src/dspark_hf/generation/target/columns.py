@@ -50,6 +50,13 @@ class ColumnInputs:
         """Positions, `(batch, columns)` or with several axes `(axes, batch, columns)`, if the target takes them."""
         return self.others.get("position_ids")
 
+    @property
+    def last_position(self) -> int | None:
+        """The highest position that can be asked for, if the target takes positions."""
+        positions = self.position_ids
+        num_new = self.most_columns - self._layout.num_columns
+        return None if positions is None else int(positions[..., : self._layout.num_columns].max()) + num_new
+
     def reach(self, num_columns: int) -> None:
         """Lay out columns up to `num_columns` and further, as plain `generate()` appends them token by token."""
         num_columns = min(num_columns, self.most_columns)
@@ -103,13 +110,8 @@ class ColumnInputs:
 
 
 def reads_columns(model: PreTrainedModel) -> bool:
-    """Whether attention is cut into chunks of columns, or rotary frequencies change with a batch's longest row."""
-    config = model.config.get_text_config(decoder=True)
-    if getattr(config, "attention_chunk_size", None) is not None:
-        return True
-    parameters = getattr(config, "rope_parameters", None) or {}
-    nested = [value for value in parameters.values() if isinstance(value, dict)]
-    return any(rope.get("rope_type") in ("dynamic", "longrope") for rope in [parameters, *nested])
+    """Whether attention is cut into chunks of columns."""
+    return getattr(model.config.get_text_config(decoder=True), "attention_chunk_size", None) is not None
 
 
 def _append(name: str, values: Tensor, num_new: int) -> Tensor:

@@ -14,7 +14,6 @@ from torch import Tensor
 from dspark_hf.generation.rollback.compaction import is_compactable
 from dspark_hf.modeling.cache_name import CACHE_NAME
 
-from .columns import reads_columns
 from .packing import Packing
 from .row_attention import RowPass, Trial, attention_of, can_swap
 from .row_cache import RowCache, RowLayer
@@ -67,7 +66,7 @@ class FlatRunner(TargetRunner):
             and positions.ndim == 2
             and self.can_drop_rows
             and is_compactable(self.cache)
-            and not reads_columns(self._model)
+            and not self._reads_columns
             and can_swap(self._model)
         )
 

@@ -22,7 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreT
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from dspark_hf.modeling.compiling import mark_open
+from dspark_hf.modeling.compiling import is_compiled, mark_open
 
 from .packing import Packing
 
@@ -47,7 +47,7 @@ def can_swap(model: PreTrainedModel) -> bool:
         _eager_attention(module) is not None for module in layers if type(module).__name__.endswith("Attention")
     )
     # Compiled code holds the function that it was traced with.
-    return is_named and all(module._compiled_call_impl is None for module in model.modules())
+    return is_named and not any(map(is_compiled, model.modules()))
 
 
 @contextmanager

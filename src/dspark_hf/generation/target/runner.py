@@ -5,6 +5,7 @@ Shapes: B batch, w tokens of one forward pass, L taps, E hidden size, V vocabula
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from .columns import ColumnInputs, reads_columns
 from .layout import PromptLayout
 from .peft_hooks import hook_arguments
 from .recording import StateRecorder
+from .rotary import RotaryStepper
+from .switch import RopeSwitch
 
 # Most tokens of a prompt whose features are handed over at once.
 PIECE_LEN = 1024
@@ -40,6 +43,7 @@ class TargetRunner:
     Attributes:
         recorder ([`StateRecorder`] or `None`): The one that was given, if it has something to record.
         outputs (`ModelOutput` or `None`): Those of the latest pass, if there is something to record.
+        is_anew (`bool`): Whether the latest pass processed all tokens anew, see [`RopeSwitch`].
     """
 
     def __init__(
@@ -63,6 +67,10 @@ class TargetRunner:
         self._kwargs.pop("output_hidden_states", None)
         self._kwargs.pop("output_attentions", None)
         self._columns = ColumnInputs(self._kwargs, layout, max_length)
+        self._rotary = RotaryStepper(model, self._columns)
+        self._switch = RopeSwitch(model, layout, max_length, is_on=self._rotary.is_on)
+        self._reads_columns = self._rotary.is_on or reads_columns(model)
+        self.is_anew = False
         self._num_columns = layout.num_cached
         self._taps_of_pass: list[Tensor] = []
         self._rewinder = Rewinder(self.cache)
@@ -73,7 +81,7 @@ class TargetRunner:
         """Whether rows of the batch may differ in length; known after the prefill."""
         # Without position ids, positions are cache columns.
         has_positions = self._columns.position_ids is not None
-        return has_positions and is_compactable(self.cache) and not reads_columns(self._model)
+        return has_positions and is_compactable(self.cache) and not self._reads_columns
 
     @property
     def can_drop_rows(self) -> bool:
@@ -99,7 +107,10 @@ class TargetRunner:
         start, end = self._layout.num_cached, self._layout.num_columns
         for begin in range(start, end, chunk_size or end):
             stop = min(begin + (chunk_size or end), end)
-            logits = self._prefill_pass(input_ids, begin, stop)
+            # In plain `generate()` a chunk does not know of the ids before it, nor Phi-3 that it is past its switch.
+            ids = input_ids[:, : stop - self._layout.shift]
+            ids = ids if chunk_size is None else ids[:, begin - stop :]
+            logits = self._prefill_pass(ids, begin, stop)
             if self.cache.get_seq_length() != stop:
                 raise ValueError(
                     f"{type(self._model).__name__} does not keep the prompt in the cache that it is given, so drafts "
@@ -125,13 +136,15 @@ class TargetRunner:
         kwargs = self._columns.of_prompt(begin, stop)
         if self._embeds is not None:
             kwargs["inputs_embeds"] = self._embeds[:, :stop]
-        else:
-            ids = ids[:, : stop - self._layout.shift]
         options = {"next_sequence_length": stop - begin, "is_first_iteration": True}
         logits = self._forward(ids, kwargs, num_logits=1, **options)
         if self.recorder is not None:
             self.recorder.note_prompt(self.outputs)
         return logits
+
+    def most_drafts(self, lens: list[int]) -> int | None:
+        """Drafts that the next pass may have at most, behind rows of so many tokens; None where there is no limit."""
+        return self._switch.most_drafts(max(lens))
 
     @torch.no_grad()
     def verify(self, ids: Tensor, lens: list[int], draft_lens: list[int]) -> Tensor:
@@ -206,6 +219,7 @@ class TargetRunner:
         if rows is None and min(num_rejected) == max(num_rejected) == self._num_columns - width:
             # Also where nothing was rejected: sliding windows are trimmed here.
             self._rewinder.take_back(num_rejected[0])
+            self._rotary.commit(num_rejected[0])
         else:
             compact(self.cache, num_rejected, width, rows)
         self._num_columns = width
@@ -223,6 +237,7 @@ class TargetRunner:
     def close(self) -> None:
         """Leave the cache as plain `generate()` would, for whoever goes on with it."""
         self._rewinder.stop()
+        self._rotary.close()
 
     def _inputs(self, ids: Tensor, ends: list[int], num_inputs: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Token ids `(batch, columns)` as they stand in the cache, mask and what else belongs to columns."""
@@ -240,24 +255,21 @@ class TargetRunner:
     def _forward(self, ids: Tensor, kwargs: dict[str, Any], num_logits: int, **options: Any) -> Tensor:
         # About 20 microseconds, and some models need it.
         inputs = self._model.prepare_inputs_for_generation(ids, **options, **self._kwargs, **kwargs)
-        if self.cache.get_seq_length() == 0:
-            # Models with two rope scalings drop the cache of a long prompt, which is no loss.
-            inputs[CACHE_NAME] = self.cache
+        self.is_anew = False
         if inputs.get(CACHE_NAME) is not self.cache:
-            raise ValueError(
-                f"{type(self._model).__name__} dropped its cache at {self._num_columns} tokens to compute all of them "
-                "anew, as models with two rope scalings do. Speculative decoding cannot cross that length: generate "
-                "up to it, or generate without a drafter."
-            )
+            inputs = self._with_cache(inputs, ids, options)
         if "logits_to_keep" in inputs:
             inputs["logits_to_keep"] = num_logits
+        # The prompt, and what is processed anew, is one pass in plain `generate()`, too.
+        is_whole = self.is_anew or options.get("is_first_iteration", False)
         self._interruption.is_in_pass = True
-        if self.recorder is None:
-            outputs = self._model(**inputs, output_hidden_states=self._taps or False, return_dict=True)
-        else:
-            records = {"output_attentions": True} if self.recorder.attentions is not None else {}
-            outputs = self._model(**inputs, **records, output_hidden_states=True, return_dict=True)
-            self.outputs = outputs
+        with nullcontext() if is_whole else self._rotary.in_steps():
+            if self.recorder is None:
+                outputs = self._model(**inputs, output_hidden_states=self._taps or False, return_dict=True)
+            else:
+                records = {"output_attentions": True} if self.recorder.attentions is not None else {}
+                outputs = self._model(**inputs, **records, output_hidden_states=True, return_dict=True)
+                self.outputs = outputs
         self._interruption.is_in_pass = False
         if self._taps and outputs.hidden_states is None:
             raise ValueError(
@@ -265,6 +277,32 @@ class TargetRunner:
                 "without a drafter."
             )
         self._taps_of_pass = [merge_streams(outputs.hidden_states[tap]) for tap in self._taps]
+        if self.is_anew:
+            num_inputs = options["next_sequence_length"]
+            self._taps_of_pass = [tap[:, -num_inputs:] for tap in self._taps_of_pass]
         logits = outputs.logits
         # A view would keep the logits of the whole prompt alive.
         return logits if logits.shape[1] == num_logits else logits[:, -num_logits:].clone()
+
+    def _with_cache(self, inputs: dict[str, Any], ids: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+        """Inputs of a model that dropped its cache to compute all tokens anew, as models with two rope scalings do."""
+        if self.cache.get_seq_length() == 0:
+            # Of a long prompt, which is no loss.
+            return {**inputs, CACHE_NAME: self.cache}
+        given = inputs.get("input_ids")
+        if given is not None and not self._rotary.is_on:
+            # Nor would anything else be computed.
+            return {**inputs, CACHE_NAME: self.cache, "input_ids": given[:, -options["next_sequence_length"] :]}
+        if given is None or given.shape[1] != self._num_columns:
+            raise ValueError(
+                f"{type(self._model).__name__} dropped its cache at {self._num_columns} tokens, but does not compute "
+                "all of them anew. Generate up to that length, or without a drafter."
+            )
+        self.is_anew = True
+        self._rotary.forget()
+        self._interruption.is_anew = True
+        self.cache.reset()
+        kwargs = {**self._kwargs, **self._columns.of_prompt(0, self._num_columns)}
+        del kwargs[CACHE_NAME]
+        inputs = self._model.prepare_inputs_for_generation(ids, **{**options, "next_sequence_length": None}, **kwargs)
+        return {**inputs, CACHE_NAME: self.cache}
