@@ -55,7 +55,7 @@ def push(
         raise ValueError("--include-target copies the target's weights: say which target with --target.")
     from dspark_hf.hub.embedded import resolve_drafter, resolve_target
     from dspark_hf.publishing import CardFacts, add_evaluation
-    from dspark_hf.publishing.card import known_repo
+    from dspark_hf.publishing.facts import known_repo
     from dspark_hf.publishing.folder import DrafterFolder
 
     drafter = Path(resolve_drafter(str(folder)))

@@ -17,12 +17,12 @@ from transformers.utils import cached_file
 
 from dspark_hf.files import read_json, write_json
 from dspark_hf.generation import attach_drafter, detach_drafter
-from dspark_hf.publishing import CardFacts, push_folder, write_card
-from dspark_hf.publishing.card import known_repo
+from dspark_hf.publishing import CardFacts, push_folder
+from dspark_hf.publishing.contents import SUBFOLDER
+from dspark_hf.publishing.facts import known_repo
 
 from .load import HUB_ARGUMENTS, AutoDrafter
 
-SUBFOLDER = "dspark"
 _BASE, _BASE_REVISION = "base_model_name_or_path", "base_model_revision"
 
 
@@ -180,8 +180,9 @@ class DSparkForCausalLM:
             facts = CardFacts(
                 repo_id, known_repo(base), tags=tuple(tags or ()), subfolder=SUBFOLDER, has_target=has_target
             )
-            write_card(Path(folder) / SUBFOLDER, facts, root=Path(folder))
-            return push_folder(folder, repo_id, **{"commit_message": "Upload target and drafter", **options})
+            return push_folder(
+                folder, repo_id, facts=facts, **{"commit_message": "Upload target and drafter", **options}
+            )
 
     def _includes_target(self, wish: bool | None) -> bool:
         return self._named_target is None if wish is None else wish
