@@ -14,6 +14,7 @@ from dspark_hf.modeling.vocabulary import check_vocabulary
 
 from .adapters import ADAPTER_CONFIG, base_of_adapter, put_on
 from .convert import KEY_MAPPING, drafter_class, flat_config
+from .trust import check_named
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLE = "pytorch_model.bin"
@@ -59,6 +60,7 @@ class AutoDrafter:
             # The drafter below has a place, a revision and a folder of its own.
             below = {name: value for name, value in kwargs.items() if name not in ("subfolder", "revision")}
             base = base_of_adapter(adapter, where)
+            check_named(base, repo_or_dir)
             try:
                 drafter = cls.from_pretrained(base, **below)
             except ValueError as error:

@@ -55,7 +55,7 @@ def files_to_push(folder: str | os.PathLike, *, tokenizer: bool = False) -> list
 
 def checkpoint_files(folder: str | os.PathLike) -> list[str]:
     """Paths below a trainer's checkpoint that a drafter is loaded and its training gone on from."""
-    return matching(Path(folder), (*DRAFTER, *RESUMING))
+    return matching(Path(folder), (*_MODEL, ADAPTER_CONFIG, ADAPTER_WEIGHTS, *RESUMING))
 
 
 def left_behind(folder: str | os.PathLike, files: Iterable[str]) -> list[str]:

@@ -11,6 +11,9 @@ _ADVICE = {
     403: "The token may not write there: use one with write access to that namespace, or another repo_id",
     404: "The repository is not there for this token: check repo_id, and the token's access if it is private",
 }
+UNANSWERED = (
+    "The Hub did not answer. Check the network and proxy settings; HF_HUB_OFFLINE=1 uses what is in the local cache."
+)
 
 
 @contextmanager
@@ -29,7 +32,8 @@ def explained_push(repo_id: str) -> Iterator[None]:
     except HTTPError as error:
         raise ValueError(
             f"The Hub ({constants.ENDPOINT}) did not answer, so {repo_id} is not pushed. Check the network and proxy "
-            f"settings, and push again: what was sent is kept. ({_one_line(error)})"
+            "settings, and that neither HF_ENDPOINT nor HF_HUB_OFFLINE is set by mistake; then push again, what was "
+            f"sent is kept. ({type(error).__name__}: {_one_line(error)})"
         ) from error
 
 

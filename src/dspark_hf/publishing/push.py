@@ -13,7 +13,7 @@ from dspark_hf.files import write_json
 
 from .base_model import check_base_model
 from .card import draw_card, is_generated
-from .contents import CARD, CONFIG, EVALUATIONS, INDEX, SUBFOLDER, WEIGHTS, files_to_push
+from .contents import CARD, CONFIG, EVALUATIONS, INDEX, SUBFOLDER, WEIGHTS, checkpoint_files, files_to_push
 from .facts import CardFacts, named_target
 from .folder import DrafterFolder
 from .hub_errors import explained_push
@@ -27,6 +27,7 @@ def push_folder(
     facts: CardFacts | None = None,
     evaluations: Mapping[str, dict[str, Any]] | None = None,
     tokenizer: bool = False,
+    checkpoint: str | None = None,
     commit_message: str = "Upload drafter",
     commit_description: str | None = None,
     private: bool | None = None,
@@ -53,6 +54,8 @@ def push_folder(
         evaluations (`Mapping[str, dict]`, *optional*): Evaluations by name that the folder does not hold
             ([`~publishing.evaluations.read_evaluation`]).
         tokenizer (`bool`, *optional*, defaults to `False`): Whether tokenizer files in a drafter's folder go too.
+        checkpoint (`str`, *optional*): Folder of the repository that gets the drafter once more, with what training
+            needs to go on from it, where the folder is a trainer's checkpoint.
         commit_message, commit_description (`str`, *optional*): Words for the commit.
         private (`bool`, *optional*): Whether a new repository is private.
         token (`str` or `bool`, *optional*): Token with the right to write; by default the one saved on this machine.
@@ -73,6 +76,8 @@ def push_folder(
     with explained_push(repo_id), tempfile.TemporaryDirectory() as made:
         # Whatever is wrong here is told before a repository is made.
         drafter, files = prepare(folder, facts, made, evaluations=evaluations, tokenizer=tokenizer)
+        if checkpoint is not None:
+            files |= {f"{checkpoint}/{path}": Path(folder) / path for path in checkpoint_files(folder)}
         if facts.base_model is not None:
             check_base_model(drafter.config, facts.base_model, token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
