@@ -59,8 +59,9 @@ def explained_load(name: str) -> Iterator[None]:
 def is_unreachable(error: BaseException | None) -> bool:
     """Whether an error, or what it came from, is that of a network rather than of an answer."""
     while error is not None:
-        is_network = isinstance(error, HTTPError) and not isinstance(error, HfHubHTTPError)
-        if is_network or isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+        if isinstance(error, HfHubHTTPError):
+            return False
+        if isinstance(error, HTTPError | LocalEntryNotFoundError | OfflineModeIsEnabled):
             return True
         error = error.__cause__ or error.__context__
     return False
