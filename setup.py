@@ -11,6 +11,7 @@ EXTRAS = {
     "server": ["openai>=1.60"],
     "test": [
         "hypothesis>=6.100",
+        "markdown-it-py>=3.0",
         "openai>=1.60",
         "pytest>=8.0",
         "pytest-xdist>=3.5",

@@ -32,10 +32,8 @@ def check_base_model(config: dict[str, Any], base_model: str, token: str | bool 
     try:
         target = read_json(hf_hub_download(base_model, CONFIG, token=token))
     except (OSError, HTTPError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        logger.warning(
-            f"Whether {base_model} is the target was not checked: its {CONFIG} cannot be read ({reason:.200})"
-        )
+        reason = " ".join(str(error).split())[:200]
+        logger.warning(f"{base_model} was not checked to be the target: its {CONFIG} cannot be read ({reason})")
         return
     text = target.get("text_config")
     target |= text if isinstance(text, dict) else {}

@@ -4,7 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from huggingface_hub import constants, is_offline_mode
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
 
 _ADVICE = {
     401: "No valid token was sent: run `hf auth login`, or pass token=",
@@ -25,6 +31,8 @@ def explained_push(repo_id: str) -> Iterator[None]:
         status = error.response.status_code if error.response is not None else None
         what_to_do = _ADVICE.get(status, "Push again: what was sent is kept")
         raise ValueError(f"The Hub refused to store {repo_id}. {what_to_do}. ({_one_line(error)})") from error
+    except LocalTokenNotFoundError as error:
+        raise ValueError(f"The Hub refused to store {repo_id}. {_ADVICE[401]}.") from error
     except OfflineModeIsEnabled as error:
         raise ValueError(
             f"{repo_id} cannot be pushed while HF_HUB_OFFLINE is set. Unset it, and push again."
