@@ -11,6 +11,7 @@ EXTRAS = {
     "server": ["openai>=1.60"],
     "test": [
         "hypothesis>=6.100",
+        "markdown-it-py>=3.0",
         "openai>=1.60",
         "pytest>=8.0",
         "pytest-xdist>=3.5",
@@ -32,6 +33,7 @@ setup(
     author="dspark_hf contributors",
     package_dir={"": "src"},
     packages=find_packages("src"),
+    package_data={"dspark_hf.publishing": ["card_template.md"]},
     # transformers 5.23 itself asks for Python 3.11.
     python_requires=">=3.11",
     install_requires=[

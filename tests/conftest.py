@@ -19,6 +19,7 @@ os.environ["HF_HUB_ETAG_TIMEOUT"] = os.environ["HF_HUB_DOWNLOAD_TIMEOUT"] = "300
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
@@ -26,6 +27,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -134,3 +136,28 @@ def hub(monkeypatch, tmp_path):
     server.use(monkeypatch, tmp_path / "hub-cache")
     yield server
     server.stop()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command printed and how it ended; whitespace is collapsed, because tables and errors wrap."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def dspark(monkeypatch):
+    """Call `dspark(*arguments)` as the shell would, in this process."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> Outcome:
+        from dspark_hf.cli.main import app
+
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Outcome(result.exit_code, " ".join(result.stdout.split()), " ".join(result.stderr.split()))
+
+    return run

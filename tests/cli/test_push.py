@@ -27,7 +27,7 @@ def test_a_drafter_with_its_figures(dspark, hub, folder, tmp_path):
     (tmp_path / "chat.json").write_text(json.dumps({"tau": 2.5, "accepted_per_slot": [0.9, 0.5]}))
     outcome = dspark(
         "push", folder, "org/drafter", "--evaluation", tmp_path / "chat.json", "--base-model", "org/Model",
-        "--license", "mit", "--tag", "chat", "--dataset", "org/chats", "--private", "--message", "First",
+        "--license", "mit", "--tag", "chat", "--dataset", "org/chats", "--private", "--message", "First", "--yes",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert outcome.out.startswith(f"{hub.url}/org/drafter/commit/")
@@ -35,24 +35,30 @@ def test_a_drafter_with_its_figures(dspark, hub, folder, tmp_path):
     for part in ("| chat | 2.50 |", "base_model: org/Model\n", "license: mit", "- org/chats", "acceptance.png"):
         assert part in text
     assert hub.repos["model", "org/drafter"].private
-    again = dspark("push", folder, "org/drafter", "--revision", "v2")
+    again = dspark("push", folder, "org/drafter", "--revision", "v2", "--yes")
     assert again.code == 0 and b"| chat | 2.50 |" in hub.files("org/drafter", "v2")["README.md"]
     assert AutoDrafter.from_pretrained("org/drafter", revision="v2").config.block_size == 4
 
 
 def test_words_of_ones_own_are_pushed_as_they_are(dspark, hub, folder):
     (folder / "README.md").write_text("tau is 3")
-    outcome = dspark("push", folder, "org/drafter")
-    assert "README.md was not written by this command: kept (--overwrite-card replaces it)" in outcome.out
+    outcome = dspark("push", folder, "org/drafter", "--yes")
+    assert "README.md was not written by this command: kept (--overwrite-card replaces it)" in outcome.err
     assert hub.files("org/drafter")["README.md"] == b"tau is 3"
-    assert dspark("push", folder, "org/drafter", "--overwrite-card").code == 0
+    assert dspark("push", folder, "org/drafter", "--overwrite-card", "--yes").code == 0
     assert b"written by dspark_hf" in hub.files("org/drafter")["README.md"]
 
 
-def test_a_dry_run_uploads_nothing(dspark, hub, folder):
-    outcome = dspark("push", folder, "org/drafter", "--dry-run")
-    assert outcome.out == "README.md config.json model.safetensors"
-    assert (folder / "README.md").is_file() and not hub.requests
+def test_a_dry_run_uploads_and_writes_nothing(dspark, hub, folder, tmp_path):
+    (tmp_path / "chat.json").write_text(json.dumps({"tau": 2.5, "accepted_per_slot": [0.9, 0.5]}))
+    (folder / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    outcome = dspark("push", folder, "org/drafter", "--evaluation", tmp_path / "chat.json", "--dry-run")
+    files = ["README.md", "acceptance.png", "config.json", "evaluations/chat.json", "model.safetensors"]
+    assert outcome.out.split()[: len(files) + 1] == [*files, "---"]
+    assert "stays here: notes.txt" in outcome.err and "| chat | 2.50 |" in outcome.out
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert not list(folder.glob("evaluations")) and not hub.requests
 
 
 @pytest.mark.parametrize("include_target", [False, True])
@@ -60,7 +66,7 @@ def test_a_composite_repository(dspark, hub, pushed_target, folder, include_targ
     (folder / "calibration.json").write_text(json.dumps({"temperatures": [1.0, 1.1, 1.2, 1.3]}))
     (folder / "README.md").write_text("my notes")
     options = ["--include-target"] if include_target else []
-    outcome = dspark("push", folder, "org/tiny-DSpark", "--target", pushed_target, *options)
+    outcome = dspark("push", folder, "org/tiny-DSpark", "--target", pushed_target, "--yes", *options)
     assert outcome.code == 0, outcome.err
     files = hub.files("org/tiny-DSpark")
     assert ("model.safetensors" in files) == include_target
@@ -75,10 +81,12 @@ def test_a_composite_repository(dspark, hub, pushed_target, folder, include_targ
 
 
 def test_a_target_of_this_machine(dspark, hub, folder, tiny_target_dir):
-    refused = dspark("push", folder, "org/tiny-DSpark", "--target", tiny_target_dir)
+    refused = dspark("push", folder, "org/tiny-DSpark", "--target", tiny_target_dir, "--yes")
     assert (refused.code, hub.requests) == (2, [])
     assert "is no Hub repository that others could load. Add --include-target" in refused.err
-    named = dspark("push", folder, "org/tiny-DSpark", "--target", tiny_target_dir, "--base-model", "org/tiny-target")
+    named = dspark(
+        "push", folder, "org/tiny-DSpark", "--target", tiny_target_dir, "--base-model", "org/tiny-target", "--yes"
+    )
     assert named.code == 0, named.err
     config = json.loads(hub.files("org/tiny-DSpark")["config.json"])
     assert config["base_model_name_or_path"] == "org/tiny-target"
@@ -94,19 +102,19 @@ def test_refusals_come_before_any_upload(dspark, hub, folder, pushed_target, tmp
         ((tmp_path / "nothing", "org/x"), "There is no folder"),
         ((empty, "org/x"), "There is no config.json in"),
     ):
-        outcome = dspark("push", *arguments)
+        outcome = dspark("push", *arguments, "--yes")
         assert outcome.code == 2 and message in outcome.err
     assert not hub.requests
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"target_name_or_path": "org/Someone-Else"}))
-    outcome = dspark("push", folder, "org/x", "--target", pushed_target)
+    outcome = dspark("push", folder, "org/x", "--target", pushed_target, "--yes")
     assert outcome.code == 2 and "This drafter was made for org/Someone-Else" in outcome.err
     assert ("model", "org/x") not in hub.repos
 
 
 def test_a_token_that_may_not_write(dspark, hub, folder, monkeypatch):
     hub.log_in(monkeypatch, READ_TOKEN)
-    outcome = dspark("push", folder, "org/drafter")
+    outcome = dspark("push", folder, "org/drafter", "--yes")
     assert outcome.code == 2 and "The token may not write there" in outcome.err
 
 

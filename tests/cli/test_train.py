@@ -7,15 +7,16 @@ import pytest
 
 
 @pytest.fixture
-def recipe(tmp_path, tiny_target_dir):
-    """A recipe file with its data."""
+def recipe(tmp_path, tiny_target_dir, monkeypatch):
+    """A recipe file with its data, in the working folder."""
+    monkeypatch.chdir(tmp_path)
     data, path = tmp_path / "text.jsonl", tmp_path / "recipe.yaml"
     conversation = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "abcdefgh"}]}
     data.write_text("\n".join([json.dumps(conversation)] * 6))
     path.write_text(
         f"target: {tiny_target_dir}\ndata: [{data}]\nmax_length: 64\n"
         "drafter: {num_hidden_layers: 1, block_size: 4, markov_rank: 4}\n"
-        f"training: {{output_dir: {tmp_path / 'out'}, max_steps: 1, report_to: none, disable_tqdm: true,"
+        "training: {output_dir: out, max_steps: 1, report_to: none, disable_tqdm: true,"
         " eval_max_new_tokens: 4}\npaper: Table 0\npublished: {GSM8K: 1.5}\n"
     )
     return path
@@ -32,16 +33,21 @@ def test_a_drafter_is_trained(dspark, recipe, tmp_path):
 
 def test_what_is_trained_can_be_published(dspark, recipe, tmp_path):
     out = tmp_path / "out"
-    outcome = dspark("train", "--config", recipe, "save_strategy=no", "hub_token=hf_secret")
+    outcome = dspark("train", "--config", recipe, "save_strategy=no")
     assert outcome.code == 0, outcome.err
     record = json.loads((out / "training.json").read_text())
     assert record["data"] == ["text.jsonl"] and record["steps"] == 1 and record["arguments"]["max_steps"] == 1
     outcome = dspark("push", out, "me/drafter", "--base-model", "org/Model", "--dry-run")
     assert outcome.code == 0, outcome.err
-    assert outcome.out.split()[-4:] == ["README.md", "config.json", "model.safetensors", "training.json"]
-    assert "text.jsonl" in (out / "README.md").read_text()
-    written = [path.read_text() for path in out.glob("*") if path.suffix in (".json", ".yaml", ".md")]
-    assert len(written) >= 4 and not any("hf_secret" in text for text in written)
+    assert outcome.out.split()[:4] == ["README.md", "config.json", "model.safetensors", "training.json"]
+    # What the last evaluation found is in the record and in the card.
+    figures = json.loads((out / "eval_results.json").read_text())
+    assert record["held_out"]["tau"] == figures["eval_tau"] >= 1
+    text = (out / "README.md").read_text()
+    assert (
+        "text.jsonl" in text
+        and f"| {figures['eval_tau']:.3f} |" in text.split("on conversations that it did not see")[1]
+    )
 
 
 def test_an_estimate_needs_no_work(dspark, recipe, tmp_path):

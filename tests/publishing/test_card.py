@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from dspark_hf import AutoDrafter, DFlashModel, DraftTrainingArguments, Eagle3Model
 from dspark_hf.publishing import CardFacts, add_evaluation, push_folder, write_card, write_training_record
 from dspark_hf.publishing.card import is_generated
-from dspark_hf.publishing.evaluations import shorten_command
+from dspark_hf.publishing.commands import shorten_command
 from dspark_hf.publishing.folder import DrafterFolder
 from dspark_hf.publishing.plots import calibration_error
 from dspark_hf.publishing.serving import serving_commands, sglang_problems, vllm_problems
@@ -70,7 +70,8 @@ def test_only_what_is_known_appears(folder):
         and "taps after layers 0, 2 of 4, counted from 0" in text
         and "up to 4 drafts a round" in text
     )
-    for heading in ("## Use", "## Serve", "## How it was trained", "## What it reaches", "## Does it know"):
+    assert 'target = "OWNER/TARGET"  # the model it was trained for' in text  # how it is used needs no name
+    for heading in ("## How it was trained", "## What it reaches", "## Does it know"):
         assert heading not in text
     for word in ("None", "nan", "png", "base_model", "license", "datasets", "model-index"):
         assert word not in text
@@ -95,7 +96,10 @@ def test_everything_that_is_known_appears(evaluated):
     assert {(one.dataset_name, one.metric_value) for one in data.eval_results} == {("chat", 2.4567), ("code", 1.5)}
     assert "| chat (mt-bench.jsonl) | greedy | 10 | 128 | bfloat16 | 2.46 | 1.25x |" in text
     assert "| code |  |  |  |  | 1.50 |  |" in text
-    assert "`dspark bench generate --data mt-bench.jsonl`; commit 0123456789ab; A processor, 1 thread\n" in text
+    assert (
+        "`dspark bench generate --data mt-bench.jsonl`; commit 0123456789ab of dspark_hf; A processor, 1 thread\n"
+        in text
+    )
     assert "python train.py --data y.jsonl" in text and "Data: `org/chats`." in text
     assert "| `learning_rate` | 0.001 |" in text and "| `max_steps` | 7 |" in text and "| `num_rows` | 12 |" in text
     assert "(1, 1.25, 0.9, 2)" in text
@@ -195,7 +199,7 @@ def test_serving_commands(folder):
     (folder / "config.json").write_text(json.dumps(config))
     write_card(folder, CardFacts("org/drafter", "org/Model"))
     assert all(command in card(folder) for command in alone)
-    write_card(folder, CardFacts("org/drafter"))
+    write_card(folder, CardFacts("org/drafter"), overwrite=True)
     assert "## Serve" not in card(folder)  # of which target?
 
 
@@ -209,6 +213,23 @@ def test_serving_commands(folder):
         ("a eval_max_new_tokens=9 --max-new-tokens 8", "a eval_max_new_tokens=9 --max-new-tokens 8"),
         ("a ../b/c.json ~/d/e ./f", "a c.json e f"),
         ("a --out=/r/s/t.json runs/first https://example.org/x", "a --out=t.json runs/first https://example.org/x"),
+        ("a 'data=[/x/y/a.jsonl,/z/b.jsonl]' '/home/A B/c d.json'", "a 'data=[a.jsonl,b.jsonl]' 'c d.json'"),
+        ("a 'training={hub_token: abc, max_steps: 3}'", "a 'training={hub_token: ***, max_steps: 3}'"),
+        ("""a 'training={"hub_token": "a, b"}'""", """a 'training={"hub_token": ***}'"""),
+        ("""a 'training={hub_token: '"'"'a, b'"'"'}'""", "a 'training={hub_token: ***}'"),
+        ("a https://user:pw@host/x sk-abcdefgh1234", "a https://***@host/x ***"),
+        ("a 'https://x.org/?token=abc&n=1'", "a 'https://x.org/?token=***&n=1'"),
+        ("a --passwd x --pat y --api_key 'a b' z", "a --passwd *** --pat *** --api_key *** z"),
+        (
+            "OPENAI_API_KEY=abc a 'api_key=a b' --header 'Authorization: Bearer abc'",
+            "OPENAI_API_KEY=*** a api_key=*** --header 'Authorization: ***'",
+        ),
+        (
+            "a compat=x --path y --early_stopping_patience 3 --author z",
+            "a compat=x --path y --early_stopping_patience 3 --author z",
+        ),
+        ("a 'not closed --token", "a 'not closed --token"),
+        ("a --token --dry-run", "a --token --dry-run"),
     ],
 )
 def test_commands_lose_secrets_and_places(command, short):
@@ -268,7 +289,10 @@ def test_other_kinds_have_cards_too(model_cls, tiny_target_dir, tmp_path):
     text, name = card(tmp_path), {DFlashModel: "A DFlash", Eagle3Model: "An EAGLE-3"}[model_cls]
     assert f"{name} drafter for [org/Model](https://huggingface.co/org/Model)" in text
     assert "up to 7 drafts a round" in text and "head" not in text.split("## Use")[0]
-    assert ("## Serve" in text) == (model_cls is DFlashModel)
+    reason = {DFlashModel: "it has no LlamaDSparkModel", Eagle3Model: "it reads EAGLE-3 drafters in the layouts of"}
+    for engine in ("vLLM", "SGLang"):
+        assert f"{engine} cannot load this drafter: {reason[model_cls]}" in text
+    assert "What loads it is transformers with dspark_hf, as above." in text
 
 
 def test_parameters_are_counted(tiny_drafter_dir):

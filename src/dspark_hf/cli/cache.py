@@ -59,12 +59,14 @@ def cache(
     from dspark_hf.data.cache import codecs
     from dspark_hf.data.conversations import load_conversations
     from dspark_hf.hub.embedded import resolve_target
+    from dspark_hf.publishing.hub_errors import explained_load
 
     models.check_dtype(target_dtype, "--target-dtype", auto=True)
     codecs.check_dtype(dtype)
     rows = [record for path in data for record in load_conversations(path)]
     path = resolve_target(target)
-    config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    with explained_load(target):
+        config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     taps = _taps(config, drafter, tap)
     options = {"tokenizer": tokenizer, "max_length": max_length, "log_norm": log_norm}
     if estimate:

@@ -33,11 +33,13 @@ def convert(
     from dspark_hf.hub.embedded import resolve_drafter, resolve_target
     from dspark_hf.hub.load import AutoDrafter
     from dspark_hf.modeling.configuration.drafter import check_taps
+    from dspark_hf.publishing.hub_errors import explained_load
 
     places = {name: value for name, value in (("subfolder", subfolder), ("revision", revision)) if value is not None}
     drafter = AutoDrafter.from_pretrained(resolve_drafter(source), **places)
     if target is not None:
-        num_layers = AutoConfig.from_pretrained(resolve_target(target)).get_text_config().num_hidden_layers
+        with explained_load(target):
+            num_layers = AutoConfig.from_pretrained(resolve_target(target)).get_text_config().num_hidden_layers
         check_taps(drafter.config.target_layer_ids, num_layers)
         drafter.config.num_target_layers = num_layers
     if drafter.config.num_target_layers is None:

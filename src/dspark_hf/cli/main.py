@@ -25,11 +25,22 @@ class CleanErrors(TyperGroup):
             return super().invoke(ctx)
         # A package that only one command needs may be missing.
         except (ValueError, OSError, ImportError) as error:
-            Console(stderr=True, soft_wrap=True).print("error:", " ".join(str(error).split()), markup=False)
+            _print_error(str(error))
             raise typer.Exit(_BAD_INPUT) from None
         except KeyboardInterrupt:
             Console(stderr=True).print("\nstopped; what was written is kept")
             raise typer.Exit(_INTERRUPTED) from None
+        except Exception as error:
+            from dspark_hf.publishing.hub_errors import UNANSWERED, is_unreachable
+
+            if not is_unreachable(error):
+                raise
+            _print_error(f"{UNANSWERED} ({type(error).__name__}: {error})")
+            raise typer.Exit(_BAD_INPUT) from None
+
+
+def _print_error(text: str) -> None:
+    Console(stderr=True, soft_wrap=True).print("error:", " ".join(text.split()), markup=False)
 
 
 app = typer.Typer(

@@ -52,10 +52,12 @@ def load_target(target: str, *, dtype: str, device: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from dspark_hf.hub.embedded import resolve_target
+    from dspark_hf.publishing.hub_errors import explained_load
 
     place, path = _device(device), resolve_target(target)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(place).eval()
-    return model, AutoTokenizer.from_pretrained(path)
+    with explained_load(target):
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(place).eval()
+        return model, AutoTokenizer.from_pretrained(path)
 
 
 def check_dtype(dtype: str, option: str = "--dtype", *, auto: bool = False) -> None:

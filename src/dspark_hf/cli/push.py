@@ -1,6 +1,7 @@
 """`dspark push`: a drafter's folder becomes a repository with a card."""
 
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,15 +32,23 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     message: Annotated[str, typer.Option(help="The commit's message.")] = "Upload drafter",
     overwrite_card: Annotated[
-        bool, typer.Option("--overwrite-card", help="Replace a README.md that was written by hand.")
+        bool,
+        typer.Option("--overwrite-card", help="Make the card anew, also in place of one that was written by hand."),
+    ] = False,
+    tokenizer: Annotated[
+        bool, typer.Option("--tokenizer", help="Push tokenizer files of the folder too; a composite always has them.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write the card and list the files; upload nothing.")
+        bool, typer.Option("--dry-run", help="Show the files and the card; upload and write nothing.")
     ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Upload without asking.")] = False,
 ) -> None:
     """Publish a drafter with a model card, in one commit.
 
-    The token is that of `hf auth login`, or $HF_TOKEN. Evaluations are kept in the folder, so the next push has them.
+    Only a drafter's files go: weights, configs, card, records, pictures; the rest of the folder stays. Repository,
+    visibility and files are shown and asked about first. What the card on the Hub says of base model, licence, data
+    sets and tags stays where no option says otherwise. The token is that of `hf auth login`, or $HF_TOKEN.
+    Evaluations are kept in the folder, so the next push has them.
 
     Examples:
 
@@ -47,30 +56,35 @@ def push(
 
         dspark push runs/first org/Model-DSpark --target org/Model
 
-        dspark push runs/first org/Model-DSpark --target org/Model --include-target --revision v2
+        dspark push runs/first org/Model-DSpark --target org/Model --include-target --revision v2 --yes
 
         dspark push runs/first org/Model-drafter --dry-run
     """
     if include_target and target is None:
         raise ValueError("--include-target copies the target's weights: say which target with --target.")
+    from dspark_hf.cli.upload import check_can_ask
+
+    if not dry_run:
+        check_can_ask(yes, "dspark push")
     from dspark_hf.hub.embedded import resolve_drafter, resolve_target
-    from dspark_hf.publishing import CardFacts, add_evaluation
-    from dspark_hf.publishing.card import known_repo
+    from dspark_hf.publishing import CardFacts
+    from dspark_hf.publishing.evaluations import read_evaluation
+    from dspark_hf.publishing.facts import known_repo
     from dspark_hf.publishing.folder import DrafterFolder
 
     drafter = Path(resolve_drafter(str(folder)))
     DrafterFolder.read(drafter)
-    for file in evaluation or ():
-        add_evaluation(drafter, file)
-    facts = {"license": license, "datasets": tuple(dataset or ()), "tags": tuple(tag or ())}
-    options = {
-        "private": private or None,
-        "revision": revision,
-        "commit_message": message,
-        "replace_card": overwrite_card,
-    }
+    push = _Push(
+        drafter,
+        evaluations={Path(file).stem: read_evaluation(file) for file in evaluation or ()},
+        content={"tokenizer": tokenizer, "replace_card": overwrite_card},
+        options={"private": private or None, "revision": revision, "commit_message": message},
+        dry_run=dry_run,
+        yes=yes,
+    )
+    facts = CardFacts(repo, base_model, license, tuple(dataset or ()), tuple(tag or ()))
     if target is None:
-        _publish(drafter, drafter, CardFacts(repo, base_model, **facts), options, dry_run)
+        push.run(drafter, facts)
         return
     base_model = base_model or known_repo(target)
     if base_model is None and not include_target and not dry_run:
@@ -79,21 +93,48 @@ def push(
             "repository with --base-model."
         )
     from dspark_hf.hub.assemble import assemble
-    from dspark_hf.hub.composite import SUBFOLDER
+    from dspark_hf.publishing.contents import SUBFOLDER
+    from dspark_hf.publishing.hub_errors import explained_load
 
     with tempfile.TemporaryDirectory() as root:
-        assemble(root, resolve_target(target), drafter, name=base_model, include_target=include_target)
-        composite = CardFacts(repo, base_model, **facts, subfolder=SUBFOLDER, has_target=include_target)
-        _publish(Path(root), Path(root) / SUBFOLDER, composite, options, dry_run)
+        with explained_load(target):
+            assemble(root, resolve_target(target), drafter, name=base_model, include_target=include_target)
+        facts = replace(facts, base_model=base_model, subfolder=SUBFOLDER, has_target=include_target)
+        push.run(Path(root), facts)
 
 
-def _publish(root: Path, drafter: Path, facts: Any, options: dict[str, Any], dry_run: bool) -> None:
-    from dspark_hf.publishing import push_folder, write_card
-    from dspark_hf.publishing.push import files_to_push
+@dataclass(frozen=True)
+class _Push:
+    """What is the same for a drafter alone and with its target."""
 
-    if not write_card(drafter, facts, overwrite=options["replace_card"], root=root):
-        typer.echo(f"{root / 'README.md'} was not written by this command: kept (--overwrite-card replaces it)")
-    if dry_run:
-        typer.echo("\n".join(files_to_push(root)))
-        return
-    typer.echo(push_folder(root, facts.repo_id, **options).commit_url)
+    drafter: Path
+    evaluations: dict[str, dict[str, Any]]
+    content: dict[str, bool]
+    options: dict[str, Any]
+    dry_run: bool
+    yes: bool
+
+    def run(self, root: Path, facts: Any) -> None:
+        from dspark_hf.cli.upload import confirm_upload, show_files
+        from dspark_hf.files import write_json
+        from dspark_hf.publishing import push_folder
+        from dspark_hf.publishing.card import is_generated
+        from dspark_hf.publishing.contents import EVALUATIONS, left_behind
+        from dspark_hf.publishing.push import preview
+
+        files, card = preview(root, facts, evaluations=self.evaluations, **self.content)
+        inside = [path.removeprefix(f"{facts.subfolder}/") for path in files]
+        show_files(files, left_behind(self.drafter, inside), err=not self.dry_run)
+        if not is_generated(card):
+            typer.echo("README.md was not written by this command: kept (--overwrite-card replaces it)", err=True)
+        if self.dry_run:
+            typer.echo(f"\n{card}")
+            return
+        confirm_upload(facts.repo_id, str(self.drafter), private=self.options["private"], yes=self.yes,
+                       revision=self.options["revision"])  # fmt: skip
+        commit = push_folder(
+            root, facts.repo_id, facts=facts, evaluations=self.evaluations, **self.content, **self.options
+        )
+        for name, record in self.evaluations.items():
+            write_json(self.drafter / EVALUATIONS / f"{name}.json", record)
+        typer.echo(commit.commit_url)

@@ -15,11 +15,15 @@ def train(
     config: Annotated[Path | None, typer.Option(help="Recipe, a YAML file; see examples/recipes.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint.")] = False,
     estimate: Annotated[bool, typer.Option("--estimate", help="Print disk and memory and stop.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With push_to_hub, upload without asking.")] = False,
 ) -> None:
     """Train a drafter.
 
     Keys are those of the recipe, `section.name` inside a section, or the bare name of a training argument or drafter
     field; values are YAML. Unknown keys are errors.
+
+    A recipe is a file, and may be somebody else's: it brings no token, writes inside the working folder only, unless
+    the command line names another, and where it uploads (push_to_hub) that is shown and asked about first.
 
     Examples:
 
@@ -42,24 +46,38 @@ def train(
         return
     # Before anything is loaded.
     training = recipe.training_arguments()
+    if training.push_to_hub and training.process_index == 0:
+        _ask(training, yes)
     if absent := [file for file in recipe.data or () if not Path(file).is_file()]:
         raise ValueError(f"There is no file {absent[0]} (data of the recipe). Write it with `dspark regenerate`.")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from dspark_hf import AutoDrafter
     from dspark_hf.hub.embedded import resolve_drafter, resolve_target
+    from dspark_hf.publishing.hub_errors import explained_load
     from dspark_hf.trainers.run import train_drafter
 
     path = resolve_target(recipe.target)
     drafter = None
     if recipe.start_from is not None:
         drafter = AutoDrafter.from_pretrained(resolve_drafter(recipe.start_from))
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    target = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+    with explained_load(recipe.target):
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        target = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
     trainer, metrics = train_drafter(recipe, target, tokenizer, training, drafter=drafter, resume=resume)
     if trainer.is_world_process_zero():
         console.print(_result_table(metrics, recipe))
         console.print(f"Saved to {training.output_dir}")
+
+
+def _ask(training: Any, yes: bool) -> None:
+    from dspark_hf.cli.upload import check_can_ask, confirm_upload
+
+    check_can_ask(yes, "dspark train with push_to_hub")
+    # As the trainer names it.
+    repo_id = training.hub_model_id or Path(training.output_dir).absolute().name
+    what = f"the drafter of {training.output_dir} (its own files, no text and no states)"
+    confirm_upload(repo_id, what, private=training.hub_private_repo, yes=yes, revision=training.hub_revision)
 
 
 def _result_table(metrics: dict[str, Any], recipe: Any) -> Table:
@@ -79,11 +97,13 @@ def _estimate_table(recipe: Any) -> Table:
     from transformers import AutoConfig
 
     from dspark_hf.hub.embedded import resolve_target
+    from dspark_hf.publishing.hub_errors import explained_load
     from dspark_hf.trainers.estimate import estimate_training
 
     config = None
     if not recipe.estimate.get("target"):
-        config = AutoConfig.from_pretrained(resolve_target(recipe.target))
+        with explained_load(recipe.target):
+            config = AutoConfig.from_pretrained(resolve_target(recipe.target))
     found = estimate_training(recipe, config)
     table = Table(title=f"{recipe.target}, features: {recipe.features}", show_header=False)
     table.add_row("drafter", f"{found.num_parameters / 1e6:.1f}M parameters")

@@ -9,10 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dspark_hf.modeling.borrowing import check_fit
 from dspark_hf.publishing.card import is_generated
-from dspark_hf.publishing.folder import CARD
-from dspark_hf.publishing.push import files_to_push
+from dspark_hf.publishing.contents import CARD, SUBFOLDER, files_to_push
 
-from .composite import SUBFOLDER, save_reference
+from .composite import save_reference
 from .load import AutoDrafter
 
 
@@ -26,7 +25,8 @@ def assemble(
 ) -> None:
     """Write target and drafter into one folder.
 
-    What belongs to the drafter comes along with it: calibration, evaluations, a card that was written by hand.
+    What belongs to the drafter comes along with it ([`~publishing.contents.files_to_push`]): calibration,
+    evaluations, a card that was written by hand.
 
     Args:
         folder (`str` or `os.PathLike`): The folder to write, empty or absent.

@@ -17,12 +17,14 @@ from transformers.utils import cached_file
 
 from dspark_hf.files import read_json, write_json
 from dspark_hf.generation import attach_drafter, detach_drafter
-from dspark_hf.publishing import CardFacts, push_folder, write_card
-from dspark_hf.publishing.card import known_repo
+from dspark_hf.publishing import CardFacts, push_folder
+from dspark_hf.publishing.contents import SUBFOLDER
+from dspark_hf.publishing.facts import known_repo
+from dspark_hf.publishing.hub_errors import explained_load
 
 from .load import HUB_ARGUMENTS, AutoDrafter
+from .trust import check_named, trusting
 
-SUBFOLDER = "dspark"
 _BASE, _BASE_REVISION = "base_model_name_or_path", "base_model_revision"
 
 
@@ -48,33 +50,42 @@ class DSparkForCausalLM:
         )
 
     @classmethod
-    def from_pretrained(cls, repo_or_dir: str | os.PathLike, **kwargs: Any) -> "DSparkForCausalLM":
+    def from_pretrained(
+        cls, repo_or_dir: str | os.PathLike, *, target: str | None = None, **kwargs: Any
+    ) -> "DSparkForCausalLM":
         """Load a target and its drafter.
 
         Args:
             repo_or_dir (`str` or `os.PathLike`): A composite repository or a folder.
+            target (`str`, *optional*): The repository that the composite one names as its target, where you name it
+                too: `trust_remote_code` then holds for its code.
             kwargs: As for [`~transformers.AutoModelForCausalLM.from_pretrained`]: `dtype`, `device_map`, `revision`,
                 `subfolder`, `token`, `local_files_only`, ... `revision` and `subfolder` are the composite's; a target
                 that it only names is loaded at the revision that it names. `dtype` holds for both models.
+                `trust_remote_code` holds for the code of `repo_or_dir` and of `target`.
 
         Returns:
             [`DSparkForCausalLM`]: In evaluation mode.
 
         Raises:
-            `ValueError`: If there is no drafter, or the two do not fit.
+            `ValueError`: If there is no drafter, the two do not fit, `target` is not the one that is named, a
+                repository names a folder of this machine, or code of a repository that you did not name would run.
         """
         repo_or_dir, hub = str(repo_or_dir), {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         root = kwargs.get("subfolder") or ""
         # The small one first: what is missing or does not fit is told before the target is fetched.
         options = hub | {name: kwargs[name] for name in ("dtype",) if name in kwargs}
         drafter = AutoDrafter.from_pretrained(repo_or_dir, subfolder=_join(root, SUBFOLDER), **options)
-        base, base_revision = _named_target(repo_or_dir, root, hub)
-        if base is None:
-            target = AutoModelForCausalLM.from_pretrained(repo_or_dir, **kwargs)
-        else:
+        config = _root_config(repo_or_dir, root, hub)
+        base, base_revision = config.get(_BASE), config.get(_BASE_REVISION)
+        if base is not None:
+            check_named(base, repo_or_dir, target)
             kwargs = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
-            target = AutoModelForCausalLM.from_pretrained(base, revision=base_revision or "main", **kwargs)
-        model = cls.from_parts(target, drafter)
+            kwargs["revision"] = base_revision or "main"
+        named = (repo_or_dir, target)
+        with explained_load(base or repo_or_dir), trusting(named, base or repo_or_dir, config, kwargs) as arguments:
+            model = AutoModelForCausalLM.from_pretrained(base or repo_or_dir, **arguments)
+        model = cls.from_parts(model, drafter)
         model._named_target = None if base is None else (base, base_revision)
         return model
 
@@ -180,8 +191,9 @@ class DSparkForCausalLM:
             facts = CardFacts(
                 repo_id, known_repo(base), tags=tuple(tags or ()), subfolder=SUBFOLDER, has_target=has_target
             )
-            write_card(Path(folder) / SUBFOLDER, facts, root=Path(folder))
-            return push_folder(folder, repo_id, **{"commit_message": "Upload target and drafter", **options})
+            return push_folder(
+                folder, repo_id, facts=facts, **{"commit_message": "Upload target and drafter", **options}
+            )
 
     def _includes_target(self, wish: bool | None) -> bool:
         return self._named_target is None if wish is None else wish
@@ -211,7 +223,7 @@ def save_reference(folder: str | os.PathLike, config: Any, base: str, revision: 
     write_json(Path(folder) / "config.json", json.loads(config.to_json_string()) | named)
 
 
-def _named_target(repo_or_dir: str, root: str, hub: dict[str, Any]) -> tuple[str | None, str | None]:
+def _root_config(repo_or_dir: str, root: str, hub: dict[str, Any]) -> dict[str, Any]:
     path = cached_file(repo_or_dir, _join(root, "config.json"), _raise_exceptions_for_missing_entries=False, **hub)
     if path is None:
         raise ValueError(
@@ -219,8 +231,7 @@ def _named_target(repo_or_dir: str, root: str, hub: dict[str, Any]) -> tuple[str
             f"{SUBFOLDER}/, but no target. Load the drafter alone: AutoDrafter.from_pretrained(repo, "
             f"subfolder={SUBFOLDER!r})."
         )
-    config = read_json(path)
-    return config.get(_BASE), config.get(_BASE_REVISION)
+    return read_json(path)
 
 
 def _join(*parts: str) -> str:

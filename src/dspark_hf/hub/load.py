@@ -1,19 +1,24 @@
 """AutoDrafter: any drafter checkpoint, from a folder or the Hub."""
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 from huggingface_hub import is_offline_mode
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
 from dspark_hf.files import read_json
 from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.vocabulary import check_vocabulary
+from dspark_hf.publishing.hub_errors import explained_load
 
 from .adapters import ADAPTER_CONFIG, base_of_adapter, put_on
 from .convert import KEY_MAPPING, drafter_class, flat_config
+from .trust import check_named
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLE = "pytorch_model.bin"
@@ -59,6 +64,7 @@ class AutoDrafter:
             # The drafter below has a place, a revision and a folder of its own.
             below = {name: value for name, value in kwargs.items() if name not in ("subfolder", "revision")}
             base = base_of_adapter(adapter, where)
+            check_named(base, repo_or_dir)
             try:
                 drafter = cls.from_pretrained(base, **below)
             except ValueError as error:
@@ -105,7 +111,7 @@ class AutoDrafter:
 
 
 def _read_config(repo_or_dir: str, where: str, hub: dict[str, Any]) -> dict[str, Any]:
-    path = _find(repo_or_dir, _CONFIG, where, hub)
+    path = _find(repo_or_dir, _CONFIG, where, hub, is_needed=True)
     if path is None and not Path(repo_or_dir).is_dir() and (hub.get("local_files_only") or is_offline_mode()):
         raise ValueError(
             f"The drafter {where} is not in the local cache, and this run is offline (HF_HUB_OFFLINE or "
@@ -146,10 +152,15 @@ def _check_names(names: set[str], where: str) -> None:
             )
 
 
-def _find(repo_or_dir: str, name: str, where: str, hub: dict[str, Any]) -> str | None:
+def _find(repo_or_dir: str, name: str, where: str, hub: dict[str, Any], *, is_needed: bool = False) -> str | None:
+    """A file's path; None if it is not there, or, unless it is needed, if the Hub did not answer."""
+    is_offline = hub.get("local_files_only") or is_offline_mode()
     try:
-        return cached_file(repo_or_dir, name, _raise_exceptions_for_missing_entries=False, **hub)
+        with nullcontext() if is_offline else explained_load(f"the drafter {where}"):
+            return cached_file(repo_or_dir, name, _raise_exceptions_for_missing_entries=is_needed, **hub)
     except OSError as error:
+        if is_needed and isinstance(error.__cause__, EntryNotFoundError | NoneType):
+            return None
         raise ValueError(
             f"Cannot reach a drafter at {where}: {error} Check its name and revision, and the token if it is private."
         ) from error

@@ -1,19 +1,27 @@
-"""The text of a card, section by section."""
+"""The text of a card: `card_template.md`, and what goes into its places."""
 
+import functools
+import re
+from pathlib import Path
 from typing import Any
 
+import jinja2
+
+from .contents import ACCEPTANCE, CALIBRATION, RELIABILITY
 from .evaluations import describe
 from .facts import CardFacts
 from .folder import DrafterFolder, kind, num_slots
-from .plots import ACCEPTANCE, RELIABILITY
-from .serving import serving_commands
+from .markdown import Markdown, code, fenced, quoted, table
+from .records import HEADS
+from .serving import Serving, serving_commands
 
-_HEADS = {"vanilla": "a vanilla", "gated": "a gated", "rnn": "a recurrent"}
 _PAPERS = {
     "DSpark": "https://arxiv.org/abs/2606.19348",
     "DFlash": "https://arxiv.org/abs/2602.06036",
     "EAGLE-3": "https://arxiv.org/abs/2503.01840",
 }
+# Of a training record, what is no row of its table.
+_APART = ("command", "data", "arguments", "versions", "held_out")
 
 
 def card_body(drafter: DrafterFolder, facts: CardFacts, base_model: str | None, pictures: list[str]) -> str:
@@ -25,31 +33,42 @@ def card_body(drafter: DrafterFolder, facts: CardFacts, base_model: str | None, 
         base_model (`str` or `None`): The target's repository, if known.
         pictures (`list[str]`): Names of the pictures that were drawn.
     """
-    sections = [
-        _head(drafter, facts, base_model),
-        _use(drafter, facts, base_model),
-        _serve(drafter, facts, base_model),
-        _training(drafter),
-        _results(drafter, facts, pictures),
-        _calibration(drafter, facts, pictures),
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def _head(drafter: DrafterFolder, facts: CardFacts, base_model: str | None) -> str:
     name = kind(drafter.config)
     what = f"{'an' if name == 'EAGLE-3' else 'a'} {name} drafter"
-    target = _target_name(drafter, base_model)
+    target = base_model or drafter.config.get("target_name_or_path") or "its target"
     capital = what[0].upper() + what[1:]
-    title = (facts.repo_id or "").split("/")[-1] or f"{capital} for {target}"
-    linked = f"[{target}](https://huggingface.co/{target})" if base_model else target
-    first = f"{linked} with {what} (`{facts.subfolder}/`)" if facts.subfolder else f"{capital} for {linked}"
-    is_named = facts.subfolder and not facts.has_target
-    place = " The target's weights are loaded from its own repository." if is_named else ""
-    return (
-        f"# {title}\n\n{first}, for speculative decoding ([{name}]({_PAPERS[name]})). It makes generation faster; "
-        f"what is generated stays the target's own.{place}\n\nThe drafter: {'; '.join(_parts(drafter))}."
+    text = _template().render(
+        facts=facts,
+        name=name,
+        paper=_PAPERS[name],
+        what=what,
+        capital=capital,
+        title=(facts.repo_id or "").split("/")[-1] or f"{capital} for {target}",
+        target=Markdown(f"[{target}](https://huggingface.co/{target})") if base_model else target,
+        parts=_parts(drafter),
+        usage=_usage(drafter, facts, base_model),
+        **_serving(drafter, facts, base_model),
+        **_training(drafter),
+        **_results(drafter),
+        **_calibration(drafter),
+        calibration_place=_place(facts, CALIBRATION),
+        acceptance=Markdown(_place(facts, ACCEPTANCE)) if ACCEPTANCE in pictures else None,
+        reliability=Markdown(_place(facts, RELIABILITY)) if RELIABILITY in pictures else None,
     )
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    # Whatever the template puts into the card is quoted, unless it was made as markdown.
+    environment = jinja2.Environment(
+        finalize=lambda value: "" if value is None else quoted(value),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.globals.update(code=code, fenced=fenced, table=table)
+    return environment.from_string(Path(__file__).with_name("card_template.md").read_text(encoding="utf-8"))
 
 
 def _parts(drafter: DrafterFolder) -> list[str]:
@@ -65,13 +84,13 @@ def _parts(drafter: DrafterFolder) -> list[str]:
         parts.append(
             f"{config['num_hidden_layers']} {config['model_type']}-shaped {layers} of width {config['hidden_size']}"
         )
-    taps = f"taps after layers {_listed(config['target_layer_ids'])}"
+    taps = f"taps after layers {', '.join(map(str, config['target_layer_ids']))}"
     parts.append(
-        taps + (f" of {config['num_target_layers']}, counted from 0" if "num_target_layers" in config else "")
+        taps + (f" of {config['num_target_layers']}, counted from 0" if config.get("num_target_layers") else "")
     )
     parts.append(f"up to {num_slots(config)} drafts a round")
     if config.get("markov_rank"):
-        head = _HEADS[config.get("markov_head_type", "vanilla")]
+        head = HEADS[config.get("markov_head_type") or "vanilla"]
         parts.append(f"{head} sequential head of rank {config['markov_rank']}")
     if config.get("enable_confidence_head"):
         parts.append("a confidence head")
@@ -82,10 +101,8 @@ def _parts(drafter: DrafterFolder) -> list[str]:
     return parts
 
 
-def _use(drafter: DrafterFolder, facts: CardFacts, base_model: str | None) -> str:
-    if facts.repo_id is None or not (facts.subfolder or base_model):
-        return ""
-    repo = facts.repo_id
+def _usage(drafter: DrafterFolder, facts: CardFacts, base_model: str | None) -> Markdown:
+    repo = facts.repo_id or "OWNER/THIS-REPOSITORY"
     if facts.subfolder:
         lines = [
             "from transformers import AutoTokenizer",
@@ -103,122 +120,79 @@ def _use(drafter: DrafterFolder, facts: CardFacts, base_model: str | None) -> st
             "",
             "from dspark_hf import AutoDrafter",
             "",
-            f'tokenizer = AutoTokenizer.from_pretrained("{base_model}")',
-            f'model = AutoModelForCausalLM.from_pretrained("{base_model}", dtype="auto")',
+            f'target = "{base_model}"' if base_model else 'target = "OWNER/TARGET"  # the model it was trained for',
+            "tokenizer = AutoTokenizer.from_pretrained(target)",
+            'model = AutoModelForCausalLM.from_pretrained(target, dtype="auto")',
             f'drafter = AutoDrafter.from_pretrained("{repo}")',
             'inputs = tokenizer("Why is the sky blue?", return_tensors="pt")',
             "model.generate(**inputs, assistant_model=drafter, max_new_tokens=128)",
         ]
-    return "\n".join(["## Use", "", "```python", *lines, "```"])
+    return fenced("\n".join(lines), "python")
 
 
-def _serve(drafter: DrafterFolder, facts: CardFacts, base_model: str | None) -> str:
+def _serving(drafter: DrafterFolder, facts: CardFacts, base_model: str | None) -> dict[str, Any]:
     target = facts.repo_id if facts.subfolder and facts.has_target else base_model
-    # Engines read whole drafters (merge_and_unload() makes one of an adapter), and EAGLE-3 in other packagings.
-    if facts.repo_id is None or target is None or drafter.adapter is not None or kind(drafter.config) == "EAGLE-3":
-        return ""
-    parts = ["## Serve"]
-    for one in serving_commands(drafter.config, facts.repo_id, target, facts.subfolder):
-        if one.command is None:
-            parts.append(f"{one.engine} cannot load this drafter: {'; '.join(one.reasons)}.")
-        else:
-            parts.append(f"With {one.engine}:\n\n```bash\n{one.command}\n```")
-    return "\n\n".join(parts)
+    is_named = facts.repo_id is not None and target is not None
+    found = serving_commands(
+        drafter.config, facts.repo_id or "", target or "", facts.subfolder, is_adapter=drafter.adapter is not None
+    )
+    # Why an engine cannot load it is true of any name; a command needs both.
+    shown: list[Serving] = [one for one in found if is_named or one.command is None]
+    return {"serving": shown, "served": any(one.command for one in found)}
 
 
-def _training(drafter: DrafterFolder) -> str:
-    record = drafter.training
-    if record is None:
-        return ""
-    parts = ["## How it was trained"]
-    if record.get("data"):
-        parts.append(f"Data: {_listed([f'`{name}`' for name in record['data']])}.")
-    if record.get("command"):
-        parts.append(f"```bash\n{record['command']}\n```")
-    known = {"command", "data", "arguments", "versions"}
-    figures = {name: value for name, value in record.items() if name not in known}
-    rows = {**record.get("arguments", {}), **figures}
-    if rows:
-        parts.append(_table(["", ""], [[f"`{name}`", _number(value)] for name, value in rows.items()]))
-    versions = record.get("versions") or {}
-    if versions:
-        parts.append("Versions: " + ", ".join(f"{name} {value}" for name, value in versions.items() if value) + ".")
-    return "\n\n".join(parts)
+def _training(drafter: DrafterFolder) -> dict[str, Any]:
+    record = {name: value for name, value in (drafter.training or {}).items() if name != "held_out" and value}
+    figures = {name: value for name, value in record.items() if name not in _APART}
+    rows = {**(record.get("arguments") or {}), **figures}
+    versions = {name: value for name, value in (record.get("versions") or {}).items() if value}
+    return {
+        "training": record,
+        "training_rows": [[code(name), _figure(value)] for name, value in rows.items()],
+        "versions": versions,
+        "held_out": {
+            name.replace("accept_rate_slot_", "slot "): f"{value:.3f}"
+            for name, value in ((drafter.training or {}).get("held_out") or {}).items()
+        },
+    }
 
 
-def _results(drafter: DrafterFolder, facts: CardFacts, pictures: list[str]) -> str:
-    if not drafter.evaluations:
-        return ""
+def _results(drafter: DrafterFolder) -> dict[str, Any]:
     rows = [describe(record, name) for name, record in drafter.evaluations.items()]
-    columns = [column for column in rows[0] if any(row[column] for row in rows)]
-    parts = [
-        "## What it reaches",
-        "tau is the mean number of tokens per round, the target's own included; 1 is plain generation."
-        + (
-            " Speed is tokens per second against plain `generate()`, median over prompts."
-            if "speed" in columns
-            else ""
-        ),
-        _table(columns, [[row[column] for column in columns] for row in rows]),
-    ]
-    if ACCEPTANCE in pictures:
-        parts.append(f"![How often slots are accepted]({_place(facts, ACCEPTANCE)})")
+    columns = [column for column in rows[0] if any(row[column] for row in rows)] if rows else []
     made = [_made(name, record.get("provenance") or {}) for name, record in drafter.evaluations.items()]
-    if any(made):
-        parts.append("How these figures were made:\n\n" + "\n".join(line for line in made if line))
-    return "\n\n".join(parts)
+    return {
+        "columns": columns,
+        "results": [[row[column] for column in columns] for row in rows],
+        "made": [one for one in made if one["command"] or one["rest"]],
+    }
 
 
-def _made(name: str, provenance: dict[str, Any]) -> str:
+def _made(name: str, provenance: dict[str, Any]) -> dict[str, Any]:
     machine = provenance.get("machine") or {}
     place = machine.get("device_name")
     if place and machine.get("threads"):
-        place += f", {machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
-    parts = [
-        f"`{provenance['command']}`" if provenance.get("command") else None,
-        f"commit {provenance['commit'][:12]}" if provenance.get("commit") else None,
-        place,
-    ]
-    known = "; ".join(part for part in parts if part)
-    return f"* {name}: {known}" if known else ""
+        place = f"{place}, {machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+    commit = f"commit {provenance['commit'][:12]} of dspark_hf" if provenance.get("commit") else None
+    return {
+        "name": name,
+        "command": provenance.get("command"),
+        "rest": "; ".join(str(part) for part in (commit, place) if part),
+    }
 
 
-def _calibration(drafter: DrafterFolder, facts: CardFacts, pictures: list[str]) -> str:
-    parts = []
-    if drafter.calibration is not None:
-        temperatures = _listed([f"{one:.3g}" for one in drafter.calibration["temperatures"]])
-        parts.append(
-            f"`{_place(facts, 'calibration.json')}` has one temperature a slot ({temperatures}): the calibrated "
-            "confidence of slot k is sigmoid(logit / temperature)."
-        )
-    if RELIABILITY in pictures:
-        parts.append(
-            "Confidence before calibration against acceptance, of slots whose predecessors were all accepted:\n\n"
-            f"![Confidence against acceptance]({_place(facts, RELIABILITY)})"
-        )
-    return "\n\n".join(["## Does it know when it is right?", *parts]) if parts else ""
+def _calibration(drafter: DrafterFolder) -> dict[str, Any]:
+    temperatures = (drafter.calibration or {}).get("temperatures", ())
+    return {"temperatures": ", ".join(f"{one:.3g}" for one in temperatures)}
 
 
 def _place(facts: CardFacts, name: str) -> str:
     return f"{facts.subfolder}/{name}" if facts.subfolder else name
 
 
-def _target_name(drafter: DrafterFolder, base_model: str | None) -> str:
-    return base_model or drafter.config.get("target_name_or_path") or "its target"
-
-
-def _listed(items: list[Any]) -> str:
-    return ", ".join(str(item) for item in items)
-
-
 def _count(number: int) -> str:
     return f"{number / 1e6:.2f}M" if number >= 1e6 else f"{number:,}"
 
 
-def _number(value: Any) -> str:
+def _figure(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _table(columns: list[str], rows: list[list[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -4,52 +4,64 @@ import hashlib
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from dspark_hf.files import write_text
 
 from .body import card_body
-from .facts import CardFacts
-from .folder import CARD, DrafterFolder
-from .plots import ACCEPTANCE, RELIABILITY, plot_acceptance, plot_reliability
+from .contents import ACCEPTANCE, CARD, RELIABILITY
+from .facts import TAGS, CardFacts, named_target
+from .folder import DrafterFolder
+from .plots import plot_acceptance, plot_reliability
 
-TAGS = ("dspark", "speculative-decoding", "drafter")
 _MARK = "<!-- written by dspark_hf, sha256 {digest}: change anything above, and it is yours and kept -->"
 _MARK_PATTERN = re.compile(r"\n<!-- written by dspark_hf, sha256 ([0-9a-f]{16}): [^\n]*-->\n*$")
 
 
-def write_card(
-    folder: str | os.PathLike, facts: CardFacts | None = None, *, overwrite: bool = False, root: Path | None = None
-) -> bool:
-    """Write `README.md` and its pictures, unless somebody wrote that file by hand.
+def write_card(folder: str | os.PathLike, facts: CardFacts | None = None, *, overwrite: bool = False) -> bool:
+    """Write a drafter's `README.md` and its pictures, unless somebody wrote that file by hand.
+
+    What a generated card that is there says of base model, licence, data sets and tags stays, unless `facts` say
+    otherwise.
 
     Args:
         folder (`str` or `os.PathLike`): The drafter's folder.
         facts ([`CardFacts`], *optional*): What else is known.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether a file that was written or changed by hand is
-            replaced.
-        root (`Path`, *optional*): Where the card goes, for a composite repository; the folder itself by default.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether the card is made anew from what is known here,
+            in place of one that was written by hand too.
 
     Returns:
         `bool`: Whether it was written.
     """
-    drafter, facts = DrafterFolder.read(folder), facts or CardFacts()
-    path = Path(root or folder) / CARD
-    if path.is_file() and not overwrite and not is_generated(path.read_text(encoding="utf-8")):
-        return False
-    pictures = []
-    for name, plot in ((ACCEPTANCE, plot_acceptance), (RELIABILITY, plot_reliability)):
-        if plot(drafter.path / name, drafter.evaluations):
-            pictures.append(name)
-    write_text(path, card_text(drafter, facts, pictures))
+    drafter, facts, path = DrafterFolder.read(folder), facts or CardFacts(), Path(folder) / CARD
+    if path.is_file() and not overwrite:
+        text = path.read_text(encoding="utf-8")
+        if not is_generated(text):
+            return False
+        facts = facts.completed(text, keeps_base_model=named_target(drafter.config) is None)
+    draw_card(drafter, facts, Path(folder))
     return True
+
+
+def draw_card(drafter: DrafterFolder, facts: CardFacts, folder: Path) -> list[str]:
+    """Write a card and its pictures below a folder.
+
+    Returns:
+        `list[str]`: Their paths in the repository.
+    """
+    pictures = [
+        name
+        for name, plot in ((ACCEPTANCE, plot_acceptance), (RELIABILITY, plot_reliability))
+        if plot(folder / facts.subfolder / name, drafter.evaluations)
+    ]
+    write_text(folder / CARD, card_text(drafter, facts, pictures))
+    return [CARD, *(f"{facts.subfolder}/{name}".lstrip("/") for name in pictures)]
 
 
 def card_text(drafter: DrafterFolder, facts: CardFacts, pictures: list[str]) -> str:
     """The card, with the mark by which it is recognised again."""
-    base_model = facts.base_model or known_repo(drafter.config.get("target_name_or_path"))
+    base_model = facts.base_model or named_target(drafter.config)
     metadata = card_metadata(drafter, facts, base_model).to_yaml()
     text = f"---\n{metadata}\n---\n\n{card_body(drafter, facts, base_model, pictures)}"
     return f"{text}\n{_MARK.format(digest=_digest(text))}\n"
@@ -85,13 +97,6 @@ def is_generated(text: str) -> bool:
     """Whether a card is as this library wrote it: not written or changed by hand."""
     mark = _MARK_PATTERN.search(text)
     return mark is not None and mark[1] == _digest(text[: mark.start()])
-
-
-def known_repo(name: Any) -> str | None:
-    """A name, if it can be that of a Hub repository; without an owner it may as well be a folder's."""
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).is_dir():
-        return None
-    return name
 
 
 def _digest(text: str) -> str:

@@ -1,6 +1,14 @@
 """What a card needs to be told."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+TAGS = ("dspark", "speculative-decoding", "drafter")
 
 
 @dataclass(frozen=True)
@@ -16,6 +24,9 @@ class CardFacts:
         tags (`tuple[str, ...]`): Tags besides the usual ones.
         subfolder (`str`): Where the drafter lies in the repository; a composite one has it in `"dspark"`.
         has_target (`bool`): Whether the repository holds the target's weights too.
+
+    Raises:
+        `ValueError`: If `repo_id` or `base_model` cannot be a repository's name.
     """
 
     repo_id: str | None = None
@@ -25,3 +36,44 @@ class CardFacts:
     tags: tuple[str, ...] = ()
     subfolder: str = ""
     has_target: bool = False
+
+    def __post_init__(self):
+        for what, name in (("The repository", self.repo_id), ("The base model", self.base_model)):
+            if name is not None and not is_repo_name(name):
+                raise ValueError(f"{what} must be named as on the Hub, OWNER/NAME, got {name!r}.")
+
+    def completed(self, text: str, *, keeps_base_model: bool) -> "CardFacts":
+        """These facts, and where they are silent those of a card that was generated before.
+
+        Args:
+            text (`str`): That card.
+            keeps_base_model (`bool`): Whether it is about a drafter for the same target.
+        """
+        data = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+        base_model = data.get("base_model") if keeps_base_model else None
+        return replace(
+            self,
+            base_model=self.base_model or (base_model if is_repo_name(base_model) else None),
+            license=self.license or data.get("license"),
+            datasets=self.datasets or tuple(data.get("datasets") or ()),
+            tags=self.tags or tuple(tag for tag in data.get("tags") or () if tag not in TAGS),
+        )
+
+
+def named_target(config: dict[str, Any]) -> str | None:
+    """The target's repository, if a drafter's config names one."""
+    return known_repo(config.get("target_name_or_path"))
+
+
+def known_repo(name: Any) -> str | None:
+    """A name, if it is that of a Hub repository; without an owner it may as well be a folder's."""
+    return name if is_repo_name(name) and "/" in name and not Path(name).is_dir() else None
+
+
+def is_repo_name(name: Any) -> bool:
+    """Whether a repository on the Hub can have this name: no path, whatever lies on this machine."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name is not None

@@ -5,7 +5,8 @@ was trained) and `evaluations/*.json` (what it reached).
 """
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,21 @@ from safetensors import SafetensorError, safe_open
 
 from dspark_hf.files import read_json
 
-CONFIG, CALIBRATION, TRAINING, EVALUATIONS, CARD = (
-    "config.json",
-    "calibration.json",
-    "training.json",
-    "evaluations",
-    "README.md",
+from .contents import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CALIBRATION,
+    CONFIG,
+    EVALUATIONS,
+    INDEX,
+    RECORDS,
+    TRAINING,
+    WEIGHTS,
+    matching,
 )
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+from .records import check_calibration, check_config, check_evaluation, check_training, is_number
+
+_HELD_OUT = "eval_results.json"
 
 
 @dataclass(frozen=True)
@@ -63,18 +70,51 @@ class DrafterFolder:
                 "ttt_length. Name the folder that save_pretrained of a drafter wrote; a composite one keeps it in "
                 "dspark/, and another packaging becomes one by AutoDrafter.from_pretrained(old).save_pretrained(new)."
             )
-        calibration = read_json(path / CALIBRATION) if (path / CALIBRATION).is_file() else None
-        if calibration is not None:
-            _check_calibration(calibration, num_slots(config), path / CALIBRATION)
-        return cls(
-            path,
-            config,
-            count_parameters(path),
-            read_json(path / ADAPTER_CONFIG) if (path / ADAPTER_CONFIG).is_file() else None,
-            calibration,
-            read_json(path / TRAINING) if (path / TRAINING).is_file() else None,
-            {file.stem: read_json(file) for file in sorted((path / EVALUATIONS).glob("*.json"))},
-        )
+        check_config(config, path / CONFIG)
+        adapter = read_json(path / ADAPTER_CONFIG) if (path / ADAPTER_CONFIG).is_file() else None
+        drafter = cls(path, config, count_parameters(path), adapter)
+        drafter = drafter.with_records({name: path / name for name in matching(path, RECORDS)})
+        if "held_out" in (drafter.training or {}):
+            return drafter
+        found = held_out_figures(path)
+        return replace(drafter, training=(drafter.training or {}) | {"held_out": found}) if found else drafter
+
+    def with_records(self, files: Mapping[str, Path]) -> "DrafterFolder":
+        """The same drafter, with what more is known of it.
+
+        Args:
+            files (`Mapping[str, Path]`): Files by their place in a drafter's folder; those that are no records are
+                passed over.
+
+        Raises:
+            `ValueError`: If a file is damaged, or holds what a record does not.
+        """
+        drafter = self
+        for name, file in sorted(files.items()):
+            if name == CALIBRATION:
+                check_calibration(content := read_json(file), num_slots(self.config), file)
+                drafter = replace(drafter, calibration=content)
+            elif name == TRAINING:
+                check_training(content := read_json(file), file)
+                drafter = replace(drafter, training=content)
+            elif name.startswith(f"{EVALUATIONS}/"):
+                check_evaluation(content := read_json(file), file)
+                evaluations = drafter.evaluations | {file.stem: content}
+                drafter = replace(drafter, evaluations=dict(sorted(evaluations.items())))
+        return drafter
+
+
+def held_out_figures(path: Path) -> dict[str, float]:
+    """What the last evaluation of a training in this folder found, by the names without `eval_`; empty if none."""
+    if not (path / _HELD_OUT).is_file():
+        return {}
+    kept = ("eval_tau", "eval_expected_tau", "eval_greedy_tau", "eval_loss", "eval_accept_rate_slot_")
+    # A slot that was never reached has no rate.
+    return {
+        name.removeprefix("eval_"): value
+        for name, value in read_json(path / _HELD_OUT).items()
+        if name.startswith(kept) and is_number(value)
+    }
 
 
 def kind(config: dict[str, Any]) -> str:
@@ -116,13 +156,3 @@ def count_parameters(path: Path) -> int:
                 count *= length
             total += count
     return total
-
-
-def _check_calibration(calibration: dict[str, Any], slots: int, path: Path) -> None:
-    temperatures = calibration.get("temperatures")
-    is_list = isinstance(temperatures, list) and all(isinstance(one, int | float) and one > 0 for one in temperatures)
-    if not is_list or len(temperatures) != slots:
-        raise ValueError(
-            f"{path} must hold `temperatures`, {slots} numbers above 0 (one a slot), got {temperatures!r}. Calibrate "
-            "this drafter again, or remove the file."
-        )

@@ -5,7 +5,6 @@ from typing import Any
 
 from dspark_hf.files import whole_file
 
-ACCEPTANCE, RELIABILITY = "acceptance.png", "reliability.png"
 _SIZE = (6.0, 3.6)
 
 

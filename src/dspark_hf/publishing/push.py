@@ -1,43 +1,33 @@
 """A folder becomes a commit: whole or not at all."""
 
-import fnmatch
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
 
-from .card import is_generated, write_card
-from .facts import CardFacts
-from .folder import CALIBRATION, CARD, EVALUATIONS, TRAINING
-from .plots import ACCEPTANCE, RELIABILITY
+from dspark_hf.files import write_json
 
-# What a trainer leaves beside the model it saves, and what editors and version control leave anywhere. A recipe names
-# folders of the machine; what it says about the drafter is in `training.json`.
-LEFT_OUT = (
-    ".*", "_*", "checkpoint-*", "runs", "*.bin", "*.pt", "*.pth", "*.tmp", "trainer_state.json", "*_results.json",
-    "recipe.yaml",
-)  # fmt: skip
-_WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
-# What is true of one set of weights only.
-_RECORDS = (CALIBRATION, TRAINING, f"{EVALUATIONS}/*.json", ACCEPTANCE, RELIABILITY)
-
-
-def files_to_push(folder: str | os.PathLike) -> list[str]:
-    """Paths below a folder, with `/`, that are part of the model."""
-    folder = Path(folder)
-    paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return [path.as_posix() for path in paths if not any(_is_left_out(part) for part in path.parts)]
+from .base_model import check_base_model
+from .card import draw_card, is_generated
+from .contents import CARD, CONFIG, EVALUATIONS, INDEX, SUBFOLDER, WEIGHTS, checkpoint_files, files_to_push
+from .facts import CardFacts, named_target
+from .folder import DrafterFolder
+from .hub_errors import explained_push
+from .remote import Repository
 
 
 def push_folder(
     folder: str | os.PathLike,
     repo_id: str,
     *,
+    facts: CardFacts | None = None,
+    evaluations: Mapping[str, dict[str, Any]] | None = None,
+    tokenizer: bool = False,
+    checkpoint: str | None = None,
     commit_message: str = "Upload drafter",
     commit_description: str | None = None,
     private: bool | None = None,
@@ -46,57 +36,74 @@ def push_folder(
     create_pr: bool = False,
     replace_card: bool = False,
 ) -> CommitInfo:
-    """Upload a folder in one commit.
+    """Upload a drafter's folder, or a composite one, in one commit, with a card.
 
-    The commit is what makes files visible: an upload that is killed changes nothing, and a second one sends only what
-    is missing. Weights in the same folders of the repository that the new ones do not replace are deleted, since they
-    would be loaded with them, and so are calibration, evaluations and pictures of other weights. A `README.md` that
-    was written by hand on the Hub is not replaced by a generated one, nor is a generated one by one that knows less of
-    the same weights. A new branch starts at the repository's first commit, not with the files of `main`.
+    Of the folder only what [`~publishing.contents.files_to_push`] lists is sent, and nothing is written to it. The
+    commit is what makes files visible: an upload that is killed changes nothing, and a second one sends only what is
+    missing. Weights in the same folders of the repository that the new ones do not replace are deleted, since they
+    would be loaded with them, and so are calibration, evaluations and pictures of other weights. A new branch starts
+    at the repository's first commit, not with the files of `main`.
+
+    A `README.md` that was written by hand, in the folder or on the Hub, stays. A generated one is made again, and
+    keeps base model, licence, data sets and tags where `facts` say nothing else, and the figures of the same weights.
 
     Args:
-        folder (`str` or `os.PathLike`): The folder; a trainer's checkpoints and logs in it stay behind.
+        folder (`str` or `os.PathLike`): The folder.
         repo_id (`str`): The repository, made where there is none.
+        facts ([`CardFacts`], *optional*): What the card needs to know besides.
+        evaluations (`Mapping[str, dict]`, *optional*): Evaluations by name that the folder does not hold
+            ([`~publishing.evaluations.read_evaluation`]).
+        tokenizer (`bool`, *optional*, defaults to `False`): Whether tokenizer files in a drafter's folder go too.
+        checkpoint (`str`, *optional*): Folder of the repository that gets the drafter once more, with what training
+            needs to go on from it, where the folder is a trainer's checkpoint.
         commit_message, commit_description (`str`, *optional*): Words for the commit.
         private (`bool`, *optional*): Whether a new repository is private.
         token (`str` or `bool`, *optional*): Token with the right to write; by default the one saved on this machine.
         revision (`str`, *optional*): The branch, made where there is none.
         create_pr (`bool`, *optional*, defaults to `False`): Whether to open a pull request instead.
-        replace_card (`bool`, *optional*, defaults to `False`): Whether a `README.md` that was written by hand on the
-            Hub gives way to a generated one.
+        replace_card (`bool`, *optional*, defaults to `False`): Whether the card is made anew from what is known here,
+            in place of one that was written by hand too.
 
     Returns:
         `CommitInfo`: With `commit_url` and `oid`.
 
     Raises:
-        `ValueError`: If the Hub refuses, with what to do about it.
+        `ValueError`: If the folder holds no drafter, the base model does not fit it, or the Hub refuses or does not
+            answer, with what to do about it.
     """
-    api = HfApi(library_name="dspark_hf")
-    with _explained(repo_id):
-        repo_id = api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-        is_new_branch = revision is not None and not create_pr and not _exists(api, repo_id, revision, token)
-        remote = [] if is_new_branch else api.list_repo_files(repo_id, revision=revision, token=token)
-        additions = {path: CommitOperationAdd(path, Path(folder) / path) for path in files_to_push(folder)}
-        records = _records_left(additions, remote)
-        is_unchanged = bool(records) and _has_same_weights(api, repo_id, revision, token, additions)
-        if CARD in additions and CARD in remote and not replace_card:
-            if _is_generated_file(Path(folder) / CARD) and (
-                is_unchanged or _is_written_by_hand(api, repo_id, revision, token)
-            ):
-                del additions[CARD]
-        stale = _stale_weights(additions, remote) + ([] if is_unchanged else records)
+    api = HfApi(library_name="dspark_hf", token=token)
+    facts = replace(facts or _facts_of(folder), repo_id=repo_id)
+    with explained_push(repo_id), tempfile.TemporaryDirectory() as made:
+        # Whatever is wrong here is told before a repository is made.
+        drafter, files = prepare(folder, facts, made, evaluations=evaluations, tokenizer=tokenizer)
+        if checkpoint is not None:
+            files |= {f"{checkpoint}/{path}": Path(folder) / path for path in checkpoint_files(folder)}
+        if facts.base_model is not None:
+            check_base_model(drafter.config, facts.base_model, token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        facts = replace(facts, repo_id=repo_id)
+        hub = Repository.read(api, repo_id, revision, may_be_new=not create_pr)
+        additions = {path: CommitOperationAdd(path, file) for path, file in files.items() if path != CARD}
+        stale, others = hub.stale_weights(additions), hub.other_records(additions)
+        if others and hub.has_same_weights(additions):
+            known = {path: hub.fetch(path) for path in others if path.endswith(".json")}
+            drafter = drafter.with_records(_inside(facts.subfolder, known))
+        else:
+            stale += others
+        for path, file in _with_card(drafter, facts, files, Path(made), hub, replace_card).items():
+            if file != files.get(path) or path == CARD:
+                additions[path] = CommitOperationAdd(path, file)
         # The large files go first, so that little happens between a new branch and its content. Files that are the
         # same on the revision named here are left out of the commit: it must be the one that the commit builds on.
-        base = api.list_repo_commits(repo_id, token=token)[-1].commit_id if is_new_branch else revision
-        api.preupload_lfs_files(repo_id, list(additions.values()), token=token, revision=base, create_pr=create_pr)
-        if is_new_branch:
-            api.create_branch(repo_id, branch=revision, revision=base, token=token, exist_ok=True)
+        base = api.list_repo_commits(repo_id)[-1].commit_id if hub.is_new_branch else revision
+        api.preupload_lfs_files(repo_id, list(additions.values()), revision=base, create_pr=create_pr)
+        if hub.is_new_branch:
+            api.create_branch(repo_id, branch=revision, revision=base, exist_ok=True)
         return api.create_commit(
             repo_id,
-            [*additions.values(), *(CommitOperationDelete(path) for path in stale)],
+            [*additions.values(), *(CommitOperationDelete(path) for path in stale if path not in additions)],
             commit_message=commit_message,
             commit_description=commit_description,
-            token=token,
             revision=revision,
             create_pr=create_pr,
         )
@@ -124,75 +131,82 @@ def push_model(
     """
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
-        write_card(folder, CardFacts(repo_id, tags=tuple(tags or ())))
-        return push_folder(folder, repo_id, **options)
+        return push_folder(folder, repo_id, **{"facts": CardFacts(repo_id, tags=tuple(tags or ())), **options})
 
 
-def _is_left_out(name: str) -> bool:
-    return any(fnmatch.fnmatch(name, pattern) for pattern in LEFT_OUT)
+def preview(
+    folder: str | os.PathLike,
+    facts: CardFacts,
+    *,
+    evaluations: Mapping[str, dict[str, Any]] | None = None,
+    tokenizer: bool = False,
+    replace_card: bool = False,
+) -> tuple[list[str], str]:
+    """What [`push_folder`] would send, found without a network, and without writing anything.
+
+    Returns:
+        `tuple[list[str], str]`: Paths in the repository, and the text of the card where the repository is a new one.
+    """
+    with tempfile.TemporaryDirectory() as made:
+        drafter, files = prepare(folder, facts, made, evaluations=evaluations, tokenizer=tokenizer)
+        files = _with_card(drafter, facts, files, Path(made), None, replace_card)
+        return sorted(files), files[CARD].read_text(encoding="utf-8")
 
 
-def _matches(path: PurePosixPath, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatch(path.as_posix(), pattern) for pattern in patterns)
+def prepare(
+    folder: str | os.PathLike,
+    facts: CardFacts,
+    made: str | os.PathLike,
+    *,
+    evaluations: Mapping[str, dict[str, Any]] | None = None,
+    tokenizer: bool = False,
+) -> tuple[DrafterFolder, dict[str, Path]]:
+    """The drafter of a folder, and its files by their paths in the repository; `made` gets what is not in the folder.
+
+    Raises:
+        `ValueError`: If the folder holds no drafter, or a file of it is damaged or a link.
+    """
+    folder = Path(folder)
+    files = {path: folder / path for path in files_to_push(folder, tokenizer=tokenizer)}
+    drafter = DrafterFolder.read(folder / facts.subfolder)
+    for name, record in (evaluations or {}).items():
+        path = f"{facts.subfolder}/{EVALUATIONS}/{name}.json".lstrip("/")
+        files[path] = Path(made) / path
+        write_json(files[path], record)
+    return drafter.with_records(_inside(facts.subfolder, files)), files
 
 
-def _weight_folders(paths: Iterable[str]) -> set[PurePosixPath]:
-    return {PurePosixPath(path).parent for path in paths if path.endswith(".safetensors")}
+def _with_card(
+    drafter: DrafterFolder,
+    facts: CardFacts,
+    files: Mapping[str, Path],
+    made: Path,
+    hub: Repository | None,
+    replace_card: bool,
+) -> dict[str, Path]:
+    """The files with a generated card and its pictures, unless somebody's own words stand in its place."""
+    names_target = named_target(drafter.config) is not None
+    if not replace_card and CARD in files:
+        text = files[CARD].read_text(encoding="utf-8")
+        if not is_generated(text):
+            return dict(files)
+        facts = facts.completed(text, keeps_base_model=not names_target)
+    if not replace_card and hub is not None and (text := hub.card()) is not None:
+        if not is_generated(text):
+            return {path: file for path, file in files.items() if path != CARD}
+        is_same = hub.target_name(facts.subfolder) == drafter.config.get("target_name_or_path")
+        facts = facts.completed(text, keeps_base_model=is_same or not names_target)
+    return {**files, **{path: made / path for path in draw_card(drafter, facts, made)}}
 
 
-def _stale_weights(paths: Collection[str], remote: Sequence[str]) -> list[str]:
-    """Remote weights that stand beside new ones without being replaced."""
-    folders = _weight_folders(paths)
-    others = [PurePosixPath(path) for path in remote if path not in paths]
-    return [str(p) for p in others if p.parent in folders and _matches(PurePosixPath(p.name), _WEIGHT_PATTERNS)]
+def _facts_of(folder: str | os.PathLike) -> CardFacts:
+    if not (Path(folder) / SUBFOLDER / CONFIG).is_file():
+        return CardFacts()
+    return CardFacts(subfolder=SUBFOLDER, has_target=any((Path(folder) / name).is_file() for name in (WEIGHTS, INDEX)))
 
 
-def _records_left(paths: Collection[str], remote: Sequence[str]) -> list[str]:
-    """Remote records of weights that are to be replaced, where the new ones bring none of that name."""
-    patterns = [str(folder / record) for folder in _weight_folders(paths) for record in _RECORDS]
-    return [path for path in remote if path not in paths and _matches(PurePosixPath(path), patterns)]
-
-
-def _has_same_weights(
-    api: HfApi, repo_id: str, revision: str | None, token: str | bool | None, additions: dict[str, CommitOperationAdd]
-) -> bool:
-    weights = [path for path in additions if path.endswith(".safetensors")]
-    found = api.get_paths_info(repo_id, weights, revision=revision, token=token)
-    digests = {entry.path: entry.lfs.sha256 for entry in found if getattr(entry, "lfs", None)}
-    return all(digests.get(path) == additions[path].upload_info.sha256.hex() for path in weights)
-
-
-def _exists(api: HfApi, repo_id: str, revision: str, token: str | bool | None) -> bool:
-    try:
-        api.repo_info(repo_id, revision=revision, token=token)
-    except RevisionNotFoundError:
-        return False
-    return True
-
-
-def _is_written_by_hand(api: HfApi, repo_id: str, revision: str | None, token: str | bool | None) -> bool:
-    try:
-        path = api.hf_hub_download(repo_id, CARD, revision=revision, token=token)
-    except EntryNotFoundError:
-        return False
-    return not _is_generated_file(Path(path))
-
-
-def _is_generated_file(path: Path) -> bool:
-    return is_generated(path.read_text(encoding="utf-8"))
-
-
-@contextmanager
-def _explained(repo_id: str) -> Iterator[None]:
-    try:
-        yield
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
-        advice = {
-            401: "No valid token was sent: run `hf auth login`, or pass token=",
-            403: "The token may not write there: use one with write access to that namespace, or another repo_id",
-            404: "The repository is not there for this token: check repo_id, and the token's access if it is private",
-        }
-        what_to_do = advice.get(status, "Push again: what was sent is kept")
-        detail = " ".join(str(error).split())
-        raise ValueError(f"The Hub refused to store {repo_id}. {what_to_do}. ({detail})") from error
+def _inside(subfolder: str, files: Mapping[str, Path]) -> dict[str, Path]:
+    """Files of a repository by their places in the drafter's folder."""
+    root = PurePosixPath(subfolder)
+    paths = {PurePosixPath(path): file for path, file in files.items()}
+    return {str(path.relative_to(root)): file for path, file in paths.items() if path.is_relative_to(root)}

@@ -7,6 +7,7 @@ from typing import Any
 from .folder import num_slots
 
 _ARCHITECTURES = ("Qwen3DSparkModel", "Gemma4DSparkModel")
+_OTHER_LAYOUT = "it reads EAGLE-3 drafters in the layouts of speculators and SpecForge, and this is another"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,9 @@ class Serving:
     reasons: tuple[str, ...] = ()
 
 
-def serving_commands(config: dict[str, Any], repo_id: str, target: str, subfolder: str = "") -> list[Serving]:
+def serving_commands(
+    config: dict[str, Any], repo_id: str, target: str, subfolder: str = "", *, is_adapter: bool = False
+) -> list[Serving]:
     """What vLLM 0.33 and SGLang 0.5.23 need to be told.
 
     Args:
@@ -32,7 +35,11 @@ def serving_commands(config: dict[str, Any], repo_id: str, target: str, subfolde
         repo_id (`str`): The drafter's or the composite repository.
         target (`str`): The target's repository.
         subfolder (`str`, *optional*): Where the drafter lies in it. SGLang looks into `dspark` by itself.
+        is_adapter (`bool`, *optional*, defaults to `False`): Whether its weights are an adapter's.
     """
+    if is_adapter:
+        why = ("it reads whole drafters; merge_and_unload() makes one of an adapter and the drafter below",)
+        return [Serving("vLLM", None, why), Serving("SGLang", None, why)]
     speculative = {
         "method": "dspark",
         "model": f"{repo_id.split('/')[-1]}/{subfolder}" if subfolder else repo_id,
@@ -56,7 +63,7 @@ def serving_commands(config: dict[str, Any], repo_id: str, target: str, subfolde
 def vllm_problems(config: dict[str, Any]) -> list[str]:
     """Why vLLM cannot load a drafter; empty if it can."""
     problems = _shared_problems(config)
-    if config.get("markov_rank", 0) > 0 and config.get("markov_head_type", "vanilla") != "vanilla":
+    if (config.get("markov_rank") or 0) > 0 and config.get("markov_head_type", "vanilla") != "vanilla":
         problems.append(f"it knows the vanilla sequential head only, not {config['markov_head_type']}")
     return problems
 
@@ -64,7 +71,9 @@ def vllm_problems(config: dict[str, Any]) -> list[str]:
 def sglang_problems(config: dict[str, Any]) -> list[str]:
     """Why SGLang cannot load a drafter; empty if it can."""
     problems = _shared_problems(config)
-    if config.get("markov_rank", 0) == 0:
+    if problems == [_OTHER_LAYOUT]:
+        return problems
+    if (config.get("markov_rank") or 0) == 0:
         problems.append("it needs a sequential head (markov_rank above 0)")
     if str(config.get("model_type", "")).startswith("gemma4"):
         problems.append("it has no Gemma 4 drafter")
@@ -72,6 +81,8 @@ def sglang_problems(config: dict[str, Any]) -> list[str]:
 
 
 def _shared_problems(config: dict[str, Any]) -> list[str]:
+    if "ttt_length" in config:
+        return [_OTHER_LAYOUT]
     problems = []
     architecture = (config.get("architectures") or ["none"])[0]
     if architecture not in _ARCHITECTURES:

@@ -10,13 +10,14 @@ from typing import Any
 from dspark_hf.files import write_json
 from dspark_hf.provenance import installed_versions
 
-from .evaluations import shorten_command
-from .folder import TRAINING
+from .commands import shorten_command
+from .contents import TRAINING
+from .folder import held_out_figures
 
 # Where files lie and who watches says nothing about the drafter.
 _SILENT = ("output_dir", "hub_", "logging_", "run_name", "report_to", "token", "trackio", "resume_from", "push_to_hub",
            "disable_tqdm", "log_level", "save_", "dataloader_", "local_rank", "ddp_", "eval_", "deepspeed", "use_cpu",
-           "load_best", "metric_for", "greater_is", "project")  # fmt: skip
+           "load_best", "metric_for", "greater_is", "project", "cache_dir")  # fmt: skip
 
 
 def write_training_record(
@@ -28,6 +29,8 @@ def write_training_record(
     **figures: Any,
 ) -> Path:
     """Write down how a drafter was trained, for its card.
+
+    What its last evaluation found is taken from the folder (`eval_results.json`).
 
     Args:
         folder (`str` or `os.PathLike`): The drafter's folder.
@@ -46,6 +49,7 @@ def write_training_record(
         "data": None if data is None else [PurePath(name).name if Path(name).exists() else name for name in data],
         "arguments": None if arguments is None else _changed(arguments),
         **figures,
+        "held_out": held_out_figures(Path(folder)) or None,
         "versions": installed_versions("dspark_hf", "torch", "transformers"),
     }
     path = Path(folder) / TRAINING
@@ -60,5 +64,5 @@ def _changed(arguments: Any) -> dict[str, Any]:
         is_default = field.default is not dataclasses.MISSING and value == field.default
         is_plain = isinstance(value, bool | int | float | str)
         if is_plain and field.init and not is_default and not field.name.startswith(_SILENT):
-            changed[field.name] = value
+            changed[field.name] = shorten_command(value) if isinstance(value, str) else value
     return changed

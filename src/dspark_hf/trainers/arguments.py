@@ -97,6 +97,10 @@ class DraftTrainingArguments(TrainingArguments):
     cache_dir: str | None = field(default=None, metadata={"help": "Where they are kept; in output_dir if not set."})
     cache_dtype: str = field(default="bf16", metadata={"help": "fp32, fp16, bf16, fp8, int8 or int4."})
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Pickles lie beside weights, as training_args.bin: no token is ever in one, nor in a copy for another process.
+        return {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
+
     def __post_init__(self):
         # bf16 is refused on a machine without accelerator unless this is said.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()

@@ -16,6 +16,7 @@ from dspark_hf.modeling import DFlashModel, DraftModel, DSparkModel, Eagle3Model
 from dspark_hf.modeling.families import DEFAULT_FAMILY, FAMILIES
 
 from .arguments import DraftTrainingArguments
+from .consent import check_consent, check_no_token
 
 ALGORITHMS: dict[str, type[DraftModel]] = {"dspark": DSparkModel, "dflash": DFlashModel, "eagle3": Eagle3Model}
 _SECTIONS = ("training", "drafter", "lora", "estimate")
@@ -53,7 +54,7 @@ class Recipe:
             `memory_gb` as [`~trainers.estimate.estimate_training`] computes them.
 
     Raises:
-        `ValueError`: If a value cannot be used.
+        `ValueError`: If a value cannot be used, or a token is among them.
     """
 
     target: str = "embedded"
@@ -94,6 +95,7 @@ class Recipe:
                 raise ValueError(f"{name} must hold keys and values, got {value!r}.")
             if value is None and name != "lora":
                 setattr(self, name, {})  # named and left empty
+        check_no_token(self.training)
         for name in ("num_synthetic", "held_out", "max_length"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -151,10 +153,8 @@ class Recipe:
         return arguments
 
     def save(self, path: str | Path) -> None:
-        """Write the recipe as YAML, without the tokens of accounts."""
+        """Write the recipe as YAML."""
         given = {name: value for name, value in asdict(self).items() if value not in (None, {})}
-        if self.training:
-            given["training"] = {name: self.training[name] for name in self.training if not name.endswith("_token")}
         write_text(path, yaml.safe_dump(given, sort_keys=False))
 
 
@@ -171,24 +171,34 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
         overrides (`Sequence[str]`, *optional*): `key=value`, the value in YAML. A key is one of the recipe, of its
             sections with a dot (`drafter.block_size`), or the bare name of a training argument or drafter field.
 
+    What a file may not decide for who runs it, such as an output folder outside the working folder, must come from
+    `overrides` ([`~trainers.consent.check_consent`]).
+
     Raises:
-        `ValueError`: If the file is no recipe, or a key is unknown; the message has the nearest known key.
+        `ValueError`: If the file is no recipe, a key is unknown (the message has the nearest known one), or a value is
+            not for a file to decide.
     """
     content = {} if path is None else _read(path)
     where = "the recipe" if path is None else str(path)
     known = _known_keys(content)
     _check_keys(content, known, where)
+    check_no_token(content.get("training") or {})
+    asked = set()
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
             raise ValueError(f"Expected key=value, got {override!r}.")
-        _put(content, _resolve(key, known), _parse(text, override))
+        key = _resolve(key, known)
+        asked.add(key)
+        _put(content, key, _parse(text, override))
         if key == "target":
             # The sizes that the recipe states are those of its own target.
             (content.get("estimate") or {}).pop("target", None)
     # A section that is given as a whole.
     _check_keys(content, known, "the command line")
-    return Recipe(**content)
+    recipe = Recipe(**content)
+    check_consent(content, asked, where)
+    return recipe
 
 
 def _read(path: str | Path) -> dict[str, Any]:

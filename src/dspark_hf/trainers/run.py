@@ -179,7 +179,7 @@ def _leave_vocabulary(target: PreTrainedModel, device: torch.device) -> None:
 def _save(trainer: DraftTrainer, recipe: Recipe) -> None:
     folder = trainer.args.output_dir
     if recipe.lora is not None:
-        trainer.save_model()
+        trainer.save_model(_internal_call=True)  # it is uploaded below, with its card
     else:
         # Sharded weights are gathered, so every process takes part.
         drafter = trainer.whole_drafter.get()
@@ -188,3 +188,5 @@ def _save(trainer: DraftTrainer, recipe: Recipe) -> None:
     if trainer.is_world_process_zero():
         recipe.save(Path(folder) / "recipe.yaml")
         trainer.create_model_card(dataset=recipe.data)
+        if trainer.args.push_to_hub:
+            trainer.push_saved(dataset=recipe.data)

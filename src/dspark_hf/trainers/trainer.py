@@ -20,21 +20,20 @@ from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.borrowing import is_made_for
 from dspark_hf.modeling.wrappers import unwrap
 from dspark_hf.ops.blocks import block_targets, slot_weights
-from dspark_hf.publishing import CardFacts, write_card, write_training_record
 
 from .adapters import add_adapter, check_target_head, check_trainable, save_base_config
 from .arguments import DraftTrainingArguments, check_trainer_options
 from .callbacks import AnchorEpoch, RollingEpoch, StepClock
-from .checkpoints import WholeCheckpoints
 from .decoding import WholeDrafter, decode_prompts, decoding_metrics, held_out_prompts
 from .metrics import DraftMetrics
 from .objective import DistillObjective
 from .optimizer import MuonWithAdamW
 from .rows import check_caches, encode_rows
 from .streams import prepare_for_streams
+from .uploads import DrafterUploads
 
 
-class DraftTrainer(WholeCheckpoints):
+class DraftTrainer(DrafterUploads):
     """Trains a drafter of any kind for a frozen target.
 
     Datasets hold conversations ([`~data.conversations.messages_of`], encoded with `processing_class`), or rows of
@@ -249,44 +248,5 @@ class DraftTrainer(WholeCheckpoints):
         if self.args.should_save:
             save_base_config(self.model, output_dir or self.args.output_dir)
 
-    def create_model_card(
-        self,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        finetuned_from: str | None = None,
-        dataset: str | list[str] | None = None,
-        dataset_tags: str | list[str] | None = None,
-        **unused: Any,
-    ) -> None:
-        """Write `training.json` and, unless somebody wrote it by hand, `README.md` into `output_dir`.
-
-        Args:
-            license (`str`, *optional*): The licence's identifier.
-            tags (`str` or `list[str]`, *optional*): Tags besides the usual ones.
-            finetuned_from (`str`, *optional*): The target's repository, if the drafter's config does not name it.
-            dataset (`str` or `list[str]`, *optional*): What the training text is called.
-            dataset_tags (`str` or `list[str]`, *optional*): Hub datasets of the training text.
-            unused: What cards of drafters have no place for: `model_name`, `language`, `tasks`, `dataset_args`.
-        """
-        if not self.is_world_process_zero():
-            return
-        datasets = _as_list(dataset_tags)
-        known = {"sequences": len(self.train_dataset)} if hasattr(self.train_dataset, "__len__") else {}
-        write_training_record(
-            self.args.output_dir,
-            arguments=self.args,
-            data=_as_list(dataset) or datasets or None,
-            steps=self.state.global_step,
-            **known,
-        )
-        facts = CardFacts(
-            self.hub_model_id, finetuned_from, license, datasets=tuple(datasets), tags=tuple(_as_list(tags))
-        )
-        write_card(self.args.output_dir, facts)
-
     def _sum_over_processes(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor.to(self.args.device), reduction="sum")
-
-
-def _as_list(names: str | list[str] | None) -> list[str]:
-    return [names] if isinstance(names, str) else list(names or [])

@@ -1,0 +1,82 @@
+"""Which files of a folder are a drafter's: the one list of what may be uploaded. Everything else stays where it is."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+CONFIG, CALIBRATION, TRAINING, EVALUATIONS, CARD = (
+    "config.json",
+    "calibration.json",
+    "training.json",
+    "evaluations",
+    "README.md",
+)
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ACCEPTANCE, RELIABILITY = "acceptance.png", "reliability.png"
+# Where a composite repository has its drafter.
+SUBFOLDER = "dspark"
+
+_NUMBER = "[0-9]" * 5
+_MODEL = (CONFIG, "generation_config.json", WEIGHTS, INDEX, f"model-{_NUMBER}-of-{_NUMBER}.safetensors")
+_WORDS = (CARD, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt")
+# What is true of one set of weights only.
+RECORDS = (CALIBRATION, TRAINING, f"{EVALUATIONS}/[!.]*.json", ACCEPTANCE, RELIABILITY)
+DRAFTER = (*_MODEL, ADAPTER_CONFIG, ADAPTER_WEIGHTS, *RECORDS, *_WORDS)
+TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
+    "chat_template.json", "additional_chat_templates/[!.]*.jinja", "processor_config.json",
+    "preprocessor_config.json", "video_preprocessor_config.json",
+)  # fmt: skip
+# The root of a composite repository; code is there only where the target came with some.
+TARGET = (*_MODEL, *_WORDS, *TOKENIZER, "configuration_*.py", "modeling_*.py", "tokenization_*.py")
+# What a trainer needs beside the drafter to go on from a checkpoint. Its arguments are no part of it.
+RESUMING = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_[0-9]*.pth")
+
+
+def files_to_push(folder: str | os.PathLike, *, tokenizer: bool = False) -> list[str]:
+    """Paths below a folder, with `/`, that are part of a drafter or of a composite repository.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder. With a drafter in `dspark/` it is a composite one.
+        tokenizer (`bool`, *optional*, defaults to `False`): Whether a drafter's tokenizer files go too; a composite
+            repository always has the target's.
+
+    Raises:
+        `ValueError`: If one of them is a link, which could lead to any file of this machine.
+    """
+    folder = Path(folder)
+    if (folder / SUBFOLDER / CONFIG).is_file():
+        inside = [f"{SUBFOLDER}/{path}" for path in matching(folder / SUBFOLDER, DRAFTER)]
+        return sorted([*matching(folder, TARGET), *inside])
+    return matching(folder, (*DRAFTER, *(TOKENIZER if tokenizer else ())))
+
+
+def checkpoint_files(folder: str | os.PathLike) -> list[str]:
+    """Paths below a trainer's checkpoint that a drafter is loaded and its training gone on from."""
+    return matching(Path(folder), (*_MODEL, ADAPTER_CONFIG, ADAPTER_WEIGHTS, *RESUMING))
+
+
+def left_behind(folder: str | os.PathLike, files: Iterable[str]) -> list[str]:
+    """Names directly in a folder of which nothing is uploaded, folders with a `/` at the end."""
+    sent = {path.split("/")[0] for path in files}
+    others = [path for path in sorted(Path(folder).iterdir()) if path.name not in sent]
+    return [f"{path.name}/" if path.is_dir() else path.name for path in others]
+
+
+def matching(folder: Path, patterns: Iterable[str]) -> list[str]:
+    """Files of a folder that fit one of the patterns, sorted.
+
+    Raises:
+        `ValueError`: If one of them is a link.
+    """
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    for path in sorted(found):
+        link = next((one for one in (path, *path.parents) if folder in one.parents and one.is_symlink()), None)
+        if link is not None:
+            raise ValueError(
+                f"{link} is a link, to {os.readlink(link)}: what it leads to need not be a drafter's. Put the file "
+                "itself there (`cp -rL` copies a folder without links), or remove it."
+            )
+    return sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())

@@ -1,0 +1,121 @@
+"""What the files of a drafter must hold for a card to be made of them."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+HEADS = {"vanilla": "a vanilla", "gated": "a gated", "rnn": "a recurrent"}
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _word(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[\w.-]+", value) is not None
+
+
+def _table(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _each(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def _bin(value: Any) -> bool:
+    return isinstance(value, dict) and all(is_number(value.get(name)) for name in ("confidence", "accepted", "count"))
+
+
+# Field: what it must be, in words, and whether it is. None is as good as absent.
+_CONFIG = {
+    "target_layer_ids": ("whole numbers", _each(_whole)),
+    "block_size": ("a whole number", _whole),
+    "ttt_length": ("a whole number", _whole),
+    "sample_from_anchor": ("true or false", lambda value: isinstance(value, bool)),
+    "hidden_size": ("a whole number", _whole),
+    "num_hidden_layers": ("a whole number", _whole),
+    "num_target_layers": ("a whole number", _whole),
+    "vocab_size": ("a whole number", _whole),
+    "draft_vocab_size": ("a whole number", _whole),
+    "markov_rank": ("a whole number", _whole),
+    "markov_head_type": (f"one of {', '.join(HEADS)}", lambda value: _text(value) and value in HEADS),
+    "model_type": ("a word", _word),
+    "dtype": ("a word", _word),
+    "architectures": ("words", _each(_word)),
+    "target_name_or_path": ("text", _text),
+}
+_EVALUATION = {
+    "tau": ("a number", is_number),
+    "num_prompts": ("a whole number", _whole),
+    "data": ("text", _text),
+    "dtype": ("text", _text),
+    "settings": ("keys and values", _table),
+    "settings.temperature": ("a number", is_number),
+    "settings.max_new_tokens": ("a whole number", _whole),
+    "ratio": ("keys and values", _table),
+    "ratio.median": ("a number", is_number),
+    "ratio.median_to_fastest_plain": ("a number", is_number),
+    "accepted_per_slot": ("numbers", _each(is_number)),
+    "reliability": ("bins of confidence, accepted and count", _each(_bin)),
+    "provenance": ("keys and values", _table),
+    "provenance.command": ("text", _text),
+    "provenance.commit": ("text", _text),
+    "provenance.machine": ("keys and values", _table),
+}
+_TRAINING = {
+    "command": ("text", _text),
+    "data": ("names", _each(_text)),
+    "arguments": ("keys and values", _table),
+    "versions": ("keys and values", _table),
+    "held_out": ("names and numbers", lambda value: _table(value) and all(map(is_number, value.values()))),
+}
+
+
+def check_config(config: Mapping[str, Any], path: Path) -> None:
+    """Raise `ValueError` unless a drafter's config holds what a card says of it."""
+    _check(config, _CONFIG, path)
+
+
+def check_evaluation(record: Mapping[str, Any], path: Path) -> None:
+    """Raise `ValueError` unless an evaluation has its tau, and everything else is of its kind."""
+    if not is_number(record.get("tau")):
+        raise ValueError(f"{path} holds no tau; give a file that `dspark bench generate --json` wrote.")
+    _check(record, _EVALUATION, path)
+
+
+def check_training(record: Mapping[str, Any], path: Path) -> None:
+    """Raise `ValueError` unless everything in a training record is of its kind."""
+    _check(record, _TRAINING, path)
+
+
+def check_calibration(calibration: Mapping[str, Any], slots: int, path: Path) -> None:
+    """Raise `ValueError` unless there is one temperature a slot."""
+    temperatures = calibration.get("temperatures")
+    is_list = isinstance(temperatures, list) and all(is_number(one) and one > 0 for one in temperatures)
+    if not is_list or len(temperatures) != slots:
+        raise ValueError(
+            f"{path} must hold `temperatures`, {slots} numbers above 0 (one a slot), got {temperatures!r}. Calibrate "
+            "this drafter again, or remove the file."
+        )
+
+
+def _check(content: Mapping[str, Any], fields: Mapping[str, tuple[str, Callable[[Any], bool]]], path: Path) -> None:
+    for name, (kind, is_fine) in fields.items():
+        section, _, inner = name.rpartition(".")
+        value = ((content.get(section) or {}) if section else content).get(inner)
+        if value is not None and not is_fine(value):
+            raise ValueError(
+                f"{path}: {name} must be {kind}, got {value!r:.200}. Correct the file, or write it again."
+            )
