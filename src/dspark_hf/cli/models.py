@@ -47,14 +47,17 @@ def load_models(target: str, drafter: str, *, dtype: str, device: str) -> Loaded
     return LoadedModels(model, tokenizer, draft_model.bind(model))
 
 
-def load_target(target: str, *, dtype: str, device: str) -> tuple[Any, Any]:
-    """Load a target, in evaluation mode, and its tokenizer; arguments as of [`load_models`]."""
+def load_target(target: str, *, dtype: str, device: str, attention: str | None = None) -> tuple[Any, Any]:
+    """Load a target, in evaluation mode, and its tokenizer; arguments as of [`load_models`].
+
+    `attention` is transformers' `attn_implementation`.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from dspark_hf.hub.embedded import resolve_target
 
     place, path = _device(device), resolve_target(target)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(place).eval()
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention).to(place).eval()
     return model, AutoTokenizer.from_pretrained(path)
 
 
