@@ -47,8 +47,11 @@ def load_models(target: str, drafter: str, *, dtype: str, device: str) -> Loaded
     return LoadedModels(model, tokenizer, draft_model.bind(model))
 
 
-def load_target(target: str, *, dtype: str, device: str) -> tuple[Any, Any]:
-    """Load a target, in evaluation mode, and its tokenizer; arguments as of [`load_models`]."""
+def load_target(target: str, *, dtype: str, device: str, attention: str | None = None) -> tuple[Any, Any]:
+    """Load a target, in evaluation mode, and its tokenizer; arguments as of [`load_models`].
+
+    `attention` is transformers' `attn_implementation`.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from dspark_hf.hub.embedded import resolve_target
@@ -56,8 +59,8 @@ def load_target(target: str, *, dtype: str, device: str) -> tuple[Any, Any]:
 
     place, path = _device(device), resolve_target(target)
     with explained_load(target):
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(place).eval()
-        return model, AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
+        return model.to(place).eval(), AutoTokenizer.from_pretrained(path)
 
 
 def check_dtype(dtype: str, option: str = "--dtype", *, auto: bool = False) -> None:

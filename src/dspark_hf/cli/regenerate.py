@@ -32,8 +32,14 @@ def regenerate(
     seed: SeedOption = 0,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto (as saved).")] = "bfloat16",
     device: DeviceOption = "auto",
+    attention: Annotated[
+        str | None, typer.Option(help="The local target's attention; 'eager' is faster for many rows on a CPU.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an existing file.")] = False,
     exclude: Annotated[Path | None, typer.Option(exists=True, help="JSONL file whose prompts must not occur.")] = None,
+    without_loops: Annotated[
+        bool, typer.Option("--without-loops", help="Put answers that end in a loop into a file of their own.")
+    ] = False,
 ) -> None:
     """Write training text: the target answers given prompts, or prompts that it invents.
 
@@ -63,8 +69,9 @@ def regenerate(
     check_dtype(dtype, auto=True)
     if not resume:
         check_absent(out)
-    settings = {"seed": seed, "exclude": exclude, "resume": resume}
+    settings = {"seed": seed, "exclude": exclude, "without_loops": without_loops, "resume": resume}
     answers = {"max_new_tokens": max_new_tokens, "temperature": temperature, "thinking": thinking}
+    loading = {"dtype": dtype, "device": device, "attention": attention}
     source = {"split": split, "limit": limit}
     if server is not None:
         from dspark_hf.data.regeneration.server import ServerAnswerer, regenerate_with_server
@@ -75,14 +82,18 @@ def regenerate(
         from dspark_hf.data.regeneration import synthesize as write
 
         settings |= {"batch_size": batch_size, "openings": openings, "max_prompt_tokens": max_prompt_tokens}
-        num_lines = write(*load_target(target, dtype=dtype, device=device), synthesize, out, **settings, **answers)
+        num_lines = write(*load_target(target, **loading), synthesize, out, **settings, **answers)
     else:
         from dspark_hf.data.regeneration import regenerate as write
 
         settings |= {"batch_size": batch_size, **source}
-        num_lines = write(*load_target(target, dtype=dtype, device=device), prompts, out, **settings, **answers)
+        num_lines = write(*load_target(target, **loading), prompts, out, **settings, **answers)
     failed = Path(f"{out}.failed.jsonl")
     if prompts is not None and failed.exists():
         num_failed = len(failed.read_text(encoding="utf-8").splitlines())
         typer.echo(f"{num_failed} conversations failed: see {failed}, and try again with --resume")
+    loops = Path(f"{out}.loops.jsonl")
+    if loops.exists():
+        num_loops = len(loops.read_text(encoding="utf-8").splitlines())
+        typer.echo(f"{num_loops} conversations with a loop were left out: {loops}")
     typer.echo(f"{out}: {num_lines} conversations")

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 from dspark_hf.cli.main import app
 from dspark_hf.data.chat import prompt_ids
 from dspark_hf.data.conversations import load_conversations
-from dspark_hf.data.regeneration import regenerate, synthesize
+from dspark_hf.data.regeneration import loops, regenerate, synthesize
 from dspark_hf.data.regeneration.answer_file import AnswerFile
+from dspark_hf.data.regeneration.loops import ends_in_loop
 from dspark_hf.data.regeneration.synthesis import PromptSampler, load_openings
 
 # Every token is a word, so that whatever a random target writes is text.
@@ -209,7 +210,7 @@ def test_file_without_openings_is_refused(tmp_path):
 
 
 def test_target_without_new_prompts_is_reported(target, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="no new prompt in 8 rounds; .* has 1 conversations. Ask for fewer"):
+    with pytest.raises(ValueError, match="no new prompt with a usable answer in 8 rounds; .* has 1 conversations,"):
         synthesize(target, tokenizer, 5, tmp_path / "data.jsonl", **SETTINGS, top_k=1)
     assert len(load_conversations(tmp_path / "data.jsonl")) == 1
 
@@ -408,6 +409,18 @@ def test_command_synthesizes_and_regenerates(target, tokenizer, target_dir, ques
     assert run("--prompts", questions, "--exclude", by_command, "--out", answers, "--resume", *common).exit_code == 0
 
 
+def test_command_puts_loops_aside(target_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(loops, "_MIN_CHARS", 10)
+    monkeypatch.setattr(loops, "_MIN_TIMES", 1.3)
+    common = ("--target", target_dir, "--dtype", "float32", "--batch-size", 3, "--max-new-tokens", 8, "--seed", 5)
+    options = ("--synthesize", 20, "--out", tmp_path / "data.jsonl", "--without-loops", "--attention", "eager")
+    result = run(*options, *common)
+    assert result.exit_code == 0, result.output
+    num_loops = len(load_conversations(tmp_path / "data.jsonl.loops.jsonl"))
+    assert f"{num_loops} conversations with a loop were left out" in result.output
+    assert "20 conversations" in result.output
+
+
 @pytest.mark.parametrize(
     ("out", "exclude", "message"),
     [
@@ -432,9 +445,63 @@ def test_command_looks_at_its_files_before_it_loads_the_target(questions, tmp_pa
             ("--synthesize", 3, "--dtype", "int8"),
             "--dtype must be one of float32, bfloat16, float16, auto, got 'int8'",
         ),
+        (("--synthesize", 3, "--attention", "none"), "attn_implementation"),
     ],
 )
 def test_command_reports_bad_options(target_dir, tmp_path, arguments, message):
     result = run("--target", target_dir, "--out", tmp_path / "data.jsonl", *arguments)
     assert result.exit_code == 2
     assert message in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", False),
+        ("one thing after the other is said here, and not one of all these words is ever said again", False),
+        ("Well: " + "it is a gene editing tool. " * 4 + "it is a ge", True),
+        ("It is a gene editing tool. " * 2, False),
+        ("ha " * 10, False),  # short
+        ("ha " * 40, True),
+        ("ha " * 40 + "and that is all there is to say", False),
+        ("- 1/2 cup of Cilantro\n" * 5, True),
+    ],
+)
+def test_a_loop_is_one_piece_said_over_and_over_at_the_end(text, expected):
+    assert ends_in_loop(text) is expected
+
+
+def test_answers_with_loops_are_put_aside(target, tokenizer, tmp_path, monkeypatch):
+    # A random target says the same few words over and over, so half of its answers are loops by this measure.
+    monkeypatch.setattr(loops, "_MIN_CHARS", 10)
+    monkeypatch.setattr(loops, "_MIN_TIMES", 1.3)
+    whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
+    settings = {**SETTINGS, "without_loops": True}
+    assert synthesize(target, tokenizer, 20, whole, **settings) == 20
+    kept, aside = load_conversations(whole), load_conversations(f"{whole}.loops.jsonl")
+    assert len(kept) == 20 and aside
+    assert [ends_in_loop(record["messages"][1]["content"]) for record in kept + aside] == [False] * 20 + [True] * len(
+        aside
+    )
+    assert json.loads((tmp_path / "whole.jsonl.provenance.json").read_text())["num_loops"] == len(aside)
+    # What was put aside before a stop is neither asked again nor counted twice.
+    synthesize(target, tokenizer, 9, broken, **settings)
+    assert synthesize(target, tokenizer, 20, broken, **settings, resume=True) == 20
+    assert broken.read_bytes() == whole.read_bytes()
+    assert prompts_of(load_conversations(f"{broken}.loops.jsonl")) == prompts_of(aside)
+
+
+def test_given_prompts_may_all_end_in_loops(target, tokenizer, questions, tmp_path, monkeypatch):
+    monkeypatch.setattr(loops, "_MIN_CHARS", 1)
+    monkeypatch.setattr(loops, "_MIN_TIMES", 1)
+    out = tmp_path / "data.jsonl"
+    for resume in (False, True):
+        assert regenerate(target, tokenizer, questions, out, **SETTINGS, without_loops=True, resume=resume) == 0
+        assert len(load_conversations(f"{out}.loops.jsonl")) == 5
+
+
+def test_a_target_that_only_loops_is_reported(target, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(loops, "_MIN_CHARS", 1)
+    monkeypatch.setattr(loops, "_MIN_TIMES", 1)
+    with pytest.raises(ValueError, match="has 0 conversations, and [1-9][0-9]* with loops were put aside"):
+        synthesize(target, tokenizer, 3, tmp_path / "data.jsonl", **SETTINGS, without_loops=True)

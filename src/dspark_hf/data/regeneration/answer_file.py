@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dspark_hf.data.conversations import load_conversations
+from dspark_hf.data.regeneration.loops import has_loop
 from dspark_hf.files import write_json
 from dspark_hf.line_file import LineFile
 from dspark_hf.modeling.fingerprint import public_name
@@ -24,22 +25,30 @@ class AnswerFile:
         target (`str`): Name or folder of the target, for the provenance.
         settings (`dict`): What the content depends on; a resumed file must have been made with the same.
         resume (`bool`): Continue an existing file. A last line that was cut off is dropped.
+        without_loops (`bool`): Put conversations with an answer that ends in a loop
+            ([`~data.regeneration.loops.ends_in_loop`]) into `<path>.loops.jsonl` instead.
     """
 
-    def __init__(self, path: str | os.PathLike, target: str, settings: dict, *, resume: bool):
+    def __init__(
+        self, path: str | os.PathLike, target: str, settings: dict, *, resume: bool, without_loops: bool = False
+    ):
         self.path = Path(path)
         self.sidecar = self.path.with_name(self.path.name + ".provenance.json")
-        self.settings = {"target": public_name(target), **settings}
+        self.settings = {"target": public_name(target), **settings, "without_loops": without_loops}
+        # What is there already, loops included: what a resumed run need not write again.
         self.records: list[dict] = []
+        self.num_loops = 0
         self.rounds_done = 0
         self._barren_rounds = 0
         self.num_lines = 0
         self._is_resumed = resume
         self._lines = LineFile(path)
+        self._loops = LineFile(f"{os.fspath(path)}.loops.jsonl") if without_loops else None
 
     def __enter__(self) -> "AnswerFile":
         with ExitStack() as closing:
-            closing.enter_context(self._lines)
+            for lines in self._parts():
+                closing.enter_context(lines)
             self._begin()
             closing.pop_all()
         return self
@@ -47,39 +56,63 @@ class AnswerFile:
     def _begin(self) -> None:
         if not self._is_resumed:
             check_absent(self.path)
-        is_continued = self._lines.has_content()
+        # Loops may be all that was written so far.
+        is_continued = any(lines.has_content() for lines in self._parts())
         if is_continued:
             self._check_settings()
-        self._lines.begin()
-        if is_continued and self._lines.has_content():
-            self.records = load_conversations(self.path)
-        self.num_lines = len(self.records)
+        found = []
+        for lines in self._parts():
+            lines.begin()
+            found.append(load_conversations(lines.path) if lines.has_content() else [])
+        self.records = [record for records in found for record in records]
+        self.num_lines, self.num_loops = len(found[0]), len(self.records) - len(found[0])
         self._write_provenance()
 
     def __exit__(self, *exc_info) -> None:
         try:
             self._write_provenance()
         finally:
-            self._lines.__exit__(*exc_info)
+            for lines in self._parts():
+                lines.__exit__(*exc_info)
 
-    def append(self, records: list[dict]) -> None:
-        """Write whole lines and push them to the disk."""
-        self._lines.append(json.dumps(record, ensure_ascii=False) for record in records)
-        self.num_lines += len(records)
+    def _parts(self) -> list[LineFile]:
+        return [self._lines] if self._loops is None else [self._lines, self._loops]
+
+    def append(self, records: list[dict], limit: int | None = None) -> int:
+        """Write whole lines and push them to the disk; loops go to their own file, if they are unwanted.
+
+        Args:
+            records (`list[dict]`): Conversations.
+            limit (`int`, *optional*): Most lines that the file may have; what is beyond is dropped.
+
+        Returns:
+            `int`: Lines that the file has got.
+        """
+        kept = records
+        if self._loops is not None:
+            loops = [record for record in records if has_loop(record)]
+            kept = [record for record in records if record not in loops]
+            self._loops.append(_as_lines(loops))
+            self.num_loops += len(loops)
+        kept = kept if limit is None else kept[: limit - self.num_lines]
+        self._lines.append(_as_lines(kept))
+        self.num_lines += len(kept)
+        return len(kept)
 
     def end_round(self, found: int) -> None:
         """Note that a round of prompts is finished, so that a resumed run does not draw it again.
 
         Raises:
-            `ValueError`: If round after round has `found` no prompt that is new.
+            `ValueError`: If round after round has `found` no conversation that is new.
         """
         self.rounds_done += 1
         self._write_provenance()
         self._barren_rounds = 0 if found else self._barren_rounds + 1
         if self._barren_rounds == _MAX_BARREN_ROUNDS:
             raise ValueError(
-                f"The target gave no new prompt in {_MAX_BARREN_ROUNDS} rounds; {self.path} has {self.num_lines} "
-                "conversations. Ask for fewer, raise top_k, or give prompts of your own."
+                f"The target gave no new prompt with a usable answer in {_MAX_BARREN_ROUNDS} rounds; {self.path} has "
+                f"{self.num_lines} conversations, and {self.num_loops} with loops were put aside. Ask for fewer, "
+                "raise top_k, or give prompts of your own."
             )
 
     def _check_settings(self) -> None:
@@ -98,10 +131,15 @@ class AnswerFile:
         provenance = {
             "settings": self.settings,
             "num_conversations": self.num_lines,
+            "num_loops": self.num_loops,
             "rounds_done": self.rounds_done,
             "versions": installed_versions("dspark_hf", "torch", "transformers"),
         }
         write_json(self.sidecar, provenance)
+
+
+def _as_lines(records: list[dict]) -> list[str]:
+    return [json.dumps(record, ensure_ascii=False) for record in records]
 
 
 def check_absent(path: Path) -> None:

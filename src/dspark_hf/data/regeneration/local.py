@@ -33,6 +33,7 @@ def synthesize(
     temperature: float = 0.0,
     thinking: bool | None = None,
     exclude: str | os.PathLike | None = None,
+    without_loops: bool = False,
     resume: bool = False,
     progress: bool = True,
 ) -> int:
@@ -54,6 +55,8 @@ def synthesize(
         temperature (`float`): Temperature of the answers; 0 for greedy ones.
         thinking (`bool`, *optional*): `enable_thinking` of the chat template; its own choice, if not given.
         exclude (`str` or `os.PathLike`, *optional*): JSONL file whose prompts must not occur, such as held-out data.
+        without_loops (`bool`): Put conversations whose answer ends in one piece said over and over
+            ([`~data.regeneration.loops.ends_in_loop`]) into `<out_path>.loops.jsonl`; they do not count.
         resume (`bool`): Continue an existing file, made with the same settings.
         progress (`bool`): Show a progress bar.
 
@@ -62,7 +65,7 @@ def synthesize(
 
     Raises:
         `ValueError`: If a setting is out of range, the file exists and `resume` is off or was made otherwise, or the
-            target keeps repeating prompts that it has given before.
+            target keeps repeating prompts that it has given before, or no answer can be used.
     """
     _check_positive(
         num_samples=num_samples,
@@ -85,18 +88,18 @@ def synthesize(
         "exclude": source_name(exclude),
     }
     excluded = prompts_in(exclude)
-    with AnswerFile(out_path, target.name_or_path, settings, resume=resume) as file:
+    with AnswerFile(out_path, target.name_or_path, settings, resume=resume, without_loops=without_loops) as file:
         seen = excluded | first_prompts(file.records)
         with tqdm(total=num_samples, initial=file.num_lines, unit="conv", disable=not progress) as bar:
             while file.num_lines < num_samples:
-                round_seed = _mix(seed, file.rounds_done)
+                round_seed, num_before = _mix(seed, file.rounds_done), file.num_lines
                 fresh = [p for p in sampler.sample(_POOL * batch_size, round_seed) if p not in seen]
                 seen.update(fresh)
                 wanted = [[{"role": "user", "content": prompt}] for prompt in fresh]
                 _answer_all(wanted, answerer, file, batch_size, round_seed, bar, limit=num_samples)
                 # A round that the limit cut off is drawn again if the file is continued with a higher limit.
                 if file.num_lines < num_samples:
-                    file.end_round(found=len(fresh))
+                    file.end_round(found=file.num_lines - num_before)
         return file.num_lines
 
 
@@ -114,6 +117,7 @@ def regenerate(
     temperature: float = 0.0,
     thinking: bool | None = None,
     exclude: str | os.PathLike | None = None,
+    without_loops: bool = False,
     resume: bool = False,
     progress: bool = True,
 ) -> int:
@@ -130,7 +134,8 @@ def regenerate(
         out_path (`str` or `os.PathLike`): As in [`synthesize`].
         split (`str`, *optional*, defaults to `"train"`): Split of a dataset.
         limit (`int`, *optional*): Take so many prompts from the top.
-        seed, batch_size, max_new_tokens, temperature, thinking, exclude, resume, progress: As in [`synthesize`].
+        seed, batch_size, max_new_tokens, temperature, thinking, exclude, without_loops, resume, progress: As in
+            [`synthesize`].
 
     Returns:
         `int`: Conversations in the file.
@@ -150,7 +155,7 @@ def regenerate(
         "exclude": source_name(exclude),
     }
     excluded = prompts_in(exclude)
-    with AnswerFile(out_path, target.name_or_path, settings, resume=resume) as file:
+    with AnswerFile(out_path, target.name_or_path, settings, resume=resume, without_loops=without_loops) as file:
         failed = FailedFile(out_path)
         seen = excluded | first_prompts(file.records)
         wanted = unanswered(prompts, seen, failed.append, split=split, limit=limit)
@@ -160,7 +165,7 @@ def regenerate(
             for first in range(0, len(wanted), _POOL * batch_size):
                 pool = wanted[first : first + _POOL * batch_size]
                 _answer_all(pool, answerer, file, batch_size, _mix(seed, first), bar, failed=failed)
-        failed.check(file.num_lines)
+        failed.check(file.num_lines + file.num_loops)
         return file.num_lines
 
 
@@ -178,10 +183,7 @@ def _answer_all(wanted, answerer, file, batch_size, seed, bar, limit=None, faile
                     failed.note_answer()
                 else:
                     failed.append(record["messages"], ValueError("An answer has no text."))
-        if limit is not None:
-            records = records[: limit - file.num_lines]
-        file.append(records)
-        bar.update(len(records))
+        bar.update(file.append(records, limit))
         bar.set_postfix_str(f"{answerer.tokens_per_second:.0f} tokens/s")
         if limit is not None and file.num_lines >= limit:
             return

@@ -127,6 +127,7 @@ def regenerate_with_server(
     seed: int = 0,
     concurrency: int = 32,
     exclude: str | os.PathLike | None = None,
+    without_loops: bool = False,
     resume: bool = False,
     progress: bool = True,
 ) -> tuple[int, int]:
@@ -143,7 +144,7 @@ def regenerate_with_server(
         out_path (`str` or `os.PathLike`): As of [`~data.regeneration.synthesize`].
         seed (`int`, *optional*, defaults to 0): Seed of sampled answers.
         concurrency (`int`, *optional*, defaults to 32): Conversations under way at once.
-        exclude, resume, progress: As of [`~data.regeneration.synthesize`].
+        exclude, without_loops, resume, progress: As of [`~data.regeneration.synthesize`].
 
     Returns:
         `tuple[int, int]`: Conversations in the file, and conversations that failed.
@@ -162,13 +163,14 @@ def regenerate_with_server(
         "exclude": source_name(exclude),
     }
     excluded = prompts_in(exclude)
-    with AnswerFile(out_path, answerer.options["model"], settings, resume=resume) as file:
+    model = answerer.options["model"]
+    with AnswerFile(out_path, model, settings, resume=resume, without_loops=without_loops) as file:
         failed = FailedFile(out_path)
         seen = excluded | first_prompts(file.records)
         wanted = unanswered(prompts, seen, failed.append, split=split, limit=limit)
         with tqdm(initial=file.num_lines, unit="conv", disable=not progress) as bar:
             asyncio.run(_answer_all(answerer, wanted, file, failed, bar, seed, concurrency))
-        failed.check(file.num_lines)
+        failed.check(file.num_lines + file.num_loops)
         return file.num_lines, failed.num_lines
 
 
