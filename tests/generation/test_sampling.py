@@ -9,6 +9,7 @@ from transformers import LogitsProcessor
 
 import dspark_hf.generation.tokens.sampling as sampling
 from dspark_hf import DSparkModel, SpeculationConfig
+from dspark_hf.ops.candidates import Candidates
 
 VOCAB, NUM_TOKENS, NUM_SAMPLES = 6, 4, 600
 
@@ -82,15 +83,15 @@ def test_joint_distribution_of_a_batch(small_target, name, num_samples):
     )
 
 
-def accept_everything(draft_ids, draft_probs, target_probs, lengths=None, generator=None):
+def accept_everything(draft_ids, candidates, scores, *args):
     accepted_len = torch.full((draft_ids.shape[0],), draft_ids.shape[1])
-    return accepted_len, torch.multinomial(target_probs[:, -1], 1)[:, 0]
+    return accepted_len, torch.multinomial(scores[:, -1].softmax(-1), 1)[:, 0]
 
 
-def without_residual(draft_ids, draft_probs, target_probs, lengths=None, generator=None):
-    accepted_len, _ = sampling_verify(draft_ids, draft_probs, target_probs, lengths, generator)
+def without_residual(draft_ids, candidates, scores, *args):
+    accepted_len, _ = sampling_verify(draft_ids, candidates, scores, *args)
     rows = torch.arange(draft_ids.shape[0])
-    return accepted_len, torch.multinomial(target_probs[rows, accepted_len], 1)[:, 0]
+    return accepted_len, torch.multinomial(scores[rows, accepted_len].softmax(-1), 1)[:, 0]
 
 
 sampling_verify = sampling.verify_sampled
@@ -114,7 +115,8 @@ def test_a_wrong_q_is_caught(small_target):
     class Lying(TableDrafter):
         def propose(self, *args, **kwargs):
             proposal = super().propose(*args, **kwargs)
-            proposal.probs = proposal.probs.square() / proposal.probs.square().sum(-1, keepdim=True)
+            probs = proposal.candidates.probs.square()
+            proposal.candidates.probs = probs / probs.sum(-1, keepdim=True)
             return proposal
 
     drafter = Lying(VOCAB, scale=1.5, num_slots=3, taps=(0,))
@@ -129,7 +131,7 @@ def test_certain_sampling_equals_greedy():
 
     def one_hot(*args, **kwargs):
         proposal = OracleDrafter.propose(drafter, *args, **kwargs)
-        proposal.probs = torch.nn.functional.one_hot(proposal.ids, 64).float()
+        proposal.candidates = Candidates.certain(proposal.ids)
         return proposal
 
     drafter.propose = one_hot

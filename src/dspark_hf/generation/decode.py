@@ -74,7 +74,11 @@ class SpeculativeLoop:
         self.has_user_cache = getattr(cache, "_is_user_defined", False)
         self.cache_is_returned = bool(generation_config.return_dict_in_generate or self.has_user_cache)
         self.chooser = TokenChooser(
-            logits_processor, bool(generation_config.do_sample), input_ids.shape[0], speculation.seed
+            logits_processor,
+            bool(generation_config.do_sample),
+            input_ids.shape[0],
+            speculation.seed,
+            speculation.verification,
         )
         self.recorder = StateRecorder(model, cache, generation_config)
         is_lookup = isinstance(drafter, PromptLookup)
@@ -168,7 +172,7 @@ class SpeculativeLoop:
         with self.watch.part("target"):
             logits = self.target.verify(transcript.ids, lens, offer.lens)
         self.stats.rounds += 1
-        num_taken, accepted_lens = self.settler.settle(logits, offer.ids, offer.probs, offer.lens)
+        num_taken, accepted_lens = self.settler.settle(logits, offer.ids, offer.candidates, offer.lens)
         judged_at = self.settler.judged_at
         self.proposer.learn(offer, accepted_lens, num_taken, None if judged_at is None else judged_at - started)
         accepted_lens = [min(pair) for pair in zip(accepted_lens, num_taken, strict=True)]
