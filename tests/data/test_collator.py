@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from dspark_hf.data.collator import DraftCollator
+from dspark_hf.data.collator import DraftCollator, has_anchors
 
 
 def row(length, start=2, offset=0):
@@ -26,6 +26,17 @@ def test_anchors_and_their_next_token_are_supervised():
     mask = torch.tensor([1, 1, 1, 0, 1, 0, 1, 1], dtype=torch.bool)
     assert collator.sample_anchors(torch.arange(8), mask).tolist() == [1, 6]  # 0 has no context
     assert collator.sample_anchors(torch.arange(3), torch.zeros(3, dtype=torch.bool)).tolist() == []
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_batch_without_anchors_has_one_that_does_not_count(length):
+    collator = DraftCollator(num_anchors=3)
+    batch = collator([row(length), row(2)])
+    assert batch["anchors"].tolist() == [[0], [0]] and batch["anchor_mask"].tolist() == [[False], [False]]
+    batch = collator([row(length), row(9)])
+    assert batch["anchor_mask"].tolist() == [[False] * 3, [True] * 3]
+    assert not has_anchors(row(3)["loss_mask"]) and has_anchors(row(4)["loss_mask"])
+    assert not has_anchors([True, True, False]) and not has_anchors([False, True, False, True])
 
 
 def test_anchors_depend_on_seed_epoch_and_tokens_alone():

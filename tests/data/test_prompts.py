@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from dspark_hf.data.prompts import iterate_prompts
-from dspark_hf.data.questions import unanswered
+from dspark_hf.data.regeneration.questions import unanswered
 
 USER = {"role": "user", "content": "How high is it?"}
 ANSWER = {"role": "assistant", "content": "Very."}

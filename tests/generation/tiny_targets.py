@@ -5,6 +5,14 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 VOCAB_SIZE = 64
 FAMILIES = ("llama", "qwen3", "mistral", "gemma3_text")
+# With the fields of theirs that matter to packed rounds.
+MORE_FAMILIES = {
+    "qwen2": {},
+    "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 8},
+    "gpt_oss": {"sliding_window": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "phi3": {},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+}
 _LINEAR = {
     "linear_conv_kernel_dim": 4,
     "linear_key_head_dim": 8,

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
-from dspark_hf import AutoDrafter
+from dspark_hf import AutoDrafter, DSparkModel
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dspark_vanilla"
 
@@ -110,6 +111,49 @@ def test_tensors_that_the_config_does_not_explain(folder):
     edit_config(folder, enable_confidence_head=False)
     with pytest.raises(ValueError, match="holds 4 tensors that its config.json does not explain, e.g. "):
         AutoDrafter.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_tensors_of_a_wrapper_are_named(folder, prefix):
+    def rename(tensors):
+        for name in list(tensors):
+            tensors[prefix + name] = tensors.pop(name)
+
+    edit_tensors(folder, rename)
+    with pytest.raises(ValueError, match=f"names with '{prefix}' in them, e.g. '{prefix}.*a wrapper .* was saved"):
+        AutoDrafter.from_pretrained(folder)
+
+
+def test_a_bias_of_the_drafters_own_head_is_not_dropped(folder):
+    edit_config(folder, own_lm_head=True)
+    edit_tensors(folder, lambda tensors: tensors.update({"lm_head.bias": torch.ones(len(tensors["lm_head.weight"]))}))
+    with pytest.raises(ValueError, match="output head .* has a bias"):
+        AutoDrafter.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        torch.zeros_like,
+        lambda d2t: d2t + torch.arange(16),
+        lambda d2t: d2t + torch.arange(16) + 400,
+        lambda d2t: d2t - 30,
+        lambda d2t: (d2t + torch.arange(16)).flip(0) - torch.arange(16),
+    ],
+    ids=["never filled in", "token ids", "out of range", "negative", "not ascending"],
+)
+def test_tables_of_a_reduced_vocabulary_that_disagree(tiny_target_dir, tmp_path, change):
+    target = AutoModelForCausalLM.from_pretrained(tiny_target_dir)
+    drafter = DSparkModel.from_target(target, num_hidden_layers=1, markov_rank=2, draft_vocab_size=16)
+    drafter.choose_vocabulary(range(20, 36))
+    drafter.save_pretrained(tmp_path)
+    assert AutoDrafter.from_pretrained(tmp_path).bind(target).d2t.tolist() == [20] * 16
+    edit_tensors(tmp_path, lambda tensors: tensors.update(d2t=change(tensors["d2t"])))
+    message = "t2d marks 16 of 260 tokens, and the 16 entries of d2t lead to tokens from"
+    with pytest.raises(ValueError, match=f"{tmp_path} cannot be used.*{message}"):
+        AutoDrafter.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        DSparkModel.from_pretrained(tmp_path).bind(target)
 
 
 def test_wrong_dtype(folder):

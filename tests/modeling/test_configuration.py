@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from transformers import AutoConfig, GPTNeoXConfig, LlamaConfig, Qwen3Config
+from transformers import AutoConfig, GPTNeoXConfig, LlamaConfig, Phi3Config, Qwen3Config
 
-from dspark_hf import DFlashConfig, DSparkConfig
-from dspark_hf.modeling.configuration import spread_taps
+from dspark_hf import DFlashConfig, DSparkConfig, Eagle3Config
+from dspark_hf.modeling.configuration.drafter import spread_taps
 
 TARGET = LlamaConfig(
     vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=8, num_attention_heads=4, eos_token_id=2
@@ -132,3 +132,39 @@ def test_dflash_has_no_heads(fields):
     assert DFlashConfig.from_target(TARGET).num_slots == 7
     with pytest.raises(ValueError, match="A DFlash drafter has no heads"):
         DFlashConfig.from_target(TARGET, **fields)
+
+
+LONGROPE = {"rope_type": "longrope", "rope_theta": 5e5, "partial_rotary_factor": 0.75,
+            "original_max_position_embeddings": 64, "short_factor": [1.0] * 6, "long_factor": [2.0] * 6}  # fmt: skip
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 5e5, "factor": 4.0}
+
+
+@pytest.mark.parametrize("config_cls", [DSparkConfig, DFlashConfig, Eagle3Config])
+@pytest.mark.parametrize(("target_cls", "rope"), [(Phi3Config, LONGROPE), (Qwen3Config, DYNAMIC)])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma4_text"])
+def test_a_drafter_inherits_no_rope_that_depends_on_the_length(config_cls, target_cls, rope, family):
+    if config_cls is Eagle3Config and family == "gemma4_text":
+        pytest.skip("has no such layer")
+    fields = dict(vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+                  num_key_value_heads=2, max_position_embeddings=256, bos_token_id=1, eos_token_id=None,
+                  pad_token_id=0)  # fmt: skip
+    original = {"original_max_position_embeddings": 64} if target_cls is Phi3Config else {}
+    target = target_cls(**fields, **original, rope_parameters=rope)
+    inherited = config_cls.from_target(target, family=family).decoder_config.rope_parameters
+    plain = {"rope_type": "default", "rope_theta": 5e5}
+    assert inherited == ({"full_attention": plain, "sliding_attention": plain} if family == "gemma4_text" else plain)
+
+
+def test_rope_of_fixed_frequencies_is_inherited():
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+    target = LlamaConfig(num_hidden_layers=4, rope_parameters=rope)
+    assert DSparkConfig.from_target(target).decoder_config.rope_parameters == rope
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_draft_layers_that_rotate_a_part_of_each_head_are_refused(family):
+    flat = DSparkConfig.from_target(TARGET, family=family).to_diff_dict()
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    for fields in ({"rope_parameters": rope}, {"partial_rotary_factor": 0.5}):
+        with pytest.raises(ValueError, match="rotate whole heads, got partial_rotary_factor=0.5"):
+            DSparkConfig.from_dict(flat | fields)

@@ -1,6 +1,7 @@
 """DSparkModel: context, proposals, reduced vocabulary, borrowing, saving."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from small_target import VOCAB, make_target
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
-from dspark_hf import AutoDrafter, DSparkModel
+from dspark_hf import AutoDrafter, DSparkModel, SpeculationConfig
 
 
 def make_drafter(target, **fields):
@@ -237,6 +238,38 @@ def test_positions_stay_exact_in_low_precision(target):
     assert torch.equal(low.rotary_emb.inv_freq, drafter.rotary_emb.inv_freq)
 
 
+FACTORS = {"short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [4.0, 8.0, 12.0, 16.0]}
+OF_LENGTH = {
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0},
+    "longrope": {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 32, **FACTORS},
+}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("rope_type", OF_LENGTH)
+def test_a_checkpoint_whose_frequencies_depend_on_the_length(target, tmp_path, family, rope_type):
+    """Its context is read in pieces, and drafts come from the states that it was trained on: those of short texts."""
+    drafter = make_drafter(target, family=family, max_position_embeddings=32)
+    drafter.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["rope_parameters"] = {"rope_theta": 1e4, **OF_LENGTH[rope_type]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = AutoDrafter.from_pretrained(tmp_path).bind(target)
+    features, ids, anchors = torch.randn(1, 120, 96), torch.randint(VOCAB, (1, 120)), torch.tensor([[20, 118]])
+    with torch.no_grad():
+        trained = loaded(ids, features, anchors, torch.ones_like(anchors).bool()).hidden
+        short = loaded(ids[:, :25], features[:, :25], anchors[:, :1], torch.ones(1, 1).bool()).hidden
+    torch.testing.assert_close(trained[:, :1], short)
+    state = loaded.start(1)
+    for piece in features[:, :118].split(50, 1):
+        loaded.extend(state, piece)
+    torch.testing.assert_close(loaded.block_hidden(state, ids[:, 118]), trained[:, 1])
+    # Within the original length the layers turn by the angles that transformers has for it.
+    positions = torch.arange(30).unsqueeze(0)
+    stock = loaded.family.rotary_cls(loaded.config.decoder_config)
+    torch.testing.assert_close(loaded.rope(features, positions), stock(features, positions))
+
+
 def test_reduced_vocabulary_proposes_only_its_tokens(target):
     drafter = make_drafter(target, draft_vocab_size=20)
     allowed = set(range(0, 60, 3))
@@ -264,7 +297,7 @@ def test_borrowing_leaves_the_target_alone(target):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"vocab_size": 62}, "vocabulary differs"),
+        ({"vocab_size": 60}, "vocabulary differs"),
         ({"hidden_size": 64}, "hidden size differs"),
         ({"num_hidden_layers": 5}, "number of target layers differs"),
     ],
@@ -303,14 +336,56 @@ def test_a_drafter_made_for_another_target_is_refused(target, tmp_path):
     drafter.bind(LlamaForCausalLM.from_pretrained(tmp_path / "renamed", dtype=torch.bfloat16))
 
 
-def test_a_target_whose_vocabulary_is_resized_must_be_bound_again():
+@pytest.mark.parametrize("fields", [{}, {"draft_vocab_size": 20}, {"own_embed_tokens": True, "own_lm_head": True}])
+def test_a_target_with_added_tokens_keeps_its_drafter(fields):
+    """The drafter knows a prefix of the vocabulary: it drafts as before, and reads any token."""
     target = make_target()
-    drafter = make_drafter(target)
-    assert drafter.is_bound_to(target)
+    drafter, features = make_drafter(target, **fields), torch.randn(2, 5, 96)
+
+    def draft(anchors):
+        state = drafter.start(2)
+        drafter.extend(state, features)
+        return drafter.propose(state, torch.tensor(anchors)).ids
+
+    before = draft([4, 5])
     target.resize_token_embeddings(VOCAB + 8, mean_resizing=False)
     assert not drafter.is_bound_to(target)
-    with pytest.raises(ValueError, match=f"vocabulary differs .*{VOCAB} and {VOCAB + 8}"):
-        drafter.bind(target)
+    drafter.bind(target)  # by the rows that both have: this target has no name
+    assert torch.equal(draft([4, 5]), before)
+    assert int(draft([VOCAB, VOCAB + 7]).max()) < VOCAB
+    # Tokens that were added last come out too, and are those of the target alone.
+    target.lm_head.weight.data[VOCAB + 2] = 30 * target.lm_head.weight.data[7]
+    prompt = torch.tensor([[3, VOCAB + 1, 9], [4, 5, 6]])
+    plain = target.generate(prompt, max_new_tokens=24, do_sample=False, pad_token_id=0, eos_token_id=None)
+    assert bool((plain[:, 3:] >= VOCAB).any())
+    drafted = target.generate(prompt, max_new_tokens=24, do_sample=False, pad_token_id=0, eos_token_id=None,
+                              assistant_model=drafter, speculation=SpeculationConfig(check_target=False))  # fmt: skip
+    assert torch.equal(drafted, plain)
+    options = dict(max_new_tokens=8, do_sample=True, pad_token_id=0, eos_token_id=None)
+    assert target.generate(prompt, assistant_model=drafter, **options).shape == (2, 11)
+
+
+@pytest.mark.parametrize("change", ["load", "data", "step"])
+def test_copied_rows_of_the_head_follow_the_targets_weights(change):
+    target = make_target()
+    drafter = make_drafter(target, draft_vocab_size=20)
+    drafter.choose_vocabulary(range(30, 50))
+    drafter.start(1)
+    copy_of_rows = drafter.borrowed.lm_head
+    if change == "load":
+        target.load_state_dict(make_target(seed=3).state_dict())
+    elif change == "data":
+        target.lm_head.weight.data += 1.0  # as merging an adapter does; no version counts it
+    else:
+        target.lm_head.weight.grad = torch.ones_like(target.lm_head.weight)
+        torch.optim.SGD(target.parameters(), lr=0.1).step()
+    drafter.start(1)
+    rows = target.lm_head.weight[30:50]
+    assert torch.equal(drafter.borrowed.lm_head.weight, rows) and torch.equal(drafter.head.weight, rows)
+    assert drafter.borrowed.lm_head is copy_of_rows  # which compiled code has seen
+    target.bfloat16()
+    drafter.start(1)
+    assert drafter.borrowed.lm_head.weight.dtype == torch.bfloat16
 
 
 def test_a_target_without_output_head_is_refused(target):

@@ -18,6 +18,7 @@ def make_inputs(num_rows, vocab_size, rank, dtype=torch.float32):
         "target_hidden": torch.randn(num_rows, hidden_size).to(dtype),
         "target_ids": torch.randint(vocab_size, (num_rows,)),
         "weights": torch.rand(num_rows) / num_rows,
+        "head_bias": None,
         "markov_states": torch.randn(num_rows, rank).to(dtype).requires_grad_(),
         "markov_weight": torch.randn(vocab_size, rank).to(dtype).requires_grad_(),
     }
@@ -56,6 +57,20 @@ def test_equals_the_formula(case, options):
     assert_equal_to_reference(make_inputs(*case), **options)
 
 
+@pytest.mark.parametrize("options", [{}, {"logit_scale": 0.3, "softcap": 20.0}], ids=str)
+def test_a_head_with_a_bias(options):
+    inputs = make_inputs(63, 100, 8)
+    without = distill_loss(**inputs, **options)
+    inputs["head_bias"] = torch.randn(100) * 3
+    assert_equal_to_reference(inputs, **options)
+    assert not torch.allclose(distill_loss(**inputs, **options).l1, without.l1)
+    # A token that both sides are sure of.
+    inputs["head_bias"][7], inputs["markov_states"] = 1e3, torch.zeros(63, 8)
+    assert float(distill_loss(**inputs).l1.max()) < 1e-4
+    target_head = OutputHead(inputs["head_weight"], bias=inputs["head_bias"])
+    assert_equal_to_reference(inputs | {"head_bias": None}, target_head=target_head)
+
+
 def test_without_sequential_head():
     inputs = make_inputs(63, 100, 8) | {"markov_states": None, "markov_weight": None}
     assert_equal_to_reference(inputs)
@@ -75,6 +90,9 @@ def test_log_norm_of_scaled_and_capped_logits():
     hidden, weight = torch.randn(9, 24), torch.randn(50, 24)
     capped = 3 * torch.tanh(0.5 * hidden @ weight.T / 3)
     torch.testing.assert_close(streamed_log_norm(hidden, OutputHead(weight, 0.5, 3.0), 4), capped.logsumexp(-1))
+    bias = torch.randn(50)
+    capped = 3 * torch.tanh(0.5 * (hidden @ weight.T + bias) / 3)
+    torch.testing.assert_close(streamed_log_norm(hidden, OutputHead(weight, 0.5, 3.0, bias), 4), capped.logsumexp(-1))
 
 
 def test_reduced_vocabulary():
@@ -121,7 +139,8 @@ def test_chunks_do_not_matter_and_no_rows_are_fine():
     inputs = make_inputs(63, 100, 8)
     losses = [distill_loss(**inputs, chunk_size=size).loss.item() for size in (1, 10, 63, 500)]
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-6)
-    empty = {name: value if "weight" in name and name != "weights" else value[:0] for name, value in inputs.items()}
+    of_vocabulary = ("head_weight", "head_bias", "markov_weight")
+    empty = {name: value if name in of_vocabulary else value[:0] for name, value in inputs.items()}
     assert distill_loss(**empty).loss.item() == 0
 
 

@@ -2,31 +2,19 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from written_rows import make_target, write_rows
 
 from dspark_hf import DraftTrainer, DraftTrainingArguments, DSparkModel
-
-NUM_PROMPT = 3
 
 
 @pytest.fixture(scope="package")
 def target():
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
-                         num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3)  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    return make_target()
 
 
 @pytest.fixture(scope="package")
 def rows(target):
-    torch.manual_seed(1)
-    prompts = torch.randint(2, 97, (16, NUM_PROMPT))
-    written = target.generate(prompts, max_new_tokens=30, do_sample=False, pad_token_id=0)
-    lengths = [33 - index % 5 for index in range(16)]
-    return [
-        {"input_ids": ids[:length].tolist(), "loss_mask": [index >= NUM_PROMPT for index in range(length)]}
-        for ids, length in zip(written, lengths, strict=True)
-    ]
+    return write_rows(target)
 
 
 @pytest.fixture

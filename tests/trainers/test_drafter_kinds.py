@@ -1,5 +1,7 @@
 """One trainer for every kind of drafter: loss, overfitting, resuming, and generation with what was trained."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -135,6 +137,7 @@ SHAPED = {
     "hyperclovax": {"logits_scaling": 0.3},
     "falcon_h1": {"lm_head_multiplier": 0.3, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8,
                   "mamba_d_state": 8, "mamba_n_groups": 1, "head_dim": 8},
+    "phi": {}, "gptj": {"rotary_dim": 4}, "codegen": {"rotary_dim": 4},  # whose heads have a bias
 }  # fmt: skip
 
 
@@ -143,11 +146,13 @@ SHAPED = {
     [
         *((model_type, {}) for model_type in SHAPED),
         ("granite", {"draft_vocab_size": 80}),
+        ("phi", {"draft_vocab_size": 80}),
+        ("phi", {"own_lm_head": True, "draft_vocab_size": 80}),
         ("gemma2", {"own_lm_head": True}),
         ("cohere", {"own_lm_head": True, "draft_vocab_size": 80}),
     ],
 )
-def test_targets_that_cap_or_scale_their_logits(make_trainer, tmp_path, rows, model_type, fields):
+def test_targets_that_do_more_to_their_logits(make_trainer, tmp_path, rows, model_type, fields):
     """What the loss takes for the two distributions is the target's, and what the drafter proposes."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
@@ -156,6 +161,9 @@ def test_targets_that_cap_or_scale_their_logits(make_trainer, tmp_path, rows, mo
         **SHAPED[model_type],
     )  # fmt: skip
     target = AutoModelForCausalLM.from_config(config).eval()
+    bias = getattr(target.get_output_embeddings(), "bias", None)
+    if bias is not None:
+        bias.data.normal_(0, 3)
     torch.manual_seed(3)
     drafter = DSparkModel.from_target(
         target, num_hidden_layers=1, block_size=4, markov_rank=8, num_anchors=8, **fields
@@ -177,3 +185,81 @@ def test_targets_that_cap_or_scale_their_logits(make_trainer, tmp_path, rows, mo
     trainer.train()
     logged = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
     assert logged == pytest.approx(float(l1[mask].mean()), rel=1e-4)
+
+
+def test_a_target_whose_logits_are_made_otherwise_is_refused(make_trainer, target, tmp_path, rows):
+    class Shifting(torch.nn.Linear):
+        def forward(self, hidden):
+            return super().forward(hidden).roll(1, -1)
+
+    other = copy.deepcopy(target)
+    other.lm_head.__class__ = Shifting
+    with pytest.raises(ValueError, match="logits of LlamaForCausalLM are not what its output head makes"):
+        make_trainer(tmp_path, rows, target=other).train()
+
+
+@pytest.mark.parametrize("fields", [{}, {"draft_vocab_size": 80}])
+def test_a_target_with_added_tokens(make_trainer, target, tmp_path, rows, fields):
+    """Those that the drafter does not know are distance: the loss over the whole vocabulary says the same."""
+    torch.manual_seed(3)
+    drafter = DSparkModel.from_target(target, num_hidden_layers=1, block_size=4, num_anchors=8, **fields)
+    larger = copy.deepcopy(target)
+    larger.resize_token_embeddings(105, mean_resizing=False)
+    rows = [{**row, "input_ids": [*row["input_ids"][:10], 99, *row["input_ids"][11:]]} for row in rows[:4]]
+    trainer = make_trainer(tmp_path, rows, drafter=drafter, target=larger, max_steps=1,
+                           ce_weight=0.0, tv_weight=1.0, confidence_weight=0.0, slot_decay=1e6)  # fmt: skip
+    batch = trainer.data_collator(rows)
+    features, _ = trainer.features(batch["input_ids"], batch["attention_mask"])
+    places = [batch[name] for name in ("input_ids", "loss_mask", "anchors", "anchor_mask")]
+    _, source, mask = block_targets(*places, 4)
+    with torch.no_grad():
+        output = drafter(places[0], features, places[2], places[3])
+        draft = drafter.base_logits(output.hidden) + drafter.markov_head.markov_w2(output.markov_states)
+        logits = larger(places[0], attention_mask=batch["attention_mask"]).logits
+    probs = F.pad(draft.softmax(-1), (0, 105 - draft.shape[-1]))
+    l1 = (probs - logits[torch.arange(4)[:, None, None], source].softmax(-1)).abs().sum(-1)
+    trainer.train()
+    logged = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    assert logged == pytest.approx(float(l1[mask].mean()), rel=1e-4)
+
+
+def test_the_target_is_left_as_it_was(make_trainer, target, tmp_path, rows):
+    target = copy.deepcopy(target)
+    target.model.layers[0].requires_grad_(False)
+    before = {name: parameter.requires_grad for name, parameter in target.named_parameters()}
+    weights = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    trainer = make_trainer(tmp_path, rows, target=target)
+    trainer.train()
+    assert {name: parameter.requires_grad for name, parameter in target.named_parameters()} == before
+    assert all(parameter.grad is None for parameter in target.parameters())
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in target.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["dspark", *KINDS])
+@pytest.mark.parametrize("length", [1, 4])
+def test_batches_without_anchors_pass(make_trainer, make_drafter, tmp_path, rows, losses, kind, length):
+    """They change no weight, and a run that is resumed behind one goes on as it was."""
+    barren = {"input_ids": [5] * length, "loss_mask": [False] * (length - 1) + [True]}
+    data = [rows[0], barren, rows[1], barren]
+
+    def train(folder, steps, resume=None):
+        drafter = None if kind == "dspark" else make_drafter(kind)
+        trainer = make_trainer(folder, data, drafter=drafter, max_steps=steps, per_device_train_batch_size=1,
+                               save_strategy="steps", save_steps=2, lr_scheduler_type="constant",
+                               eval_rows=data[:2], per_device_eval_batch_size=1)  # fmt: skip
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = train(tmp_path / "whole", 4)
+    logged = losses(whole)
+    assert logged.count(0.0) == 2 and all(loss == loss for loss in logged)
+    assert whole.evaluate()["eval_cross_entropy"] > 0
+    train(tmp_path / "parts", 2)
+    parts = train(tmp_path / "parts", 4, str(tmp_path / "parts" / "checkpoint-2"))
+    for ours, theirs in zip(parts.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    alone = make_trainer(tmp_path / "alone", [barren], eval_rows=[barren], per_device_train_batch_size=1, max_steps=1)
+    before = {name: tensor.clone() for name, tensor in alone.model.state_dict().items()}
+    alone.train()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in alone.model.state_dict().items())
+    assert "eval_cross_entropy" not in alone.evaluate()

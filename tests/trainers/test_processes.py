@@ -36,10 +36,10 @@ def assert_same(one, two):
 
 
 def test_two_processes_equal_one(tmp_path):
-    one = run(tmp_path / "one", per_device_train_batch_size=4)
+    one = run(tmp_path / "one", per_device_train_batch_size=2, max_steps=8)
     # Not by this machine's name, which need not be known to it.
     launcher = ("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc_per_node", "2")
-    two = run(tmp_path / "two", *launcher, per_device_train_batch_size=2)
+    two = run(tmp_path / "two", *launcher, per_device_train_batch_size=1, max_steps=8)
     assert_same(one, two)
 
 

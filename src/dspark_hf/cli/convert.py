@@ -32,7 +32,7 @@ def convert(
 
     from dspark_hf.hub.embedded import resolve_drafter, resolve_target
     from dspark_hf.hub.load import AutoDrafter
-    from dspark_hf.modeling.configuration import check_taps
+    from dspark_hf.modeling.configuration.drafter import check_taps
 
     places = {name: value for name, value in (("subfolder", subfolder), ("revision", revision)) if value is not None}
     drafter = AutoDrafter.from_pretrained(resolve_drafter(source), **places)

@@ -58,7 +58,7 @@ def regenerate(
     if synthesize is not None and (limit is not None or server is not None):
         raise ValueError("--limit and --server go with --prompts: only a local target can invent prompts.")
     from dspark_hf.cli.models import check_dtype, load_target
-    from dspark_hf.data.answer_file import check_absent
+    from dspark_hf.data.regeneration.answer_file import check_absent
 
     check_dtype(dtype, auto=True)
     if not resume:
@@ -67,17 +67,17 @@ def regenerate(
     answers = {"max_new_tokens": max_new_tokens, "temperature": temperature, "thinking": thinking}
     source = {"split": split, "limit": limit}
     if server is not None:
-        from dspark_hf.data.server import ServerAnswerer, regenerate_with_server
+        from dspark_hf.data.regeneration.server import ServerAnswerer, regenerate_with_server
 
         answerer = ServerAnswerer(server, target, api_key=api_key, timeout=timeout, **answers)
         num_lines, _ = regenerate_with_server(answerer, prompts, out, concurrency=concurrency, **settings, **source)
     elif synthesize is not None:
-        from dspark_hf.data.regenerate import synthesize as write
+        from dspark_hf.data.regeneration import synthesize as write
 
         settings |= {"batch_size": batch_size, "openings": openings, "max_prompt_tokens": max_prompt_tokens}
         num_lines = write(*load_target(target, dtype=dtype, device=device), synthesize, out, **settings, **answers)
     else:
-        from dspark_hf.data.regenerate import regenerate as write
+        from dspark_hf.data.regeneration import regenerate as write
 
         settings |= {"batch_size": batch_size, **source}
         num_lines = write(*load_target(target, dtype=dtype, device=device), prompts, out, **settings, **answers)

@@ -53,14 +53,16 @@ def encode_conversation(
 
     The mask comes from the chat template's `{% generation %}` blocks where it has them. Otherwise each assistant turn
     is located by rendering the conversation up to its opening and up to its end. Where a template shows earlier
-    answers otherwise than the last one, such as without their thoughts, what it shows of them is marked.
+    answers otherwise than the last one, such as without their thoughts, what it shows of them is marked. The last
+    answer is taken word by word where it was cut off, or where the template would change it (close a thought, strip
+    white space): the target wrote what stands in its `content`, right behind the opening.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The target's tokenizer, with a chat template.
         messages (`list[dict]`): `{"role", "content"}` messages.
         max_length (`int`, *optional*): Keep at most this many tokens, from the start.
-        complete (`bool`, *optional*, defaults to `True`): `False` if the last answer was cut off: its end-of-turn
-            token then stands where the target would have gone on, and is not marked.
+        complete (`bool`, *optional*, defaults to `True`): `False` if the last answer was cut off: the target would
+            have gone on where it ends.
         thinking (`bool`, *optional*): `enable_thinking` of the chat template, as when the answers were made.
 
     Returns:
@@ -76,36 +78,39 @@ def encode_conversation(
         raise ValueError(_no_template(tokenizer))
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}. Leave it out for no limit.")
-    if _GENERATION_TAG.search(tokenizer.get_chat_template()):
-        encoded = _apply_template(
-            tokenizer,
-            messages,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            **_template_options(thinking),
-        )
-        input_ids, loss_mask = encoded["input_ids"], [bool(keep) for keep in encoded["assistant_masks"]]
+    options = _template_options(thinking)
+    written = _written(tokenizer, messages, complete, options)
+    if written is None:
+        input_ids, loss_mask = _encode(tokenizer, messages, options)
+        if not complete and messages[-1]["role"] == "assistant":
+            _unmark_end_of_turn(tokenizer, input_ids, loss_mask)
     else:
-        input_ids, loss_mask = _encode_by_prefixes(tokenizer, messages, _template_options(thinking))
-    if not complete and messages[-1]["role"] == "assistant":
-        _unmark_end_of_turn(tokenizer, input_ids, loss_mask)
+        input_ids, loss_mask = _encode(tokenizer, messages[:-1], options | {"add_generation_prompt": True})
+        opening = _render(tokenizer, messages[:-1], **options | {"add_generation_prompt": True})
+        whole = _tokenize(tokenizer, opening + written)["input_ids"]
+        # Where a tokenizer would join text across the border, the target still wrote from the border on.
+        is_joined = whole[: len(input_ids)] != input_ids
+        answer_ids = _tokenize(tokenizer, written)["input_ids"] if is_joined else whole[len(input_ids) :]
+        input_ids, loss_mask = input_ids + answer_ids, loss_mask + [True] * len(answer_ids)
     return {"input_ids": input_ids[:max_length], "loss_mask": loss_mask[:max_length]}
 
 
-def encode_row(row: Mapping[str, Any], tokenizer=None, max_length: int | None = None) -> dict[str, Any]:
+def encode_row(
+    row: Mapping[str, Any], tokenizer=None, max_length: int | None = None, *, where: str = "A row"
+) -> dict[str, Any]:
     """A data set's row as ids and mask: a conversation is encoded, ids and mask are cut to `max_length`.
 
     Args:
         row (`Mapping`): `messages`, perhaps with `complete` and `thinking`; or `input_ids` and `loss_mask`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Needed for conversations.
         max_length (`int`, *optional*): Keep at most this many tokens, from the start.
+        where (`str`, *optional*): Which row it is, for messages.
 
     Returns:
         `dict`: `input_ids` and `loss_mask`.
 
     Raises:
-        `ValueError`: If the row has neither, or is a conversation and there is no tokenizer.
+        `ValueError`: If the row has neither, or is a conversation that cannot be encoded, or there is no tokenizer.
     """
     if "messages" in row:
         if tokenizer is None:
@@ -115,12 +120,44 @@ def encode_row(row: Mapping[str, Any], tokenizer=None, max_length: int | None = 
         # The end of an answer that was cut off is not the target's.
         complete = row.get("complete") is not False
         thinking = row.get("thinking")
-        return encode_conversation(
-            tokenizer, row["messages"], max_length=max_length, complete=complete, thinking=thinking
-        )
+        try:
+            return encode_conversation(tokenizer, row["messages"], max_length, complete=complete, thinking=thinking)
+        except ValueError as error:
+            raise ValueError(f"{where} cannot be encoded: {error}") from error
     if "input_ids" not in row or "loss_mask" not in row:
-        raise ValueError(f"Expected a row with 'messages', or with 'input_ids' and 'loss_mask', got {sorted(row)}.")
+        raise ValueError(f"{where} needs 'messages', or 'input_ids' and 'loss_mask', got {sorted(row)}.")
     return {name: row[name][:max_length] for name in ("input_ids", "loss_mask")}
+
+
+def row_name(index: int) -> str:
+    """How messages call a row of a data set."""
+    return f"Row {index} (from 0)"
+
+
+def _written(tokenizer, messages: Sequence[dict], complete: bool, options: dict[str, bool]) -> str | None:
+    """The last answer's text, if it must be taken word by word: with its end-of-turn token, unless it was cut off."""
+    last = messages[-1]
+    if last["role"] != "assistant" or len(messages) == 1 or last.keys() - {"role", "content"}:
+        return None  # what stands beside the content, such as thoughts, only the template can put in its place
+    if not complete:
+        return last["content"]
+    turn = _render(tokenizer, messages, **options)
+    opening = _render(tokenizer, messages[:-1], **options | {"add_generation_prompt": True})
+    if not turn.startswith(opening) or last["content"] in turn[len(opening) :]:
+        return None
+    marked = _render(tokenizer, [*messages[:-1], {**last, "content": _MARK}], **options)
+    after = marked.partition(_MARK)[2]
+    return last["content"] + (_end_of_turn(tokenizer, after) or after) if marked.count(_MARK) == 1 else None
+
+
+def _encode(tokenizer, messages: Sequence[dict], options: dict[str, bool]) -> tuple[list[int], list[bool]]:
+    """Ids and mask of a conversation as the template shows it."""
+    if not _GENERATION_TAG.search(tokenizer.get_chat_template()):
+        return _encode_by_prefixes(tokenizer, messages, options)
+    encoded = _apply_template(
+        tokenizer, messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **options
+    )
+    return encoded["input_ids"], [bool(keep) for keep in encoded["assistant_masks"]]
 
 
 def _encode_by_prefixes(tokenizer, messages: Sequence[dict], options: dict[str, bool]) -> tuple[list[int], list[bool]]:
@@ -146,8 +183,8 @@ def _encode_by_prefixes(tokenizer, messages: Sequence[dict], options: dict[str, 
 
 def _find_answer(tokenizer, messages: Sequence[dict], i: int, text: str, options: dict[str, bool]) -> tuple[int, int]:
     """Where the turn of message `i` stands in the rendered conversation, from behind its opening."""
-    opening = _render(tokenizer, messages[:i], add_generation_prompt=True, **options)
-    turn = _render(tokenizer, messages[: i + 1], **options)
+    opening = _render(tokenizer, messages[:i], **options | {"add_generation_prompt": True})
+    turn = _render(tokenizer, messages[: i + 1], **options | {"add_generation_prompt": False})
     if turn.startswith(opening) and text.startswith(turn):
         return len(opening), len(turn)
     if i < len(messages) - 1:
@@ -157,14 +194,18 @@ def _find_answer(tokenizer, messages: Sequence[dict], i: int, text: str, options
         after = marked.partition(_MARK)[2]
         if marked.count(_MARK) == 1 and text.endswith(after):
             last = len(text) - len(after)
-            end_of_turn = next((token for token in tokenizer.all_special_tokens if text.startswith(token, last)), "")
-            return len(os.path.commonprefix((text, marked))), last + len(end_of_turn)
+            return len(os.path.commonprefix((text, marked))), last + len(_end_of_turn(tokenizer, text[last:]))
     raise ValueError(
         f"The chat template of {tokenizer.name_or_path!r} is not prefix-stable: message {i} is rendered otherwise "
         "than it is generated (with another opening, say, or without its thoughts), so its tokens cannot be located. "
         "Set `tokenizer.chat_template` to one that shows answers as they were generated, or that has {% generation %} "
         "blocks."
     )
+
+
+def _end_of_turn(tokenizer, after: str) -> str:
+    """The special token that what comes after an answer starts with, or nothing."""
+    return next((token for token in tokenizer.all_special_tokens if after.startswith(token)), "")
 
 
 def _unmark_end_of_turn(tokenizer, input_ids: list[int], loss_mask: list[bool]) -> None:

@@ -14,6 +14,17 @@ from torch.nn.utils.rnn import pad_sequence
 COLUMNS = ("input_ids", "loss_mask", "features", "last_hidden_states", "log_norm", "stream_epoch")
 
 
+def anchor_places(loss_mask: Tensor) -> Tensor:
+    """Ascending positions that can be anchors: the token and the next one are supervised, and a context is before."""
+    places = torch.nonzero(loss_mask[:-1] & loss_mask[1:]).squeeze(-1)
+    return places[places > 0]
+
+
+def has_anchors(loss_mask: Sequence[bool] | Tensor) -> bool:
+    """Whether there is something to learn from a row."""
+    return len(anchor_places(torch.as_tensor(loss_mask).bool())) > 0
+
+
 @dataclass
 class DraftCollator:
     """Pads sequences on the right and samples anchors (paper, section 3.4).
@@ -44,7 +55,8 @@ class DraftCollator:
 
         Returns:
             `dict` with `input_ids`, `attention_mask` (int64), `loss_mask` (bool), all `(batch, sequence)`; `anchors`
-            (int64) and `anchor_mask` (bool), `(batch, anchors)`; and the states, `(batch, sequence, width)`, if given.
+            (int64) and `anchor_mask` (bool), `(batch, anchors)`, of one masked anchor where no row has any; and the
+            states, `(batch, sequence, width)`, if given.
 
         Raises:
             `ValueError`: If a row lacks a field or its fields differ in length.
@@ -67,12 +79,16 @@ class DraftCollator:
         # Rows of a stream know which pass they belong to.
         epochs = [row.get("stream_epoch") for row in rows]
         anchors = [self.sample_anchors(*row) for row in zip(input_ids, loss_masks, epochs, strict=True)]
+        masks = [torch.ones_like(row).bool() for row in anchors]
+        if not any(map(len, anchors)):
+            # One block that does not count: the step is made like any other, beside processes that have blocks.
+            anchors, masks = ([row.new_zeros(1) for row in part] for part in (anchors, masks))
         batch = {
             "input_ids": pad_sequence(input_ids, batch_first=True),
             "attention_mask": pad_sequence([torch.ones_like(ids) for ids in input_ids], batch_first=True),
             "loss_mask": pad_sequence(loss_masks, batch_first=True),
             "anchors": pad_sequence(anchors, batch_first=True),
-            "anchor_mask": pad_sequence([torch.ones_like(row).bool() for row in anchors], batch_first=True),
+            "anchor_mask": pad_sequence(masks, batch_first=True),
         }
         for name in ("features", "last_hidden_states", "log_norm"):
             if name in rows[0]:
@@ -84,8 +100,7 @@ class DraftCollator:
 
         A row without any gets none.
         """
-        candidates = torch.nonzero(loss_mask[:-1] & loss_mask[1:]).squeeze(-1)
-        candidates = candidates[candidates > 0]  # an anchor needs a context before it
+        candidates = anchor_places(loss_mask)
         if len(candidates) <= self.num_anchors:
             return candidates
         epoch = int(self._epoch) if epoch is None else epoch

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from dspark_hf.modeling.borrowing import output_head
+from dspark_hf.modeling.plain_head import is_quantised
 from dspark_hf.modeling.taps import merge_streams
 from dspark_hf.modeling.wrappers import unwrap
 from dspark_hf.ops.distill_loss import streamed_log_norm
@@ -23,12 +25,17 @@ class TargetFeatures:
     """Runs the frozen target and returns what a drafter learns from.
 
     Args:
-        target (`PreTrainedModel`): The target; it is put in eval mode and frozen.
+        target (`PreTrainedModel`): The target; it is put in eval mode.
         target_layer_ids (`list[int]`): Tapped layers, 0-based.
+
+    Raises:
+        `ValueError`: At its first call: if the target's logits are not what its output head makes of the last hidden
+            states, which training takes for them.
     """
 
     def __init__(self, target: PreTrainedModel, target_layer_ids: Sequence[int]):
-        self.target = unwrap(target).eval().requires_grad_(False)
+        self.target = unwrap(target).eval()
+        self._is_checked = False
         self.taps = [layer + 1 for layer in target_layer_ids]
         # The last entry of hidden_states is post-norm: the output head applies to it directly.
         self.last = target.config.get_text_config().num_hidden_layers
@@ -57,7 +64,27 @@ class TargetFeatures:
                 logits_to_keep=torch.zeros(1, dtype=torch.int64, device=device),
             )
         states = outputs.hidden_states
+        if not self._is_checked:
+            self._check_head(states[self.last][:, 0], outputs.logits[:, 0])
+            self._is_checked = True
         return torch.cat([merge_streams(states[tap]) for tap in self.taps], -1), states[self.last]
+
+    def _check_head(self, hidden: Tensor, logits: Tensor) -> None:
+        head = self.target.get_output_embeddings()
+        weight = getattr(head, "weight", None)
+        # Of a matrix that is quantised, sharded or elsewhere, training and decoding say themselves what they can do.
+        if weight is None or is_quantised(weight) or isinstance(weight, DTensor) or weight.device.type == "meta":
+            return
+        if weight.shape != (logits.shape[-1], hidden.shape[-1]) or not torch.isfinite(hidden).all():
+            return
+        expected = output_head(self.target).logits(hidden.to(weight)).float().to(logits.device)
+        # Other shapes round otherwise, by far less than a forgotten factor or bias.
+        if float((expected - logits.float()).abs().max()) > 0.05 * float(logits.float().abs().max()) + 0.05:
+            raise ValueError(
+                f"The logits of {type(self.target).__name__} are not what its output head makes of its last hidden "
+                "states: something stands between or behind them that is not known, and a drafter would learn another "
+                "distribution. Such a target can be decoded with a drafter, but none can be trained for it."
+            )
 
     def log_norm(self, last_hidden_states: Tensor, mask: Tensor) -> Tensor:
         """`logsumexp` of the target's logits, float32 `(batch, sequence)`, where `mask` is True; 0 elsewhere."""

@@ -1,13 +1,13 @@
 """Parts of a long measurement, each on the disk as soon as it is made, so that a stopped run can go on."""
 
 import json
-import os
 import zlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from dspark_hf.files import sole_writer
+from dspark_hf.line_file import LineFile
 from dspark_hf.provenance import changes
 
 
@@ -26,28 +26,25 @@ class Journal:
 
     def __init__(self, path: str | Path | None, made_with: dict[str, Any], *, resume: bool = False) -> None:
         self.path = None if path is None else Path(path)
+        self._lines = None if path is None else LineFile(path)
         self.num_found = 0
         # As it is read again: a tuple is a list, a number as a key is text.
         self._made_with = json.loads(json.dumps(made_with))
         self._resume = resume
         self._parts: dict[str, Any] = {}
-        self._file = self._lock = None
 
     def __enter__(self) -> "Journal":
-        if self.path is None:
+        if self._lines is None:
             return self
-        self._lock = sole_writer(self.path)
-        try:
+        with ExitStack() as closing:
+            closing.enter_context(self._lines)
             self._begin()
-        except BaseException:
-            self._lock.release()
-            raise
+            closing.pop_all()
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._lock.release()
+        if self._lines is not None:
+            self._lines.__exit__(*exc_info)
 
     def part(self, name: str, make: Callable[[], Any]) -> Any:
         """Return the part of that name, making it if it is not there yet.
@@ -68,23 +65,17 @@ class Journal:
     def _begin(self) -> None:
         if not self._resume:
             check_no_journal(self.path)
-        if self.path.exists():
-            self._read()
-        self._file = open(self.path, "a", encoding="utf-8")
-        if self.path.stat().st_size == 0:
+        self._read()
+        self._lines.begin()
+        if not self._lines.has_content():
             self._write({"made_with": self._made_with})
 
     def _read(self) -> None:
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        lines = content[:whole].splitlines()
-        records = [self._record(line, number) for number, line in enumerate(lines, start=1)]
+        records = [self._record(line, number) for number, line in enumerate(self._lines.read(), start=1)]
         if records:
             self._check(records[0].get("made_with"))
         self._parts = {record["part"]: record["value"] for record in records[1:]}
         self.num_found = len(self._parts)
-        # A killed process may have left part of a line.
-        os.truncate(self.path, whole)
 
     def _record(self, line: bytes, number: int) -> dict[str, Any]:
         try:
@@ -107,11 +98,8 @@ class Journal:
             )
 
     def _write(self, record: dict[str, Any]) -> None:
-        if self._file is None:
-            return
-        self._file.write(json.dumps({**record, "crc32": _checksum(record)}) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._lines is not None:
+            self._lines.append([json.dumps({**record, "crc32": _checksum(record)})])
 
 
 def journal_path(out: Path | None, resume: bool) -> Path | None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .attach import attach_drafter, detach_drafter
     from .config import SpeculationConfig
-    from .drafts.lookup import PromptLookup
     from .entry import speculative_generate
+    from .prompt_lookup import PromptLookup
     from .stats import SpeculationStats
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "PromptLookup": "drafts.lookup",
+    "PromptLookup": "prompt_lookup",
     "SpeculationConfig": "config",
     "SpeculationStats": "stats",
     "attach_drafter": "attach",

@@ -12,12 +12,12 @@ from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREF
 from dspark_hf.modeling.cache_name import CACHE_NAME
 
 from .config import SpeculationConfig
-from .drafts.lookup import PromptLookup
+from .prompt_lookup import PromptLookup
 from .rollback.compaction import is_compactable
 from .rollback.rewinding import compresses, is_rewindable, keeps_unknown_state, replays
-from .seam import grows_own_inputs
 from .target.compiled import decoder_layers
 from .target.layout import PromptLayout
+from .target.own_inputs import grows_own_inputs
 from .target.peft_hooks import hook_arguments, prepares_elsewhere
 from .target.row_attention import can_swap
 

@@ -3,12 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
-from .drafts.lookup import PromptLookup
-from .lengths.cost import RoundCost
-from .lengths.pace import Pace
-from .lengths.policy import FixedLength, SurvivalThreshold
+from .prompt_lookup import PromptLookup
 
 
 @dataclass
@@ -112,19 +107,6 @@ class SpeculationConfig:
                 "cost_aware=True lets the safety net look at the clock, and safety_net=False takes the net away: "
                 "leave one of them out."
             )
-
-    def round_cost(self, device: torch.device) -> RoundCost:
-        """What rounds of a target on `device` are taken to cost."""
-        if self.cost_aware:
-            return Pace(device)
-        is_open = self.max_draft_len is None and self.confidence_threshold == 0
-        return RoundCost(device, limits_drafts=is_open and self.safety_net)
-
-    def length_policy(self) -> FixedLength:
-        """The policy that these options describe."""
-        if self.confidence_threshold > 0:
-            return SurvivalThreshold(self.confidence_threshold, self.max_draft_len)
-        return FixedLength(self.max_draft_len)
 
 
 def _is_int(value: object) -> bool:

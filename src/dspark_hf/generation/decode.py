@@ -4,28 +4,19 @@ Shapes: B batch, n drafts of a round.
 """
 
 import time
-from typing import Any
 
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from dspark_hf.modeling import DSparkModel
 from dspark_hf.modeling.cache_name import CACHE_NAME
-from dspark_hf.modeling.compiled_drafter import CompiledDrafter
-from dspark_hf.modeling.placement import compute_device
 
-from .config import SpeculationConfig
-from .drafts.lookup import PromptLookup
-from .drafts.proposing import Proposer
+from .drafts.proposing import Offer, Proposer
 from .drafts.turns import DraftContext
+from .request import Request
 from .stats import ConfidenceLog, SpeculationStats, Stopwatch
-from .target.compiled import CompiledRunner
-from .target.flat import FlatRunner
+from .target.choosing import choose_runner
 from .target.layout import PromptLayout
 from .target.peers import Peers
-from .target.recording import StateRecorder
-from .target.runner import TargetRunner
 from .tokens.sampling import TokenChooser
 from .tokens.settling import Settler
 from .tokens.stopping import StopRules
@@ -44,80 +35,42 @@ class SpeculativeLoop:
     recorded hidden states or attentions; and where the target cannot tell rows apart (no position ids, a cache of an
     unknown kind, attention in chunks of columns, rotary frequencies that depend on the longest row).
 
-    Args: as of [`speculative_generate`], checked; `layout` ([`PromptLayout`]) tells where the prompt stands.
+    Args:
+        request ([`Request`]): What is to be generated; it has passed the checks.
+        layout ([`PromptLayout`]): Where the prompt stands.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        drafter: Any,
-        speculation: SpeculationConfig,
-        input_ids: Tensor,
-        layout: PromptLayout,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        model_kwargs: dict[str, Any],
-        streamer: Any,
-        synced_gpus: bool,
-    ):
+    def __init__(self, request: Request, layout: PromptLayout):
+        config, speculation = request.generation_config, request.speculation
+        self.request = request
         self.stats = SpeculationStats()
-        measure_time = speculation.measure_time
-        device = compute_device(model.get_input_embeddings())
-        is_measured = device.type == "cpu" if measure_time is None else measure_time
-        self.watch = Stopwatch(self.stats, device, is_measured)
+        self.watch = Stopwatch(self.stats, request.device, speculation.measure_time)
         self.confidences = ConfidenceLog()
-        self.drafter = drafter
-        self.generation_config = generation_config
-        rules = StopRules(stopping_criteria, generation_config, input_ids.shape[1])
-        cache = model_kwargs[CACHE_NAME]
-        self.has_user_cache = getattr(cache, "_is_user_defined", False)
-        self.cache_is_returned = bool(generation_config.return_dict_in_generate or self.has_user_cache)
-        self.chooser = TokenChooser(
-            logits_processor,
-            bool(generation_config.do_sample),
-            input_ids.shape[0],
+        rules = StopRules(request.stopping_criteria, config, request.input_ids.shape[1])
+        chooser = TokenChooser(
+            request.logits_processor,
+            bool(config.do_sample),
+            request.batch_size,
             speculation.seed,
             speculation.verification,
         )
-        self.recorder = StateRecorder(model, cache, generation_config)
-        is_lookup = isinstance(drafter, PromptLookup)
-        taps = [] if is_lookup else drafter.config.target_layer_ids
-        # Rows that have ended are then processed to the end.
-        needs_all_rows = self.cache_is_returned or synced_gpus
-        runner = CompiledRunner if speculation.compile else TargetRunner if needs_all_rows else FlatRunner
-        self.target = runner(model, taps, model_kwargs, layout, rules.max_length, self.recorder)
-        self.peers = Peers(synced_gpus, input_ids.device)
+        self.target = choose_runner(request, layout, rules.max_length)
+        self.peers = Peers(request.synced_gpus, request.input_ids.device)
         # A single row has ended when all is over.
-        keeps_rows = needs_all_rows or input_ids.shape[0] == 1 or not self.target.can_drop_rows
-        self.transcript = Transcript(input_ids, rules, generation_config, keeps_rows, streamer)
-        self.settler = Settler(self.chooser, self.transcript)
-        self.needs_level_rows = (
-            self.chooser.in_order or streamer is not None or rules.needs_level_rows or self.recorder.is_on
-        )
-        self.prompt_mask = model_kwargs.get("attention_mask")
-        # Embeddings take the place of ids.
-        has_ids = model_kwargs.get("inputs_embeds") is None
-        is_compiled = speculation.compile and isinstance(drafter, DSparkModel)
-        self.context = DraftContext(
-            CompiledDrafter(drafter) if is_compiled else drafter,
-            cache,
-            layout,
-            self.prompt_mask,
-            is_left=self.cache_is_returned and not is_lookup,
-            ids=input_ids[:, layout.num_cached - layout.shift :] if has_ids else None,
-        )
-        self.proposer = Proposer(
-            drafter, speculation, self.chooser, self.transcript, self.stats, self.watch, self.context,
-            speculation.round_cost(device), synced_gpus,
-        )  # fmt: skip
+        keeps_rows = request.needs_all_rows or request.batch_size == 1 or not self.target.can_drop_rows
+        self.transcript = Transcript(request.input_ids, rules, config, keeps_rows, request.streamer)
+        self.settler = Settler(chooser, self.transcript)
+        self.context = DraftContext.of(request, layout)
+        self.proposer = Proposer(request, chooser, self.transcript, self.context, self.stats, self.watch)
+        is_watched = request.streamer is not None or self.target.recorder is not None
+        self.needs_level_rows = chooser.in_order or rules.needs_level_rows or is_watched
 
     def run(self) -> Tensor | GenerateDecoderOnlyOutput:
         """Generate to the end."""
         transcript = self.transcript
         try:
             logits = self._read_prompt()
-            self.proposer.read_prompt(self.prompt_mask, logits.shape[-1])
+            self.proposer.read_prompt(self.request.prompt_mask, logits.shape[-1])
             num_rows = len(transcript.lens)
             transcript.in_step = num_rows > 1 and (self.needs_level_rows or not self.target.takes_uneven_rows)
             self.settler.settle(logits, transcript.ids[:, :0], None, [0] * num_rows)
@@ -137,7 +90,7 @@ class SpeculativeLoop:
             transcript.end()
             self.context.leave()
         except BaseException:
-            if self.has_user_cache and self.target.restore(transcript.lens):
+            if self.request.has_user_cache and self.target.restore(transcript.lens):
                 self._complete_cache()
             raise
         finally:
@@ -145,17 +98,17 @@ class SpeculativeLoop:
             self.target.close()
             self.stats.new_tokens = transcript.num_made
             self.stats.confidences = self.confidences.read()
-            self.drafter.last_stats = self.stats
+            self.request.drafter.last_stats = self.stats
         return self._result()
 
     def _complete_cache(self) -> None:
         """Bring a cache that someone gets to all tokens but the last, as plain `generate()` leaves it."""
-        if self.cache_is_returned:
+        if self.request.returns_cache:
             self.target.replay(self.transcript.ids, self.transcript.lens)
 
     def _read_prompt(self) -> Tensor:
         """Logits of the first new token; target and drafter have then read the prompt."""
-        chunk_size = self.generation_config.prefill_chunk_size
+        chunk_size = self.request.generation_config.prefill_chunk_size
         with self.watch.part("prefill"):
             for chunk_logits in self.target.prefill(self.transcript.prefix, chunk_size):
                 self.context.read_prompt(self.target.take_prompt())
@@ -163,29 +116,33 @@ class SpeculativeLoop:
         return logits
 
     def _round(self) -> None:
+        """Propose, verify, settle, learn; then bring cache and context to what stands."""
         transcript = self.transcript
-        live, lens, row_ids = transcript.live, transcript.lens, transcript.row_ids
-        started = time.perf_counter()
+        live, started = transcript.live, time.perf_counter()
         offer = self.proposer.propose()
-        num_block = offer.ids.shape[1] + 1
         transcript.note_drafts(offer.ids)
         with self.watch.part("target"):
-            logits = self.target.verify(transcript.ids, lens, offer.lens)
+            logits = self.target.verify(transcript.ids, transcript.lens, offer.lens)
         self.stats.rounds += 1
         num_taken, accepted_lens = self.settler.settle(logits, offer.ids, offer.candidates, offer.lens)
         judged_at = self.settler.judged_at
         self.proposer.learn(offer, accepted_lens, num_taken, None if judged_at is None else judged_at - started)
+        # A row may end on a draft, and those behind it did not become output.
         accepted_lens = [min(pair) for pair in zip(accepted_lens, num_taken, strict=True)]
-        for row in range(len(live)):
+        self._note(offer, live, accepted_lens, num_taken)
+        transcript.end_round(accepted_lens[0])
+        self._commit(offer.ids.shape[1] + 1, num_taken)
+
+    def _note(self, offer: Offer, live: list[bool], accepted_lens: list[int], num_taken: list[int]) -> None:
+        """Write a round down, for whoever asks what happened."""
+        for row, row_id in enumerate(self.transcript.row_ids):
             if live[row]:
                 looked_up = offer.from_lookup[row] and offer.lens[row] > 0
-                self.stats.record(row_ids[row], offer.lens[row], accepted_lens[row], num_taken[row], looked_up)
+                self.stats.record(row_id, offer.lens[row], accepted_lens[row], num_taken[row], looked_up)
         self.confidences.note(live, offer.confidence_logits, offer.from_drafter)
-        if self.recorder.is_on:
+        if self.target.recorder is not None:
             # Rows then grow in step.
-            self.recorder.note_block(self.target.outputs, num_taken[0], self.target.num_replayed)
-        transcript.end_round(accepted_lens[0])
-        self._commit(num_block, num_taken)
+            self.target.recorder.note_block(self.target.outputs, num_taken[0], self.target.num_replayed)
 
     def _commit(self, num_block: int, num_taken: list[int]) -> None:
         """Bring cache and context to what stands of a block, and let go of rows that have ended."""
@@ -241,13 +198,18 @@ class SpeculativeLoop:
 
     def _result(self) -> Tensor | GenerateDecoderOnlyOutput:
         transcript = self.transcript
-        if not self.generation_config.return_dict_in_generate:
+        if not self.request.generation_config.return_dict_in_generate:
             return transcript.sequences()
+        recorder = self.target.recorder
         return GenerateDecoderOnlyOutput(
             sequences=transcript.sequences(),
-            scores=None if transcript.scores is None else tuple(transcript.scores),
-            logits=None if transcript.logits is None else tuple(transcript.logits),
-            hidden_states=None if self.recorder.hidden_states is None else tuple(self.recorder.hidden_states),
-            attentions=None if self.recorder.attentions is None else tuple(self.recorder.attentions),
+            scores=_tuple(transcript.scores),
+            logits=_tuple(transcript.logits),
+            hidden_states=_tuple(recorder and recorder.hidden_states),
+            attentions=_tuple(recorder and recorder.attentions),
             **{CACHE_NAME: self.target.cache},
         )
+
+
+def _tuple(records: list | None) -> tuple | None:
+    return None if records is None else tuple(records)

@@ -20,6 +20,7 @@ from .checks import (
 )
 from .config import SpeculationConfig
 from .decode import SpeculativeLoop
+from .request import Request
 from .target.layout import PromptLayout
 
 
@@ -80,8 +81,8 @@ def speculative_generate(
     check_chunks(layout, model_kwargs, generation_config)
     if not drafter.is_bound_to(model):
         drafter.bind(model, check_name=speculation.check_target)
-    loop = SpeculativeLoop(
-        model, drafter, speculation, input_ids, layout, logits_processor, stopping_criteria, generation_config,
-        model_kwargs, streamer, synced_gpus,
+    request = Request(
+        model, drafter, speculation, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs,
+        streamer, synced_gpus,
     )  # fmt: skip
-    return loop.run()
+    return SpeculativeLoop(request, layout).run()

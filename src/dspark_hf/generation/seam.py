@@ -74,14 +74,6 @@ def is_installed() -> bool:
     return any(_is_wrapped(getattr(GenerationMixin, name)) for name in _NEEDED)
 
 
-def grows_own_inputs(model: Any) -> bool:
-    """Whether the inputs of a target grow from token to token in a way of its own."""
-    from transformers import GenerationMixin
-
-    name = "_update_model_kwargs_for_generation"
-    return getattr(type(model), name) is not getattr(GenerationMixin, name)
-
-
 def _is_wrapped(method: Any) -> bool:
     while method is not None:
         if _ORIGINAL in vars(method):

@@ -210,10 +210,11 @@ class Stopwatch:
     Args:
         stats ([`SpeculationStats`]): Where to add.
         device (`torch.device`): Device to wait for around each measurement, unless it is the CPU.
-        enabled (`bool`): Whether parts are measured; the total always is.
+        enabled (`bool`, *optional*): Whether parts are measured; the total always is. On the CPU only, if not given.
     """
 
-    def __init__(self, stats: SpeculationStats, device: torch.device, enabled: bool):
+    def __init__(self, stats: SpeculationStats, device: torch.device, enabled: bool | None = None):
+        enabled = device.type == "cpu" if enabled is None else enabled
         self._stats, self._enabled = stats, enabled
         self._device = device if enabled and device.type == "cuda" else None
         self._started = time.perf_counter()

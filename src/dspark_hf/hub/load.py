@@ -10,12 +10,15 @@ from transformers.utils import cached_file
 
 from dspark_hf.files import read_json
 from dspark_hf.modeling import DraftModel
+from dspark_hf.modeling.vocabulary import check_vocabulary
 
 from .adapters import ADAPTER_CONFIG, base_of_adapter, put_on
 from .convert import KEY_MAPPING, drafter_class, flat_config
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLE = "pytorch_model.bin"
+# What wrappers around a model put into the names of its tensors: DDP, torch.compile, FSDP.
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module"}
 # What says where files are, for target and drafter alike.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
@@ -66,7 +69,10 @@ class AutoDrafter:
             return put_on(drafter, repo_or_dir, _find(repo_or_dir, _CONFIG, where, hub), where, hub)
         config = _read_config(repo_or_dir, where, hub)
         names = _tensor_names(repo_or_dir, where, hub)
+        _check_names(names, where)
         config = flat_config(config, names, where)
+        if config.get("own_lm_head") and "lm_head.bias" in names:
+            raise ValueError(f"The output head in {where} has a bias, which a drafter's own cannot have.")
         dtype = kwargs.get("dtype", "auto")
         if not (dtype == "auto" or isinstance(getattr(torch, str(dtype).removeprefix("torch."), None), torch.dtype)):
             raise ValueError(
@@ -90,6 +96,11 @@ class AutoDrafter:
                 f"The checkpoint {where} holds {len(unexpected)} tensors that its config.json does not explain, e.g. "
                 f"{unexpected[:3]}; without them drafts would be wrong. Correct config.json."
             )
+        if drafter.has_reduced_vocabulary:
+            try:
+                check_vocabulary(drafter.t2d, drafter.d2t)
+            except ValueError as error:
+                raise ValueError(f"The checkpoint {where} cannot be used. {error}") from error
         return drafter.eval()
 
 
@@ -123,6 +134,16 @@ def _tensor_names(repo_or_dir: str, where: str, hub: dict[str, Any]) -> set[str]
             return set(file.keys())
     except SafetensorError as error:
         raise ValueError(f"{weights} cannot be read ({error}); the file is damaged, fetch it again.") from error
+
+
+def _check_names(names: set[str], where: str) -> None:
+    for name in sorted(names):
+        if found := _WRAPPERS & set(name.split(".")):
+            prefix = f"{found.pop()}."
+            raise ValueError(
+                f"The tensors in {where} have names with {prefix!r} in them, e.g. {name!r}: a wrapper around the "
+                "drafter was saved. Save the model inside it (accelerator.unwrap_model), or rename its tensors."
+            )
 
 
 def _find(repo_or_dir: str, name: str, where: str, hub: dict[str, Any]) -> str | None:

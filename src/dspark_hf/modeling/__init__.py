@@ -2,9 +2,9 @@
 
 import dspark_hf
 
-from .configuration import DraftConfig
-from .configuration_dspark import DFlashConfig, DSparkConfig
-from .configuration_eagle3 import Eagle3Config
+from .configuration.drafter import DraftConfig
+from .configuration.dspark import DFlashConfig, DSparkConfig
+from .configuration.eagle3 import Eagle3Config
 from .context import DraftState
 from .drafter import DraftModel
 from .drafting import BlockOutput, LossWeights, Proposal

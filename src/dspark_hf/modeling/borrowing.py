@@ -3,14 +3,16 @@
 from types import NoneType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from dspark_hf.ops.output_head import OutputHead
 
-from .configuration import DraftConfig, check_taps
+from .configuration.drafter import DraftConfig, check_taps
 from .fingerprint import target_fingerprint
 from .placement import loaded
+from .plain_head import plain_rows
 
 
 class Borrowed:
@@ -18,25 +20,54 @@ class Borrowed:
 
     Args:
         target (`PreTrainedModel`): The target.
-        token_ids (`torch.LongTensor` of shape `(draft_vocab,)`, *optional*): Rows of the output head to use; a copy of
-            them is made, for speed. All rows of the target's own head, if not given.
+        token_ids (`torch.LongTensor` of shape `(draft_vocab,)`, *optional*): Rows of the output head to use, of which
+            decoding has a copy, for speed. The target's own head, if not given.
     """
 
     def __init__(self, target: PreTrainedModel, token_ids: Tensor | None = None):
         self.target = target
         self.embed_tokens: nn.Module = target.get_input_embeddings()
         self._whole_head: nn.Module = target.get_output_embeddings()
-        self.lm_head = self._whole_head if token_ids is None else _select_rows(self._whole_head, token_ids)
+        self._token_ids = token_ids
+        self._copied_head: nn.Module | None = None
         self.logit_shape = logit_scale(target.config), logit_softcap(target.config)
-        self._target_rows: nn.Module | None = None
+        self.vocab_size: int = target.config.get_text_config().vocab_size
 
-    def target_rows(self, token_ids: Tensor | None) -> nn.Module:
-        """Rows of the target's output head, for training a drafter with another head; a copy that is made once."""
-        if token_ids is None:
-            return self._whole_head
-        if self._target_rows is None:
-            self._target_rows = _select_rows(self._whole_head, token_ids)
-        return self._target_rows
+    @property
+    def lm_head(self) -> nn.Module:
+        """The output head to decode with."""
+        if self._token_ids is not None and self._copied_head is None:
+            self.renew()
+        return self._whole_head if self._token_ids is None else self._copied_head
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Copy the rows that decoding uses: the target may have changed since, by training or a merged adapter.
+
+        Nothing tells that it has: weights changed through `.data` count no version. A copy costs little beside a pass.
+        """
+        if self._token_ids is None:
+            return
+        new, old = self._copy_rows(), self._copied_head
+        if old is None or old.weight.dtype != new.weight.dtype or old.weight.device != new.weight.device:
+            self._copied_head = new
+        else:
+            # Compiled code goes on with the module that it has seen.
+            old.load_state_dict(new.state_dict())
+
+    def _copy_rows(self) -> nn.Linear:
+        with loaded(self._whole_head):
+            weight, bias = plain_rows(self._whole_head, self._token_ids)
+        copied = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+        copied.weight = nn.Parameter(weight, requires_grad=False)
+        if bias is not None:
+            copied.bias = nn.Parameter(bias, requires_grad=False)
+        return copied
+
+    def head_rows(self, rows: Tensor | slice) -> OutputHead:
+        """Rows of the target's output head as they are now, for training, with what follows it."""
+        weight, bias = plain_rows(self._whole_head, rows)
+        return OutputHead(weight, *self.logit_shape, bias)
 
     def is_current(self, target: PreTrainedModel) -> bool:
         """Whether these still are the modules of `target`; resizing its vocabulary, for one, replaces them."""
@@ -71,18 +102,13 @@ def logit_scale(config: PreTrainedConfig) -> float:
 
 
 def output_head(target: PreTrainedModel) -> OutputHead:
-    """The output head of a target, with what follows it."""
-    return OutputHead(target.get_output_embeddings().weight, logit_scale(target.config), logit_softcap(target.config))
+    """The output head of a target, with what follows it.
 
-
-def _select_rows(head: nn.Linear, token_ids: Tensor) -> nn.Linear:
-    selected = nn.Linear(head.in_features, len(token_ids), bias=head.bias is not None, device="meta")
-    with loaded(head):
-        rows = token_ids.to(head.weight.device)
-        selected.weight = nn.Parameter(head.weight.detach()[rows], requires_grad=False)
-        if head.bias is not None:
-            selected.bias = nn.Parameter(head.bias.detach()[rows], requires_grad=False)
-    return selected
+    Raises:
+        `ValueError`: If it holds its matrix in a form that it alone can read.
+    """
+    weight, bias = plain_rows(target.get_output_embeddings(), slice(None))
+    return OutputHead(weight, logit_scale(target.config), logit_softcap(target.config), bias)
 
 
 def check_fit(config: DraftConfig, target: PreTrainedModel, *, check_name: bool = True) -> None:
@@ -99,8 +125,9 @@ def check_fit(config: DraftConfig, target: PreTrainedModel, *, check_name: bool 
     text_config = target.config.get_text_config()
     target_name = target.name_or_path or type(target).__name__
     sides = f"drafter (made for {config.target_name_or_path or 'an unnamed target'}) and target ({target_name})"
+    # Tokens that were added behind those the drafter knows are no obstacle: it never proposes them.
     for what, ours, theirs in (
-        ("vocabulary", config.vocab_size, text_config.vocab_size),
+        ("vocabulary", config.vocab_size, min(config.vocab_size, text_config.vocab_size)),
         ("hidden size", config.hidden_size, text_config.hidden_size),
         ("number of target layers", config.num_target_layers, text_config.num_hidden_layers),
         ("soft cap on the logits", logit_softcap(config.decoder_config), logit_softcap(text_config)),
@@ -114,9 +141,11 @@ def check_fit(config: DraftConfig, target: PreTrainedModel, *, check_name: bool 
     if target.get_output_embeddings() is None:
         raise ValueError(f"{sides} do not fit: the target has no output head. Load it with AutoModelForCausalLM.")
     if check_name and config.target_name_or_path is not None and not is_made_for(config, target):
+        is_told = config.target_fingerprint is not None and target_fingerprint(target) is not None
+        told = "neither name nor weights agree" if is_told else "the names differ, and its weights cannot be compared"
         raise ValueError(
-            f"This drafter was made for {config.target_name_or_path}, and {target_name} is another model: neither "
-            "name nor weights agree. Drafts would be exact but rarely accepted. Load the drafter of this target; for "
+            f"This drafter was made for {config.target_name_or_path}, and {target_name} is another model: {told}. "
+            "Drafts would be exact but rarely accepted. Load the drafter of this target; for "
             "a fine-tuned or merged target pass SpeculationConfig(check_target=False), and to train the drafter for "
             "it call drafter.bind(target, check_name=False) first."
         )
@@ -128,7 +157,8 @@ def is_made_for(config: DraftConfig, target: PreTrainedModel) -> bool:
     name = config.target_name_or_path
     if target.name_or_path and name and _last_part(name) == _last_part(target.name_or_path):
         return True
-    fingerprint = target_fingerprint(target)
+    has_more = target.config.get_text_config().vocab_size > config.vocab_size
+    fingerprint = target_fingerprint(target, config.vocab_size if has_more else None)
     if config.target_fingerprint is None or fingerprint is None:
         return not target.name_or_path
     return fingerprint == config.target_fingerprint

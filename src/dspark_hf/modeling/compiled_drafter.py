@@ -34,6 +34,7 @@ class CompiledDrafter:
 
     @property
     def device(self) -> torch.device:
+        """Where the drafter computes."""
         return self._drafter.device
 
     def start(self, batch_size: int) -> DraftState:

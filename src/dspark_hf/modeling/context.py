@@ -27,6 +27,7 @@ class TrainingContext:
         self.key_values = key_values
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values `(batch, heads, context + tokens, dim)`: those of the context, then the given."""
         context_keys, context_values = self.key_values[layer_idx]
         return torch.cat([context_keys, keys], 2), torch.cat([context_values, values], 2)
 
@@ -52,6 +53,7 @@ class DraftState:
 
     @property
     def is_uniform(self) -> bool:
+        """Whether all rows have the same length."""
         return min(self.context_lens) == max(self.context_lens)
 
     def positions(self, num_tokens: int, device: torch.device) -> Tensor:

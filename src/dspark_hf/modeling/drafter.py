@@ -16,11 +16,12 @@ from dspark_hf.ops.output_head import OutputHead, shape_logits
 from dspark_hf.publishing import push_model
 
 from .borrowing import Borrowed, check_fit, logit_softcap
-from .configuration import DraftConfig
+from .configuration.drafter import DraftConfig
+from .context import DraftState
 from .drafting import PickFn
 from .families import get_family
-from .placement import compute_device
-from .vocabulary import entry_tokens, vocabulary_buffers
+from .placement import compute_device, compute_dtype
+from .vocabulary import check_vocabulary, entry_tokens, token_entries, vocabulary_buffers
 from .wrappers import unwrap
 
 
@@ -62,8 +63,8 @@ class DraftModel(PreTrainedModel):
         self.fc = nn.Linear(len(config.target_layer_ids) * hidden_size, hidden_size, bias=False)
         self.input_norm: nn.Module | None = None  # of all features, before fc
         self.norm = self.family.norm_cls(hidden_size, eps=decoder.rms_norm_eps)
-        self.rotary_emb = self.family.rotary_cls(decoder)
-        num_outputs = config.draft_vocab_size or config.vocab_size
+        self.rotary_emb = self.family.rotary(decoder)
+        self.num_outputs = num_outputs = config.draft_vocab_size or config.vocab_size
         if self.has_reduced_vocabulary:
             # The first tokens, until choose_vocabulary or a checkpoint says otherwise.
             self.register_buffer("t2d", torch.arange(config.vocab_size) < num_outputs)
@@ -80,14 +81,14 @@ class DraftModel(PreTrainedModel):
         super()._init_weights(module)
         if module is self.rotary_emb:
             # Loading leaves frequencies empty, and knows how to fill in only those of families with one table.
-            for name, buffer in self.family.rotary_cls(self.config.decoder_config).named_buffers():
+            for name, buffer in self.family.rotary(self.config.decoder_config).named_buffers():
                 initialization.copy_(getattr(module, name), buffer)
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
         if any(buffer.dtype != torch.float32 for buffer in self.rotary_emb.buffers()):
             # Rounded frequencies would turn far positions by wrong angles, and loading would not round them.
-            self.rotary_emb = self.family.rotary_cls(self.config.decoder_config).to(self.device)
+            self.rotary_emb = self.family.rotary(self.config.decoder_config).to(self.device)
         return self
 
     @classmethod
@@ -121,7 +122,28 @@ class DraftModel(PreTrainedModel):
 
     @property
     def has_reduced_vocabulary(self) -> bool:
+        """Whether only some of the target's tokens can be drafted."""
         return self.config.draft_vocab_size is not None
+
+    @property
+    def knows_all_tokens(self) -> bool:
+        """Whether the target has no tokens but the drafter's; some may have been added behind them."""
+        return self.borrowed is None or self.borrowed.vocab_size <= self.config.vocab_size
+
+    @property
+    def proposes_all_tokens(self) -> bool:
+        """Whether every token of the target is one that it can propose."""
+        return self.knows_all_tokens and not self.has_reduced_vocabulary
+
+    def entries_of(self, token_ids: Tensor) -> Tensor:
+        """The output head's row for each token, -1 where it has none."""
+        known_ids = token_ids.clamp_max(self.config.vocab_size - 1)
+        entries = token_entries(known_ids, self.t2d) if self.has_reduced_vocabulary else known_ids
+        return entries if self.knows_all_tokens else torch.where(token_ids == known_ids, entries, -1)
+
+    def _known(self, token_ids: Tensor) -> Tensor:
+        """Tokens as the drafter's own tables take them: the last it knows in place of any that it does not."""
+        return token_ids if self.knows_all_tokens else token_ids.clamp_max(self.config.vocab_size - 1)
 
     def bind(self, target: PreTrainedModel, check_name: bool = True) -> "DraftModel":
         """Borrow the target's embedding and output head, in place of any copies of its own.
@@ -133,9 +155,11 @@ class DraftModel(PreTrainedModel):
             check_name (`bool`, *optional*, defaults to `True`): Whether a drafter made for another target is refused.
 
         Raises:
-            `ValueError`: If drafter and target do not fit; the message names both sides.
+            `ValueError`: If drafter and target do not fit, whom the message names, or a reduced vocabulary is none.
         """
         target = unwrap(target)
+        if self.has_reduced_vocabulary:
+            check_vocabulary(self.t2d, self.d2t)
         check_fit(self.config, target, check_name=check_name)
         if self.config.num_target_layers is None:
             self.config.num_target_layers = target.config.get_text_config().num_hidden_layers
@@ -147,8 +171,14 @@ class DraftModel(PreTrainedModel):
         return self
 
     def _borrow(self, target: PreTrainedModel) -> Borrowed:
-        selects_rows = self.has_reduced_vocabulary and not self.config.own_lm_head
-        return Borrowed(target, entry_tokens(self.d2t) if selects_rows else None)
+        copies_rows = self.has_reduced_vocabulary and not self.config.own_lm_head
+        return Borrowed(target, entry_tokens(self.d2t) if copies_rows else None)
+
+    def start(self, batch_size: int) -> DraftState:
+        """An empty context for `batch_size` rows of a generation, which drafts with the target's weights of now."""
+        if self.borrowed is not None:
+            self.borrowed.renew()
+        return self._empty_context(batch_size)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
         """Upload the drafter in the flat layout, with a card, in one commit.
@@ -164,6 +194,7 @@ class DraftModel(PreTrainedModel):
         return push_model(self, repo_id, **options)
 
     def is_bound_to(self, target: PreTrainedModel) -> bool:
+        """Whether it borrows from this target, as the target is now."""
         return self.borrowed is not None and self.borrowed.is_current(unwrap(target))
 
     def get_input_embeddings(self) -> nn.Module | None:
@@ -180,9 +211,11 @@ class DraftModel(PreTrainedModel):
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token embeddings in the drafter's dtype, `(..., hidden)`."""
         embedding = self._vocabulary_module("embed_tokens")
-        embeds = embedding(input_ids.to(compute_device(embedding)))
+        is_own = embedding is self.embed_tokens
+        with torch.set_grad_enabled(is_own and torch.is_grad_enabled()):
+            embeds = embedding((self._known(input_ids) if is_own else input_ids).to(compute_device(embedding)))
         scale = self.family.embed_scale(self.config.decoder_config)
-        if embedding is self.embed_tokens and scale != 1:
+        if is_own and scale != 1:
             embeds = embeds * torch.tensor(scale).to(embeds)  # rounded as in the target's own embedding
         return embeds.to(device=self.device, dtype=self.fc.weight.dtype)
 
@@ -190,23 +223,26 @@ class DraftModel(PreTrainedModel):
         """The output head on block hidden states: `(..., hidden)` to logits over the draft vocabulary."""
         head = self._vocabulary_module("lm_head")
         # Of some slots of a block, a product would copy the whole head once per row.
-        hidden = hidden.to(device=compute_device(head), dtype=head.weight.dtype).contiguous()
-        logits = head(hidden).to(self.device)
+        hidden = hidden.to(device=compute_device(head), dtype=compute_dtype(head, hidden.dtype)).contiguous()
+        logits = head(hidden)[..., : self.num_outputs].to(self.device)
         return shape_logits(logits, *self._logit_shape())
 
     @property
     def head(self) -> OutputHead:
         """The output head in use: rows `(draft_vocab, hidden)`, which learn if they are its own, and what follows."""
+        if self.lm_head is None and self.borrowed is not None:
+            return self._borrowed_head()
         weight = self._vocabulary_module("lm_head").weight
         return OutputHead(weight if self.config.own_lm_head else weight.detach(), *self._logit_shape())
 
     @property
     def target_head(self) -> OutputHead:
         """The target's output head, for the tokens that the drafter can propose; `head`, unless that is its own."""
-        if not self.config.own_lm_head:
-            return self.head
-        tokens = entry_tokens(self.d2t) if self.has_reduced_vocabulary else None
-        return OutputHead(self.borrowed.target_rows(tokens).weight, *self.borrowed.logit_shape)
+        return self._borrowed_head() if self.config.own_lm_head else self.head
+
+    def _borrowed_head(self) -> OutputHead:
+        tokens = entry_tokens(self.d2t) if self.has_reduced_vocabulary else slice(self.num_outputs)
+        return self.borrowed.head_rows(tokens)
 
     def _logit_shape(self) -> tuple[float, float | None]:
         """Scale and soft cap of the logits: the target's, with its output head."""

@@ -15,7 +15,7 @@ from dspark_hf.ops.blocks import LayerView, training_mask
 from dspark_hf.ops.candidates import Candidates
 
 from .cache_name import CACHE_NAME
-from .configuration_dspark import DFlashConfig, DSparkConfig
+from .configuration.dspark import DFlashConfig, DSparkConfig
 from .context import DraftState, TracedState, TrainingContext
 from .drafter import DraftModel
 from .drafting import BlockOutput, PickFn, Proposal
@@ -42,9 +42,8 @@ class DSparkModel(DraftModel):
             layer.self_attn.is_causal = False
             layer._can_checkpoint_with_cache = True  # TrainingContext.update has no side effect
         self._views, self._layer_types = config.layer_views, config.attention_types()
-        num_outputs = config.draft_vocab_size or config.vocab_size
         head_cls = MARKOV_HEADS[config.markov_head_type]
-        self.markov_head = head_cls(config.vocab_size, hidden_size, rank, num_outputs) if rank > 0 else None
+        self.markov_head = head_cls(config.vocab_size, hidden_size, rank, self.num_outputs) if rank > 0 else None
         num_inputs = hidden_size + (rank if config.confidence_head_with_markov else 0)
         self.confidence_head = ConfidenceHead(num_inputs) if config.enable_confidence_head else None
         self.post_init()
@@ -132,18 +131,17 @@ class DSparkModel(DraftModel):
             return None
         state, states = None, []
         for slot in range(hidden.shape[-2]):
-            vector, state = self.markov_head.step(prev_ids[..., slot], hidden[..., slot, :], state)
+            vector, state = self.markov_head.step(self._known(prev_ids[..., slot]), hidden[..., slot, :], state)
             states.append(vector)
         return torch.stack(states, -2)
 
     def _confidence(self, hidden: Tensor, prev_ids: Tensor) -> Tensor | None:
         if self.confidence_head is None:
             return None
-        embeds = self.markov_head.markov_w1(prev_ids) if self.config.confidence_head_with_markov else None
+        embeds = self.markov_head.markov_w1(self._known(prev_ids)) if self.config.confidence_head_with_markov else None
         return self.confidence_head(hidden, embeds)
 
-    def start(self, batch_size: int) -> DraftState:
-        """An empty context for `batch_size` rows."""
+    def _empty_context(self, batch_size: int) -> DraftState:
         return DraftState(batch_size, len(self.layers))
 
     @torch.no_grad()
@@ -219,7 +217,7 @@ class DSparkModel(DraftModel):
         for slot in range(num_slots):
             slot_logits, slot_entries = logits[:, slot], None if entries is None else entries[:, slot]
             if self.markov_head is not None:
-                vector, markov_state = self.markov_head.step(prev_ids, hidden[:, slot], markov_state)
+                vector, markov_state = self.markov_head.step(self._known(prev_ids), hidden[:, slot], markov_state)
                 slot_logits = slot_logits + self.markov_head.bias(vector, slot_entries)
             prev_ids, slot_candidates = self._choose(slot_logits, slot_entries, ids[:, :slot], pick)
             ids[:, slot] = prev_ids

@@ -25,7 +25,7 @@ from dspark_hf.ops.blocks import FULL_VIEW, LayerView, training_mask
 from dspark_hf.ops.candidates import Candidates
 
 from .cache_name import CACHE_NAME
-from .configuration_eagle3 import Eagle3Config
+from .configuration.eagle3 import Eagle3Config
 from .context import DraftState, TrainingContext
 from .drafter import DraftModel
 from .drafting import BlockOutput, PickFn, Proposal
@@ -189,8 +189,7 @@ class Eagle3Model(DraftModel):
         layer, rope = self.layers[0], self.rope(before, positions)
         return self.family.context_kv(layer.self_attn, layer.pairs(self.embed(token_ids), before), rope)
 
-    def start(self, batch_size: int) -> Eagle3State:
-        """An empty context for `batch_size` rows."""
+    def _empty_context(self, batch_size: int) -> Eagle3State:
         return Eagle3State(batch_size)
 
     @torch.no_grad()

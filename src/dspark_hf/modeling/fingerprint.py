@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .placement import loaded
+from .plain_head import is_quantised
 
 _NUM_ROWS = 64
 
@@ -18,8 +19,12 @@ def public_name(name_or_path: str) -> str | None:
     return (Path(name_or_path).name if is_folder else name_or_path) or None
 
 
-def target_fingerprint(target: PreTrainedModel) -> str | None:
+def target_fingerprint(target: PreTrainedModel, num_tokens: int | None = None) -> str | None:
     """A short digest of some rows of the target's output head, equal whether it is loaded in bfloat16 or float32.
+
+    Args:
+        target (`PreTrainedModel`): The target.
+        num_tokens (`int`, *optional*): Of the first rows only, as if no tokens had been added behind them.
 
     Returns:
         `str`, or `None` where the weights are not at hand (meta device) or not plain floating point (quantised).
@@ -28,8 +33,8 @@ def target_fingerprint(target: PreTrainedModel) -> str | None:
     if getattr(head, "weight", None) is None:
         return None
     with loaded(head):
-        weight = head.weight
-        if weight.device.type == "meta" or not weight.is_floating_point():
+        weight = head.weight[:num_tokens] if num_tokens is not None else head.weight
+        if weight.device.type == "meta" or is_quantised(weight):
             return None
         rows = torch.linspace(0, weight.shape[0] - 1, min(_NUM_ROWS, weight.shape[0])).long().to(weight.device)
         # bfloat16 is the coarsest dtype in use: float32 and bfloat16 copies of one checkpoint agree in it.

@@ -17,6 +17,12 @@ def compute_device(module: nn.Module) -> torch.device:
     return module.weight.device
 
 
+def compute_dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:
+    """The dtype in which a module with a `weight` takes its input; the default, if its weight is packed."""
+    dtype = module.weight.dtype
+    return dtype if dtype.is_floating_point and dtype.itemsize > 1 else default
+
+
 @contextmanager
 def loaded(module: nn.Module) -> Iterator[nn.Module]:
     """Have a module's own weights in memory, if they are offloaded."""

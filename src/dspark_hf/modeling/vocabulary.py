@@ -29,6 +29,21 @@ def vocabulary_buffers(token_ids: Iterable[int], draft_vocab_size: int, vocab_si
     return t2d, ids - torch.arange(len(ids))
 
 
+def check_vocabulary(t2d: Tensor, d2t: Tensor) -> None:
+    """Check that both buffers tell of the same tokens.
+
+    Raises:
+        `ValueError`: If `d2t` leads out of the vocabulary, or to other tokens than `t2d` marks, or not in order.
+    """
+    tokens = entry_tokens(d2t)
+    if tokens.shape != (num_marked := int(t2d.sum()),) or not torch.equal(tokens, torch.nonzero(t2d).squeeze(-1)):
+        raise ValueError(
+            f"The reduced draft vocabulary is no such thing: t2d marks {num_marked} of {len(t2d)} tokens, and the "
+            f"{len(d2t)} entries of d2t lead to tokens from {int(tokens.min())} to {int(tokens.max())} that are not "
+            "these in ascending order. Entry d of d2t must be the d-th token that t2d marks, minus d."
+        )
+
+
 def entry_tokens(d2t: Tensor) -> Tensor:
     """Ascending token ids `(draft_vocab,)` of the entries."""
     return d2t + torch.arange(len(d2t), device=d2t.device)

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -13,15 +14,22 @@ class OutputHead(NamedTuple):
         weight (`torch.Tensor` of shape `(vocab, hidden)`): The matrix.
         scale (`float`): What logits are multiplied with (Granite, Cohere, Falcon-H1).
         softcap (`float`, *optional*): Soft cap on the scaled logits (Gemma).
+        bias (`torch.Tensor` of shape `(vocab,)`, *optional*): Added before both (Phi, GPT-J, CodeGen).
     """
 
     weight: Tensor
     scale: float = 1.0
     softcap: float | None = None
+    bias: Tensor | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """`softcap * tanh(scale * hidden @ weight.T / softcap)`, or as much of it as there is."""
-        return shape_logits(hidden @ self.weight.T, self.scale, self.softcap)
+        """`softcap * tanh(scale * (hidden @ weight.T + bias) / softcap)`, or as much of it as there is."""
+        return shape_logits(F.linear(hidden, self.weight, self.bias), self.scale, self.softcap)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "OutputHead":
+        """The head with its tensors there and so."""
+        bias = None if self.bias is None else self.bias.to(device, dtype)
+        return self._replace(weight=self.weight.to(device, dtype), bias=bias)
 
 
 def shape_logits(logits: Tensor, scale: float = 1.0, softcap: float | None = None) -> Tensor:

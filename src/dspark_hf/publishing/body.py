@@ -1,14 +1,12 @@
 """The text of a card, section by section."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .evaluations import describe
+from .facts import CardFacts
 from .folder import DrafterFolder, kind, num_slots
 from .plots import ACCEPTANCE, RELIABILITY
 from .serving import serving_commands
-
-if TYPE_CHECKING:
-    from .card import CardFacts
 
 _HEADS = {"vanilla": "a vanilla", "gated": "a gated", "rnn": "a recurrent"}
 _PAPERS = {
@@ -18,7 +16,7 @@ _PAPERS = {
 }
 
 
-def card_body(drafter: DrafterFolder, facts: "CardFacts", base_model: str | None, pictures: list[str]) -> str:
+def card_body(drafter: DrafterFolder, facts: CardFacts, base_model: str | None, pictures: list[str]) -> str:
     """Everything below the front matter.
 
     Args:
@@ -38,7 +36,7 @@ def card_body(drafter: DrafterFolder, facts: "CardFacts", base_model: str | None
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _head(drafter: DrafterFolder, facts: "CardFacts", base_model: str | None) -> str:
+def _head(drafter: DrafterFolder, facts: CardFacts, base_model: str | None) -> str:
     name = kind(drafter.config)
     what = f"{'an' if name == 'EAGLE-3' else 'a'} {name} drafter"
     target = _target_name(drafter, base_model)
@@ -84,7 +82,7 @@ def _parts(drafter: DrafterFolder) -> list[str]:
     return parts
 
 
-def _use(drafter: DrafterFolder, facts: "CardFacts", base_model: str | None) -> str:
+def _use(drafter: DrafterFolder, facts: CardFacts, base_model: str | None) -> str:
     if facts.repo_id is None or not (facts.subfolder or base_model):
         return ""
     repo = facts.repo_id
@@ -114,7 +112,7 @@ def _use(drafter: DrafterFolder, facts: "CardFacts", base_model: str | None) -> 
     return "\n".join(["## Use", "", "```python", *lines, "```"])
 
 
-def _serve(drafter: DrafterFolder, facts: "CardFacts", base_model: str | None) -> str:
+def _serve(drafter: DrafterFolder, facts: CardFacts, base_model: str | None) -> str:
     target = facts.repo_id if facts.subfolder and facts.has_target else base_model
     # Engines read whole drafters (merge_and_unload() makes one of an adapter), and EAGLE-3 in other packagings.
     if facts.repo_id is None or target is None or drafter.adapter is not None or kind(drafter.config) == "EAGLE-3":
@@ -148,7 +146,7 @@ def _training(drafter: DrafterFolder) -> str:
     return "\n\n".join(parts)
 
 
-def _results(drafter: DrafterFolder, facts: "CardFacts", pictures: list[str]) -> str:
+def _results(drafter: DrafterFolder, facts: CardFacts, pictures: list[str]) -> str:
     if not drafter.evaluations:
         return ""
     rows = [describe(record, name) for name, record in drafter.evaluations.items()]
@@ -185,7 +183,7 @@ def _made(name: str, provenance: dict[str, Any]) -> str:
     return f"* {name}: {known}" if known else ""
 
 
-def _calibration(drafter: DrafterFolder, facts: "CardFacts", pictures: list[str]) -> str:
+def _calibration(drafter: DrafterFolder, facts: CardFacts, pictures: list[str]) -> str:
     parts = []
     if drafter.calibration is not None:
         temperatures = _listed([f"{one:.3g}" for one in drafter.calibration["temperatures"]])
@@ -201,7 +199,7 @@ def _calibration(drafter: DrafterFolder, facts: "CardFacts", pictures: list[str]
     return "\n\n".join(["## Does it know when it is right?", *parts]) if parts else ""
 
 
-def _place(facts: "CardFacts", name: str) -> str:
+def _place(facts: CardFacts, name: str) -> str:
     return f"{facts.subfolder}/{name}" if facts.subfolder else name
 
 

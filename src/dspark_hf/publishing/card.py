@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +11,13 @@ from huggingface_hub import EvalResult, ModelCardData
 from dspark_hf.files import write_text
 
 from .body import card_body
+from .facts import CardFacts
 from .folder import CARD, DrafterFolder
 from .plots import ACCEPTANCE, RELIABILITY, plot_acceptance, plot_reliability
 
 TAGS = ("dspark", "speculative-decoding", "drafter")
 _MARK = "<!-- written by dspark_hf, sha256 {digest}: change anything above, and it is yours and kept -->"
 _MARK_PATTERN = re.compile(r"\n<!-- written by dspark_hf, sha256 ([0-9a-f]{16}): [^\n]*-->\n*$")
-
-
-@dataclass(frozen=True)
-class CardFacts:
-    """What a card needs to know besides the folder's files.
-
-    Args:
-        repo_id (`str`, *optional*): The repository it is for; commands name it.
-        base_model (`str`, *optional*): The target's repository. By default the one that the drafter's config names, if
-            that is one.
-        license (`str`, *optional*): The licence's identifier, e.g. `"apache-2.0"`.
-        datasets (`tuple[str, ...]`): Hub datasets of the training text.
-        tags (`tuple[str, ...]`): Tags besides the usual ones.
-        subfolder (`str`): Where the drafter lies in the repository; a composite one has it in `"dspark"`.
-        has_target (`bool`): Whether the repository holds the target's weights too.
-    """
-
-    repo_id: str | None = None
-    base_model: str | None = None
-    license: str | None = None
-    datasets: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    subfolder: str = ""
-    has_target: bool = False
 
 
 def write_card(

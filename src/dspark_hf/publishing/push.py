@@ -11,7 +11,8 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
 
-from .card import CardFacts, is_generated, write_card
+from .card import is_generated, write_card
+from .facts import CardFacts
 from .folder import CALIBRATION, CARD, EVALUATIONS, TRAINING
 from .plots import ACCEPTANCE, RELIABILITY
 

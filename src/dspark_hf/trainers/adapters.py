@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from dspark_hf.modeling.plain_head import plain_weight
 from dspark_hf.modeling.wrappers import unwrap
 
 logger = logging.get_logger(__name__)
@@ -77,12 +78,14 @@ def check_trainable(model: nn.Module) -> None:
 
 
 def check_target_head(target: PreTrainedModel) -> None:
-    """Check that the target's output head is a plain matrix, which the loss reads.
+    """Check that the target's output head can be read as a matrix, as the loss does.
 
     Raises:
-        `ValueError`: If the head carries an adapter.
+        `ValueError`: If the head carries an adapter, or is quantised in a form that it alone can read.
     """
-    if isinstance(unwrap(target).get_output_embeddings(), BaseTunerLayer):
+    head = unwrap(target).get_output_embeddings()
+    plain_weight(head)
+    if isinstance(head, BaseTunerLayer):
         raise ValueError(
             "The target's output head carries an adapter, and the loss reads the head as one matrix; merge it first: "
             "target = target.merge_and_unload()."

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer
 
 from dspark_hf.data.generating import left_pad, sampling_options
+from dspark_hf.generation import SpeculationConfig, SpeculationStats
 
 
 def held_out_prompts(dataset: Any, num_prompts: int) -> list[list[int]]:
@@ -102,9 +103,6 @@ def decode_prompts(
     Returns:
         [`SpeculationStats`]: The verifications of all answers.
     """
-    # The public names, because their first use is what teaches generate() about drafters.
-    from dspark_hf import SpeculationConfig, SpeculationStats
-
     pad_id = target.generation_config.pad_token_id or 0
     stats = SpeculationStats()
     with tqdm(total=len(prompts), desc="Held-out decoding", unit="prompt", leave=False, disable=not progress) as bar:

@@ -56,11 +56,13 @@ class DraftMetrics:
             self.sums[name] = self.sums.get(name, 0) + value.double()
 
     def means(self, reduce=lambda tensor: tensor) -> dict[str, float]:
-        """The figures so far; `reduce` sums a tensor over processes. Empty if nothing was added."""
+        """The figures so far; `reduce` sums a tensor over processes. Empty if nothing was added, or no slot counts."""
         if not self.sums:
             return {}
         sums = {name: reduce(value) for name, value in self.sums.items()}
         num_rows, num_full = sums["count"].sum(), sums["full_blocks"].clamp_min(1)
+        if not num_rows:
+            return {}
         figures = {
             "cross_entropy": sums["cross_entropy"] / sums["weight"],
             "l1": sums["l1"] / sums["weight"],

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dspark_hf.modeling import BlockOutput, DraftModel
 from dspark_hf.modeling.borrowing import output_head
-from dspark_hf.modeling.vocabulary import token_entries
 from dspark_hf.ops.blocks import block_targets, slot_weights
 from dspark_hf.ops.distill_loss import distill_loss, streamed_log_norm
 
@@ -61,26 +60,28 @@ class DistillObjective:
         source = (rows, source[block_mask])
         target_hidden = self.last_hidden_states.to(device)[source]
         autocast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else model.head.weight.dtype
+        head = model.head
+        dtype = torch.get_autocast_dtype(device.type) if autocast else head.weight.dtype
+        head, target_head = head.to(device, dtype), None
+        if model.config.own_lm_head:
+            target_head = model.target_head.to(device, dtype)
         with torch.autocast(device.type, enabled=False):
             target_hidden, entries, log_norm = target_hidden.to(dtype), target_ids[block_mask], None
-            if model.has_reduced_vocabulary:
-                entries, log_norm = token_entries(entries, model.t2d), self._log_norm(model, source, target_hidden)
+            if not model.proposes_all_tokens:
+                entries, log_norm = model.entries_of(entries), self._log_norm(model, source, target_hidden)
             markov = {}
             if output.markov_states is not None:
                 markov = {
                     "markov_states": output.markov_states[block_mask].to(dtype),
                     "markov_weight": model.markov_head.markov_w2.weight.to(dtype),
                 }
-            head, target_head = model.head, None
-            if model.config.own_lm_head:
-                target_head = model.target_head._replace(weight=model.target_head.weight.to(device, dtype))
             distilled = distill_loss(
                 output.hidden[block_mask].to(dtype),
-                head.weight.to(device=device, dtype=dtype),
+                head.weight,
                 target_hidden,
                 entries,
                 row_weights,
+                head_bias=head.bias,
                 target_log_norm=log_norm,
                 ce_weight=self.ce_weight,
                 tv_weight=self.tv_weight,
@@ -119,4 +120,4 @@ class DistillObjective:
         # Any of a position's rows will do.
         hidden = target_hidden[places.scatter(0, inverse, torch.arange(len(inverse), device=places.device))]
         head = output_head(model.borrowed.target)
-        return streamed_log_norm(hidden, head._replace(weight=head.weight.to(hidden)), self.chunk_size)[inverse]
+        return streamed_log_norm(hidden, head.to(hidden.device, hidden.dtype), self.chunk_size)[inverse]

@@ -32,7 +32,7 @@ class Recipe:
             `num_synthetic` first, into `text.jsonl` of the output folder.
         num_synthetic (`int`, *optional*, defaults to 200): Conversations to write then.
         openings (`str`, *optional*): File of beginnings for the prompts that it invents
-            ([`~data.synthesis.load_openings`]).
+            ([`~data.regeneration.synthesis.load_openings`]).
         held_out (`int`, *optional*, defaults to 100): Conversations at the end kept for evaluation; at most a fifth.
         max_length (`int`, *optional*, defaults to 4096): Tokens of a conversation that are used.
         features (`str`, *optional*, defaults to `"online"`): Where the target's features come from: `online` runs it

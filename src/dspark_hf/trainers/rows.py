@@ -7,7 +7,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from dspark_hf.data.cache import TargetCache
-from dspark_hf.data.chat import encode_row
+from dspark_hf.data.chat import encode_row, row_name
+from dspark_hf.data.collator import has_anchors
 from dspark_hf.data.conversations import load_conversations
 from dspark_hf.modeling import DraftModel
 
@@ -15,17 +16,21 @@ from .streams import StreamedRows
 
 
 def load_rows(files: Sequence[str], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
-    """Encoded conversations of JSONL files, those whose answers have at least two tokens.
+    """Encoded conversations of JSONL files, those with an answer of at least two tokens.
 
     Raises:
         `ValueError`: If none is left.
     """
-    records = [record for file in files for record in load_conversations(file)]
-    rows = [
-        encode_row(record, tokenizer, max_length)
-        for record in tqdm(records, desc="Encoding", unit="conversation", leave=False)
+    records = [
+        (f"{file}, conversation {number},", record)
+        for file in files
+        for number, record in enumerate(load_conversations(file), start=1)
     ]
-    rows = [row for row in rows if sum(row["loss_mask"]) > 1]
+    rows = [
+        encode_row(record, tokenizer, max_length, where=where)
+        for where, record in tqdm(records, desc="Encoding", unit="conversation", leave=False)
+    ]
+    rows = [row for row in rows if has_anchors(row["loss_mask"])]
     if not rows:
         raise ValueError(
             f"None of the {len(records)} conversations in {list(files)} has an answer of two tokens within "
@@ -35,12 +40,13 @@ def load_rows(files: Sequence[str], tokenizer: Any, max_length: int) -> list[dic
 
 
 def encode_rows(dataset: Any, tokenizer: Any, max_length: int, repeats: bool = False) -> Any:
-    """Rows of conversations as ids and masks; any other dataset as it is. Several come by name.
+    """Conversations as ids and masks, those with an answer of at least two tokens; any other dataset as it is. Several
+    come by name.
 
     Without a length it is a stream, which is encoded as it comes, and over and over where it `repeats`.
 
     Raises:
-        `ValueError`: If no conversation has an answer.
+        `ValueError`: If no conversation has such an answer.
     """
     if isinstance(dataset, dict):
         return {name: encode_rows(part, tokenizer, max_length) for name, part in dataset.items()}
@@ -50,11 +56,12 @@ def encode_rows(dataset: Any, tokenizer: Any, max_length: int, repeats: bool = F
         return StreamedRows(dataset, tokenizer, max_length, repeats)
     if len(dataset) == 0 or "messages" not in dataset[0]:
         return dataset
-    rows = [row for row in (encode_row(row, tokenizer, max_length) for row in dataset) if any(row["loss_mask"])]
+    encoded = (encode_row(row, tokenizer, max_length, where=row_name(index)) for index, row in enumerate(dataset))
+    rows = [row for row in encoded if has_anchors(row["loss_mask"])]
     if not rows:
         raise ValueError(
-            f"None of the {len(dataset)} conversations has an answer within max_length={max_length}; raise it, or "
-            "give other data."
+            f"None of the {len(dataset)} conversations has an answer of two tokens within max_length={max_length}; "
+            "raise it, or give other data."
         )
     return rows
 

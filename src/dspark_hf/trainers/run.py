@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, set_seed
 from dspark_hf.data.cache import TargetCache, build_target_cache
 from dspark_hf.data.conversations import load_conversations
 from dspark_hf.data.features import TargetFeatures, hold_features
-from dspark_hf.data.regenerate import synthesize
+from dspark_hf.data.regeneration import synthesize
 from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.vocabulary import frequent_tokens
 from dspark_hf.modeling.wrappers import unwrap
@@ -143,7 +143,7 @@ def _cached(
         target_layer_ids=drafter.config.target_layer_ids,
         tokenizer=tokenizer,
         dtype=training.cache_dtype,
-        log_norm=drafter.has_reduced_vocabulary,
+        log_norm=not drafter.proposes_all_tokens,
         max_length=recipe.max_length,
     )
 
@@ -157,7 +157,7 @@ def _split(
         return rows.select(range(num_trained)), rows.select(range(num_trained, len(rows)))
     if recipe.features == "memory":
         source = TargetFeatures(target, drafter.config.target_layer_ids)
-        rows = hold_features(source, rows, log_norm=drafter.has_reduced_vocabulary)
+        rows = hold_features(source, rows, log_norm=not drafter.proposes_all_tokens)
     return rows[:num_trained], rows[num_trained:]
 
 

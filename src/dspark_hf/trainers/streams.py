@@ -8,7 +8,8 @@ import datasets
 from torch.utils.data import IterableDataset
 from transformers import TrainingArguments
 
-from dspark_hf.data.chat import encode_row
+from dspark_hf.data.chat import encode_row, row_name
+from dspark_hf.data.collator import has_anchors
 from dspark_hf.data.conversations import iterate_conversations
 
 SHUFFLE_BUFFER = 10_000
@@ -39,16 +40,18 @@ class StreamedRows(IterableDataset):
             if hasattr(self.stream, "set_epoch"):
                 self.stream.set_epoch(epoch)
             num_rows = 0
-            for row in self.stream:
-                encoded = encode_row(row, self.tokenizer, self.max_length) if "messages" in row else dict(row)
-                if any(encoded["loss_mask"]):
+            for index, row in enumerate(self.stream):
+                where = f"{row_name(index)} of pass {epoch + 1}"
+                is_encoded = "messages" not in row
+                encoded = dict(row) if is_encoded else encode_row(row, self.tokenizer, self.max_length, where=where)
+                if has_anchors(encoded["loss_mask"]):
                     num_rows += 1
                     yield encoded | ({"stream_epoch": epoch} if self.repeats else {})
             if not num_rows:
                 raise ValueError(
-                    f"The data stream gave no row with an answer within max_length={self.max_length} in its pass "
-                    f"{epoch + 1}. Give other data; a generator that ends after one pass must be made anew for each: "
-                    "datasets.IterableDataset.from_generator(function)."
+                    f"The data stream gave no row with an answer of two tokens within max_length={self.max_length} in "
+                    f"its pass {epoch + 1}. Give other data; a generator that ends after one pass must be made anew "
+                    "for each: datasets.IterableDataset.from_generator(function)."
                 )
             if not self.repeats:
                 return

@@ -240,7 +240,7 @@ def test_a_full_disk_is_told_before_any_work(build, rows, monkeypatch):
         ({"target_layer_ids": []}, r"ascending ids from 0 to 2 for a target of 4 layers .*, got \[\]"),
         ({"rows": []}, "rows must be a list or a dataset with a length"),
         ({"rows": iter([])}, "rows must be a list or a dataset with a length"),
-        ({"rows": [{"text": "a"}]}, "Expected a row with 'messages', or with 'input_ids' and 'loss_mask'"),
+        ({"rows": [{"text": "a"}]}, r"Row 0 \(from 0\) needs 'messages', or 'input_ids' and 'loss_mask'"),
         ({"rows": [{"messages": [{"role": "user", "content": "a"}]}]}, "give their tokenizer"),
     ],
 )
@@ -248,6 +248,13 @@ def test_bad_settings_are_refused_before_any_work(build, rows, tmp_path, options
     with pytest.raises(ValueError, match=message):
         build(**{"rows": rows, **options})
     assert not list(tmp_path.glob("cache/rows-*"))
+
+
+def test_a_row_that_cannot_be_encoded_is_named(build, tiny_tokenizer):
+    good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bc"}]}
+    odd = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]}
+    with pytest.raises(ValueError, match=r"Row 1 \(from 0\) cannot be encoded: .*'content': None"):
+        build([good, odd], tokenizer=tiny_tokenizer)
 
 
 def test_nothing_to_learn_at_all(build):

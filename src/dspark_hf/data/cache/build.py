@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dspark_hf.data.chat import encode_row
+from dspark_hf.data.chat import encode_row, row_name
 from dspark_hf.data.features import TargetFeatures
 
 from .codecs import check_dtype
@@ -86,7 +86,7 @@ def build_target_cache(
             raise ValueError(f"{name} must be at least 1, got {value}.")
     if not hasattr(rows, "__len__") or not len(rows):
         raise ValueError("rows must be a list or a dataset with a length, and not be empty. Load streamed rows first.")
-    encode_row(rows[0], tokenizer, max_length)
+    encode_row(rows[0], tokenizer, max_length, where=row_name(0))
     folder, state = Path(folder), process_state()
     source = TargetFeatures(target, target_layer_ids)
     wanted = Manifest.describe(
@@ -97,7 +97,7 @@ def build_target_cache(
     try:
         if state.is_main_process:
             lock.acquire(timeout=0)
-            encoded = (encode_row(row, tokenizer, max_length) for row in rows)
+            encoded = (encode_row(row, tokenizer, max_length, where=row_name(i)) for i, row in enumerate(rows))
             _begin(folder, wanted, source, (row for row in encoded if any(row["loss_mask"])))
         state.wait_for_everyone()
         manifest = Manifest.read(folder)
@@ -164,7 +164,7 @@ class _Builder:
             for number in range(first, last):
                 given = self.rows[number]
                 checksum = zlib.crc32(row_bytes(given), checksum)
-                row = encode_row(given, self.tokenizer, self.max_length)
+                row = encode_row(given, self.tokenizer, self.max_length, where=row_name(number))
                 if any(row["loss_mask"]):
                     kept.append((number, row))
                     num_tokens += len(row["input_ids"])

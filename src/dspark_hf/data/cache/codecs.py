@@ -32,15 +32,19 @@ def check_dtype(dtype: str) -> None:
 class Codec(Protocol):
     """Turns states `(tokens, width)` into named tensors `(tokens, ...)` and back."""
 
-    bytes_per_token: float
+    @property
+    def bytes_per_token(self) -> float:
+        """What a token takes on the disk."""
 
-    def encode(self, states: Tensor) -> dict[str, Tensor]: ...
+    def encode(self, states: Tensor) -> dict[str, Tensor]:
+        """The parts that are stored, by name, of states `(tokens, width)` of any floating dtype."""
 
-    def decode(self, parts: Mapping[str, Tensor]) -> Tensor: ...
+    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """The states `(tokens, width)` that were encoded, as near as the parts keep them."""
 
 
 @dataclass(frozen=True)
-class RawCodec:
+class RawCodec(Codec):
     """States as they are, in one dtype."""
 
     width: int
@@ -58,7 +62,7 @@ class RawCodec:
 
 
 @dataclass(frozen=True)
-class Fp8Codec:
+class Fp8Codec(Codec):
     """States as e4m3 with a float32 scale per token and state: a tap's size does not cost another's precision."""
 
     width: int
@@ -79,7 +83,7 @@ class Fp8Codec:
 
 
 @dataclass(frozen=True)
-class GroupCodec:
+class GroupCodec(Codec):
     """States as codes of 4, 6 or 8 bits in groups of 64 channels, a step of one byte per group.
 
     Channels are first brought to one size with the fixed `center` and `scale` of each, because a few of them are tens
@@ -96,6 +100,7 @@ class GroupCodec:
 
     @property
     def num_groups(self) -> int:
+        """Groups of channels, the last of which may not be full."""
         return -(-len(self.center) // _GROUP)
 
     @property

@@ -133,6 +133,7 @@ class TargetCache(Dataset):
 
     @property
     def num_tokens(self) -> int:
+        """Tokens of all rows."""
         return sum(self.lengths)
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from dspark_hf.data.chat import encode_row
+from dspark_hf.data.chat import encode_row, row_name
 
 from .codecs import DTYPES
 from .rows import RowCodec
@@ -32,6 +32,7 @@ class CacheEstimate:
     bytes_per_token: dict[str, float]
 
     def num_bytes(self, dtype: str) -> int:
+        """Bytes that a cache of this dtype takes."""
         return round(self.num_tokens * self.bytes_per_token[dtype])
 
 
@@ -57,7 +58,7 @@ def estimate_target_cache(
     num_sampled = min(num_sampled, len(rows))
     counted = 0
     for index in sorted(random.Random(0).sample(range(len(rows)), num_sampled)):
-        row = encode_row(rows[index], tokenizer, max_length)
+        row = encode_row(rows[index], tokenizer, max_length, where=row_name(index))
         counted += len(row["input_ids"]) if any(row["loss_mask"]) else 0
     hidden_size = config.get_text_config().hidden_size
     return CacheEstimate(

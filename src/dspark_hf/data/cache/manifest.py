@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dspark_hf.modeling import DraftConfig
-from dspark_hf.modeling.configuration import check_taps
+from dspark_hf.modeling.configuration.drafter import check_taps
 from dspark_hf.modeling.fingerprint import public_name
 from dspark_hf.modeling.wrappers import unwrap
 from dspark_hf.provenance import changes
@@ -110,6 +110,7 @@ class Manifest:
         return cls(**record)
 
     def write(self, folder: Path) -> None:
+        """Write it to a folder, whole or not at all."""
         write_record(folder / MANIFEST_FILE, asdict(self))
 
     def check_same(self, wanted: "Manifest", folder: Path) -> None:
@@ -179,10 +180,12 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def template_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What tells chat templates apart; None of a tokenizer without one."""
     if tokenizer.chat_template is None:
         return None
     return hashlib.sha256(json.dumps(tokenizer.chat_template, sort_keys=True).encode()).hexdigest()
 
 
 def file_checksum(path: Path) -> int:
+    """CRC-32 of a file."""
     return zlib.crc32(path.read_bytes())

@@ -128,6 +128,7 @@ class RowCodec:
 
 
 def needs_channels(dtype: str) -> bool:
+    """Whether a cache of this dtype rests on statistics of its channels."""
     return dtype in FEATURE_BITS
 
 
@@ -156,6 +157,7 @@ def all_channel_statistics(states: Iterable[Tensor]) -> dict[str, Tensor]:
 
 
 def write_channels(folder: Path, channels: Mapping[str, Tensor]) -> None:
+    """Write statistics of channels, by name, to a folder, and wait until the disk has them."""
     with whole_file(folder / CHANNELS_FILE, durable=True) as temp:
         save_file(dict(channels), temp)
 

@@ -51,6 +51,7 @@ class Shard:
 
     @property
     def data_path(self) -> Path:
+        """The file of tensors beside the record."""
         return self.record_path.with_suffix(_DATA)
 
 

@@ -5,15 +5,15 @@ Shapes: B rows at work, n drafts of a round, V vocabulary, L taps, E hidden size
 
 from dataclasses import dataclass
 from itertools import compress
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dspark_hf.generation.config import SpeculationConfig
-from dspark_hf.generation.lengths.cost import RoundCost
+from dspark_hf.generation.lengths.pace import round_cost
+from dspark_hf.generation.lengths.policy import length_policy
 from dspark_hf.generation.lengths.safety import CollapseWarning, SafetyNet
+from dspark_hf.generation.request import Request
 from dspark_hf.generation.stats import SpeculationStats, Stopwatch
 from dspark_hf.generation.tokens.sampling import TokenChooser
 from dspark_hf.generation.tokens.transcript import Transcript
@@ -22,7 +22,7 @@ from dspark_hf.ops.candidates import Candidates
 from dspark_hf.ops.verify import survival
 
 from .context import PendingContext
-from .lookup import LookupSource, PromptLookup
+from .lookup import LookupSource
 
 
 @dataclass
@@ -51,40 +51,36 @@ class Proposer:
     """Makes the offers of one generation. What is offered depends on nothing but tokens and rounds before it.
 
     Args:
-        drafter ([`DSparkModel`] or [`PromptLookup`]): The drafter.
-        speculation ([`SpeculationConfig`]): How to speculate.
+        request ([`Request`]): What is to be generated: its drafter, and how to speculate.
         chooser ([`TokenChooser`]): Picks draft tokens.
         transcript ([`Transcript`]): The tokens so far.
+        context ([`PendingContext`]): What the drafter has read, and asks it.
         stats ([`SpeculationStats`]): Counts what the safety net does.
         watch ([`Stopwatch`]): Measures the drafter.
-        context ([`PendingContext`]): What the drafter has read, and asks it.
-        cost ([`RoundCost`]): What rounds cost.
-        is_synced (`bool`): Whether every round must run the drafter, because its embedding and head are sharded.
     """
 
     def __init__(
         self,
-        drafter: Any,
-        speculation: SpeculationConfig,
+        request: Request,
         chooser: TokenChooser,
         transcript: Transcript,
+        context: PendingContext,
         stats: SpeculationStats,
         watch: Stopwatch,
-        context: PendingContext,
-        cost: RoundCost,
-        is_synced: bool = False,
     ):
-        has_model = not isinstance(drafter, PromptLookup)
+        self._chooser, self._transcript, self._context = chooser, transcript, context
+        self._stats, self._watch = stats, watch
+        drafter, speculation = request.drafter, request.speculation
+        has_model = request.has_draft_model
         lookup = speculation.prompt_lookup if has_model else drafter
-        self._policy = speculation.length_policy()
-        self._chooser, self._transcript, self._stats, self._watch = chooser, transcript, stats, watch
         self._drafter = drafter if has_model else None
-        self._context = context
-        self._is_synced = is_synced
+        # Then every round must run the drafter, because its embedding and head are sharded.
+        self._is_synced = request.synced_gpus
+        self._policy = length_policy(speculation)
         self._num_slots = self._policy.limit(drafter.config.num_slots) if has_model else 0
         self._vocab_size = 0
         self._num_candidates = speculation.num_candidates
-        self._cost = cost
+        self._cost = round_cost(speculation, request.device)
         self._net = SafetyNet(speculation.safety_net)
         warns = has_model and speculation.safety_net
         self._warning = CollapseWarning(drafter, transcript, is_blind=chooser.in_order) if warns else None

@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from dspark_hf.generation.request import Request
 from dspark_hf.generation.target.layout import PromptLayout, first_keys
+from dspark_hf.modeling import DSparkModel
+from dspark_hf.modeling.compiled_drafter import CompiledDrafter
 
 from .context import PendingContext, align_left
 
@@ -112,6 +115,21 @@ class DraftContext(PendingContext):
         self._state.expect(layout.num_columns - layout.num_cached)
         if layout.num_cached > 0:
             self._state.move_to(self._mask[:, : layout.num_cached].sum(1).tolist())
+
+    @classmethod
+    def of(cls, request: Request, layout: PromptLayout) -> "DraftContext":
+        """The context of a request's drafter, whose passes are compiled where that was asked for."""
+        is_compiled = request.speculation.compile and isinstance(request.drafter, DSparkModel)
+        # Embeddings take the place of ids.
+        has_ids = request.model_kwargs.get("inputs_embeds") is None
+        return cls(
+            CompiledDrafter(request.drafter) if is_compiled else request.drafter,
+            request.cache,
+            layout,
+            request.prompt_mask,
+            is_left=request.returns_cache and request.has_draft_model,
+            ids=request.input_ids[:, layout.num_cached - layout.shift :] if has_ids else None,
+        )
 
     def read_prompt(self, pieces: Iterable[Tensor]) -> None:
         """Append the prompt's next tokens; rows get theirs without padding, on whichever side that stands.

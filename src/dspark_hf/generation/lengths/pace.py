@@ -8,6 +8,8 @@ from itertools import accumulate
 
 import torch
 
+from dspark_hf.generation.config import SpeculationConfig
+
 from .cost import RoundCost
 
 # The first round of a generation lays buffers out, so its time says little about the others.
@@ -121,3 +123,11 @@ class Pace(RoundCost):
             return bool(self._drafted)
         age = self._num_rounds - self._plain[-1][0]
         return age >= (_SECOND_PLAIN if len(self._plain) == 1 else _NEXT_PLAIN)
+
+
+def round_cost(speculation: SpeculationConfig, device: torch.device) -> RoundCost:
+    """What rounds of a target on `device` are taken to cost, by the clock or by estimate, as the caller wants it."""
+    if speculation.cost_aware:
+        return Pace(device)
+    is_open = speculation.max_draft_len is None and speculation.confidence_threshold == 0
+    return RoundCost(device, limits_drafts=is_open and speculation.safety_net)

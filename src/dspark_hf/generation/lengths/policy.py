@@ -8,6 +8,8 @@ Shapes: B rows, n slots.
 
 from torch import Tensor
 
+from dspark_hf.generation.config import SpeculationConfig
+
 
 class FixedLength:
     """Verifies every slot that a row has room for.
@@ -58,3 +60,10 @@ class SurvivalThreshold(FixedLength):
         # Survival falls from slot to slot, so what passes is a prefix.
         passed = (survival >= self.threshold).sum(-1).tolist()
         return [min(pair) for pair in zip(draft_lens, passed, strict=True)]
+
+
+def length_policy(speculation: SpeculationConfig) -> FixedLength:
+    """The policy that a caller's options describe."""
+    if speculation.confidence_threshold > 0:
+        return SurvivalThreshold(speculation.confidence_threshold, speculation.max_draft_len)
+    return FixedLength(speculation.max_draft_len)

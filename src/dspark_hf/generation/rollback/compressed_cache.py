@@ -48,21 +48,25 @@ class RewindableLayer(DynamicSlidingWindowLayer):
     notes = ("_columns", "_inputs", "_overlaps", "_windows")
 
     def forget_pass(self) -> None:
+        """Drop what was noted of the latest pass."""
         self._columns: Tensor | None = None  # [B, 1, C, D], those that the window is to drop included
         self._inputs: dict[str, tuple] = {}
         self._overlaps: dict[str, tuple] = {}
         self._windows: dict[str, tuple] = {}
 
     def update(self, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Append keys and values as the class behind does, and note those that its window is about to drop."""
         keys, values = super().update(*args, **kwargs)
         self._columns = keys
         return keys, values
 
     def store_compression_weights(self, name: str, kv: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Take in weights as the class behind does, and note what there was before."""
         self._inputs[name] = (self.buffer_kv[name], self.buffer_gate[name], kv, gate, self.entry_count[name])
         return super().store_compression_weights(name, kv, gate)
 
     def update_overlap_state(self, name: str, chunk_kv: Tensor, chunk_gate: Tensor, head_dim: int) -> tuple:
+        """Take in a window as the class behind does, and note what there was before."""
         self._overlaps[name] = (self.overlap_kv[name], self.overlap_gate[name])
         self._windows[name] = (chunk_kv[..., :head_dim], chunk_gate[..., :head_dim])  # [B, w, r, D]
         return super().update_overlap_state(name, chunk_kv, chunk_gate, head_dim)

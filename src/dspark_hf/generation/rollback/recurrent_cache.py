@@ -62,6 +62,7 @@ class RecurrentStates:
 
     @property
     def is_saved(self) -> bool:
+        """Whether there is a copy of the states."""
         return self._saved is not None
 
     def save(self) -> None:

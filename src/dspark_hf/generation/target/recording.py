@@ -35,6 +35,7 @@ class StateRecorder:
 
     @property
     def is_on(self) -> bool:
+        """Whether there is something to record."""
         return self.hidden_states is not None or self.attentions is not None
 
     def note_prompt(self, outputs: Any) -> None:

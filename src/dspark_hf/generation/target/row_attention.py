@@ -76,6 +76,7 @@ class Trial:
         self._is_plain = True
 
     def note_attention(self, module: nn.Module, mask: Tensor | None, kwargs: dict) -> None:
+        """Note that a layer asked the interface, with which mask, and what else came along."""
         self._layer_ids.add(getattr(module, "layer_idx", None))
         # Biases that depend on cache columns are laid out for the whole batch, whether they come along or in the mask.
         self._is_plain &= kwargs.get("position_bias") is None and (mask is None or self._is_known(mask))
@@ -86,6 +87,7 @@ class Trial:
         return any(mask is other or (mask.device != other.device and mask.shape == other.shape) for other in made)
 
     def note_mask(self, mask: Tensor | None, use_vmap: bool) -> None:
+        """Note a mask that the interface made, and whether its function had to be mapped."""
         self._num_masks += 1
         if mask is not None:
             self._masks.append(weakref.ref(mask))

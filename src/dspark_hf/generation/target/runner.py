@@ -38,6 +38,7 @@ class TargetRunner:
         recorder ([`StateRecorder`], *optional*): Gets hidden states and attentions of the prompt.
 
     Attributes:
+        recorder ([`StateRecorder`] or `None`): The one that was given, if it has something to record.
         outputs (`ModelOutput` or `None`): Those of the latest pass, if there is something to record.
     """
 
@@ -56,7 +57,7 @@ class TargetRunner:
         self._kwargs = dict(model_kwargs)
         self._embeds = self._kwargs.pop("inputs_embeds", None)
         self._layout = layout
-        self._recorder = recorder if recorder is not None and recorder.is_on else None
+        self.recorder = recorder if recorder is not None and recorder.is_on else None
         self.outputs: Any = None
         # Asked for with each pass, where they are recorded or tapped.
         self._kwargs.pop("output_hidden_states", None)
@@ -118,8 +119,8 @@ class TargetRunner:
             ids = ids[:, : stop - self._layout.shift]
         options = {"next_sequence_length": stop - begin, "is_first_iteration": True}
         logits = self._forward(ids, kwargs, num_logits=1, **options)
-        if self._recorder is not None:
-            self._recorder.note_prompt(self.outputs)
+        if self.recorder is not None:
+            self.recorder.note_prompt(self.outputs)
         return logits
 
     @torch.no_grad()
@@ -241,10 +242,10 @@ class TargetRunner:
         if "logits_to_keep" in inputs:
             inputs["logits_to_keep"] = num_logits
         self._interruption.is_in_pass = True
-        if self._recorder is None:
+        if self.recorder is None:
             outputs = self._model(**inputs, output_hidden_states=self._taps or False, return_dict=True)
         else:
-            records = {"output_attentions": True} if self._recorder.attentions is not None else {}
+            records = {"output_attentions": True} if self.recorder.attentions is not None else {}
             outputs = self._model(**inputs, **records, output_hidden_states=True, return_dict=True)
             self.outputs = outputs
         self._interruption.is_in_pass = False

@@ -90,6 +90,7 @@ class Transcript:
 
     @property
     def is_over(self) -> bool:
+        """Whether every row has ended, and what belongs to them is whole."""
         return all(map(self._has_ended, range(len(self.lens)))) and (not self.keeps_rows or self.is_level)
 
     def _has_ended(self, row: int) -> bool:

@@ -9,6 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+# Frequencies that depend on the longest position of a pass. A drafter's context is rotated in pieces, so its rope must
+# turn a position by the same angle in every pass.
+LENGTH_DEPENDENT = ("dynamic", "longrope")
+
+
+def plain_rope(rope: dict[str, Any]) -> dict[str, Any]:
+    """Rope with the base of another, and nothing else of it."""
+    return {"rope_type": "default", "rope_theta": rope.get("rope_theta", 10000.0)}
+
 
 class Family:
     """Llama-shaped defaults; a subclass states only what its architecture does differently."""
@@ -27,6 +36,13 @@ class Family:
         Raises:
             `ValueError`: If they ask for layers that a drafter cannot have.
         """
+        rope = fields.get("rope_parameters")
+        rope = {**fields, **(rope if isinstance(rope, dict) else {})}
+        if rope.get("partial_rotary_factor") not in (None, 1):
+            raise ValueError(
+                f"{self.engine_name}-shaped draft layers rotate whole heads, got partial_rotary_factor="
+                f"{rope['partial_rotary_factor']}. Leave it out of a new drafter; one that was trained so is not read."
+            )
         return self.config_cls(**fields)
 
     def decoder_config(self, target: PreTrainedConfig, num_hidden_layers: int, **overrides) -> PreTrainedConfig:
@@ -68,14 +84,15 @@ class Family:
         }
 
     def _rope_parameters(self, target: PreTrainedConfig) -> dict[str, Any]:
-        # Partial rotary and per-layer-type tables belong to the target's attention; the drafter's is its own.
+        # Partial rotary, per-layer-type tables and frequencies that depend on the length belong to the target's
+        # attention; the drafter's is its own, with the target's base.
         rope = getattr(target, "rope_parameters", None) or {}
         if "rope_theta" not in rope:
             rope = rope.get("full_attention", {}) if isinstance(rope.get("full_attention"), dict) else {}
         kept = {name: value for name, value in rope.items() if name != "partial_rotary_factor"}
-        if kept.get("rope_type") == "proportional":  # Gemma 4's name for a partial one
-            del kept["rope_type"]
-        return {"rope_type": "default", "rope_theta": 10000.0, **kept}
+        if kept.get("rope_type") in ("proportional", *LENGTH_DEPENDENT):  # Gemma 4's is a partial one
+            return plain_rope(kept)
+        return {**plain_rope({}), **kept}
 
     def engine_fields(self, config: PreTrainedConfig) -> dict[str, Any]:
         """What engines read in `config.json` beyond what `config` itself writes there."""
@@ -84,6 +101,13 @@ class Family:
     def embed_scale(self, config: PreTrainedConfig) -> float:
         """What embeddings are multiplied with; the target's own module does so by itself."""
         return 1.0
+
+    def rotary(self, config: PreTrainedConfig) -> nn.Module:
+        """Tables for [`Family.rope`]. What depends on the length in them is always that of the original length."""
+        rotary = self.rotary_cls(config)
+        types = rotary.rope_type
+        rotary.rope_type = dict.fromkeys(types, "default") if isinstance(types, dict) else "default"
+        return rotary
 
     def rope(self, rotary: nn.Module, hidden: Tensor, positions: Tensor, layer_type: str) -> tuple[Tensor, Tensor]:
         """Cosines and sines of `positions` for layers of a type, in the dtype of `hidden`."""
@@ -100,7 +124,9 @@ class Family:
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`, each of shape `(batch, kv_heads, context, head_dim)`.
         """
-        shape = (*context.shape[:-1], -1, attention.head_dim)
+        # Heads are counted, so that a context may be empty.
+        num_heads = attention.k_proj.out_features // attention.head_dim
+        shape = (*context.shape[:-1], num_heads, attention.head_dim)
         keys = self.context_keys(attention, context, shape).transpose(1, 2)  # [B, H, C, D]
         values = attention.v_proj(context).view(shape).transpose(1, 2)
         return self.apply_rotary(keys, keys, *rope)[1], values

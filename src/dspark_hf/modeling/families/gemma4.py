@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 from transformers.models.gemma4 import modeling_gemma4
 from transformers.models.gemma4.configuration_gemma4 import Gemma4TextConfig
 
-from .family import Family
+from .family import LENGTH_DEPENDENT, Family, plain_rope
 
 
 class DraftLayer(modeling_gemma4.Gemma4TextDecoderLayer):
@@ -19,6 +19,8 @@ class DraftLayer(modeling_gemma4.Gemma4TextDecoderLayer):
 
 
 class Gemma4(Family):
+    """Gemma 4: scaled embeddings, normed values, a rotary table for each kind of layer."""
+
     engine_name = "Gemma4"
     config_cls = Gemma4TextConfig
     layer_cls = DraftLayer
@@ -56,7 +58,9 @@ class Gemma4(Family):
     def _rope_parameters(self, target: PreTrainedConfig) -> dict[str, Any]:
         rope = getattr(target, "rope_parameters", None) or {}
         if isinstance(rope.get("full_attention"), dict):
-            return {name: rope[name] for name in ("full_attention", "sliding_attention") if name in rope}
+            tables = {name: rope[name] for name in ("full_attention", "sliding_attention") if name in rope}
+            depends = [name for name, table in tables.items() if table.get("rope_type") in LENGTH_DEPENDENT]
+            return tables | {name: plain_rope(tables[name]) for name in depends}
         plain = super()._rope_parameters(target)
         return {"full_attention": plain, "sliding_attention": plain}
 

@@ -7,6 +7,8 @@ from .family import Family
 
 
 class Llama(Family):
+    """Llama: what [`Family`] expects anyway."""
+
     engine_name = "Llama"
     config_cls = LlamaConfig
     layer_cls = modeling_llama.LlamaDecoderLayer

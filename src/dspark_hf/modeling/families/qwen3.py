@@ -11,6 +11,8 @@ from .family import Family
 
 
 class Qwen3(Family):
+    """Qwen3: Llama with a norm on queries and keys."""
+
     engine_name = "Qwen3"
     config_cls = Qwen3Config
     layer_cls = modeling_qwen3.Qwen3DecoderLayer

@@ -30,6 +30,7 @@ def distill_loss(
     target_ids: Tensor,
     weights: Tensor,
     *,
+    head_bias: Tensor | None = None,
     markov_states: Tensor | None = None,
     markov_weight: Tensor | None = None,
     target_log_norm: Tensor | None = None,
@@ -57,6 +58,8 @@ def distill_loss(
         target_ids (`torch.LongTensor` of shape `(rows,)`): Tokens to predict, as rows of `head_weight`; -1 where a
             reduced vocabulary lacks the token, which then has no cross-entropy, soft or not.
         weights (`torch.FloatTensor` of shape `(rows,)`): Row weights, already divided by the global batch's sum.
+        head_bias (`torch.Tensor` of shape `(vocab,)`, *optional*): The output head's bias. It gets no gradient: a head
+            that learns has none.
         markov_states (`torch.Tensor` of shape `(rows, rank)`, *optional*): The sequential head's `m`.
         markov_weight (`torch.Tensor` of shape `(vocab, rank)`, *optional*): The sequential head's W2.
         target_log_norm (`torch.FloatTensor` of shape `(rows,)`, *optional*): `logsumexp` of the target's logits over
@@ -69,7 +72,7 @@ def distill_loss(
         logit_scale (`float`, *optional*, defaults to 1.0): What the output head's logits are multiplied with.
         softcap (`float`, *optional*): Soft cap on the scaled logits, before the sequential head's bias.
         target_head ([`~ops.output_head.OutputHead`], *optional*): The target's output head, where the drafter has
-            another, with the same rows; else both have `head_weight`, `logit_scale` and `softcap`.
+            another, with the same rows; else both have `head_weight`, `head_bias`, `logit_scale` and `softcap`.
         chunk_size (`int`, *optional*, defaults to 256): Rows whose logits are alive at a time.
         compile (`bool`, *optional*, defaults to `False`): Whether the pass over the vocabulary goes through
             `torch.compile` (on a CPU this needs a C++ compiler).
@@ -92,7 +95,7 @@ def distill_loss(
     hidden, target_hidden, target_ids, target_log_norm, weights, markov_states = rows
     gradient_of = compiled_logit_gradient() if compile else logit_gradient
     term_weights = (ce_weight, tv_weight, soft_ce_weight)
-    options = (term_weights, logit_scale, softcap, target_head, chunk_size, gradient_of)
+    options = (term_weights, head_bias, logit_scale, softcap, target_head, chunk_size, gradient_of)
     loss, stats, agrees = StreamedDistillLoss.apply(
         hidden, head_weight, target_hidden, target_ids, target_log_norm, weights, markov_states, markov_weight, options
     )

@@ -14,6 +14,7 @@ def distill_loss_reference(
     target_ids: Tensor,
     weights: Tensor,
     *,
+    head_bias: Tensor | None = None,
     markov_states: Tensor | None = None,
     markov_weight: Tensor | None = None,
     target_log_norm: Tensor | None = None,
@@ -25,7 +26,7 @@ def distill_loss_reference(
     target_head: OutputHead | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See [`distill_loss`]; differentiable by autograd."""
-    head = OutputHead(head_weight, logit_scale, softcap)
+    head = OutputHead(head_weight, logit_scale, softcap, head_bias)
     logits = head.logits(hidden)  # [N, V]
     if markov_states is not None:
         logits = logits + markov_states @ markov_weight.T

@@ -85,8 +85,8 @@ class StreamedDistillLoss(torch.autograd.Function):
         markov_weight,
         options,
     ):
-        term_weights, logit_scale, softcap, target_head, chunk_size, gradient_of = options
-        head = OutputHead(head_weight, logit_scale, softcap)
+        term_weights, head_bias, logit_scale, softcap, target_head, chunk_size, gradient_of = options
+        head = OutputHead(head_weight, logit_scale, softcap, head_bias)
         target_head = head if target_head is None else target_head
         num_rows = hidden.shape[0]
         loss = hidden.new_zeros((), dtype=torch.float32)

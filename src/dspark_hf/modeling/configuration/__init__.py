@@ -1,0 +1,1 @@
+"""What a drafter is made of, as `config.json` has it."""
