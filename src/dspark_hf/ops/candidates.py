@@ -47,6 +47,7 @@ class Candidates:
         return Candidates(self.ids[index], self.probs[index])
 
     def to(self, device: torch.device) -> "Candidates":
+        """The same on a device."""
         return Candidates(self.ids.to(device), self.probs.to(device))
 
     def prob_of(self, token_ids: Tensor) -> Tensor:
