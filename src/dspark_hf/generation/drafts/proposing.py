@@ -15,6 +15,7 @@ from dspark_hf.generation.lengths.policy import length_policy
 from dspark_hf.generation.lengths.safety import CollapseWarning, SafetyNet
 from dspark_hf.generation.request import Request
 from dspark_hf.generation.stats import SpeculationStats, Stopwatch
+from dspark_hf.generation.target.peers import Peers
 from dspark_hf.generation.tokens.sampling import TokenChooser
 from dspark_hf.generation.tokens.transcript import Transcript
 from dspark_hf.modeling.drafting import Proposal
@@ -57,6 +58,7 @@ class Proposer:
         context ([`PendingContext`]): What the drafter has read, and asks it.
         stats ([`SpeculationStats`]): Counts what the safety net does.
         watch ([`Stopwatch`]): Measures the drafter.
+        peers ([`Peers`]): Processes that must draft the same.
     """
 
     def __init__(
@@ -67,9 +69,10 @@ class Proposer:
         context: PendingContext,
         stats: SpeculationStats,
         watch: Stopwatch,
+        peers: Peers,
     ):
         self._chooser, self._transcript, self._context = chooser, transcript, context
-        self._stats, self._watch = stats, watch
+        self._stats, self._watch, self._peers = stats, watch, peers
         drafter, speculation = request.drafter, request.speculation
         has_model = request.has_draft_model
         lookup = speculation.prompt_lookup if has_model else drafter
@@ -119,6 +122,10 @@ class Proposer:
         if not all(live):
             # What plain generate() feeds to rows that have ended.
             ids = torch.where(torch.tensor(live, device=ids.device).unsqueeze(1), ids, self._transcript.pad_id)
+        ids, lens = self._peers.agree_on_drafts(ids, lens)
+        if ids.shape[1] != num_drafts and self._chooser.do_sample:
+            # Where the first process drafts another number its verdict counts alone, so anything does here.
+            candidates = Candidates.certain(ids)
         confidence_logits = None if proposal is None else proposal.confidence_logits
         return Offer(ids, candidates, lens, [bool(drafts) for drafts in found], asked, confidence_logits)
 

@@ -5,10 +5,13 @@ of it, so there anything goes that keeps `q` the distribution that drafts are dr
 Shapes: B batch, n drafts, k candidates, V vocabulary, S tokens so far.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
+from dspark_hf.generation.config import SpeculationConfig
 from dspark_hf.modeling.drafting import PickFn
 from dspark_hf.ops.candidates import Candidates
 from dspark_hf.ops.verify import Verification, accept_or_redraw, draw, verify_greedy, verify_sampled
@@ -27,9 +30,10 @@ class TokenChooser:
         processors (`LogitsProcessorList`): The processors that `generate()` prepared.
         do_sample (`bool`): Whether tokens are drawn.
         batch_size (`int`): Rows of the batch.
-        seed (`int`, *optional*): Seed of the draws; torch's global generators are used if not given.
-        verification (`str`, *optional*, defaults to `"block"`): How sampled drafts are judged, see
-            [`~ops.verify.verify_sampled`]; one after the other in any case where they are judged `in_order`.
+        speculation ([`SpeculationConfig`]): Seed of the draws, and how sampled drafts are judged; one after the other
+            in any case where they are judged `in_order`.
+        agree (`Callable`, *optional*): What other processes that run the same rows take for a decision, see
+            [`~generation.target.peers.Peers`].
     """
 
     def __init__(
@@ -37,8 +41,8 @@ class TokenChooser:
         processors: LogitsProcessorList,
         do_sample: bool,
         batch_size: int,
-        seed: int | None = None,
-        verification: Verification = "block",
+        speculation: SpeculationConfig,
+        agree: Callable[[Tensor], Tensor] = lambda values: values,
     ):
         self.processors = processors
         self._batch_size = batch_size
@@ -47,8 +51,9 @@ class TokenChooser:
         self._draft_processors = [processor for processor in processors if type(processor) in STATELESS]
         self._reads_prefix = any(type(processor) not in PREFIX_FREE for processor in self._draft_processors)
         self._tells_tokens = any(type(processor) not in TOKEN_FREE for processor in self._draft_processors)
-        self._verification: Verification = verification
-        self._seed = seed
+        self._verification: Verification = speculation.verification
+        self._seed = speculation.seed
+        self._agree = agree
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def draft_picker(self, ids: Tensor, lens: list[int], row_ids: list[int], vocab_size: int) -> PickFn | None:
@@ -118,12 +123,13 @@ class TokenChooser:
         """`accepted_len` and `next_ids` of each row, from processed scores (or raw logits, see [`needs_scores`])."""
         if not self.do_sample:
             # The index of max() is that of argmax(), also at ties, and bfloat16 argmax() is 5 times as slow on a CPU.
-            return verify_greedy(draft_ids, scores.max(-1).indices.to(draft_ids.device), lengths)
+            verdict = verify_greedy(draft_ids, scores.max(-1).indices.to(draft_ids.device), lengths)
+            return self._agreed(*verdict)
         scores = scores.to(draft_ids.device)
         if candidates is not None:
             candidates = candidates.to(scores.device)
         generator = self._generator(scores.device)
-        return verify_sampled(draft_ids, candidates, scores, lengths, generator, self._verification)
+        return self._agreed(*verify_sampled(draft_ids, candidates, scores, lengths, generator, self._verification))
 
     def next_scores(self, prefix_ids: Tensor, logits: Tensor) -> Tensor:
         """Processed scores `(batch, vocab)` of one position, as plain `generate()` computes them."""
@@ -131,6 +137,10 @@ class TokenChooser:
 
     def judge(self, draft_ids: Tensor | None, candidates: Candidates | None, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Token of each row at one position, and whether it is the draft; without drafts it never is."""
+        tokens, accepted = self._agreed(*self._judge(draft_ids, candidates, scores))
+        return tokens, accepted.bool()
+
+    def _judge(self, draft_ids: Tensor | None, candidates: Candidates | None, scores: Tensor) -> tuple[Tensor, Tensor]:
         if not self.do_sample:
             tokens = scores.argmax(-1)
             return tokens, torch.zeros_like(tokens, dtype=torch.bool) if draft_ids is None else tokens == draft_ids
@@ -139,6 +149,9 @@ class TokenChooser:
             tokens = draw(scores.softmax(-1), generator)
             return tokens, torch.zeros_like(tokens, dtype=torch.bool)
         return accept_or_redraw(draft_ids, candidates.to(scores.device), scores, generator)
+
+    def _agreed(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        return tuple(self._agree(torch.stack([first, second.to(first)])).unbind())
 
     def _generator(self, device: torch.device) -> torch.Generator | None:
         if self._seed is None:
