@@ -134,10 +134,12 @@ def test_wrong_samples_are_found(pair, monkeypatch):
     assert check_sampling(target, drafter, ids, "plain", 640, batch_size=64).p_value > 1e-6
     right = sampling.verify_sampled
 
-    def lenient(draft_ids, draft_probs, probs, *args):
-        if draft_probs is not None:
-            probs = (probs + draft_probs.mean(1, keepdim=True)) / 2
-        return right(draft_ids, draft_probs, probs, *args)
+    def lenient(draft_ids, candidates, scores, *args):
+        if candidates is not None:
+            probs = scores.softmax(-1)
+            q = torch.zeros_like(probs[:, 1:]).scatter_add(-1, candidates.ids, candidates.probs)
+            scores = ((probs + q.mean(1, keepdim=True)) / 2).log()
+        return right(draft_ids, candidates, scores, *args)
 
     monkeypatch.setattr(sampling, "verify_sampled", lenient)
     assert check_sampling(target, drafter, ids, "plain", 2560, batch_size=64).p_value < 1e-6

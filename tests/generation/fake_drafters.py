@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import torch
 
 from dspark_hf.modeling import Proposal
+from dspark_hf.ops.candidates import Candidates
 
 
 @dataclass
@@ -94,7 +95,7 @@ class OracleDrafter(FakeDrafter):
         self.num_rounds = 0
         self.anchors_were_right = True
 
-    def propose(self, state, anchor_ids, pick=None, num_slots=None):
+    def propose(self, state, anchor_ids, pick=None, num_slots=None, num_candidates=None):
         self.offered.append(num_slots)
         ids = torch.zeros(len(state.row_ids), num_slots, dtype=torch.long)
         confidence = torch.full(ids.shape, -4.0)
@@ -118,7 +119,7 @@ class OneHotOracle(OracleDrafter):
 
     def propose(self, *args, **kwargs):
         proposal = super().propose(*args, **kwargs)
-        proposal.probs = torch.nn.functional.one_hot(proposal.ids, self.vocab_size).float()
+        proposal.candidates = Candidates.certain(proposal.ids)
         return proposal
 
 
@@ -135,16 +136,18 @@ class TableDrafter(FakeDrafter):
         generator = torch.Generator().manual_seed(1)
         self.table = scale * torch.randn(vocab_size, vocab_size, generator=generator)
 
-    def propose(self, state, anchor_ids, pick=None, num_slots=None):
-        pick = pick or (lambda logits, drafted_ids: (logits.argmax(-1), None))
+    def propose(self, state, anchor_ids, pick=None, num_slots=None, num_candidates=None):
+        pick = pick or (lambda logits, token_ids, drafted_ids: (logits.argmax(-1), None))
         ids = torch.zeros(anchor_ids.shape[0], num_slots, dtype=torch.long)
-        previous, probs = anchor_ids, []
+        previous, drawn_from = anchor_ids, []
         for slot in range(num_slots):
-            previous, slot_probs = pick(self.table[previous], ids[:, :slot])
+            logits, token_ids = self.table[previous].topk(min(num_candidates or len(self.table), len(self.table)))
+            places, probs = pick(logits, token_ids, ids[:, :slot])
+            previous = token_ids.gather(1, places.unsqueeze(1)).squeeze(1)
             ids[:, slot] = previous
-            probs.append(slot_probs)
+            drawn_from.append(None if probs is None else Candidates(token_ids, probs))
         confidence = torch.linspace(2.0, -2.0, num_slots).expand(ids.shape[0], -1) + 0.1 * ids.float() - 1.0
-        return Proposal(ids, None if probs[0] is None else torch.stack(probs, 1), confidence)
+        return Proposal(ids, None if drawn_from[0] is None else Candidates.stack(drawn_from), confidence)
 
 
 def greedy_oracle(target, input_ids, pattern, max_new_tokens=64, attention_mask=None, **kwargs):

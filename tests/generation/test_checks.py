@@ -289,6 +289,9 @@ def test_target_without_hidden_states(target, monkeypatch):
     ("fields", "message"),
     [
         ({"max_draft_len": 0}, "max_draft_len must be a positive int, or None for all slots, got 0"),
+        ({"num_candidates": 0}, "num_candidates must be a positive int, or None for the whole vocabulary, got 0"),
+        ({"num_candidates": 1.5}, "num_candidates must be a positive int"),
+        ({"verification": "blocks"}, 'verification must be "block" or "token", got \'blocks\''),
         ({"max_draft_len": 2.5}, "max_draft_len must be a positive int"),
         ({"max_draft_len": True}, "max_draft_len must be a positive int"),
         (

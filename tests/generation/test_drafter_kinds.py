@@ -125,7 +125,7 @@ def test_eagle3_goes_on_with_a_cropped_cache(target):
     drafter.extend(fresh, features.detach(), ids=out[:, :-1])
     logits = []
     for context in (fresh, state):
-        drafter.propose(context, out[:, -1], lambda scores, _: (logits.append(scores), (scores.argmax(-1), None))[1])
+        drafter.propose(context, out[:, -1], lambda scores, *_: (logits.append(scores), (scores.argmax(-1), None))[1])
     torch.testing.assert_close(torch.stack(logits[:4]), torch.stack(logits[4:]), rtol=1e-3, atol=1e-3)
 
 

@@ -19,7 +19,7 @@ def compiled_of(monkeypatch):
     return CompiledDrafter
 
 
-def argmax(logits, drafted_ids):
+def argmax(logits, token_ids, drafted_ids):
     return logits.argmax(-1), logits.float().softmax(-1)
 
 
@@ -37,9 +37,9 @@ def check_rounds(drafters, num_rows, prompt_len, pick=None):
             drafter.propose(state, anchors, pick, num_slots) for drafter, state in zip(drafters, states, strict=True)
         )
         assert own.ids.tolist() == plain.ids.tolist()
-        assert (own.probs is None) == (plain.probs is None)
-        if plain.probs is not None:
-            torch.testing.assert_close(own.probs, plain.probs)
+        assert (own.candidates is None) == (plain.candidates is None)
+        if plain.candidates is not None:
+            torch.testing.assert_close(own.candidates.probs, plain.candidates.probs)
         if plain.confidence_logits is None:
             assert own.confidence_logits is None
         else:

@@ -112,7 +112,7 @@ def test_two_cached_rounds(case):
         check(hidden, expected[f"decode{step}.hidden"])
         seen = []
 
-        def pick(logits, drafted_ids, seen=seen):
+        def pick(logits, token_ids, drafted_ids, seen=seen):
             seen.append(logits)
             return logits.argmax(-1), None
 

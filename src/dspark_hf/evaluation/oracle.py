@@ -40,10 +40,15 @@ class OracleDrafter(DSparkModel):
         return _RowTracker(batch_size, len(self.layers))
 
     def propose(
-        self, state: DraftState, anchor_ids: Tensor, pick: PickFn | None = None, num_slots: int | None = None
+        self,
+        state: DraftState,
+        anchor_ids: Tensor,
+        pick: PickFn | None = None,
+        num_slots: int | None = None,
+        num_candidates: int | None = None,
     ) -> Proposal:
-        proposal = super().propose(state, anchor_ids, pick, num_slots)
-        if proposal.probs is not None:
+        proposal = super().propose(state, anchor_ids, pick, num_slots, num_candidates)
+        if proposal.candidates is not None:
             return proposal  # a token that was not drawn would be a lie about the distribution
         places = state.positions(1, anchor_ids.device).expand(len(anchor_ids), 1)[:, 0].tolist()
         for row, (row_id, place) in enumerate(zip(state.row_ids, places, strict=True)):

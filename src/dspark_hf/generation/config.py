@@ -1,6 +1,7 @@
 """How to speculate."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .prompt_lookup import PromptLookup
 
@@ -34,6 +35,14 @@ class SpeculationConfig:
             Whether rounds go through `torch.compile`: the target's decoder layers, and the passes of a DSpark or
             DFlash drafter. The first rounds wait for it; later calls with the same models do not. Compiled code
             rounds differently, so where two logits lie within rounding of each other the tokens may swap.
+        num_candidates (`int`, *optional*, defaults to 64):
+            How many of the output head's best tokens a slot's draft is chosen among; the sequential head, temperature
+            and processors then act on these alone. None for all of them, which costs a product with the whole
+            vocabulary for each slot.
+        verification (`str`, *optional*, defaults to `"block"`):
+            How sampled drafts are judged: `"token"`, one after the other, or `"block"`, by what their prefix as a
+            whole has left of its probability, which accepts as many or more. Greedy decoding knows no difference, and
+            with processors of the caller's own drafts are judged one after the other.
         seed (`int`, *optional*):
             Seed of all drafting and verification draws. By default they come from torch's global generators.
         measure_time (`bool`, *optional*):
@@ -51,6 +60,8 @@ class SpeculationConfig:
     cost_aware: bool = False
     check_target: bool = True
     compile: bool = False
+    num_candidates: int | None = 64
+    verification: Literal["block", "token"] = "block"
     seed: int | None = None
     measure_time: bool | None = None
 
@@ -60,6 +71,11 @@ class SpeculationConfig:
                 f"max_draft_len must be a positive int, or None for all slots, got {self.max_draft_len!r}. To "
                 "generate without drafts, leave the drafter out."
             )
+        if self.num_candidates is not None and not (_is_int(self.num_candidates) and self.num_candidates >= 1):
+            raise ValueError(
+                f"num_candidates must be a positive int, or None for the whole vocabulary, got "
+                f"{self.num_candidates!r}."
+            )
         is_number = isinstance(self.confidence_threshold, (int, float)) and not isinstance(
             self.confidence_threshold, bool
         )
@@ -68,6 +84,8 @@ class SpeculationConfig:
                 f"confidence_threshold must be a number from 0 up to but not including 1, got "
                 f"{self.confidence_threshold!r}; 0 verifies every slot."
             )
+        if self.verification not in ("block", "token"):
+            raise ValueError(f'verification must be "block" or "token", got {self.verification!r}.')
         if self.seed is not None and not (_is_int(self.seed) and 0 <= self.seed < 2**63):
             raise ValueError(f"seed must be an int from 0 to 2**63 - 1, or None, got {self.seed!r}.")
         if isinstance(self.prompt_lookup, bool):

@@ -48,15 +48,17 @@ class SpeculativeLoop:
         self.watch = Stopwatch(self.stats, request.device, speculation.measure_time)
         self.confidences = ConfidenceLog()
         rules = StopRules(request.stopping_criteria, config, request.input_ids.shape[1])
-        chooser = TokenChooser(request.logits_processor, bool(config.do_sample), request.batch_size, speculation.seed)
+        self.peers = Peers(request.model, request.synced_gpus, request.input_ids.device)
+        chooser = TokenChooser(
+            request.logits_processor, bool(config.do_sample), request.batch_size, speculation, self.peers.agree
+        )
         self.target = choose_runner(request, layout, rules.max_length)
-        self.peers = Peers(request.synced_gpus, request.input_ids.device)
         # A single row has ended when all is over.
         keeps_rows = request.needs_all_rows or request.batch_size == 1 or not self.target.can_drop_rows
         self.transcript = Transcript(request.input_ids, rules, config, keeps_rows, request.streamer)
         self.settler = Settler(chooser, self.transcript)
         self.context = DraftContext.of(request, layout)
-        self.proposer = Proposer(request, chooser, self.transcript, self.context, self.stats, self.watch)
+        self.proposer = Proposer(request, chooser, self.transcript, self.context, self.stats, self.watch, self.peers)
         is_watched = request.streamer is not None or self.target.recorder is not None
         self.needs_level_rows = chooser.in_order or rules.needs_level_rows or is_watched
 
@@ -126,7 +128,7 @@ class SpeculativeLoop:
         with self.watch.part("target"):
             logits = self.target.verify(transcript.ids, transcript.lens, offer.lens)
         self.stats.rounds += 1
-        num_taken, accepted_lens = self.settler.settle(logits, offer.ids, offer.probs, offer.lens)
+        num_taken, accepted_lens = self.settler.settle(logits, offer.ids, offer.candidates, offer.lens)
         judged_at = self.settler.judged_at
         self.proposer.learn(offer, accepted_lens, num_taken, None if judged_at is None else judged_at - started)
         # A row may end on a draft, and those behind it did not become output.

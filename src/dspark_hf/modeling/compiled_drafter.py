@@ -58,22 +58,28 @@ class CompiledDrafter:
         state.advance([num_tokens] * batch_size if counts is None else counts)
 
     def propose(
-        self, state: DraftState, anchor_ids: Tensor, pick: PickFn | None = None, num_slots: int | None = None
+        self,
+        state: DraftState,
+        anchor_ids: Tensor,
+        pick: PickFn | None = None,
+        num_slots: int | None = None,
+        num_candidates: int | None = None,
     ) -> Proposal:
         """As of [`DSparkModel.propose`]."""
         if state.is_empty:
-            return self._drafter.propose(state, anchor_ids, pick, num_slots)
+            return self._drafter.propose(state, anchor_ids, pick, num_slots, num_candidates)
         traced = TracedState(state, self.config.block_size, self.device)
         # Strides of a column of the ids differ from one generation to the next.
         anchors = anchor_ids.clone(memory_format=torch.contiguous_format)
         mark_open(anchors)
         if pick is None:
             with open_sizes():
-                ids, confidence = compiled(_draft, self._drafter)(self._drafter, traced, anchors)
+                ids, confidence = compiled(_draft, self._drafter)(self._drafter, traced, anchors, num_candidates)
             return Proposal(ids[:, :num_slots], None, None if confidence is None else confidence[:, :num_slots])
         with open_sizes():
             hidden, logits = compiled(_draft_logits, self._drafter)(self._drafter, traced, anchors)
-        return self._drafter.pick_slots(hidden[:, :num_slots], logits[:, :num_slots], anchor_ids, pick)
+        best = self._drafter.best_entries(logits[:, :num_slots], num_candidates)
+        return self._drafter.pick_slots(hidden[:, :num_slots], *best, anchor_ids, pick)
 
 
 def _append(drafter: Any, state: TracedState, features: Tensor) -> None:
@@ -85,7 +91,10 @@ def _draft_logits(drafter: Any, state: TracedState, anchor_ids: Tensor) -> tuple
     return hidden, drafter.base_logits(hidden)
 
 
-def _draft(drafter: Any, state: TracedState, anchor_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+def _draft(
+    drafter: Any, state: TracedState, anchor_ids: Tensor, num_candidates: int | None
+) -> tuple[Tensor, Tensor | None]:
     hidden = drafter.block_hidden(state, anchor_ids)
-    proposal = drafter.pick_slots(hidden, drafter.base_logits(hidden), anchor_ids, None)
+    best = drafter.best_entries(drafter.base_logits(hidden), num_candidates)
+    proposal = drafter.pick_slots(hidden, *best, anchor_ids, None)
     return proposal.ids, proposal.confidence_logits

@@ -11,6 +11,7 @@ from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
 
+from dspark_hf.ops.candidates import Candidates
 from dspark_hf.ops.output_head import OutputHead, shape_logits
 from dspark_hf.publishing import push_model
 
@@ -20,7 +21,7 @@ from .context import DraftState
 from .drafting import PickFn
 from .families import get_family
 from .placement import compute_device, compute_dtype
-from .vocabulary import check_vocabulary, entry_tokens, expand_logits, token_entries, vocabulary_buffers
+from .vocabulary import check_vocabulary, entry_tokens, token_entries, vocabulary_buffers
 from .wrappers import unwrap
 
 
@@ -293,15 +294,34 @@ class DraftModel(PreTrainedModel):
             raise ValueError(f"num_slots must be 1 to {self.config.num_slots} for this drafter, got {num_slots}.")
         return num_slots
 
-    def _choose(self, logits: Tensor, drafted_ids: Tensor, pick: PickFn | None) -> tuple[Tensor, Tensor | None]:
-        """A slot's tokens `(batch,)`, and the distributions they were drawn from, given its logits `(batch, V)`."""
-        tokens = entry_tokens(self.d2t) if self.has_reduced_vocabulary else None
+    def best_entries(self, logits: Tensor, num_candidates: int | None) -> tuple[Tensor, Tensor | None]:
+        """The best of the output head's logits `(..., draft_vocab)`: they and their entries, both `(..., k)`.
+
+        Entries are None where all are kept: as many as there are, or None, are asked for.
+        """
+        if num_candidates is None or num_candidates >= logits.shape[-1]:
+            return logits, None
+        best = logits.topk(num_candidates, dim=-1)
+        return best.values, best.indices
+
+    def _choose(
+        self, logits: Tensor, entries: Tensor | None, drafted_ids: Tensor, pick: PickFn | None
+    ) -> tuple[Tensor, Candidates | None]:
+        """A slot's tokens `(batch,)` and what they were drawn from, given the logits `(batch, k)` of some entries."""
         if pick is None:
             # The index of max() is that of argmax(), which is several times as slow in bfloat16 on a CPU.
-            entries = logits.max(-1).indices
-            return (entries if tokens is None else tokens[entries]), None
-        if not self.proposes_all_tokens:
-            tokens = torch.arange(self.num_outputs, device=logits.device) if tokens is None else tokens
-            known = self.config if self.knows_all_tokens else self.borrowed
-            logits = expand_logits(logits, tokens, known.vocab_size)
-        return pick(logits, drafted_ids)
+            places, probs = logits.max(-1).indices, None
+        else:
+            token_ids = self._entry_tokens(entries, logits)
+            places, probs = pick(logits, token_ids, drafted_ids)
+        chosen = places if entries is None else entries.gather(1, places.unsqueeze(1)).squeeze(1)
+        ids = self._entry_tokens(chosen, logits)
+        return ids, None if probs is None else Candidates(token_ids, probs)
+
+    def _entry_tokens(self, entries: Tensor | None, logits: Tensor) -> Tensor:
+        """Tokens of entries of the draft vocabulary; of all, `(batch, draft_vocab)` without storage, if not given."""
+        tokens = entry_tokens(self.d2t) if self.has_reduced_vocabulary else None
+        if entries is not None:
+            return entries if tokens is None else tokens[entries]
+        tokens = torch.arange(logits.shape[-1], device=logits.device) if tokens is None else tokens
+        return tokens.expand(logits.shape)

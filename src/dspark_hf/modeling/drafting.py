@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-PickFn = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
-"""`pick(logits [B, V], drafted_ids [B, k]) -> (ids [B], probs [B, V] float32 or None)`"""
+from dspark_hf.ops.candidates import Candidates
+
+PickFn = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+"""`pick(logits [B, k], token_ids [B, k], drafted_ids [B, n]) -> (places [B] among k, probs [B, k] float32 or None)`"""
 
 
 @dataclass
@@ -15,14 +17,14 @@ class Proposal:
 
     Attributes:
         ids (`torch.LongTensor` of shape `(batch, slots)`): Drafted tokens.
-        probs (`torch.FloatTensor` of shape `(batch, slots, vocab)`, *optional*):
-            The float32 distributions that `ids` were drawn from; None where drafting is greedy.
+        candidates ([`Candidates`] of shape `(batch, slots, k)`, *optional*):
+            What `ids` were drawn from; None where drafting is greedy.
         confidence_logits (`torch.Tensor` of shape `(batch, slots)`, *optional*):
             Logits of P(slot accepted | all earlier accepted).
     """
 
     ids: Tensor
-    probs: Tensor | None = None
+    candidates: Candidates | None = None
     confidence_logits: Tensor | None = None
 
 

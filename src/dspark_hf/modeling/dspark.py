@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dspark_hf.ops.blocks import LayerView, training_mask
+from dspark_hf.ops.candidates import Candidates
 
 from .cache_name import CACHE_NAME
 from .configuration.dspark import DFlashConfig, DSparkConfig
@@ -168,48 +169,61 @@ class DSparkModel(DraftModel):
 
     @torch.no_grad()
     def propose(
-        self, state: DraftState, anchor_ids: Tensor, pick: PickFn | None = None, num_slots: int | None = None
+        self,
+        state: DraftState,
+        anchor_ids: Tensor,
+        pick: PickFn | None = None,
+        num_slots: int | None = None,
+        num_candidates: int | None = None,
     ) -> Proposal:
         """Draft one block behind each row's anchor, which stands right after the row's context.
 
         Args:
             state ([`DraftState`]): The context; it is not changed.
             anchor_ids (`torch.LongTensor` of shape `(batch,)`): The last known token of each row.
-            pick (`Callable`, *optional*): Chooses a slot's token from its logits over all tokens and the ids drafted
-                before it. Without it the most likely token is taken, which spares the tokens that a reduced vocabulary
-                lacks.
+            pick (`Callable`, *optional*): Chooses a slot's token among its candidates, see [`PickFn`]. Without it the
+                most likely one is taken.
             num_slots (`int`, *optional*): Draft only the first slots, 1 to `config.num_slots`.
+            num_candidates (`int`, *optional*): How many of the output head's best tokens the sequential head chooses
+                among; all, if not given, which costs a product with the whole vocabulary for each slot.
 
         Raises:
             `ValueError`: If `num_slots` is out of range.
         """
         num_slots = self._slots_to_draft(num_slots)
+        if pick is None and self.markov_head is None:
+            # The best of all is the best of any number of them.
+            num_candidates = None
         hidden = self.block_hidden(state, anchor_ids)[:, :num_slots]
-        return self.pick_slots(hidden, self.base_logits(hidden), anchor_ids, pick)
+        return self.pick_slots(hidden, *self.best_entries(self.base_logits(hidden), num_candidates), anchor_ids, pick)
 
     @torch.no_grad()
-    def pick_slots(self, hidden: Tensor, logits: Tensor, anchor_ids: Tensor, pick: PickFn | None) -> Proposal:
+    def pick_slots(
+        self, hidden: Tensor, logits: Tensor, entries: Tensor | None, anchor_ids: Tensor, pick: PickFn | None
+    ) -> Proposal:
         """Go through the slots from left to right, each with the sequential head's bias, and choose their tokens.
 
         Args:
             hidden (`torch.Tensor` of shape `(batch, slots, hidden)`): Block hidden states.
-            logits (`torch.Tensor` of shape `(batch, slots, draft_vocab)`): The output head's logits of them.
+            logits (`torch.Tensor` of shape `(batch, slots, k)`): The output head's logits of each slot's candidates.
+            entries (`torch.LongTensor` of shape `(batch, slots, k)`, *optional*): Which entries of the draft
+                vocabulary those are; all, if not given.
             anchor_ids (`torch.LongTensor` of shape `(batch,)`): The last known token of each row.
             pick (`Callable`, *optional*): As of [`DSparkModel.propose`].
         """
         num_slots = hidden.shape[1]
-        prev_ids, markov_state, probs = anchor_ids, None, []
+        prev_ids, markov_state, drawn_from = anchor_ids, None, []
         ids = anchor_ids.new_empty(anchor_ids.shape[0], num_slots)
         for slot in range(num_slots):
-            slot_logits = logits[:, slot]
+            slot_logits, slot_entries = logits[:, slot], None if entries is None else entries[:, slot]
             if self.markov_head is not None:
                 vector, markov_state = self.markov_head.step(self._known(prev_ids), hidden[:, slot], markov_state)
-                slot_logits = slot_logits + self.markov_head.markov_w2(vector)
-            prev_ids, slot_probs = self._choose(slot_logits, ids[:, :slot], pick)
+                slot_logits = slot_logits + self.markov_head.bias(vector, slot_entries)
+            prev_ids, slot_candidates = self._choose(slot_logits, slot_entries, ids[:, :slot], pick)
             ids[:, slot] = prev_ids
-            probs.append(slot_probs)
+            drawn_from.append(slot_candidates)
         confidence = self._confidence(hidden, torch.cat([anchor_ids.unsqueeze(1), ids[:, :-1]], 1))
-        return Proposal(ids, None if probs[0] is None else torch.stack(probs, 1), confidence)
+        return Proposal(ids, None if drawn_from[0] is None else Candidates.stack(drawn_from), confidence)
 
     @torch.no_grad()
     def block_hidden(self, state: DraftState | TracedState, anchor_ids: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dspark_hf.ops.blocks import FULL_VIEW, LayerView, training_mask
+from dspark_hf.ops.candidates import Candidates
 
 from .cache_name import CACHE_NAME
 from .configuration.eagle3 import Eagle3Config
@@ -209,7 +210,12 @@ class Eagle3Model(DraftModel):
 
     @torch.no_grad()
     def propose(
-        self, state: Eagle3State, anchor_ids: Tensor, pick: PickFn | None = None, num_slots: int | None = None
+        self,
+        state: Eagle3State,
+        anchor_ids: Tensor,
+        pick: PickFn | None = None,
+        num_slots: int | None = None,
+        num_candidates: int | None = None,
     ) -> Proposal:
         """Draft behind each row's anchor, which stands right after the row's context.
 
@@ -218,20 +224,25 @@ class Eagle3Model(DraftModel):
             anchor_ids (`torch.LongTensor` of shape `(batch,)`): The last known token of each row.
             pick (`Callable`, *optional*): As of [`DSparkModel.propose`].
             num_slots (`int`, *optional*): Draft only so many tokens, 1 to `config.num_slots`.
+            num_candidates (`int`, *optional*): How many of a step's best tokens it is drawn from; all, if not given.
 
         Raises:
             `ValueError`: If `num_slots` is out of range.
         """
         num_slots, lens = self._slots_to_draft(num_slots), state.context_lens
         ids = anchor_ids.new_empty(anchor_ids.shape[0], num_slots)
-        hidden, prev_ids, probs = state.last_features(), anchor_ids, []
+        hidden, prev_ids, drawn_from = state.last_features(), anchor_ids, []
+        if pick is None:
+            # Without a sequential head the best of all is the best of any number of them.
+            num_candidates = None
         for slot in range(num_slots):
             rope = self.rope(hidden, state.positions(1, anchor_ids.device))
             mask = self._attention_mask(state.block_mask(1, anchor_ids.device), hidden.dtype)
             hidden = self.layers[0](hidden, self.embed(prev_ids.unsqueeze(1)), rope, mask, context=state)
             state.advance([1] * len(lens))
-            prev_ids, slot_probs = self._choose(self.base_logits(self.norm(hidden))[:, 0], ids[:, :slot], pick)
+            best = self.best_entries(self.base_logits(self.norm(hidden))[:, 0], num_candidates)
+            prev_ids, slot_candidates = self._choose(*best, ids[:, :slot], pick)
             ids[:, slot] = prev_ids
-            probs.append(slot_probs)
+            drawn_from.append(slot_candidates)
         state.crop(lens)
-        return Proposal(ids, None if probs[0] is None else torch.stack(probs, 1))
+        return Proposal(ids, None if drawn_from[0] is None else Candidates.stack(drawn_from))

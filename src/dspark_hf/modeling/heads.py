@@ -25,6 +25,24 @@ class MarkovHead(nn.Module):
         self.markov_w1 = nn.Embedding(vocab_size, rank)
         self.markov_w2 = nn.Linear(rank, num_outputs, bias=False)
 
+    def bias(self, vector: Tensor, entries: Tensor | None = None) -> Tensor:
+        """Bias on the logits of some entries.
+
+        Args:
+            vector (`torch.Tensor` of shape `(rows, rank)`): The vector `m` that `step` returned.
+            entries (`torch.LongTensor` of shape `(rows, k)`, *optional*): Entries of the vocabulary; all if None.
+
+        Returns:
+            `torch.Tensor` of shape `(rows, k)`.
+        """
+        if entries is None:
+            return self.markov_w2(vector)
+        if type(self.markov_w2) is not nn.Linear:
+            # What an adapter or a quantiser has put in its place computes more than its weight says.
+            return self.markov_w2(vector).gather(1, entries)
+        # k rows of W2 in place of all.
+        return torch.bmm(self.markov_w2.weight[entries], vector.unsqueeze(-1)).squeeze(-1)
+
     def step(self, prev_ids: Tensor, hidden: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One slot.
 

@@ -55,12 +55,6 @@ def token_entries(token_ids: Tensor, t2d: Tensor) -> Tensor:
     return torch.where(t2d[token_ids], entries[token_ids], -1)
 
 
-def expand_logits(logits: Tensor, tokens: Tensor, vocab_size: int) -> Tensor:
-    """Logits over entries `(..., draft_vocab)`, which stand for `tokens`, to `(..., vocab)`; others get -inf."""
-    full = logits.new_full((*logits.shape[:-1], vocab_size), -torch.inf)
-    return full.index_copy_(-1, tokens, logits)
-
-
 def frequent_tokens(rows: Iterable[Mapping[str, Any]], size: int, vocab_size: int) -> list[int]:
     """The tokens that supervised text uses most, ties and gaps filled with low ids (which BPE merged first).
 

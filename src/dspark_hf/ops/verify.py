@@ -1,11 +1,17 @@
 """Verification of a drafted block: which drafts stand, and which token follows them.
 
-Shapes: B batch, n offered slots, V vocabulary. Row b is offered `lengths[b] <= n` slots; what lies beyond is padding.
-Nothing here waits for the device.
+Shapes: B batch, n offered slots, k candidates of a slot, V vocabulary. Row b is offered `lengths[b] <= n` slots; what
+lies beyond is padding. Nothing here waits for the device, and no tensor of probabilities `(B, n, V)` is made.
 """
+
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from .candidates import Candidates
+
+Verification = Literal["block", "token"]
 
 
 def verify_greedy(draft_ids: Tensor, target_ids: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -25,26 +31,36 @@ def verify_greedy(draft_ids: Tensor, target_ids: Tensor, lengths: Tensor | None 
         `ValueError`: If the shapes do not belong together.
     """
     _check_shapes(draft_ids, target_ids)
-    accepted_len = _count_leading(draft_ids == target_ids[:, :-1], lengths)
+    passed = draft_ids == target_ids[:, :-1]
+    if lengths is not None:
+        passed = passed & _is_offered(passed.shape[1], lengths)
+    accepted_len = _count_leading(passed)
     return accepted_len, target_ids.gather(1, accepted_len.unsqueeze(1)).squeeze(1)
 
 
 def verify_sampled(
     draft_ids: Tensor,
-    draft_probs: Tensor | None,
-    target_probs: Tensor,
+    candidates: Candidates | None,
+    target_scores: Tensor,
     lengths: Tensor | None = None,
     generator: torch.Generator | None = None,
+    verification: Verification = "block",
 ) -> tuple[Tensor, Tensor]:
-    """Accept a prefix of each block and draw the next token, so that tokens follow `target_probs` exactly.
+    """Accept a prefix of each block and draw the next token, so that tokens follow the target's distribution exactly.
+
+    A row's length may depend on its drafts as a stopping time does: whether slot k is offered, on those before it. A
+    slot whose candidates all have probability 0, or one that is not finite, ends its row's offer.
 
     Args:
         draft_ids (`torch.LongTensor` of shape `(batch, slots)`): Drafted tokens.
-        draft_probs (`torch.FloatTensor` of shape `(batch, slots, vocab)`, *optional*):
-            The very tensor that `draft_ids` were drawn from, float32. May be None only without slots.
-        target_probs (`torch.FloatTensor` of shape `(batch, slots + 1, vocab)`): The target's distributions, float32.
+        candidates ([`Candidates`] of shape `(batch, slots, k)`, *optional*):
+            The very probabilities that `draft_ids` were drawn from. May be None only without slots.
+        target_scores (`torch.Tensor` of shape `(batch, slots + 1, vocab)`):
+            The target's processed scores, of which the softmax in float32 is its distribution.
         lengths (`torch.LongTensor` of shape `(batch,)`, *optional*): Slots offered per row; all, if not given.
         generator (`torch.Generator`, *optional*): Source of randomness.
+        verification (`str`, *optional*, defaults to `"block"`): `"token"` judges one draft after the other, `"block"`
+            by what their prefix as a whole has left of its probability, which accepts as many or more.
 
     Returns:
         `tuple(torch.LongTensor, torch.LongTensor)`: `accepted_len` `(batch,)` and `next_ids` `(batch,)`.
@@ -52,61 +68,122 @@ def verify_sampled(
     Raises:
         `ValueError`: If the shapes do not belong together.
 
-    Source: Leviathan et al. 2023, algorithm 1 (https://arxiv.org/abs/2211.17192).
+    Source: Leviathan et al. 2023, algorithm 1 (https://arxiv.org/abs/2211.17192); Sun et al. 2024, algorithm 2
+    (https://arxiv.org/abs/2403.10444).
     """
-    _check_shapes(draft_ids, target_probs)
+    _check_shapes(draft_ids, target_scores)
     batch_size, num_slots = draft_ids.shape
     if num_slots == 0:
-        return draft_ids.new_zeros(batch_size), draw(target_probs[:, 0], generator)
-    if draft_probs is None or draft_probs.shape != target_probs[:, :-1].shape:
-        got = None if draft_probs is None else tuple(draft_probs.shape)
+        return draft_ids.new_zeros(batch_size), draw(target_scores[:, 0].float().softmax(-1), generator)
+    if candidates is None or candidates.ids.shape[:2] != draft_ids.shape:
+        got = None if candidates is None else tuple(candidates.ids.shape)
         raise ValueError(
-            f"draft_probs must be the distributions that the drafts were drawn from, of shape "
-            f"{tuple(target_probs[:, :-1].shape)} like the target's, got {got}."
+            f"candidates must be what the drafts were drawn from, of shape {tuple(draft_ids.shape)} and a number for "
+            f"each slot, got {got}."
         )
-    drawn_p = target_probs[:, :-1].gather(-1, draft_ids.unsqueeze(-1)).squeeze(-1)  # [B, n]
-    drawn_q = draft_probs.gather(-1, draft_ids.unsqueeze(-1)).squeeze(-1)
-    accepted_len = _count_leading(_accept(drawn_p, drawn_q, generator), lengths)
-
+    # One position at a time, since exp() of all of them would be as large as the logits are.
+    log_norms = torch.stack([target_scores[:, slot].float().logsumexp(-1) for slot in range(num_slots)], 1)  # [B, n]
+    drawn_p = _probs_at(target_scores, draft_ids.unsqueeze(-1), log_norms).squeeze(-1)
+    drawn_q = candidates.prob_of(draft_ids)
+    # A mass that is not finite compares as False, too.
+    is_offered = candidates.probs.sum(-1) > 0
+    if lengths is not None:
+        is_offered &= _is_offered(num_slots, lengths)
+    lengths = _count_leading(is_offered)
+    uniform = torch.rand(draft_ids.shape, generator=generator, device=draft_ids.device, dtype=drawn_p.dtype)
+    if verification == "token":
+        # u < p / q, strictly and without the division: a token of probability zero never passes.
+        passed = (uniform * drawn_q < drawn_p) & (drawn_q > 0)
+        accepted_len = _count_leading(passed & _is_offered(num_slots, lengths))
+        budget = 1.0
+    else:
+        candidate_p = _probs_at(target_scores, candidates.ids, log_norms)  # [B, n, k]
+        chances, budgets = block_chances(drawn_p, drawn_q, candidate_p, candidates.probs, lengths)
+        places = torch.arange(1, num_slots + 1, device=draft_ids.device)
+        accepted_len = torch.where(uniform < chances, places, 0).amax(-1)
+        budget = budgets.gather(1, accepted_len.unsqueeze(1)).float()
     rows = torch.arange(batch_size, device=draft_ids.device)
-    p = target_probs[rows, accepted_len]  # [B, V]
-    q = draft_probs[rows, accepted_len.clamp_max(num_slots - 1)]
+    p = target_scores[rows, accepted_len].float().softmax(-1)  # [B, V]
+    q = candidates[rows, accepted_len.clamp_max(num_slots - 1)]
     # After the last offered slot nothing was rejected: the next token is the target's own.
-    rejected = accepted_len < (num_slots if lengths is None else lengths)
-    return accepted_len, draw(residual(p, torch.where(rejected.unsqueeze(-1), q, 0.0)), generator)
+    rejected = (accepted_len < lengths).unsqueeze(-1)
+    q = Candidates(q.ids, torch.where(rejected, q.probs, 0.0))
+    return accepted_len, draw(residual(p, q, torch.where(rejected, budget, 1.0)), generator)
+
+
+def block_chances(
+    drawn_p: Tensor, drawn_q: Tensor, candidate_p: Tensor, candidate_q: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Chances of block verification: of the prefixes that pass, the longest stands.
+
+    The budget b_i of a prefix is min(1, b_{i-1} p(x_i) / q(x_i)), b_0 = 1. Behind it the target asks for more than the
+    drafter gives in the mass r_i = sum over x of max(b_i p(x) - q(x), 0) = b_i - sum over candidates of min(b_i p, q).
+    Prefix i < L passes with probability r_i / (r_i + 1 - b_i), and that of all L drafts that are verified with b_L.
+    A row's leaf is what was verified of it: a cut block that is judged as if it went on is not exact.
+
+    Args:
+        drawn_p (`torch.FloatTensor` of shape `(batch, slots)`): The target's probability of each draft.
+        drawn_q (`torch.FloatTensor` of shape `(batch, slots)`): The drafter's.
+        candidate_p (`torch.FloatTensor` of shape `(batch, slots, k)`): The target's probability of each candidate.
+        candidate_q (`torch.FloatTensor` of shape `(batch, slots, k)`): The drafter's.
+        lengths (`torch.LongTensor` of shape `(batch,)`): Slots verified, L.
+
+    Returns:
+        `tuple(torch.DoubleTensor, torch.DoubleTensor)`: chances `(batch, slots)`, 0 past a row's length, and budgets
+        `(batch, slots + 1)`, of the empty prefix first.
+
+    Source: Sun et al. 2024, algorithm 2 (https://arxiv.org/abs/2403.10444).
+    """
+    num_slots = drawn_p.shape[1]
+    ratios = (drawn_p / drawn_q).double()
+    budgets, chances = [torch.ones_like(ratios[:, 0])], []
+    for slot in range(num_slots):
+        budget = (budgets[-1] * ratios[:, slot]).clamp_max(1.0)
+        chance, place = budget, slot + 1
+        if place < num_slots:
+            overlap = torch.minimum(budget.unsqueeze(-1) * candidate_p[:, place], candidate_q[:, place]).sum(-1)
+            inner = (budget - overlap).clamp_min(0) / (1 - overlap).clamp_min(torch.finfo(torch.float64).tiny)
+            chance = torch.where(lengths == place, budget, inner)
+        budgets.append(budget)
+        chances.append(torch.where(lengths >= place, chance, 0.0))
+    return torch.stack(chances, 1), torch.stack(budgets, 1)
 
 
 def accept_or_redraw(
-    draft_ids: Tensor, draft_probs: Tensor, target_probs: Tensor, generator: torch.Generator | None = None
+    draft_ids: Tensor, candidates: Candidates, target_scores: Tensor, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
     """One slot of [`verify_sampled`], for callers that must look at each token before the next is judged.
 
     Args:
         draft_ids (`torch.LongTensor` of shape `(batch,)`): Drafted tokens.
-        draft_probs (`torch.FloatTensor` of shape `(batch, vocab)`): What they were drawn from.
-        target_probs (`torch.FloatTensor` of shape `(batch, vocab)`): The target's distribution.
+        candidates ([`Candidates`] of shape `(batch, k)`): What they were drawn from.
+        target_scores (`torch.FloatTensor` of shape `(batch, vocab)`): The target's processed scores.
         generator (`torch.Generator`, *optional*): Source of randomness.
 
     Returns:
         `tuple(torch.LongTensor, torch.BoolTensor)`: The token of each row, and whether it is the draft.
     """
-    drawn_p = target_probs.gather(-1, draft_ids.unsqueeze(-1)).squeeze(-1)  # [B]
-    drawn_q = draft_probs.gather(-1, draft_ids.unsqueeze(-1)).squeeze(-1)
-    accepted = _accept(drawn_p, drawn_q, generator)
-    return torch.where(accepted, draft_ids, draw(residual(target_probs, draft_probs), generator)), accepted
+    both = target_scores.unsqueeze(1).expand(-1, 2, -1)
+    accepted_len, next_ids = verify_sampled(
+        draft_ids.unsqueeze(1), candidates[:, None], both, None, generator, verification="token"
+    )
+    accepted = accepted_len == 1
+    return torch.where(accepted, draft_ids, next_ids), accepted
 
 
-def residual(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
-    """Weights `max(p - q, 0)` of the token that replaces a rejected draft; `p` itself where rounding left nothing.
+def residual(target_probs: Tensor, candidates: Candidates, budget: Tensor | float = 1.0) -> Tensor:
+    """Weights `max(budget p - q, 0)` of the token that replaces a rejected draft; `p` where rounding left nothing.
 
     Args:
         target_probs (`torch.FloatTensor` of shape `(batch, vocab)`): p.
-        draft_probs (`torch.FloatTensor` of shape `(batch, vocab)`): q.
+        candidates ([`Candidates`] of shape `(batch, k)`): q.
+        budget (`torch.FloatTensor` of shape `(batch, 1)` or `float`, *optional*, defaults to 1.0):
+            What the accepted prefix has left of its probability; 1 where drafts are judged one after the other.
 
     Returns:
         `torch.FloatTensor` of shape `(batch, vocab)`, not normalised.
     """
-    weights = (target_probs - draft_probs).clamp_min_(0)
+    weights = candidates.subtracted_from(target_probs * budget).clamp_min_(0)
     # False for a q that is not finite, too: no draft was accepted against it, so p is right.
     is_usable = weights.sum(-1, keepdim=True) > torch.finfo(weights.dtype).tiny
     return torch.where(is_usable, weights, target_probs)
@@ -145,15 +222,16 @@ def survival(confidence_logits: Tensor) -> Tensor:
     return confidence_logits.float().sigmoid().cumprod(-1)
 
 
-def _accept(drawn_p: Tensor, drawn_q: Tensor, generator: torch.Generator | None) -> Tensor:
-    uniform = torch.rand(drawn_p.shape, generator=generator, device=drawn_p.device, dtype=drawn_p.dtype)
-    # u < p / q, strictly and without the division: a token of probability zero never passes.
-    return uniform * drawn_q < drawn_p
+def _probs_at(scores: Tensor, ids: Tensor, log_norms: Tensor) -> Tensor:
+    """Probabilities of some tokens `(batch, slots, k)` at each slot."""
+    return (scores[:, : ids.shape[1]].gather(-1, ids).float() - log_norms.unsqueeze(-1)).exp()
 
 
-def _count_leading(passed: Tensor, lengths: Tensor | None) -> Tensor:
-    if lengths is not None:
-        passed = passed & (torch.arange(passed.shape[1], device=passed.device) < lengths.unsqueeze(1))
+def _is_offered(num_slots: int, lengths: Tensor) -> Tensor:
+    return torch.arange(num_slots, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def _count_leading(passed: Tensor) -> Tensor:
     return passed.long().cumprod(-1).sum(-1)
 
 

@@ -135,7 +135,7 @@ def test_another_slot_convention_is_recognised(target, long_text, shift, where):
     class Shifted(OracleDrafter):
         """Right, but one place off."""
 
-        def propose(self, state, anchor_ids, pick=None, num_slots=None):
+        def propose(self, state, anchor_ids, pick=None, num_slots=None, num_candidates=None):
             proposal = super().propose(state, anchor_ids, pick, num_slots)
             places = [min(state.context_lens[0] + 1 + slot + shift, len(known) - 1) for slot in range(num_slots)]
             proposal.ids[0] = torch.tensor([known[place] for place in places])

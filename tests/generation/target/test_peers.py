@@ -10,8 +10,9 @@ import torch.distributed as dist
 from fake_drafters import TableDrafter
 from tiny_targets import make_prompt, make_target
 from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForCausalLM
 
-from dspark_hf import DSparkModel
+from dspark_hf import DSparkModel, SpeculationConfig
 from dspark_hf.modeling.cache_name import CACHE_NAME
 
 LENGTHS = ((5, 3), (9, 24))
@@ -104,6 +105,38 @@ def test_sharded_target(tmp_path):
 
     for plain, out in in_two_processes(run, tmp_path):
         assert out == plain
+
+
+@pytest.mark.parametrize("options", [{"do_sample": False}, {"do_sample": True, "temperature": 0.9}], ids=str)
+def test_processes_of_a_tensor_parallel_target_decide_alike(options, tmp_path):
+    """Each draws from a generator of its own, and one's drafts, lengths and draws count."""
+    source = make_target()
+    source.save_pretrained(tmp_path / "target")
+    drafter = DSparkModel.from_target(source, block_size=4, markov_rank=8, num_hidden_layers=1, num_taps=2).eval()
+    drafter.config.target_name_or_path = None
+    ids = make_prompt(7, batch_size=3)
+    options = {"max_new_tokens": 20, "return_dict_in_generate": False, **options}
+    plain = None if options["do_sample"] else source.generate(ids, **options).tolist()
+
+    def run(rank):
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+        target = AutoModelForCausalLM.from_pretrained(tmp_path / "target", tp_plan="auto").eval()
+        assert target.tp_size == 2
+        torch.manual_seed(rank)
+        outs = []
+        for speculation in (
+            SpeculationConfig(check_target=False),
+            SpeculationConfig(check_target=False, prompt_lookup=True, confidence_threshold=0.3),
+            SpeculationConfig(check_target=False, verification="token", seed=rank),
+        ):
+            out = target.generate(ids, assistant_model=drafter, speculation=speculation, **options)
+            outs.append((out.tolist(), list(drafter.last_stats.accepted_lens)))
+        return outs
+
+    first, second = in_two_processes(run, tmp_path)
+    assert first == second
+    if plain is not None:
+        assert [out for out, _ in first] == [plain] * 3
 
 
 def test_what_would_get_out_of_step(target, tmp_path):

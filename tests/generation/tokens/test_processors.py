@@ -189,15 +189,16 @@ def test_lists_of_known_processors_are_true():
         name for name in dir(logits_process) if name.endswith(("Processor", "Warper", "Penalty", "Normalization"))
     }
     assert {cls.__name__ for cls in STATELESS} <= known
-    chooser = TokenChooser(
-        LogitsProcessorList([logits_process.TemperatureLogitsWarper(0.5)]), do_sample=True, batch_size=1
-    )
-    assert not chooser.in_order
+
+    def chooser(processor):
+        return TokenChooser(LogitsProcessorList([processor]), True, 1, SpeculationConfig())
+
+    assert not chooser(logits_process.TemperatureLogitsWarper(0.5)).in_order
 
     class Mine(logits_process.TemperatureLogitsWarper):
         pass
 
-    assert TokenChooser(LogitsProcessorList([Mine(0.5)]), do_sample=True, batch_size=1).in_order
+    assert chooser(Mine(0.5)).in_order
 
 
 def test_batch_rows_are_processed_as_in_plain_generate():

@@ -9,6 +9,7 @@ from transformers import LogitsProcessor
 
 import dspark_hf.generation.tokens.sampling as sampling
 from dspark_hf import DSparkModel, SpeculationConfig
+from dspark_hf.ops.candidates import Candidates
 
 VOCAB, NUM_TOKENS, NUM_SAMPLES = 6, 4, 600
 
@@ -82,15 +83,92 @@ def test_joint_distribution_of_a_batch(small_target, name, num_samples):
     )
 
 
-def accept_everything(draft_ids, draft_probs, target_probs, lengths=None, generator=None):
+@pytest.mark.parametrize("verification", ["token", "block"])
+@pytest.mark.parametrize(("num_candidates", "batch_size"), [(1, 8), (2, 3), (4, 1), (None, 8)])
+def test_joint_distribution_of_few_candidates(small_target, verification, num_candidates, batch_size):
+    drafter = TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,))
+    speculation = SpeculationConfig(num_candidates=num_candidates, verification=verification, safety_net=False)
+    num_samples = 400 if batch_size == 1 else 1200
+    lens = (0, 1, 2) if num_candidates == 1 else (0, 1, 2, 3)
+    assert (
+        sampled_p_value(
+            small_target, drafter, num_samples, batch_size, speculation, accepted_lens=lens, temperature=0.8
+        )
+        > 1e-6
+    )
+
+
+@pytest.mark.parametrize("options", [{"suppress_tokens": [0, 1]}, {"bad_words_ids": [[0], [2, 1]]}], ids=str)
+def test_candidates_that_are_all_forbidden_end_the_draft(small_target, options):
+    """Of a single candidate nothing may be left; the target's own token then follows."""
+    drafter = TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,))
+    speculation = SpeculationConfig(num_candidates=1, safety_net=False)
+    assert sampled_p_value(small_target, drafter, 900, 3, speculation, accepted_lens=(0, 1), **options) > 1e-6
+
+
+def test_one_stream_for_drafts_and_verification_is_caught(small_target, monkeypatch):
+    """Draws of a block and of its verification must be independent."""
+    picker_of = sampling.TokenChooser.draft_picker
+
+    def draft_picker(self, *args):
+        self.round_seed = int(torch.randint(2**31, ()))
+        return picker_of(self, *args)
+
+    def generator(self, device):
+        return torch.Generator(device).manual_seed(self.round_seed) if hasattr(self, "round_seed") else None
+
+    monkeypatch.setattr(sampling.TokenChooser, "draft_picker", draft_picker)
+    monkeypatch.setattr(sampling.TokenChooser, "_generator", generator)
+    drafter = TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,))
+    for verification in ("token", "block"):
+        speculation = SpeculationConfig(verification=verification, safety_net=False)
+        assert sampled_p_value(small_target, drafter, 900, 3, speculation, accepted_lens=()) < 1e-6
+
+
+@pytest.mark.parametrize("num_candidates", [1, 5, None])
+def test_few_candidates_change_no_greedy_output(num_candidates):
+    target = make_target()
+    ids = make_prompt(9).repeat(3, 1)
+    ids[1, 2], ids[2, 5] = 1, 2
+    drafter = DSparkModel.from_target(target, block_size=4, markov_rank=8, num_hidden_layers=1, num_taps=2)
+    options = {"max_new_tokens": 30, "do_sample": False, "repetition_penalty": 1.2}
+    speculation = SpeculationConfig(num_candidates=num_candidates)
+    out = target.generate(ids, assistant_model=drafter, speculation=speculation, **options)
+    assert out.tolist() == target.generate(ids, **options).tolist()
+
+
+def test_a_proposal_holds_no_more_than_its_candidates():
+    target = make_target()
+    drafter = DSparkModel.from_target(target, block_size=4, markov_rank=8, num_hidden_layers=1, num_taps=2)
+    seen = []
+    propose = drafter.propose
+
+    def noted(*args, **kwargs):
+        seen.append(propose(*args, **kwargs))
+        return seen[-1]
+
+    drafter.propose = noted
+    target.generate(
+        make_prompt(9), assistant_model=drafter, speculation=SpeculationConfig(num_candidates=7), do_sample=True,
+        max_new_tokens=12,
+    )  # fmt: skip
+    for proposal in seen:
+        assert proposal.candidates.ids.shape == proposal.candidates.probs.shape == (*proposal.ids.shape, 7)
+        assert torch.equal(
+            proposal.candidates.probs.sum(-1).isclose(torch.tensor(1.0)), torch.ones_like(proposal.ids).bool()
+        )
+        assert (proposal.candidates.prob_of(proposal.ids) > 0).all()
+
+
+def accept_everything(draft_ids, candidates, scores, *args):
     accepted_len = torch.full((draft_ids.shape[0],), draft_ids.shape[1])
-    return accepted_len, torch.multinomial(target_probs[:, -1], 1)[:, 0]
+    return accepted_len, torch.multinomial(scores[:, -1].softmax(-1), 1)[:, 0]
 
 
-def without_residual(draft_ids, draft_probs, target_probs, lengths=None, generator=None):
-    accepted_len, _ = sampling_verify(draft_ids, draft_probs, target_probs, lengths, generator)
+def without_residual(draft_ids, candidates, scores, *args):
+    accepted_len, _ = sampling_verify(draft_ids, candidates, scores, *args)
     rows = torch.arange(draft_ids.shape[0])
-    return accepted_len, torch.multinomial(target_probs[rows, accepted_len], 1)[:, 0]
+    return accepted_len, torch.multinomial(scores[rows, accepted_len].softmax(-1), 1)[:, 0]
 
 
 sampling_verify = sampling.verify_sampled
@@ -114,7 +192,8 @@ def test_a_wrong_q_is_caught(small_target):
     class Lying(TableDrafter):
         def propose(self, *args, **kwargs):
             proposal = super().propose(*args, **kwargs)
-            proposal.probs = proposal.probs.square() / proposal.probs.square().sum(-1, keepdim=True)
+            probs = proposal.candidates.probs.square()
+            proposal.candidates.probs = probs / probs.sum(-1, keepdim=True)
             return proposal
 
     drafter = Lying(VOCAB, scale=1.5, num_slots=3, taps=(0,))
@@ -129,7 +208,7 @@ def test_certain_sampling_equals_greedy():
 
     def one_hot(*args, **kwargs):
         proposal = OracleDrafter.propose(drafter, *args, **kwargs)
-        proposal.probs = torch.nn.functional.one_hot(proposal.ids, 64).float()
+        proposal.candidates = Candidates.certain(proposal.ids)
         return proposal
 
     drafter.propose = one_hot

@@ -50,10 +50,12 @@ class PendingContext:
         ]
         self._state.select(rows)
 
-    def propose(self, anchor_ids: Tensor, num_slots: int, pick: PickFn | None = None) -> Proposal:
+    def propose(
+        self, anchor_ids: Tensor, num_slots: int, pick: PickFn | None = None, num_candidates: int | None = None
+    ) -> Proposal:
         """The drafter's proposal behind everything that was added; arguments as of [`DSparkModel.propose`]."""
         anchor_ids = anchor_ids.to(self._drafter.device)
-        return self._drafter.propose(self.state(), anchor_ids, num_slots=num_slots, pick=pick)
+        return self._drafter.propose(self.state(), anchor_ids, pick, num_slots, num_candidates)
 
     def state(self) -> Any:
         """The drafter's own state, with everything that was added."""

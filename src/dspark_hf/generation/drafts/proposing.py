@@ -15,9 +15,11 @@ from dspark_hf.generation.lengths.policy import length_policy
 from dspark_hf.generation.lengths.safety import CollapseWarning, SafetyNet
 from dspark_hf.generation.request import Request
 from dspark_hf.generation.stats import SpeculationStats, Stopwatch
+from dspark_hf.generation.target.peers import Peers
 from dspark_hf.generation.tokens.sampling import TokenChooser
 from dspark_hf.generation.tokens.transcript import Transcript
 from dspark_hf.modeling.drafting import Proposal
+from dspark_hf.ops.candidates import Candidates
 from dspark_hf.ops.verify import survival
 
 from .context import PendingContext
@@ -30,7 +32,7 @@ class Offer:
 
     Attributes:
         ids (`torch.LongTensor` of shape `(rows, n)`): Drafted tokens; behind a row's drafts stands padding.
-        probs (`torch.FloatTensor` of shape `(rows, n, vocab)`, *optional*): What they were drawn from; None in greedy
+        candidates ([`Candidates`] of shape `(rows, n, k)`, *optional*): What they were drawn from; None in greedy
             decoding, and without drafts.
         lens (`list[int]`): How many drafts each row is offered.
         from_lookup (`list[bool]`): Rows whose drafts were looked up.
@@ -39,7 +41,7 @@ class Offer:
     """
 
     ids: Tensor
-    probs: Tensor | None
+    candidates: Candidates | None
     lens: list[int]
     from_lookup: list[bool]
     from_drafter: list[bool]
@@ -56,6 +58,7 @@ class Proposer:
         context ([`PendingContext`]): What the drafter has read, and asks it.
         stats ([`SpeculationStats`]): Counts what the safety net does.
         watch ([`Stopwatch`]): Measures the drafter.
+        peers ([`Peers`]): Processes that must draft the same.
     """
 
     def __init__(
@@ -66,9 +69,10 @@ class Proposer:
         context: PendingContext,
         stats: SpeculationStats,
         watch: Stopwatch,
+        peers: Peers,
     ):
         self._chooser, self._transcript, self._context = chooser, transcript, context
-        self._stats, self._watch = stats, watch
+        self._stats, self._watch, self._peers = stats, watch, peers
         drafter, speculation = request.drafter, request.speculation
         has_model = request.has_draft_model
         lookup = speculation.prompt_lookup if has_model else drafter
@@ -78,6 +82,7 @@ class Proposer:
         self._policy = length_policy(speculation)
         self._num_slots = self._policy.limit(drafter.config.num_slots) if has_model else 0
         self._vocab_size = 0
+        self._num_candidates = speculation.num_candidates
         self._cost = round_cost(speculation, request.device)
         self._net = SafetyNet(speculation.safety_net)
         warns = has_model and speculation.safety_net
@@ -112,19 +117,23 @@ class Proposer:
             # No row can use more drafts than the shortest offer.
             lens = [min(n for n, is_live in zip(lens, live, strict=True) if is_live)] * len(live)
         num_drafts = max(lens)
-        ids, probs = self._transcript.ids[:, :0], None
+        ids, candidates = self._transcript.ids[:, :0], None
         if num_drafts > 0:
-            ids, probs = self._merge(found, proposal, num_drafts)
+            ids, candidates = self._merge(found, proposal, num_drafts)
         if not all(live):
             # What plain generate() feeds to rows that have ended.
             ids = torch.where(torch.tensor(live, device=ids.device).unsqueeze(1), ids, self._transcript.pad_id)
+        ids, lens = self._peers.agree_on_drafts(ids, lens)
+        if ids.shape[1] != num_drafts and self._chooser.do_sample:
+            # Where the first process drafts another number its verdict counts alone, so anything does here.
+            candidates = Candidates.certain(ids)
         confidence_logits = None if proposal is None else proposal.confidence_logits
-        return Offer(ids, probs, lens, [bool(drafts) for drafts in found], asked, confidence_logits)
+        return Offer(ids, candidates, lens, [bool(drafts) for drafts in found], asked, confidence_logits)
 
     def idle(self) -> None:
         """Run the drafter for the sake of other processes, if there are any."""
         if self._is_synced and self._drafter is not None:
-            self._context.propose(self._transcript.anchor_ids, self._num_slots)
+            self._context.propose(self._transcript.anchor_ids, self._num_slots, None, self._num_candidates)
 
     def learn(
         self, offer: Offer, accepted_lens: list[int], num_taken: list[int], seconds: float | None = None
@@ -192,8 +201,8 @@ class Proposer:
         transcript = self._transcript
         # The picker writes drafts behind the tokens.
         transcript.reserve(num_slots)
-        pick = self._chooser.draft_picker(transcript.ids, transcript.lens, transcript.row_ids)
-        return self._context.propose(transcript.anchor_ids, num_slots, pick)
+        pick = self._chooser.draft_picker(transcript.ids, transcript.lens, transcript.row_ids, self._vocab_size)
+        return self._context.propose(transcript.anchor_ids, num_slots, pick, self._num_candidates)
 
     def _survival(self, found: list[list[int]], proposal: Proposal | None, num_drafts: int) -> Tensor:
         """Survival `(rows, n)`; that of lookup drafts is estimated from earlier rounds."""
@@ -207,26 +216,26 @@ class Proposer:
 
     def _merge(
         self, found: list[list[int]], proposal: Proposal | None, num_drafts: int
-    ) -> tuple[Tensor, Tensor | None]:
-        """Drafts `(rows, n)` of both sources, and their distributions where tokens are drawn."""
+    ) -> tuple[Tensor, Candidates | None]:
+        """Drafts `(rows, n)` of both sources, and what they were drawn from where tokens are drawn."""
         device = self._transcript.ids.device
+        if proposal is not None:
+            drafted_ids, drawn = proposal.ids[:, :num_drafts].to(device), proposal.candidates
+            drawn = None if drawn is None else drawn[:, :num_drafts].to(device)
         if not any(found):
-            probs = proposal.probs
-            return proposal.ids[:, :num_drafts].to(device), None if probs is None else probs[:, :num_drafts]
+            return drafted_ids, drawn
         rows = [(drafts + [0] * num_drafts)[:num_drafts] for drafts in found]
-        ids, probs = torch.tensor(rows, device=device), None
-        if self._chooser.do_sample:
-            one_hot = torch.zeros(*ids.shape, self._vocab_size, device=device)
-            probs = one_hot.scatter_(-1, ids.unsqueeze(-1), 1.0)
+        ids = torch.tensor(rows, device=device)
+        candidates = Candidates.certain(ids) if self._chooser.do_sample else None
         if proposal is None:
-            return ids, probs
-        missing = max(0, num_drafts - proposal.ids.shape[1])
+            return ids, candidates
         are_found = _are_found(found, device)
-        ids = torch.where(are_found, ids, pad(proposal.ids[:, :num_drafts].to(device), (0, missing)))
-        if probs is not None:
-            drawn = pad(proposal.probs[:, :num_drafts].to(device), (0, 0, 0, missing))
-            probs = torch.where(are_found.unsqueeze(-1), probs, drawn)
-        return ids, probs
+        ids = torch.where(are_found, ids, pad(drafted_ids, (0, num_drafts - drafted_ids.shape[1])))
+        if candidates is not None:
+            num_candidates = drawn.ids.shape[-1]
+            drawn, candidates = drawn.pad(num_drafts, num_candidates), candidates.pad(num_drafts, num_candidates)
+            candidates = candidates.where(are_found.unsqueeze(-1), drawn)
+        return ids, candidates
 
 
 def _share(extra: float, lens: list[int], used: list[bool]) -> float:

@@ -28,6 +28,8 @@ PREFIX_FREE = frozenset(
         "TypicalLogitsWarper",
     )
 )
+# Those of them that do not tell tokens apart: what they do to some scores does not depend on whose they are.
+TOKEN_FREE = PREFIX_FREE - {logits_process.SuppressTokensLogitsProcessor}
 # Processors that are functions of prefix and scores: calling them on prefixes that are rejected later does no harm.
 STATELESS = PREFIX_FREE | frozenset(
     getattr(logits_process, name)

@@ -2,16 +2,21 @@
 
 The target's side is exact: every processor sees what plain `generate()` shows it. The drafter's side is only a guess
 of it, so there anything goes that keeps `q` the distribution that drafts are drawn from.
-Shapes: B batch, n drafts, V vocabulary, S tokens so far.
+Shapes: B batch, n drafts, k candidates, V vocabulary, S tokens so far.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from dspark_hf.ops.verify import accept_or_redraw, draw, verify_greedy, verify_sampled
+from dspark_hf.generation.config import SpeculationConfig
+from dspark_hf.modeling.drafting import PickFn
+from dspark_hf.ops.candidates import Candidates
+from dspark_hf.ops.verify import Verification, accept_or_redraw, draw, verify_greedy, verify_sampled
 
-from .processors import PREFIX_FREE, STATELESS, process_by_length
+from .processors import PREFIX_FREE, STATELESS, TOKEN_FREE, process_by_length
 
 
 class TokenChooser:
@@ -25,20 +30,33 @@ class TokenChooser:
         processors (`LogitsProcessorList`): The processors that `generate()` prepared.
         do_sample (`bool`): Whether tokens are drawn.
         batch_size (`int`): Rows of the batch.
-        seed (`int`, *optional*): Seed of the draws; torch's global generators are used if not given.
+        speculation ([`SpeculationConfig`]): Seed of the draws, and how sampled drafts are judged; one after the other
+            in any case where they are judged `in_order`.
+        agree (`Callable`, *optional*): What other processes that run the same rows take for a decision, see
+            [`~generation.target.peers.Peers`].
     """
 
-    def __init__(self, processors: LogitsProcessorList, do_sample: bool, batch_size: int, seed: int | None = None):
+    def __init__(
+        self,
+        processors: LogitsProcessorList,
+        do_sample: bool,
+        batch_size: int,
+        speculation: SpeculationConfig,
+        agree: Callable[[Tensor], Tensor] = lambda values: values,
+    ):
         self.processors = processors
         self._batch_size = batch_size
         self.do_sample = do_sample
         self.in_order = any(type(processor) not in STATELESS for processor in processors)
         self._draft_processors = [processor for processor in processors if type(processor) in STATELESS]
         self._reads_prefix = any(type(processor) not in PREFIX_FREE for processor in self._draft_processors)
-        self._seed = seed
+        self._tells_tokens = any(type(processor) not in TOKEN_FREE for processor in self._draft_processors)
+        self._verification: Verification = speculation.verification
+        self._seed = speculation.seed
+        self._agree = agree
         self._generators: dict[torch.device, torch.Generator] = {}
 
-    def draft_picker(self, ids: Tensor, lens: list[int], row_ids: list[int]):
+    def draft_picker(self, ids: Tensor, lens: list[int], row_ids: list[int], vocab_size: int) -> PickFn | None:
         """The `pick` of [`DSparkModel.propose`], or None where its default does the same.
 
         Args:
@@ -46,37 +64,41 @@ class TokenChooser:
                 Token ids; a row's columns from its length on are free, and drafts are noted there.
             lens (`list[int]`): Tokens of each row so far, S.
             row_ids (`list[int]`): Place of each row in the batch.
+            vocab_size (`int`): Tokens that processors tell apart.
         """
         if not self._draft_processors and not self.do_sample:
             return None
 
-        def pick(logits: Tensor, drafted_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        def pick(logits: Tensor, token_ids: Tensor, drafted_ids: Tensor) -> tuple[Tensor, Tensor | None]:
             ends = [length + drafted_ids.shape[1] for length in lens]
             if self._reads_prefix and drafted_ids.shape[1] > 0:
                 columns = torch.tensor(ends, device=ids.device).unsqueeze(1) - 1
                 ids.scatter_(1, columns.clamp_max_(ids.shape[1] - 1), drafted_ids[:, -1:].to(ids.device))
             # Processors hold tensors on the device of `ids`.
             scores = logits.to(device=ids.device if self._draft_processors else logits.device, dtype=torch.float32)
+            if self._tells_tokens:
+                places = token_ids.to(scores.device)
+                scores = scores.new_full((len(scores), vocab_size), -torch.inf).scatter_(1, places, scores)
             for processor in self._draft_processors:
                 scores = process_by_length(
                     processor, ids, ends, scores.unsqueeze(1), row_ids, self._batch_size
                 ).squeeze(1)
+            if self._tells_tokens:
+                scores = scores.gather(1, places)
             if not self.do_sample:
                 return scores.argmax(-1).to(logits.device), None
-            if self._draft_processors:
-                # Where processors leave no token that a reduced draft vocabulary has, any draft is as good.
-                is_empty = scores.amax(-1, keepdim=True) == -torch.inf
-                scores = torch.where(is_empty, logits.to(scores), scores)
-            # Drafts are drawn from the very tensor that verification divides by.
-            probs = scores.softmax(-1)
-            drafts = draw(probs, self._generator(probs.device)).clamp_max_(probs.shape[-1] - 1)
-            return drafts.to(logits.device), probs.to(logits.device)
+            # Drafts are drawn from the very probabilities that verification divides by. They are all 0 where
+            # processors leave none of the candidates, which ends the row's draft.
+            is_empty = scores.amax(-1, keepdim=True) == -torch.inf
+            probs = torch.where(is_empty, 0.0, scores.softmax(-1))
+            chosen = draw(probs, self._generator(probs.device)).clamp_max_(probs.shape[-1] - 1)
+            return chosen.to(logits.device), probs.to(logits.device)
 
         return pick
 
     def needs_scores(self) -> bool:
-        """Whether choosing needs processed float32 scores; greedy choices without processors read raw logits."""
-        return self.do_sample or len(self.processors) > 0
+        """Whether choosing needs processed float32 scores; without processors it reads raw logits."""
+        return len(self.processors) > 0
 
     def block_scores(self, ids: Tensor, lens: list[int], row_ids: list[int], logits: Tensor) -> Tensor:
         """Processed scores of all positions of a block. Not for `in_order`.
@@ -96,32 +118,40 @@ class TokenChooser:
         return scores
 
     def verify_block(
-        self, draft_ids: Tensor, draft_probs: Tensor | None, scores: Tensor, lengths: Tensor | None = None
+        self, draft_ids: Tensor, candidates: Candidates | None, scores: Tensor, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """`accepted_len` and `next_ids` of each row, from processed scores (or raw logits, see [`needs_scores`])."""
         if not self.do_sample:
             # The index of max() is that of argmax(), also at ties, and bfloat16 argmax() is 5 times as slow on a CPU.
-            return verify_greedy(draft_ids, scores.max(-1).indices.to(draft_ids.device), lengths)
-        probs = scores.softmax(-1)
-        if draft_probs is not None:
-            draft_probs = draft_probs.to(probs.device)
-        return verify_sampled(draft_ids, draft_probs, probs, lengths, self._generator(probs.device))
+            verdict = verify_greedy(draft_ids, scores.max(-1).indices.to(draft_ids.device), lengths)
+            return self._agreed(*verdict)
+        scores = scores.to(draft_ids.device)
+        if candidates is not None:
+            candidates = candidates.to(scores.device)
+        generator = self._generator(scores.device)
+        return self._agreed(*verify_sampled(draft_ids, candidates, scores, lengths, generator, self._verification))
 
     def next_scores(self, prefix_ids: Tensor, logits: Tensor) -> Tensor:
         """Processed scores `(batch, vocab)` of one position, as plain `generate()` computes them."""
         return self.processors(prefix_ids, logits.to(device=prefix_ids.device, dtype=torch.float32, copy=True))
 
-    def judge(self, draft_ids: Tensor | None, draft_probs: Tensor | None, scores: Tensor) -> tuple[Tensor, Tensor]:
+    def judge(self, draft_ids: Tensor | None, candidates: Candidates | None, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Token of each row at one position, and whether it is the draft; without drafts it never is."""
+        tokens, accepted = self._agreed(*self._judge(draft_ids, candidates, scores))
+        return tokens, accepted.bool()
+
+    def _judge(self, draft_ids: Tensor | None, candidates: Candidates | None, scores: Tensor) -> tuple[Tensor, Tensor]:
         if not self.do_sample:
             tokens = scores.argmax(-1)
             return tokens, torch.zeros_like(tokens, dtype=torch.bool) if draft_ids is None else tokens == draft_ids
-        probs = scores.softmax(-1)
-        generator = self._generator(probs.device)
+        generator = self._generator(scores.device)
         if draft_ids is None:
-            tokens = draw(probs, generator)
+            tokens = draw(scores.softmax(-1), generator)
             return tokens, torch.zeros_like(tokens, dtype=torch.bool)
-        return accept_or_redraw(draft_ids, draft_probs.to(probs.device), probs, generator)
+        return accept_or_redraw(draft_ids, candidates.to(scores.device), scores, generator)
+
+    def _agreed(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        return tuple(self._agree(torch.stack([first, second.to(first)])).unbind())
 
     def _generator(self, device: torch.device) -> torch.Generator | None:
         if self._seed is None:

@@ -8,6 +8,8 @@ import time
 import torch
 from torch import Tensor
 
+from dspark_hf.ops.candidates import Candidates
+
 from .sampling import TokenChooser
 from .transcript import Transcript
 
@@ -30,28 +32,28 @@ class Settler:
         self.judged_at: float | None = None
 
     def settle(
-        self, logits: Tensor, draft_ids: Tensor, draft_probs: Tensor | None, draft_lens: list[int]
+        self, logits: Tensor, draft_ids: Tensor, candidates: Candidates | None, draft_lens: list[int]
     ) -> tuple[list[int], list[int]]:
         """Judge the drafts and take the tokens that stand.
 
         Args:
             logits (`torch.Tensor` of shape `(batch, drafts + 1, vocab)`): The target's logits.
             draft_ids (`torch.LongTensor` of shape `(batch, drafts)`): The drafts, noted in the transcript already.
-            draft_probs (`torch.FloatTensor` of shape `(batch, drafts, vocab)`, *optional*): What they were drawn from.
+            candidates ([`Candidates`] of shape `(batch, drafts, k)`, *optional*): What they were drawn from.
             draft_lens (`list[int]`): Drafts offered per row.
 
         Returns:
             `tuple(list[int], list[int])`: Tokens taken, and drafts accepted, of each row.
         """
         if self._chooser.in_order:
-            return self._settle_in_order(logits, draft_ids, draft_probs)
+            return self._settle_in_order(logits, draft_ids, candidates)
         transcript = self._transcript
         live = transcript.live
         scores = self.block_scores(logits) if self._chooser.needs_scores() else None
         is_even = min(draft_lens) == draft_ids.shape[1]
         accepted_len, next_ids = self._chooser.verify_block(
             draft_ids,
-            draft_probs,
+            candidates,
             logits if scores is None else scores,
             None if is_even else torch.tensor(draft_lens, device=draft_ids.device),
         )
@@ -67,7 +69,7 @@ class Settler:
         return transcript.take(columns, counts, scores, logits), accepted_lens
 
     def _settle_in_order(
-        self, logits: Tensor, draft_ids: Tensor, draft_probs: Tensor | None
+        self, logits: Tensor, draft_ids: Tensor, candidates: Candidates | None
     ) -> tuple[list[int], list[int]]:
         """As [`settle`], one position after the other, with processors that must see nothing but emitted tokens."""
         transcript, num_drafts = self._transcript, draft_ids.shape[1]
@@ -77,8 +79,8 @@ class Settler:
             live = transcript.live
             scores = self._chooser.next_scores(transcript.prefix, logits[:, index])
             if index < num_drafts:
-                probs = None if draft_probs is None else draft_probs[:, index]
-                tokens, accepted = self._chooser.judge(draft_ids[:, index], probs, scores)
+                drawn_from = None if candidates is None else candidates[:, index]
+                tokens, accepted = self._chooser.judge(draft_ids[:, index], drawn_from, scores)
             else:
                 tokens, accepted = self._chooser.judge(None, None, scores)
             transcript.note_drafts(tokens.unsqueeze(1))
