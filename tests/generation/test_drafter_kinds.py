@@ -101,6 +101,25 @@ def test_drafters_are_given_the_tokens_of_their_features(target, prompt):
         assert len(seen) > 20 and seen == tokens[: len(seen)].tolist()
 
 
+@pytest.mark.parametrize(("kind", "num_draft_tokens"), [("dspark-rnn", None), ("eagle3", 4)])
+def test_a_target_with_added_tokens_keeps_its_distribution(kind, num_draft_tokens):
+    """The drafter knows the first five of seven tokens; the target writes and reads all of them."""
+    target = make_target(vocab_size=5, num_hidden_layers=2, hidden_size=16, head_dim=4, intermediate_size=16,
+                         initializer_range=0.4)  # fmt: skip
+    drafter = KINDS[kind](target, target_layer_ids=[0], initializer_range=0.2, draft_vocab_size=num_draft_tokens)
+    target.resize_token_embeddings(7, mean_resizing=False)
+    for weight in (target.get_input_embeddings().weight, target.get_output_embeddings().weight):
+        weight.data[5:] = 0.9 * weight.data[[1, 3]]  # tokens that come about as often as these
+    ids = torch.tensor([[1, 6, 3]]).repeat(3, 1)
+    common = {"do_sample": True, "top_k": 0, "pad_token_id": None, "temperature": 0.9}
+    speculation = SpeculationConfig(check_target=False)
+    counts, accepted = sample_joint(target, drafter, ids, 3, 400, speculation, max_new_tokens=4, **common)
+    joint = exact_joint(target, ids[:1], 3, **common)
+    assert {0, 1, 2} <= set(accepted)
+    assert joint.shape == (7, 7, 7) and joint[5:].sum() > 0.02 and counts[5:].sum() > 0
+    assert p_value(counts, joint) > 1e-6
+
+
 def test_attached(target, prompt):
     drafter = KINDS["eagle3"](target)
     plain = target.generate(**prompt, max_new_tokens=9, do_sample=False)
