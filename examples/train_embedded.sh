@@ -2,19 +2,19 @@
 # A better drafter for the embedded target: text in pieces, states, training from the best drafter so far, evaluation; in rounds.
 #
 #   examples/train_embedded.sh [--work DIR] [--rounds N] [--pieces N] [--size N] [--passes N] [--core N] \
-#       [--mean N] [--text FILE]... [--eval FILE]... [--train KEY=VALUE]...
+#       [--mean N] [--nice N] [--text FILE]... [--eval FILE]... [--train KEY=VALUE]...
 #
 # A round writes so many pieces of SIZE prompts with two answers each, trains on all text so far, and answers 100 held-out
 # prompts; so does the mean of the last N checkpoints, if N is above 0. Each --eval FILE is answered by the best drafter.
-# Kill it whenever you like and start it again with the same options: every step goes on where it was. It runs at the lowest
-# priority on one core, as a process group of its own: `kill -STOP -- -$(cat DIR/pgid)` pauses it, `-CONT` lets it go on.
+# Kill it whenever you like and start it again with the same options: every step goes on where it was. It runs on one core
+# at the lowest priority (--nice 19), as a group of its own: `kill -STOP -- -$(cat DIR/pgid)` pauses it, `-CONT` lets it go on.
 # What it makes is in DIR: text/ (with the answers left out beside it), cache/, round-N/, and best/, the best drafter so far.
 set -euo pipefail
 
 usage() { sed -n '2,12s/^# \{0,1\}//p' "$0"; }
 
 WORK="${XDG_CACHE_HOME:-$HOME/.cache}/dspark_hf/train_embedded"
-ROUNDS=8 PIECES=2 SIZE=300 BATCH=96 PASSES=2 MEAN=3 CORE=0 TARGET=embedded DRAFTER=embedded
+ROUNDS=8 PIECES=2 SIZE=300 BATCH=96 PASSES=2 MEAN=3 NICE=19 CORE=0 TARGET=embedded DRAFTER=embedded
 PYTHON="${PYTHON:-python}"
 TEXTS=() EVALS=() TRAIN=()
 
@@ -25,9 +25,9 @@ main() {
   exec 9>"$WORK/lock"
   flock -w 30 9 || { echo "Another run works in $WORK." >&2; exit 1; }
   echo $$ >"$WORK/pgid"
-  renice -n 19 $$ >/dev/null
+  renice -n "$NICE" $$ >/dev/null
   # Where the kernel shares time among sessions first, it is the session's priority that counts beside other ones.
-  [ ! -w /proc/$$/autogroup ] || echo 19 >/proc/$$/autogroup
+  [ ! -w /proc/$$/autogroup ] || echo "$NICE" >/proc/$$/autogroup
   taskset -cp "$CORE" $$ >/dev/null
   export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
   once first-drafter cp -rLT "$(resolve "$DRAFTER")" "$WORK/first"
@@ -48,7 +48,7 @@ arguments() {
       --work) WORK="$2" ;; --rounds) ROUNDS="$2" ;; --pieces) PIECES="$2" ;; --size) SIZE="$2" ;; --core) CORE="$2" ;;
       --text) TEXTS+=("$2") ;; --eval) EVALS+=("$2") ;; --train) TRAIN+=("$2") ;;
       --target) TARGET="$2" ;; --drafter) DRAFTER="$2" ;; --batch) BATCH="$2" ;;
-      --passes) PASSES="$2" ;; --mean) MEAN="$2" ;;
+      --passes) PASSES="$2" ;; --mean) MEAN="$2" ;; --nice) NICE="$2" ;;
       *) usage >&2; exit 2 ;;
     esac
     shift 2

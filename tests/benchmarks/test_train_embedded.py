@@ -58,7 +58,8 @@ def start(folders, work, *options):
     environment |= {"XDG_CACHE_HOME": str(work.parent)}
     command = [
         PROGRAM, "--work", work, "--target", folders / "target", "--drafter", folders / "drafter", "--size", 6,
-        "--batch", 6, "--rounds", 1, "--pieces", 1, "--train", "compile_loss=false", *options,
+        "--batch", 6, "--rounds", 1, "--pieces", 1, "--train", "compile_loss=false",
+        "--nice", 0, *options,
     ]  # fmt: skip
     with open(work.parent / "out", "a") as out:
         return subprocess.Popen(list(map(str, command)), env=environment, stdout=out, stderr=subprocess.STDOUT)
@@ -87,7 +88,7 @@ def test_a_killed_program_goes_on(folders, tmp_path):
         for name in ("first", "round-1", "round-1-mean")
     }
     assert taus[best] == max(taus.values())
-    assert json.loads((work / "eval" / f"prompts-{best}-T1.json").read_text())["temperature"] == 1
+    assert json.loads((work / "eval" / f"prompts-{best}-T1.json").read_text())["settings"]["temperature"] == 1
 
 
 def test_the_program_for_a_gpu_brings_a_drafter_back(folders, tmp_path, monkeypatch):
