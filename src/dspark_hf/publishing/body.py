@@ -10,7 +10,7 @@ from .serving import serving_commands
 
 _HEADS = {"vanilla": "a vanilla", "gated": "a gated", "rnn": "a recurrent"}
 _PAPERS = {
-    "DSpark": "https://arxiv.org/abs/2606.19348",
+    "DSpark": "https://arxiv.org/abs/2607.05147",
     "DFlash": "https://arxiv.org/abs/2602.06036",
     "EAGLE-3": "https://arxiv.org/abs/2503.01840",
 }
