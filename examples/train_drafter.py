@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
 from dspark_hf import AutoDrafter, DraftTrainingArguments
 from dspark_hf.hub.embedded import resolve_drafter, resolve_target
+from dspark_hf.processes import end_in_order
 from dspark_hf.trainers.recipe import Recipe
 from dspark_hf.trainers.run import train_drafter
 
@@ -89,4 +90,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with end_in_order():
+        main()

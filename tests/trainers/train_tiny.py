@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dspark_hf import DraftTrainer, DraftTrainingArguments, DSparkModel
+from dspark_hf.processes import end_in_order
 
 
 def main(folder: str, arguments: dict) -> None:
@@ -54,4 +55,5 @@ def main(folder: str, arguments: dict) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]))
+    with end_in_order():
+        main(sys.argv[1], json.loads(sys.argv[2]))

@@ -12,6 +12,7 @@ from dspark_hf.cli.convert import convert
 from dspark_hf.cli.push import push
 from dspark_hf.cli.regenerate import regenerate
 from dspark_hf.cli.train import train
+from dspark_hf.processes import end_in_order
 
 _BAD_INPUT = 2
 _INTERRUPTED = 130
@@ -22,7 +23,8 @@ class CleanErrors(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with end_in_order():
+                return super().invoke(ctx)
         # A package that only one command needs may be missing.
         except (ValueError, OSError, ImportError) as error:
             _print_error(str(error))

@@ -15,7 +15,8 @@ class SpeculationConfig:
     Args:
         max_draft_len (`int`, *optional*):
             Most drafts that a round verifies of a row. Defaults to all slots of the drafter, and in large batches to
-            fewer, so that all rows together have about 8 for each thread of a CPU, and 256 elsewhere ([`RoundCost`]).
+            fewer, so that all rows together have about 8 for each thread of a CPU, at least 16, and 256
+            elsewhere ([`RoundCost`]).
         confidence_threshold (`float`, *optional*, defaults to 0.0):
             Least survival (probability that a slot and all before it are accepted, from the drafter's confidence head)
             of a slot that is verified. 0 verifies every slot. Costs one more host synchronisation per round.

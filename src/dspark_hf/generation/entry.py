@@ -65,7 +65,7 @@ def speculative_generate(
         `ValueError`: If drafter and target do not fit, or something is asked for that is not supported.
 
     Source: Leviathan et al. 2023, algorithm 1 (https://arxiv.org/abs/2211.17192); DSpark, section 3
-    (https://arxiv.org/abs/2606.19348).
+    (https://arxiv.org/abs/2607.05147).
     """
     speculation = SpeculationConfig() if speculation is None else speculation
     drafter = getattr(speculation, "prompt_lookup", None) if drafter is None else drafter

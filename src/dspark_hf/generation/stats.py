@@ -166,7 +166,8 @@ class SpeculationStats:
                 f"{len(self.from_lookup)} verifications, {self.lookup_accepted_tokens} accepted"
             )
         if self.paused_rounds:
-            lines.append(f"paused by the safety net: {self.paused_rounds} of {self.rounds} rounds")
+            most = ", most of them" if 2 * self.paused_rounds > self.rounds else ""
+            lines.append(f"paused by the safety net: {self.paused_rounds} of {self.rounds} rounds{most}")
         if self.target_seconds is not None:
             lines.append(
                 f"seconds: {self.total_seconds:.3f} = prefill {self.prefill_seconds:.3f} + target "
@@ -175,7 +176,8 @@ class SpeculationStats:
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        return f"SpeculationStats(tau={self.tau:.2f}, new_tokens={self.new_tokens}, rounds={self.rounds})"
+        paused = f", paused_rounds={self.paused_rounds}" if 2 * self.paused_rounds > self.rounds else ""
+        return f"SpeculationStats(tau={self.tau:.2f}, new_tokens={self.new_tokens}, rounds={self.rounds}{paused})"
 
 
 class ConfidenceLog:

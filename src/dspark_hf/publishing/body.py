@@ -16,7 +16,7 @@ from .records import HEADS
 from .serving import Serving, serving_commands
 
 _PAPERS = {
-    "DSpark": "https://arxiv.org/abs/2606.19348",
+    "DSpark": "https://arxiv.org/abs/2607.05147",
     "DFlash": "https://arxiv.org/abs/2602.06036",
     "EAGLE-3": "https://arxiv.org/abs/2503.01840",
 }

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -212,8 +213,13 @@ def test_run_stops_where_everything_fails(server, tmp_path):
 
 
 def test_absent_server_is_reported(tmp_path):
-    with pytest.raises(ValueError, match="No conversation was answered; the last reason: APIConnectionError"):
-        answerer = ServerAnswerer("http://127.0.0.1:9/v1", "m", max_retries=1)
+    # A port that nobody else can take, and where nobody listens.
+    with (
+        socket.socket() as closed,
+        pytest.raises(ValueError, match="No conversation was answered; the last reason: APIConnectionError"),
+    ):
+        closed.bind(("127.0.0.1", 0))
+        answerer = ServerAnswerer(f"http://127.0.0.1:{closed.getsockname()[1]}/v1", "m", max_retries=1)
         regenerate_with_server(answerer, QUESTIONS, tmp_path / "x.jsonl", progress=False)
 
 

@@ -33,6 +33,12 @@ class TestRoundCost:
         monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
         assert [RoundCost(CPU).limit(6, rows, 100) for rows in (16, 32, 64)] == [6, 4, 2]
 
+    def test_one_thread_bears_what_two_do(self, monkeypatch):
+        # It takes longer for a plain step as well.
+        two = [RoundCost(CPU).extra([num_drafts], True) for num_drafts in range(6)]
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+        assert [RoundCost(CPU).extra([num_drafts], True) for num_drafts in range(6)] == two
+
     def test_rounds_cost_by_their_drafts(self):
         cost = RoundCost(CPU)
         extra = [
@@ -123,7 +129,7 @@ def test_no_drafter_makes_it_much_slower(num_rows, full, two_threads):
         if full <= 0.4:
             for rate in (0.1, 0.2, 0.3, 0.4, 0.5):
                 speeds = [speed(rate, of_pass, drafter, num_rows, seed=seed) for seed in range(10)]
-                assert sum(speeds) / 10 > 0.95
+                assert sum(speeds) / 10 > 0.94
 
 
 def test_what_pays_is_drafted(two_threads):

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from dspark_hf.generation.lengths.pace import round_cost
 from dspark_hf.generation.lengths.policy import length_policy
-from dspark_hf.generation.lengths.safety import CollapseWarning, SafetyNet
+from dspark_hf.generation.lengths.safety import CollapseWarning, Evidence, SafetyNet
 from dspark_hf.generation.request import Request
 from dspark_hf.generation.stats import SpeculationStats, Stopwatch
 from dspark_hf.generation.target.peers import Peers
@@ -84,9 +84,13 @@ class Proposer:
         self._vocab_size = 0
         self._num_candidates = speculation.num_candidates
         self._cost = round_cost(speculation, request.device)
-        self._net = SafetyNet(speculation.safety_net)
-        warns = has_model and speculation.safety_net
-        self._warning = CollapseWarning(drafter, transcript, is_blind=chooser.in_order) if warns else None
+        self._net, self._warning = SafetyNet(speculation.safety_net), None
+        if has_model and speculation.safety_net:
+            evidence = Evidence.of(drafter, chooser.in_order, len(transcript.lens))
+            self._warning = CollapseWarning(drafter, transcript, evidence, is_blind=chooser.in_order)
+            # What is drafted decides which random numbers are drawn: a sampled call starts anew, so that a seed
+            # repeats it.
+            self._net = self._net if chooser.do_sample else evidence.net
         self._lookup = None if lookup is None else LookupSource(lookup, SafetyNet(speculation.safety_net))
 
     def read_prompt(self, mask: Tensor | None, vocab_size: int) -> None:

@@ -6,8 +6,8 @@ The same call thus drafts the same again, and processes that share a target deci
 import torch
 
 # Drafts of all rows together up to which a pass of the target takes little longer than without any: the cores of a CPU
-# are soon busy with computing, other devices wait for the weights for longer.
-_BUDGET_OF_CORE, _BUDGET_OF_DEVICE = 8, 256
+# are soon busy with computing, other devices wait for the weights for longer. A single core waits as long as two do.
+_BUDGET_OF_CORE, _FEWEST_CORES, _BUDGET_OF_DEVICE = 8, 2, 256
 # Plain steps that are added by a drafter's pass, by the verification of any drafts, and by a budget full of them.
 _DRAFTER, _VERIFICATION, _FULL = 0.2, 0.05, 0.35
 
@@ -21,7 +21,8 @@ class RoundCost:
     """
 
     def __init__(self, device: torch.device, limits_drafts: bool = True):
-        self._budget = _BUDGET_OF_CORE * torch.get_num_threads() if device.type == "cpu" else _BUDGET_OF_DEVICE
+        num_cores = max(torch.get_num_threads(), _FEWEST_CORES)
+        self._budget = _BUDGET_OF_CORE * num_cores if device.type == "cpu" else _BUDGET_OF_DEVICE
         self._limits_drafts = limits_drafts
 
     def limit(self, num_slots: int, num_rows: int, num_left: int) -> int:

@@ -1,4 +1,4 @@
-"""A net under drafting: where next to nothing is accepted, generation goes on without drafts and tries again rarely.
+"""A net under drafting: where drafts do not pay, generation goes on without and tries again rarely.
 
 It looks at earlier rounds only, so it can change time and nothing else.
 """
@@ -11,28 +11,23 @@ from torch import Tensor
 
 from dspark_hf.generation.tokens.transcript import Transcript
 
-# Plain steps. A drafter that gets one first slot in three right seldom fails often enough in a row to use it up.
-_CREDIT, _MOST = 2.0, 6.0
-# Above it whole blocks are drafted, below single drafts.
-_WHOLE_BLOCKS = 1.0
-# The first pause is so much longer than what a try costs, which is then 1% of it.
-_PAUSE_PER_STEP, _SHORTEST_PAUSE, _LONGEST_PAUSE = 100, 16, 256
+# Plain steps that drafting may lose before it pauses: at first, when it has won more before, and in a later try.
+_CREDIT, _MOST, _TRY = 4.0, 8.0, 0.5
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 32, 256
 
-_MIN_JUDGED, _MOST_FIRSTS = 8, 20
+# First slots that must have been judged before a drafter is accused, and the first drafts that tell why.
+_MIN_JUDGED, _MOST_FIRSTS, _MIN_FIRSTS = 24, 20, 8
 _COLLAPSED_RATE = 0.05
 _SHIFTED_RATE = 0.25
 
 
 class SafetyNet:
-    """Decides how many slots may be drafted, from what earlier rounds won.
+    """Decides whether slots may be drafted, from what earlier rounds won.
 
-    An account starts with credit for 2 plain steps. A drafted round costs what it takes longer than a plain step; a
-    draft that stands earns the step that it saves. While the account is low only one slot is drafted, which costs
-    little. When it is empty, or drafting is known not to pay, it pauses, after which a single draft is tried; each
-    failure doubles the pause, up to 256 rounds.
-
-    The first pause is 100 times as long as what a try costs in plain steps. A drafter that never hits and takes 1 + x
-    plain steps a block thus wastes at most 2 + x of them until the first pause, and 1% of the steps behind it.
+    An account starts with credit for 4 plain steps. A drafted round costs what it takes longer than a plain step; a
+    draft that stands earns the step that it saves, up to 8 in all. When the account is empty, or drafting is known not
+    to pay, it pauses for 32 rounds, and then has credit for half a step. Each try that fails doubles the pause, up to
+    256 rounds; an account that is back where it started makes it short again.
 
     Args:
         enabled (`bool`): Otherwise every slot may be drafted always.
@@ -40,18 +35,16 @@ class SafetyNet:
 
     def __init__(self, enabled: bool = True):
         self._enabled = enabled
-        self._balance: float = _CREDIT
+        self._balance = _CREDIT
         self._pause = _SHORTEST_PAUSE
-        self._num_paused = 0
+        self._num_left = 0
         self.was_paused = False
         self.has_paused = False
 
     def limit(self, num_slots: int) -> int:
-        """How many of `num_slots` slots may be drafted in this round."""
-        if not self._enabled or self._balance > _WHOLE_BLOCKS:
-            return num_slots
-        self.was_paused = self._balance <= 0 and self._num_paused < self._pause
-        return 0 if self.was_paused else 1
+        """How many of `num_slots` slots may be drafted in this round: all or none."""
+        self.was_paused = self._num_left > 0
+        return 0 if self.was_paused else num_slots
 
     def learn(self, gains: list[int], extra: float, pays: bool = True) -> None:
         """Settle a round's account.
@@ -62,18 +55,38 @@ class SafetyNet:
             pays (`bool`, *optional*, defaults to `True`): False to pause without waiting for the account to be empty.
         """
         if self.was_paused:
-            self._num_paused += 1
-        elif gains:
-            self._book(sum(gains) / len(gains) - extra, extra, pays)
+            self._num_left -= 1
+        elif gains and self._enabled:
+            self._balance = min(self._balance + sum(gains) / len(gains) - extra, _MOST) if pays else 0.0
+            if self._balance <= 0:
+                self._num_left, self._balance, self.has_paused = self._pause, _TRY, True
+                self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+            elif self._balance >= _CREDIT:
+                self._pause = _SHORTEST_PAUSE
 
-    def _book(self, won: float, extra: float, pays: bool) -> None:
-        is_probe = self._balance <= 0
-        self._balance = min(max(self._balance, 0.0) + won, _MOST if pays else 0.0)
-        if self._balance <= 0:
-            first = max(_SHORTEST_PAUSE, round(_PAUSE_PER_STEP * extra))
-            self._pause = min(2 * self._pause if is_probe else first, _LONGEST_PAUSE)
-            self._num_paused = 0
-            self.has_paused = self._enabled
+
+class Evidence:
+    """What is known of a drafter on its target, from all calls so far.
+
+    Attributes:
+        net ([`SafetyNet`]): Its account.
+        num_judged, num_accepted (`int`): First drafts that were verified, and those of them that stood.
+        firsts (`list[tuple[int, list[int], int]]`):
+            Some of them, each with its row's new tokens, which grow, and its place there: it may fit elsewhere.
+    """
+
+    _known: "weakref.WeakKeyDictionary[Any, dict[Any, Evidence]]" = weakref.WeakKeyDictionary()
+
+    def __init__(self) -> None:
+        self.net = SafetyNet()
+        self.num_judged = self.num_accepted = 0
+        self.firsts: list[tuple[int, list[int], int]] = []
+
+    @classmethod
+    def of(cls, drafter: Any, *circumstances: Any) -> "Evidence":
+        """What is known of a drafter under such circumstances; forgotten when it is bound to another target."""
+        binding = getattr(drafter, "borrowed", drafter)
+        return cls._known.setdefault(binding, {}).setdefault(circumstances, cls())
 
 
 class CollapseWarning:
@@ -82,17 +95,15 @@ class CollapseWarning:
     Args:
         drafter ([`DSparkModel`]): The drafter.
         transcript ([`Transcript`]): The tokens so far.
+        evidence ([`Evidence`]): What earlier calls told, to which this one adds.
         is_blind (`bool`): Whether drafts are made without some of the logits processors.
     """
 
     _told: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
-    def __init__(self, drafter: Any, transcript: Transcript, is_blind: bool = False):
+    def __init__(self, drafter: Any, transcript: Transcript, evidence: Evidence, is_blind: bool = False):
         self._drafter, self._is_blind = drafter, is_blind
-        self._transcript = transcript
-        self._num_judged = self._num_accepted = 0
-        # First drafts with their places, to see whether they would fit elsewhere.
-        self._firsts: list[tuple[list[int], list[int], Tensor]] = []
+        self._transcript, self._evidence = transcript, evidence
         self._is_over = drafter in self._told
 
     def learn(
@@ -110,21 +121,23 @@ class CollapseWarning:
         if self._is_over or not any(judged):
             return
         rows = [row for row, is_judged in enumerate(judged) if is_judged]
-        self._num_judged += len(rows)
-        self._num_accepted += sum(accepted_lens[row] > 0 for row in rows)
-        if len(self._firsts) < _MOST_FIRSTS:
-            starts = [self._transcript.lens[row] - num_taken[row] for row in rows]
-            self._firsts.append(([self._transcript.row_ids[row] for row in rows], starts, draft_ids[rows, 0]))
-        rate = self._num_accepted / self._num_judged
-        if has_paused and self._num_judged >= _MIN_JUDGED and rate < _COLLAPSED_RATE:
+        evidence = self._evidence
+        evidence.num_judged += len(rows)
+        evidence.num_accepted += sum(accepted_lens[row] > 0 for row in rows)
+        if len(evidence.firsts) < _MOST_FIRSTS:
+            for row, draft in zip(rows, draft_ids[rows, 0].tolist(), strict=True):
+                ids = self._transcript.new_ids[row]
+                evidence.firsts.append((draft, ids, len(ids) - num_taken[row]))
+        rate = evidence.num_accepted / evidence.num_judged
+        if has_paused and evidence.num_judged >= _MIN_JUDGED and rate < _COLLAPSED_RATE:
             self._is_over = True
             self._told.add(self._drafter)
             warnings.warn(self._message(rate), stacklevel=2)
 
     def _message(self, rate: float) -> str:
         return (
-            f"Hardly any draft is accepted: {self._num_accepted} of {self._num_judged} at the first slot "
-            f"({rate:.1%}), where a drafter that fits reaches 30% and more. {self._cause()} The output is not "
+            f"Hardly any draft is accepted: {self._evidence.num_accepted} of {self._evidence.num_judged} at the first "
+            f"slot ({rate:.1%}), where a drafter that fits reaches 30% and more. {self._cause()} The output is not "
             "affected; generation goes on without drafts and tries one now and then. "
             "SpeculationConfig(safety_net=False) keeps drafting."
         )
@@ -146,12 +159,6 @@ class CollapseWarning:
 
     def _rate_at(self, shift: int) -> float:
         """How many first drafts equal the token that stands `shift` places behind theirs, as far as known."""
-        ids, lens = self._transcript.ids.tolist(), self._transcript.lens
-        rows = {row_id: row for row, row_id in enumerate(self._transcript.row_ids)}
-        fits = [
-            ids[rows[row_id]][start + shift] == token
-            for row_ids, starts, first_ids in self._firsts
-            for row_id, start, token in zip(row_ids, starts, first_ids.tolist(), strict=True)
-            if row_id in rows and start + shift < lens[rows[row_id]]
-        ]
-        return sum(fits) / len(fits) if fits else 0.0
+        firsts = self._evidence.firsts
+        fits = [ids[place + shift] == draft for draft, ids, place in firsts if place + shift < len(ids)]
+        return sum(fits) / len(fits) if len(fits) >= _MIN_FIRSTS else 0.0

@@ -1,7 +1,7 @@
 """The target in the decoding loop, with the rows of a batch packed into one sequence.
 
 Linear layers, experts and the output head see exactly the tokens that are verified, whatever the other rows are
-offered; only attention knows of rows. Source: DSpark, section 4 (https://arxiv.org/abs/2606.19348).
+offered; only attention knows of rows. Source: DSpark, section 4 (https://arxiv.org/abs/2607.05147).
 Shapes: B batch, w tokens of the row with most, N tokens of all rows, V vocabulary.
 """
 
