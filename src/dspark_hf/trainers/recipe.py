@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
 
-from dspark_hf.files import write_text
+from dspark_hf.files import read_text, write_text
 from dspark_hf.modeling import DFlashModel, DraftModel, DSparkModel, Eagle3Model
 from dspark_hf.modeling.families import DEFAULT_FAMILY, FAMILIES
 
@@ -145,7 +145,15 @@ class Recipe:
                 words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
         if not self.training.get("output_dir"):
             raise ValueError("The recipe does not say where the drafter goes: give training.output_dir.")
-        arguments = _TrainingParser(DraftTrainingArguments).parse_args_into_dataclasses(words)[0]
+        try:
+            arguments = _TrainingParser(DraftTrainingArguments).parse_args_into_dataclasses(words)[0]
+        except (ImportError, ValueError):
+            raise
+        # The arguments check each other as they are made, and files that they name are read.
+        except Exception as error:
+            raise ValueError(
+                f"A training argument of the recipe cannot be used: {type(error).__name__}: {error}"
+            ) from error
         if self.streaming and arguments.max_steps <= 0:
             raise ValueError("streaming does not know how much text there is: give training.max_steps.")
         return arguments
@@ -182,7 +190,7 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
         key, separator, text = override.partition("=")
         if not separator:
             raise ValueError(f"Expected key=value, got {override!r}.")
-        _put(content, _resolve(key, known), _parse(text, override))
+        _put(content, _resolve(key, known), _parse(text, f"The value in {override!r}"))
         if key == "target":
             # The sizes that the recipe states are those of its own target.
             (content.get("estimate") or {}).pop("target", None)
@@ -193,13 +201,12 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
 
 def _read(path: str | Path) -> dict[str, Any]:
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        text = read_text(path)
     except OSError as error:
         raise ValueError(
             f"Cannot read the recipe {path}: {error}. Name a YAML file, such as examples/recipes/embedded.yaml."
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
+    content = _parse(text, str(path))
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold keys and values, got {type(content).__name__}.")
     for section in _SECTIONS:
@@ -221,11 +228,14 @@ _Loader.add_implicit_resolver(_BOOL, re.compile(r"^(true|True|TRUE|false|False|F
 _Loader.add_implicit_resolver(_FLOAT, re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
-def _parse(text: str, override: str) -> Any:
+def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"The value in {override!r} is not readable YAML: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise ValueError(f"{where} is not readable YAML: it is nested too deeply.") from None
+    # Dates, numbers and tags that are none end in whatever Python makes of them.
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} is not readable YAML: {' '.join(str(error).split())}") from error
 
 
 def _known_keys(content: Mapping[str, Any]) -> set[str]:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dspark_hf.files import whole_file
+from dspark_hf.files import read_json, whole_file
 
 REMEDY = "Delete it and build the cache again: only what is missing is computed."
 
@@ -23,10 +23,10 @@ def read_record(path: Path) -> dict[str, Any]:
         `ValueError`: If the file cannot be read, or a byte of it has changed.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        expected = record.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        record = read_json(path)
+    except ValueError as error:
         raise ValueError(f"{path} is missing or damaged ({error}). {REMEDY}") from error
+    expected = record.pop("sha256", None)
     if _digest(record) != expected:
         raise ValueError(f"{path} is damaged: its content does not have its checksum. {REMEDY}")
     return record

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dspark_hf.data.conversations import load_conversations
-from dspark_hf.files import write_json
+from dspark_hf.files import read_json, write_json
 from dspark_hf.line_file import LineFile
 from dspark_hf.modeling.fingerprint import public_name
 from dspark_hf.provenance import changes, installed_versions
@@ -84,9 +84,9 @@ class AnswerFile:
 
     def _check_settings(self) -> None:
         try:
-            provenance = json.loads(self.sidecar.read_text(encoding="utf-8"))
+            provenance = read_json(self.sidecar)
             made_with, self.rounds_done = dict(provenance["settings"]), int(provenance["rounds_done"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
             raise ValueError(
                 f"Cannot resume {self.path}: {self.sidecar.name} is missing or unreadable ({error}), so it is not "
                 "known how the file was made. Choose another file."
