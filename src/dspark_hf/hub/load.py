@@ -11,6 +11,7 @@ from transformers.utils import cached_file
 from dspark_hf.files import read_json
 from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.vocabulary import check_vocabulary
+from dspark_hf.publishing.weight_index import read_weight_map
 
 from .adapters import ADAPTER_CONFIG, base_of_adapter, put_on
 from .convert import KEY_MAPPING, drafter_class, flat_config
@@ -119,7 +120,7 @@ def _read_config(repo_or_dir: str, where: str, hub: dict[str, Any]) -> dict[str,
 def _tensor_names(repo_or_dir: str, where: str, hub: dict[str, Any]) -> set[str]:
     index = _find(repo_or_dir, _INDEX, where, hub)
     if index is not None:
-        return set(read_json(index).get("weight_map", ()))
+        return set(read_weight_map(index))
     weights = _find(repo_or_dir, _WEIGHTS, where, hub)
     if weights is None and _find(repo_or_dir, _PICKLE, where, hub):
         raise ValueError(

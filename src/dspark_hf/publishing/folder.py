@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 
 from dspark_hf.files import read_json
 
+from .weight_index import read_weight_map
+
 CONFIG, CALIBRATION, TRAINING, EVALUATIONS, CARD = (
     "config.json",
     "calibration.json",
@@ -99,7 +101,7 @@ def count_parameters(path: Path) -> int:
     """
     shards = {ADAPTER_WEIGHTS if (path / ADAPTER_CONFIG).is_file() else WEIGHTS}
     if (path / INDEX).is_file():
-        shards = set(read_json(path / INDEX).get("weight_map", {}).values())
+        shards = set(read_weight_map(path / INDEX).values())
     total = 0
     for name in sorted(shards):
         if not (path / name).is_file():
