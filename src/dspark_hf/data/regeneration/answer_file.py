@@ -14,6 +14,9 @@ from dspark_hf.provenance import changes, installed_versions
 
 _MAX_BARREN_ROUNDS = 8
 _MAX_FAILURES_IN_A_ROW = 100
+_LONGEST_REASON = 500
+# What is shorter than this is a word that servers without keys are given.
+_SHORTEST_SECRET = 8
 
 
 class AnswerFile:
@@ -119,9 +122,11 @@ class FailedFile:
 
     Args:
         out_path (`str` or `os.PathLike`): The file of the answered ones.
+        secret (`str`, *optional*): What no reason may hold, such as a server's key.
     """
 
-    def __init__(self, out_path: str | os.PathLike):
+    def __init__(self, out_path: str | os.PathLike, secret: str | None = None):
+        self._secret = secret
         self.path = Path(f"{os.fspath(out_path)}.failed.jsonl")
         self.path.unlink(missing_ok=True)
         self.num_lines, self.reason = 0, ""
@@ -133,7 +138,7 @@ class FailedFile:
         Raises:
             `ValueError`: If one conversation after another failed: the reason lies elsewhere.
         """
-        self.reason = " ".join(f"{type(error).__name__}: {error}".split())
+        self.reason = self._tell(error)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"messages": messages, "reason": self.reason}, default=str) + "\n")
         self.num_lines += 1
@@ -144,6 +149,13 @@ class FailedFile:
                 f"{self.reason} What was answered is kept: remove the cause, then resume."
             )
 
+    def _tell(self, error: Exception) -> str:
+        """An error and its cause in a line, without the secret; servers may repeat it, and at any length."""
+        parts = [f"{type(one).__name__}: {one}" for one in (error, error.__cause__) if one is not None]
+        text = " ".join(" ".join(parts).split())
+        text = text.replace(self._secret, "***") if is_secret(self._secret) else text
+        return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
+
     def note_answer(self) -> None:
         """Say that a conversation was answered."""
         self._num_in_a_row = 0
@@ -152,3 +164,8 @@ class FailedFile:
         """Raise `ValueError` if everything failed and nothing is answered."""
         if self.num_lines and not num_answered:
             raise ValueError(f"No conversation was answered; the last reason: {self.reason}")
+
+
+def is_secret(key: str | None) -> bool:
+    """Whether a key is one, rather than nothing or a placeholder."""
+    return key is not None and len(key) >= _SHORTEST_SECRET
