@@ -15,7 +15,8 @@ from dspark_hf.modeling.fingerprint import public_name
 from dspark_hf.modeling.wrappers import unwrap
 from dspark_hf.provenance import changes
 
-from .records import read_record, write_record
+from .codecs import check_dtype
+from .records import check_counts, read_record, write_record
 
 MANIFEST_FILE = "manifest.json"
 _FORMAT = 1
@@ -107,7 +108,27 @@ class Manifest:
                 f"{path} has format {record.get('format')!r}, but this version of dspark_hf reads {_FORMAT}. Build "
                 "the cache again, or use the version that made it."
             )
-        return cls(**record)
+        manifest = cls(**record)
+        manifest._check_fields(path)
+        return manifest
+
+    def _check_fields(self, path: Path) -> None:
+        """Raise `ValueError` unless every field is what its description says."""
+        sizes = ("num_target_layers", "hidden_size", "vocab_size", "max_length")
+        check_counts(asdict(self), path, *sizes, lists=("target_layer_ids",))
+        for name in ("target", "target_dtype", "revision", "fingerprint", "tokenizer", "chat_template"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name in ("target", "target_dtype")):
+                raise ValueError(f"{path}: {name} must be text, got {value!r:.80}.")
+        if self.channels is not None:
+            check_counts(asdict(self), path, "channels")
+        if not isinstance(self.log_norm, bool):
+            raise ValueError(f"{path}: log_norm must be true or false, got {self.log_norm!r:.80}.")
+        try:
+            check_taps(self.target_layer_ids, self.num_target_layers)
+            check_dtype(self.dtype)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def write(self, folder: Path) -> None:
         """Write it to a folder, whole or not at all."""

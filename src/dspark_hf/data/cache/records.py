@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,16 @@ def read_record(path: Path) -> dict[str, Any]:
     if _digest(record) != expected:
         raise ValueError(f"{path} is damaged: its content does not have its checksum. {REMEDY}")
     return record
+
+
+def check_counts(record: Mapping[str, Any], path: Path, *names: str, lists: Sequence[str] = ()) -> None:
+    """Raise `ValueError` unless these fields are whole numbers from 0, or lists of such."""
+    for name in (*names, *lists):
+        value = record[name]
+        numbers = value if name in lists and isinstance(value, list) else [value]
+        if (name in lists) != isinstance(value, list) or not all(type(one) is int and one >= 0 for one in numbers):
+            kind = "a list of whole numbers" if name in lists else "a whole number"
+            raise ValueError(f"{path}: {name} must be {kind} from 0, got {value!r:.80}. {REMEDY}")
 
 
 def _digest(record: dict[str, Any]) -> str:
