@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dspark_hf.cli.options import TargetOption
+from dspark_hf.cli.terminal import plain
 
 
 def cache(
@@ -47,7 +48,7 @@ def cache(
 
         found = TargetCache(out)
         found.verify()
-        console.print(f"{_summary(found)}: whole")
+        console.print(plain(f"{_summary(found)}: whole"))
         return
     if not data:
         raise ValueError("Say what to run the target on: --data FILE.jsonl.")
@@ -75,9 +76,9 @@ def cache(
     built = _build(path, target_dtype, rows, out, taps, dtype, shard_mb * 2**20, batch_tokens, options)
     if built is None:
         return
-    console.print(_summary(built))
+    console.print(plain(_summary(built)))
     if push_to_hub is not None:
-        console.print(f"Uploaded: {built.push_to_hub(push_to_hub, private=private or None).commit_url}")
+        console.print(plain(f"Uploaded: {built.push_to_hub(push_to_hub, private=private or None).commit_url}"))
 
 
 def _build(path: str, target_dtype: str, rows: list, out: Path, taps: list[int], dtype: str, shard_bytes: int,

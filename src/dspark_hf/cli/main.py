@@ -11,6 +11,7 @@ from dspark_hf.cli.cache import cache
 from dspark_hf.cli.convert import convert
 from dspark_hf.cli.push import push
 from dspark_hf.cli.regenerate import regenerate
+from dspark_hf.cli.terminal import plain
 from dspark_hf.cli.train import train
 
 _BAD_INPUT = 2
@@ -25,7 +26,9 @@ class CleanErrors(TyperGroup):
             return super().invoke(ctx)
         # A package that only one command needs may be missing.
         except (ValueError, OSError, ImportError) as error:
-            Console(stderr=True, soft_wrap=True).print("error:", " ".join(str(error).split()), markup=False)
+            Console(stderr=True, soft_wrap=True, highlight=False).print(
+                plain(f"error: {' '.join(str(error).split())}")
+            )
             raise typer.Exit(_BAD_INPUT) from None
         except KeyboardInterrupt:
             Console(stderr=True).print("\nstopped; what was written is kept")
