@@ -55,17 +55,20 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def sole_writer(path: Path) -> FileLock:
-    """The lock of a file that one process at a time may write, acquired; its folder is made where it is missing.
+    """The lock of a file, or of a folder that is there, which one process at a time may write; acquired.
+
+    A file's folder is made where it is missing. The lock ends with its process, however that ends.
 
     Raises:
         `ValueError`: If another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    lock = FileLock(path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"Another run is writing to {path}. Wait for it, or choose another file.") from None
+        kind = "folder" if path.is_dir() else "file"
+        raise ValueError(f"Another run is writing to {path}. Wait for it, or choose another {kind}.") from None
     return lock
 
 

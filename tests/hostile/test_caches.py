@@ -11,9 +11,9 @@ from dspark_hf import TargetCache, build_target_cache
 from dspark_hf.data.cache import RollingFeatures
 from dspark_hf.data.cache.manifest import file_checksum
 from dspark_hf.data.cache.records import read_record, write_record
-from dspark_hf.data.cache.rows import is_finite
 from dspark_hf.data.cache.shards import _checksum, _header_checksum
 from dspark_hf.data.features import TargetFeatures
+from dspark_hf.ops.finite import is_finite
 
 TAPS = [1, 2]
 NAN, INF = float("nan"), float("inf")

@@ -72,6 +72,9 @@ class DraftTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=6e-4, metadata={"help": "Peak learning rate."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
     warmup_steps: float = field(default=0.04, metadata={"help": "Warm-up: a share of all steps if below 1."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Hide losses that are not finite; a run that has one is stopped before."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator chooses what it needs."})
     ce_weight: float | None = field(default=None, metadata={"help": "Weight of the cross-entropy."})
     tv_weight: float | None = field(

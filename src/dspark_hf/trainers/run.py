@@ -21,6 +21,7 @@ from .arguments import DraftTrainingArguments
 from .checkpoints import last_checkpoint
 from .recipe import Recipe
 from .rows import load_rows
+from .sole_run import sole_run
 from .streams import StreamedRows, stream_files
 from .trainer import DraftTrainer
 
@@ -53,9 +54,22 @@ def train_drafter(
         `tuple[DraftTrainer, dict[str, float]]`: The trainer, and the figures of the last evaluation.
 
     Raises:
-        `ValueError`: If the folder holds a run already and `resume` is not set, or the recipe cannot be followed.
+        `ValueError`: If the folder holds a run already and `resume` is not set, another run is writing there, or the
+            recipe cannot be followed.
     """
     training = recipe.training_arguments() if training is None else training
+    with sole_run(training.output_dir):
+        return _train(recipe, target, tokenizer, training, drafter, resume)
+
+
+def _train(
+    recipe: Recipe,
+    target: PreTrainedModel,
+    tokenizer: Any,
+    training: DraftTrainingArguments,
+    drafter: Any,
+    resume: bool,
+) -> tuple[DraftTrainer, dict[str, float]]:
     if (drafter is None) != (recipe.start_from is None):
         raise ValueError(f"The recipe has start_from={recipe.start_from!r}; pass that drafter, and no other.")
     checkpoint = _checkpoint(training, resume)

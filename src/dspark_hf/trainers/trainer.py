@@ -25,8 +25,8 @@ from dspark_hf.publishing import CardFacts, write_card, write_training_record
 from .adapters import add_adapter, check_target_head, check_trainable, save_base_config
 from .arguments import DraftTrainingArguments, check_trainer_options
 from .callbacks import AnchorEpoch, RollingEpoch, StepClock
-from .checkpoints import WholeCheckpoints
 from .decoding import WholeDrafter, decode_prompts, decoding_metrics, held_out_prompts
+from .finite import FiniteTraining
 from .metrics import DraftMetrics
 from .objective import DistillObjective
 from .optimizer import MuonWithAdamW
@@ -34,7 +34,7 @@ from .rows import check_caches, encode_rows
 from .streams import prepare_for_streams
 
 
-class DraftTrainer(WholeCheckpoints):
+class DraftTrainer(FiniteTraining):
     """Trains a drafter of any kind for a frozen target.
 
     Datasets hold conversations (`messages`, encoded with `processing_class`), or rows of `input_ids` and `loss_mask`.
@@ -53,7 +53,8 @@ class DraftTrainer(WholeCheckpoints):
         kwargs: As for [`~transformers.Trainer`].
 
     Raises:
-        `ValueError`: If drafter, target and cache do not fit, or conversations come without a tokenizer.
+        `ValueError`: If drafter, target and cache do not fit, or conversations come without a tokenizer; while it
+            trains, if a loss is not finite.
 
     Example:
 
@@ -282,9 +283,6 @@ class DraftTrainer(WholeCheckpoints):
             self.hub_model_id, finetuned_from, license, datasets=tuple(datasets), tags=tuple(_as_list(tags))
         )
         write_card(self.args.output_dir, facts)
-
-    def _sum_over_processes(self, tensor: Tensor) -> Tensor:
-        return self.accelerator.reduce(tensor.to(self.args.device), reduction="sum")
 
 
 def _as_list(names: str | list[str] | None) -> list[str]:

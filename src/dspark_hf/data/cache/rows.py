@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dspark_hf.data.features import TargetFeatures, learned_positions
 from dspark_hf.files import whole_file
+from dspark_hf.ops.finite import is_finite
 
 from .codecs import (
     FEATURE_BITS,
@@ -153,15 +154,6 @@ class RowCodec:
             if not is_finite(tensor):
                 raise ValueError(f"{name} has values that are not finite")
         return row
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether no value is infinite or NaN."""
-    if not tensor.is_floating_point():
-        return True
-    tensor = tensor.float() if tensor.dtype.itemsize == 1 else tensor
-    # A sum shows either at a fraction of the cost; it alone may also overflow.
-    return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
 
 
 def check_ids(input_ids: Tensor, vocab_size: int) -> None:
