@@ -123,12 +123,12 @@ STATES = {
     ),
     "no groups": (
         spoil("optimizer.pt", lambda state: {"state": {}}),
-        "optimizer's state .* is not this run's: KeyError",
+        "is not this run's: KeyError",
     ),
-    "a list": (spoil("optimizer.pt", lambda state: [1, 2]), "optimizer's state .* is not this run's"),
+    "a list": (spoil("optimizer.pt", lambda state: [1, 2]), "is not this run's"),
     "fewer groups": (
         spoil("optimizer.pt", lambda state: {**state, "param_groups": state["param_groups"][:1]}),
-        "optimizer's state .* is not this run's",
+        "is not this run's",
     ),
 }
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dspark_hf.cli.options import DeviceOption, SeedOption, TargetOption, TemperatureOption
+from dspark_hf.cli.options import DeviceOption, KeepSpecialTokensOption, SeedOption, TargetOption, TemperatureOption
 from dspark_hf.cli.terminal import visible
 
 
@@ -30,6 +30,7 @@ def regenerate(
     thinking: Annotated[
         bool | None, typer.Option("--thinking/--no-thinking", help="enable_thinking of the chat template.")
     ] = None,
+    keep_special_tokens: KeepSpecialTokensOption = False,
     seed: SeedOption = 0,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto (as saved).")] = "bfloat16",
     device: DeviceOption = "auto",
@@ -80,7 +81,7 @@ def regenerate(
     else:
         from dspark_hf.data.regeneration import regenerate as write
 
-        settings |= {"batch_size": batch_size, **source}
+        settings |= {"batch_size": batch_size, "keep_special_tokens": keep_special_tokens, **source}
         num_lines = write(*load_target(target, dtype=dtype, device=device), prompts, out, **settings, **answers)
     failed = Path(f"{out}.failed.jsonl")
     if prompts is not None and failed.exists():

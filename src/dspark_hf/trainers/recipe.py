@@ -35,6 +35,8 @@ class Recipe:
             ([`~data.regeneration.synthesis.load_openings`]).
         held_out (`int`, *optional*, defaults to 100): Conversations at the end kept for evaluation; at most a fifth.
         max_length (`int`, *optional*, defaults to 4096): Tokens of a conversation that are used.
+        keep_special_tokens (`bool`, *optional*, defaults to `False`): Whether conversations whose text spells special
+            tokens of the tokenizer, and so can forge turns, are used; they are left out and counted otherwise.
         features (`str`, *optional*, defaults to `"online"`): Where the target's features come from: `online` runs it
             in the loop, `memory` runs it once and keeps them.
         streaming (`bool`, *optional*, defaults to `False`): Read and encode the data as they are needed instead of all
@@ -62,6 +64,7 @@ class Recipe:
     openings: str | None = None
     held_out: int = 100
     max_length: int = 4096
+    keep_special_tokens: bool = False
     features: str = "online"
     streaming: bool = False
     cache: str | None = None
@@ -102,8 +105,9 @@ class Recipe:
             raise ValueError(f"features must be 'online' or 'memory', got {self.features!r}.")
         if self.cache is not None and self.features != "online":
             raise ValueError(f"cache={self.cache!r} holds the features already; leave features={self.features!r} out.")
-        if not isinstance(self.streaming, bool):
-            raise ValueError(f"streaming must be true or false, got {self.streaming!r}.")
+        for name in ("keep_special_tokens", "streaming"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}.")
         if self.streaming and (self.data is None or self.features == "memory" or self.cache is not None):
             raise ValueError(
                 f"streaming reads files that are there (data={self.data!r}) and keeps nothing: give data, and leave "

@@ -77,12 +77,13 @@ def _train(
     target = target.to(training.device)
     if recipe.streaming:
         held_out, stream = stream_files(recipe.data, recipe.held_out, training.seed)
-        train_rows = StreamedRows(stream, tokenizer, recipe.max_length, repeats=True)
-        eval_rows = list(StreamedRows(held_out, tokenizer, recipe.max_length))
-        rows = islice(StreamedRows(stream, tokenizer, recipe.max_length), _VOCABULARY_ROWS)
+        options = {"max_length": recipe.max_length, "keep_special_tokens": recipe.keep_special_tokens}
+        train_rows = StreamedRows(stream, tokenizer, **options, repeats=True)
+        eval_rows = list(StreamedRows(held_out, tokenizer, **options))
+        rows = islice(StreamedRows(stream, tokenizer, **options), _VOCABULARY_ROWS)
     else:
         files = _files(recipe, target, tokenizer, training)
-        rows = load_rows(files, tokenizer, recipe.max_length)
+        rows = load_rows(files, tokenizer, recipe.max_length, recipe.keep_special_tokens)
     if drafter is None:
         drafter = _fresh_drafter(recipe, target, rows)
     drafter = drafter.to(training.device).float()
@@ -159,6 +160,7 @@ def _cached(
         dtype=training.cache_dtype,
         log_norm=not drafter.proposes_all_tokens,
         max_length=recipe.max_length,
+        keep_special_tokens=recipe.keep_special_tokens,
     )
 
 

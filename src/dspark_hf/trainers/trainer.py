@@ -48,6 +48,8 @@ class DraftTrainer(FiniteTraining):
         target (`PreTrainedModel`): The frozen target; it stays outside the trained model.
         args ([`DraftTrainingArguments`]): The arguments.
         max_length (`int`, *optional*, defaults to 4096): Conversations are cut to so many tokens.
+        keep_special_tokens (`bool`, *optional*, defaults to `False`): Whether conversations whose text spells special
+            tokens are kept ([`~data.chat.encode_row`]).
         peft_config (`PeftConfig`, *optional*): Train an adapter on the drafter instead of the drafter
             ([`~trainers.adapters.add_adapter`]); it alone is saved.
         kwargs: As for [`~transformers.Trainer`].
@@ -81,6 +83,7 @@ class DraftTrainer(FiniteTraining):
         processing_class: Any = None,
         data_collator: DraftCollator | None = None,
         max_length: int = 4096,
+        keep_special_tokens: bool = False,
         peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ):
@@ -108,7 +111,8 @@ class DraftTrainer(FiniteTraining):
         self._train_metrics, self._eval_metrics = DraftMetrics(self.num_slots), None
         self._clock, self._num_tokens = StepClock(), 0
         collator = data_collator or DraftCollator(args.num_anchors or model.config.num_anchors, seed=args.seed)
-        self._encode = partial(encode_rows, tokenizer=processing_class, max_length=max_length)
+        options = {"max_length": max_length, "keep_special_tokens": keep_special_tokens}
+        self._encode = partial(encode_rows, tokenizer=processing_class, **options)
         train_rows, eval_rows = self._encode(train_dataset, repeats=True), self._encode(eval_dataset)
         prepare_for_streams(args, train_rows, eval_rows)
         super().__init__(

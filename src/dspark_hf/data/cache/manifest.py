@@ -38,6 +38,7 @@ class Manifest:
         max_length (`int`): Rows were cut to so many tokens.
         dtype (`str`): How states are stored.
         log_norm (`bool`): Whether rows have `log_norm`.
+        keep_special_tokens (`bool`): Whether conversations that spell special tokens are in it.
         channels (`int`, *optional*): CRC-32 of the channel statistics that `int8` and `int4` need.
         format (`int`): Version of this layout.
     """
@@ -55,6 +56,8 @@ class Manifest:
     max_length: int
     dtype: str
     log_norm: bool
+    # What was done before it could be chosen.
+    keep_special_tokens: bool = True
     channels: int | None = None
     format: int = _FORMAT
 
@@ -68,6 +71,7 @@ class Manifest:
         max_length: int,
         dtype: str,
         log_norm: bool,
+        keep_special_tokens: bool = True,
     ) -> "Manifest":
         """The manifest of a cache to be built.
 
@@ -90,6 +94,7 @@ class Manifest:
             max_length=max_length,
             dtype=dtype,
             log_norm=log_norm,
+            keep_special_tokens=keep_special_tokens,
         )
 
     @classmethod
@@ -102,7 +107,7 @@ class Manifest:
         path = folder / MANIFEST_FILE
         if not path.is_file():
             raise ValueError(f"{folder} is no target cache: it has no {MANIFEST_FILE}. Build one: `dspark cache`.")
-        record = read_record(path)
+        record = {"keep_special_tokens": True, **read_record(path)}
         if record.get("format") != _FORMAT or set(record) != {field.name for field in fields(cls)}:
             raise ValueError(
                 f"{path} has format {record.get('format')!r}, but this version of dspark_hf reads {_FORMAT}. Build "
@@ -122,8 +127,9 @@ class Manifest:
                 raise ValueError(f"{path}: {name} must be text, got {value!r:.80}.")
         if self.channels is not None:
             check_counts(asdict(self), path, "channels")
-        if not isinstance(self.log_norm, bool):
-            raise ValueError(f"{path}: log_norm must be true or false, got {self.log_norm!r:.80}.")
+        for name in ("log_norm", "keep_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{path}: {name} must be true or false, got {getattr(self, name)!r:.80}.")
         try:
             check_taps(self.target_layer_ids, self.num_target_layers)
             check_dtype(self.dtype)
