@@ -22,7 +22,8 @@ from dspark_hf.publishing.folder import DrafterFolder
         ({"num_hidden_layers": 10**9}, "num_hidden_layers must be at most 1000"),
         ({"block_size": "7"}, "block_size"),
         ({"block_size": 513}, "block_size=513 proposes more tokens than there are positions"),
-        ({"block_size": 10**6}, "block_size=1000000 proposes more"),
+        ({"block_size": 10**6}, "block_size=1000000 proposes more than 1024 tokens"),
+        ({"block_size": 1025, "max_position_embeddings": 10**7}, "block_size=1025 proposes more than 1024 tokens"),
         ({"block_size": 2**70}, "block_size=1180591620717411303424 proposes more"),
         ({"model_type": ["x"]}, r"No drafter family is called \['x'\]"),
         ({"architectures": 7}, "architectures in config.json must be a list"),
@@ -57,9 +58,9 @@ def test_labels_take_no_memory(edited):
 
 def test_a_block_longer_than_the_target_is_not_bound(edited, target):
     # A config may claim any number of positions; the target knows its own.
-    folder = edited("drafter", "config.json", {"block_size": 10**6, "max_position_embeddings": 10**7})
+    folder = edited("drafter", "config.json", {"block_size": 1000, "max_position_embeddings": 10**7})
     drafter = AutoDrafter.from_pretrained(folder)
-    with pytest.raises(ValueError, match=r"block_size=1000000 .*max_position_embeddings=512"):
+    with pytest.raises(ValueError, match=r"block_size=1000 .*max_position_embeddings=512"):
         target.generate(torch.tensor([[1, 2, 3]]), assistant_model=drafter, max_new_tokens=4)
 
 
@@ -80,6 +81,7 @@ def test_new_drafters_have_no_such_blocks_either(target, make, field):
         {"task_type": "CAUSAL_LM"},
         {"modules_to_save": ["fc"]},
         {"target_modules": 7},
+        {"megatron_config": {"a": 1}, "megatron_core": "antigravity"},
         {"base_model_name_or_path": 7},
         {"base_model_name_or_path": None},
     ],
@@ -94,7 +96,9 @@ def test_broken_adapters_are_refused(edited, change):
 
 def test_an_adapter_of_itself_is_refused(edited, tmp_path):
     folder = edited("adapter", "adapter_config.json", {"base_model_name_or_path": str(tmp_path / "adapter")})
-    with pytest.raises(ValueError, match=f"names {folder} as its drafter, which is an adapter itself"):
+    with pytest.raises(
+        ValueError, match=f"The adapter in {folder} was trained on the drafter .*: {folder} is an adapter itself"
+    ):
         AutoDrafter.from_pretrained(folder)
 
 

@@ -12,9 +12,13 @@ def base_of_adapter(path: str, where: str) -> str:
     """The drafter that an adapter was trained on, as its config names it.
 
     Raises:
-        `ValueError`: If the config is not readable, or names none.
+        `ValueError`: If the config is not readable, names none, or asks for Megatron's layers.
     """
-    name = read_json(path).get("base_model_name_or_path")
+    config = read_json(path)
+    if config.get("megatron_config"):
+        # PEFT imports the module that such an adapter names.
+        raise ValueError(f"The adapter in {where} has a megatron_config, which is not read; remove it from {path}.")
+    name = config.get("base_model_name_or_path")
     if not name or not isinstance(name, str):
         raise ValueError(
             f"The adapter in {where} does not say which drafter it was trained on. Load that drafter yourself: "

@@ -61,9 +61,9 @@ class AutoDrafter:
             # The drafter below has a place, a revision and a folder of its own.
             below = {name: value for name, value in kwargs.items() if name not in ("subfolder", "revision")}
             base = base_of_adapter(adapter, where)
-            if _find(base, ADAPTER_CONFIG, base, {name: hub[name] for name in hub if name in below}):
-                raise ValueError(f"The adapter in {where} names {base} as its drafter, which is an adapter itself.")
             try:
+                if _find(base, ADAPTER_CONFIG, base, {name: hub[name] for name in hub if name in below}):
+                    raise ValueError(f"{base} is an adapter itself.")
                 drafter = cls.from_pretrained(base, **below)
             except ValueError as error:
                 raise ValueError(

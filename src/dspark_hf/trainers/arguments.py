@@ -116,11 +116,13 @@ class DraftTrainingArguments(TrainingArguments):
         if self.fp16 and self.use_cpu:
             raise ValueError("fp16=True needs an accelerator. Use bf16=True on a CPU, or leave both out for float32.")
         for name in _NOT_NEGATIVE:
-            if getattr(self, name) is not None and getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and value >= 0):
+                raise ValueError(f"{name} must be a number and not negative, got {value!r:.80}.")
         for name in _POSITIVE:
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and value > 0):
+                raise ValueError(f"{name} must be a number and positive, got {value!r:.80}.")
         check_dtype(self.cache_dtype)
         if self.cache_budget is not None:
             parse_size(self.cache_budget)

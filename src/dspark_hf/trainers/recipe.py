@@ -114,7 +114,7 @@ class Recipe:
                 f"features={self.features!r} at 'online' and cache={self.cache!r} out. training.cache_budget bounds a "
                 "rolling cache instead."
             )
-        if self.algorithm not in ALGORITHMS:
+        if not isinstance(self.algorithm, str) or self.algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}.")
         if self.start_from is not None and self.drafter:
             raise ValueError(
@@ -200,7 +200,10 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
             (content.get("estimate") or {}).pop("target", None)
     # A section that is given as a whole.
     _check_keys(content, known, "the command line")
-    return Recipe(**content)
+    try:
+        return Recipe(**content)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _read(path: str | Path) -> dict[str, Any]:

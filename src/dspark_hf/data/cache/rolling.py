@@ -190,7 +190,7 @@ def parse_size(text: str) -> int:
     Raises:
         `ValueError`: If it is none.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", str(text).upper())
     if match is None or match[2] not in _UNITS:
         raise ValueError(f"Expected a size such as 50GB or 512MiB, got {text!r}.")
     return int(float(match[1]) * _UNITS[match[2]])

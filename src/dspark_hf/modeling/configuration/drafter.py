@@ -20,6 +20,9 @@ from dspark_hf.modeling.wrappers import unwrap
 # What every stock config has and no drafter: a number of labels takes memory by itself.
 _OF_CLASSIFIERS = {"id2label", "label2id", "num_labels", "problem_type"}
 
+# Far more than a target ever accepts at once; every round runs the drafter on as many.
+_MOST_SLOTS = 1024
+
 
 def _of_decoder(name: str, may_change: bool = False) -> property:
     def write(config: "DraftConfig", value: Any) -> None:
@@ -98,6 +101,11 @@ class DraftConfig(PreTrainedConfig):
 
     def check_length(self, num_positions: int | None) -> None:
         """Raise `ValueError` if a proposal is longer than so many positions; `None` is an unknown number."""
+        if self.num_slots > _MOST_SLOTS:
+            raise ValueError(
+                f"{self.length_field}={getattr(self, self.length_field)} proposes more than {_MOST_SLOTS} tokens; use "
+                "a smaller one."
+            )
         if num_positions is not None and self.num_slots > num_positions:
             raise ValueError(
                 f"{self.length_field}={getattr(self, self.length_field)} proposes more tokens than there are "
