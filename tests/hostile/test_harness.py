@@ -87,7 +87,7 @@ def test_configs(outcomes, edited, whole, target, name):
             raise ValueError(f"{folder}: {error}") from error
 
     for field in dict.fromkeys(fields):
-        for value in values_for(field, 9 if name == "drafter" else 4):
+        for value in values_for(field, 6 if name == "drafter" else 2):
             folder = edited(name, file, {field: value})
             outcomes.take(lambda folder=folder: use(folder), folder, field, value)
     outcomes.check(file)
@@ -118,7 +118,7 @@ def test_caches(outcomes, edited, pattern):
     path = next(folder.glob(pattern))
     record = read_record(path)
     for field in [*record, "evil"]:
-        for value in values_for(field, 16):
+        for value in values_for(field, 8):
             write_record(path, record | {field: value})
             outcomes.take(lambda: TargetCache(folder).verify(), folder, field, value)
         write_record(path, {name: value for name, value in record.items() if name != field})
@@ -168,7 +168,7 @@ def test_recipes(outcomes, tmp_path):
             raise ValueError(f"{path}: {error}") from error
 
     for field in fields:
-        for value in values_for(field, 16):
+        for value in values_for(field, 8):
             content = {"training": {"output_dir": str(tmp_path / "out")}}
             section, _, name = field.partition(".")
             content[section] = {**content.get(section, {}), name: value} if name else value
