@@ -118,11 +118,11 @@ class DraftTrainingArguments(TrainingArguments):
         for name in _NOT_NEGATIVE:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and value >= 0):
-                raise ValueError(f"{name} must be a number and not negative, got {value!r:.80}.")
+                raise ValueError(f"{name} must not be negative, got {value!r:.80}.")
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and value > 0):
-                raise ValueError(f"{name} must be a number and positive, got {value!r:.80}.")
+                raise ValueError(f"{name} must be positive, got {value!r:.80}.")
         check_dtype(self.cache_dtype)
         if self.cache_budget is not None:
             parse_size(self.cache_budget)
