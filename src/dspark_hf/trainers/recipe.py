@@ -35,8 +35,7 @@ class Recipe:
             ([`~data.regeneration.synthesis.load_openings`]).
         held_out (`int`, *optional*, defaults to 100): Conversations at the end kept for evaluation; at most a fifth.
         max_length (`int`, *optional*, defaults to 4096): Tokens of a conversation that are used.
-        keep_special_tokens (`bool`, *optional*, defaults to `False`): Whether conversations whose text spells special
-            tokens of the tokenizer, and so can forge turns, are used; they are left out and counted otherwise.
+        keep_special_tokens (`bool`, *optional*, defaults to `False`): As of [`~data.chat.encode_row`].
         features (`str`, *optional*, defaults to `"online"`): Where the target's features come from: `online` runs it
             in the loop, `memory` runs it once and keeps them.
         streaming (`bool`, *optional*, defaults to `False`): Read and encode the data as they are needed instead of all
@@ -153,11 +152,9 @@ class Recipe:
             arguments = _TrainingParser(DraftTrainingArguments).parse_args_into_dataclasses(words)[0]
         except (ImportError, ValueError):
             raise
-        # The arguments check each other as they are made, and files that they name are read.
-        except Exception as error:
-            raise ValueError(
-                f"A training argument of the recipe cannot be used: {type(error).__name__}: {error}"
-            ) from error
+        except Exception as error:  # they check each other as they are made, and read files that they name
+            what = f"{type(error).__name__}: {error}"
+            raise ValueError(f"A training argument of the recipe cannot be used: {what}") from error
         if self.streaming and arguments.max_steps <= 0:
             raise ValueError("streaming does not know how much text there is: give training.max_steps.")
         return arguments
