@@ -1,14 +1,20 @@
-"""Files that are whole or absent: written aside, then renamed. And JSON files, read with an error that says which."""
+"""Files that are whole or absent: written aside, then renamed. And small files of others, read with an error that says
+which."""
 
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
+
+# The longest of our own are indexes of weights, a few megabytes.
+_LARGEST = 2**26
 
 
 @contextmanager
@@ -25,7 +31,9 @@ def whole_file(path: str | os.PathLike, *, durable: bool = False) -> Iterator[Pa
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temp = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    # A new file: what others have put in its place, such as a link to elsewhere, is not written to.
+    os.close(os.open(temp, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temp
         if durable:
@@ -47,18 +55,62 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def sole_writer(path: Path) -> FileLock:
-    """The lock of a file that one process at a time may write, acquired; its folder is made where it is missing.
+    """The lock of a file, or of a folder that is there, which one process at a time may write; acquired.
+
+    A file's folder is made where it is missing. The lock ends with its process, however that ends.
 
     Raises:
         `ValueError`: If another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    lock = FileLock(path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"Another run is writing to {path}. Wait for it, or choose another file.") from None
+        kind = "folder" if path.is_dir() else "file"
+        raise ValueError(f"Another run is writing to {path}. Wait for it, or choose another {kind}.") from None
     return lock
+
+
+def open_regular(path: str | os.PathLike) -> BufferedReader:
+    """Open a file for reading its bytes.
+
+    Raises:
+        `OSError`: If it cannot be opened.
+        `ValueError`: If it is a pipe or a device, which may have no end.
+    """
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError(f"{os.fspath(path)} is no regular file. Name a file on the disk.")
+    return open(path, "rb")
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """The text of a small file, such as a config or a recipe.
+
+    Raises:
+        `OSError`: If it cannot be opened.
+        `ValueError`: If it is no regular file, has more than 64 MiB, or is not UTF-8.
+    """
+    with open_regular(path) as file:
+        content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise ValueError(f"{os.fspath(path)} has more than {_LARGEST >> 20} MiB, too much for what it should be.")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{os.fspath(path)} is no text in UTF-8: {error}.") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        `ValueError`: If it is none, or nested deeper than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("It is nested too deeply.") from None
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
@@ -68,7 +120,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
         `ValueError`: If the file is no such thing.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not readable JSON ({error}); fetch or write it again.") from error
     if not isinstance(content, dict):

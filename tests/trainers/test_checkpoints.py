@@ -23,6 +23,8 @@ def folder(make_trainer, rows, tmp_path):
     """A run's folder with one real checkpoint, and a later copy of it."""
     make_trainer(tmp_path, rows, max_steps=1, save_strategy="steps", save_steps=1).train()
     shutil.copytree(tmp_path / "checkpoint-1", tmp_path / "checkpoint-2")
+    path = tmp_path / "checkpoint-2" / "trainer_state.json"
+    path.write_text(path.read_text().replace('"global_step": 1', '"global_step": 2'))
     (tmp_path / "checkpoint-last").mkdir()
     return tmp_path
 
@@ -41,9 +43,10 @@ DAMAGES = {
 
 def test_damaged_checkpoints_are_passed_over_and_named(folder):
     assert last_checkpoint(folder) == str(folder / "checkpoint-2")
+    shutil.copytree(folder / "checkpoint-2", folder / "whole")
     for message, damage in DAMAGES.items():
         shutil.rmtree(folder / "checkpoint-2")
-        shutil.copytree(folder / "checkpoint-1", folder / "checkpoint-2")
+        shutil.copytree(folder / "whole", folder / "checkpoint-2")
         damage(folder / "checkpoint-2")
         with pytest.raises(ValueError, match=message):
             check_checkpoint(folder / "checkpoint-2")

@@ -21,6 +21,7 @@ from dspark_hf.cli.options import (
     TargetOption,
     TemperatureOption,
 )
+from dspark_hf.cli.terminal import plain
 
 app = typer.Typer(help="Measure.", no_args_is_help=True, rich_markup_mode="rich")
 
@@ -134,7 +135,8 @@ def _progress_bar(console: Console) -> Progress:
 
 def _table(result: dict[str, Any]) -> Table:
     """The result's main figures, one a row."""
-    table = Table(title=f"{result['data']}: {result['num_prompts']} prompts, {result['dtype']}", show_header=False)
+    title = f"{result['data']}: {result['num_prompts']} prompts, {result['dtype']}"
+    table = Table(title=plain(title, "table.title"), show_header=False)
     for name, value in _rows(result):
         table.add_row(name, value)
     return table

@@ -7,7 +7,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dspark_hf.cli.options import TargetOption
+from dspark_hf.cli.options import KeepSpecialTokensOption, TargetOption
+from dspark_hf.cli.terminal import plain
 
 
 def cache(
@@ -19,6 +20,7 @@ def cache(
     dtype: Annotated[str, typer.Option(help="fp32, fp16, bf16, fp8, int8 or int4.")] = "bf16",
     log_norm: Annotated[bool, typer.Option("--log-norm", help="Also store what a reduced vocabulary reads.")] = False,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens of a conversation that are used.")] = 4096,
+    keep_special_tokens: KeepSpecialTokensOption = False,
     target_dtype: Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto (as saved).")] = "auto",
     shard_mb: Annotated[int, typer.Option(min=1, help="Size of a shard, in megabytes.")] = 256,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens per forward pass.")] = 4096,
@@ -47,7 +49,7 @@ def cache(
 
         found = TargetCache(out)
         found.verify()
-        console.print(f"{_summary(found)}: whole")
+        console.print(plain(f"{_summary(found)}: whole"))
         return
     if not data:
         raise ValueError("Say what to run the target on: --data FILE.jsonl.")
@@ -69,6 +71,7 @@ def cache(
         config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     taps = _taps(config, drafter, tap)
     options = {"tokenizer": tokenizer, "max_length": max_length, "log_norm": log_norm}
+    options["keep_special_tokens"] = keep_special_tokens
     if estimate:
         from dspark_hf.data.cache import estimate_target_cache
 
@@ -77,9 +80,9 @@ def cache(
     built = _build(path, target_dtype, rows, out, taps, dtype, shard_mb * 2**20, batch_tokens, options)
     if built is None:
         return
-    console.print(_summary(built))
+    console.print(plain(_summary(built)))
     if push_to_hub is not None:
-        console.print(f"Uploaded: {built.push_to_hub(push_to_hub, private=private or None).commit_url}")
+        console.print(plain(f"Uploaded: {built.push_to_hub(push_to_hub, private=private or None).commit_url}"))
 
 
 def _build(path: str, target_dtype: str, rows: list, out: Path, taps: list[int], dtype: str, shard_bytes: int,

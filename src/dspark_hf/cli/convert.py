@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from dspark_hf.cli.terminal import visible
+
 
 def convert(
     source: Annotated[str, typer.Argument(help="The drafter: a repository or a folder, in any packaging.")],
@@ -45,4 +47,4 @@ def convert(
     if drafter.config.num_target_layers is None:
         raise ValueError(f"{source} does not tell how many layers its target has; name the target with --target.")
     drafter.save_pretrained(folder)
-    typer.echo(f"{type(drafter).__name__} of {drafter.config.num_slots} slots -> {folder}")
+    typer.echo(visible(f"{type(drafter).__name__} of {drafter.config.num_slots} slots -> {folder}"))

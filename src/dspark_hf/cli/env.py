@@ -3,6 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
+from dspark_hf.cli.terminal import plain
+
 
 def env() -> None:
     """Print versions, device and threads.
@@ -17,5 +19,5 @@ def env() -> None:
     for name, value in versions().items():
         table.add_row(name, value or "not installed")
     for name, value in machine("cuda" if torch.cuda.is_available() else "cpu").items():
-        table.add_row(name, str(value))
+        table.add_row(name, plain(str(value)))
     Console().print(table)

@@ -11,6 +11,7 @@ from dspark_hf.cli.cache import cache
 from dspark_hf.cli.convert import convert
 from dspark_hf.cli.push import push
 from dspark_hf.cli.regenerate import regenerate
+from dspark_hf.cli.terminal import plain
 from dspark_hf.cli.train import train
 from dspark_hf.processes import end_in_order
 
@@ -42,7 +43,7 @@ class CleanErrors(TyperGroup):
 
 
 def _print_error(text: str) -> None:
-    Console(stderr=True, soft_wrap=True).print("error:", " ".join(text.split()), markup=False)
+    Console(stderr=True, soft_wrap=True, highlight=False).print(plain(f"error: {' '.join(text.split())}"))
 
 
 app = typer.Typer(

@@ -18,3 +18,7 @@ TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 decodes greed
 SeedOption = Annotated[int, typer.Option(help="Seed of the sampling.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with a run of the same --json that was stopped.")]
+KeepSpecialTokensOption = Annotated[
+    bool,
+    typer.Option("--keep-special-tokens", help="Keep conversations whose text spells special tokens of the target."),
+]

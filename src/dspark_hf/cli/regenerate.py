@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from dspark_hf.cli.options import DeviceOption, SeedOption, TargetOption, TemperatureOption
+from dspark_hf.cli.options import DeviceOption, KeepSpecialTokensOption, SeedOption, TargetOption, TemperatureOption
+from dspark_hf.cli.terminal import visible
 
 
 def regenerate(
@@ -21,7 +22,7 @@ def regenerate(
     limit: Annotated[int | None, typer.Option(help="Take so many prompts from the top.")] = None,
     server: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server that has it.")] = None,
     concurrency: Annotated[int, typer.Option(help="Conversations under way at the server.")] = 32,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer of the server.")] = 600.0,
+    timeout: Annotated[float, typer.Option(help="Seconds for an answer of the server, retries included.")] = 600.0,
     api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="Key of the server.")] = None,
     batch_size: Annotated[int, typer.Option(help="Answers written at once by a local target.")] = 128,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 160,
@@ -29,6 +30,7 @@ def regenerate(
     thinking: Annotated[
         bool | None, typer.Option("--thinking/--no-thinking", help="enable_thinking of the chat template.")
     ] = None,
+    keep_special_tokens: KeepSpecialTokensOption = False,
     seed: SeedOption = 0,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto (as saved).")] = "bfloat16",
     device: DeviceOption = "auto",
@@ -86,14 +88,14 @@ def regenerate(
     else:
         from dspark_hf.data.regeneration import regenerate as write
 
-        settings |= {"batch_size": batch_size, **source}
+        settings |= {"batch_size": batch_size, "keep_special_tokens": keep_special_tokens, **source}
         num_lines = write(*load_target(target, **loading), prompts, out, **settings, **answers)
     failed = Path(f"{out}.failed.jsonl")
     if prompts is not None and failed.exists():
         num_failed = len(failed.read_text(encoding="utf-8").splitlines())
-        typer.echo(f"{num_failed} conversations failed: see {failed}, and try again with --resume")
+        typer.echo(visible(f"{num_failed} conversations failed: see {failed}, and try again with --resume"))
     loops = Path(f"{out}.loops.jsonl")
     if loops.exists():
         num_loops = len(loops.read_text(encoding="utf-8").splitlines())
-        typer.echo(f"{num_loops} conversations with a loop were left out: {loops}")
-    typer.echo(f"{out}: {num_lines} conversations")
+        typer.echo(visible(f"{num_loops} conversations with a loop were left out: {loops}"))
+    typer.echo(visible(f"{out}: {num_lines} conversations"))

@@ -5,6 +5,8 @@ from typing import Any
 from rich.console import Console
 from transformers.generation.streamers import BaseStreamer
 
+from dspark_hf.cli.terminal import plain
+
 DRAFTED_STYLE = "bold green"
 # What a decoder shows for the bytes of a character that is not complete yet.
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
@@ -80,4 +82,4 @@ class RoundStreamer(BaseStreamer):
         return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _print(self, text: str, style: str | None) -> None:
-        self._console.print(text, style=style, end="", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(plain(text, style or ""), end="", soft_wrap=True)

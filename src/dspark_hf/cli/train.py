@@ -7,6 +7,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dspark_hf.cli.terminal import plain
+
 
 def train(
     overrides: Annotated[
@@ -67,7 +69,7 @@ def train(
     trainer, metrics = train_drafter(recipe, target, tokenizer, training, drafter=drafter, resume=resume)
     if trainer.is_world_process_zero():
         console.print(_result_table(metrics, recipe))
-        console.print(f"Saved to {training.output_dir}")
+        console.print(plain(f"Saved to {training.output_dir}"))
 
 
 def _ask(training: Any, yes: bool) -> None:
@@ -89,7 +91,8 @@ def _result_table(metrics: dict[str, Any], recipe: Any) -> Table:
     if slots:
         table.add_row("accepted per slot, all before accepted", "  ".join(f"{rate:.2f}" for rate in slots))
     if recipe.published:
-        table.add_row(recipe.paper, "  ".join(f"{name} {tau}" for name, tau in recipe.published.items()))
+        published = "  ".join(f"{name} {tau}" for name, tau in recipe.published.items())
+        table.add_row(plain(recipe.paper or "published"), plain(published))
     return table
 
 
@@ -105,7 +108,7 @@ def _estimate_table(recipe: Any) -> Table:
         with explained_load(recipe.target):
             config = AutoConfig.from_pretrained(resolve_target(recipe.target))
     found = estimate_training(recipe, config)
-    table = Table(title=f"{recipe.target}, features: {recipe.features}", show_header=False)
+    table = Table(title=plain(f"{recipe.target}, features: {recipe.features}", "table.title"), show_header=False)
     table.add_row("drafter", f"{found.num_parameters / 1e6:.1f}M parameters")
     for dtype in ("bf16", "fp8", "int8", "int4"):
         size = f"{found.cache_per_token[dtype]:,.0f} bytes a token"

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from dspark_hf.data.conversations import as_messages, check_messages, has_conversation, messages_of
+from dspark_hf.data.special_tokens import spelled_token
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _MARK = "\u2402answer\u2403"
@@ -96,7 +97,12 @@ def encode_conversation(
 
 
 def encode_row(
-    row: Mapping[str, Any], tokenizer=None, max_length: int | None = None, *, where: str = "A row"
+    row: Mapping[str, Any],
+    tokenizer=None,
+    max_length: int | None = None,
+    keep_special_tokens: bool = False,
+    *,
+    where: str = "A row",
 ) -> dict[str, Any]:
     """A data set's row as ids and mask: a conversation is encoded, ids and mask are cut to `max_length`.
 
@@ -105,6 +111,8 @@ def encode_row(
             `thinking`; or `input_ids` and `loss_mask`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Needed for conversations.
         max_length (`int`, *optional*): Keep at most this many tokens, from the start.
+        keep_special_tokens (`bool`, *optional*, defaults to `False`): Whether a conversation whose text spells special
+            tokens of the tokenizer is taken all the same; otherwise it has no tokens.
         where (`str`, *optional*): Which row it is, for messages.
 
     Returns:
@@ -118,6 +126,8 @@ def encode_row(
             raise ValueError(
                 "The dataset holds conversations; give their tokenizer too (a trainer's processing_class)."
             )
+        if not keep_special_tokens and spelled_token(tokenizer, row["messages"]) is not None:
+            return {"input_ids": [], "loss_mask": []}
         # The end of an answer that was cut off is not the target's.
         complete = row.get("complete") is not False
         thinking = row.get("thinking")

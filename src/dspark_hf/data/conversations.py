@@ -1,17 +1,20 @@
 """Conversations as files and data sets hold them: rows become lists of messages, whatever their columns are called."""
 
 import gzip
-import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from io import BufferedReader, TextIOWrapper
+from io import BufferedReader
 from typing import Any
+
+from dspark_hf.files import open_regular, parse_json
 
 _ROLES = ("system", "user", "assistant", "tool")
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 _COLUMNS = ("messages", "conversations", "turns", "prompt")
 _GZIP = b"\x1f\x8b"
+# Bytes of a line: a thousand times a long conversation, and far from what a machine's memory holds.
+_LONGEST = 2**26
 
 
 def load_conversations(path: str | os.PathLike) -> list[dict]:
@@ -32,16 +35,24 @@ def iterate_conversations(path: str | os.PathLike) -> Iterator[dict]:
         `Iterator[dict]`: `{"messages": list[dict], "complete": bool}` per line, with `thinking` where the line has it.
 
     Raises:
-        `ValueError`: If the file is absent or empty, or a line is not such an object; the message has its number.
+        `ValueError`: If the file is absent, empty or no regular file, or a line is not such an object or has more than
+            64 MiB; the message has its number.
     """
     is_empty = True
     try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(_text_lines(file), start=1):
-                if line.strip():
+        with open_regular(path) as file:
+            for number, line in enumerate(_lines(file), start=1):
+                if len(line) > _LONGEST:
+                    raise ValueError(
+                        f"{os.fspath(path)}, line {number}: A line may have {_LONGEST >> 20} MiB. Write one "
+                        "conversation a line."
+                    )
+                # Editors on Windows begin a file with a mark that is no text.
+                text = line.decode("utf-8-sig")
+                if text.strip():
                     is_empty = False
                     try:
-                        record = _parse_record(line)
+                        record = _parse_record(text)
                     except ValueError as error:
                         raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from error
                     yield record
@@ -51,10 +62,10 @@ def iterate_conversations(path: str | os.PathLike) -> Iterator[dict]:
         raise ValueError(f"{os.fspath(path)} holds no conversations. Give a JSONL file with one object a line.")
 
 
-def _text_lines(file: BufferedReader) -> TextIOWrapper:
+def _lines(file: BufferedReader) -> Iterator[bytes]:
     content = gzip.GzipFile(fileobj=file) if file.peek(len(_GZIP)).startswith(_GZIP) else file
-    # Editors on Windows begin a file with a mark that is no text.
-    return TextIOWrapper(content, encoding="utf-8-sig", newline="\n")
+    # One byte more than a line may have shows that it has too many.
+    yield from iter(lambda: content.readline(_LONGEST + 1), b"")
 
 
 def has_conversation(row: Mapping[str, Any]) -> bool:
@@ -121,13 +132,14 @@ def _as_message(message: Mapping[str, Any]) -> dict[str, Any]:
     given = {key: value for key, value in message.items() if value is not None}
     if "role" not in given and "from" in given:
         role = given.pop("from")
-        given = {"role": _SHAREGPT_ROLES.get(role, role), "content": given.pop("value", given.get("content")), **given}
+        role = _SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role
+        given = {"role": role, "content": given.pop("value", given.get("content")), **given}
     # An absent text is shown as it was given.
     return given if "content" in given or "content" not in message else {**given, "content": None}
 
 
 def _parse_record(line: str) -> dict:
-    record = json.loads(line)
+    record = parse_json(line)
     if not isinstance(record, dict):
         raise ValueError(f"Expected an object with one of {', '.join(map(repr, _COLUMNS))}, got {line.strip()!r:.80}.")
     messages = messages_of(record)

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from dspark_hf.files import parse_json
 from dspark_hf.line_file import LineFile
 from dspark_hf.provenance import changes
 
@@ -79,7 +80,7 @@ class Journal:
 
     def _record(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             checksum = record.pop("crc32")
         except (ValueError, KeyError, AttributeError, TypeError):
             checksum = None

@@ -13,10 +13,14 @@ def base_of_adapter(path: str, where: str) -> str:
     """The drafter that an adapter was trained on, as its config names it.
 
     Raises:
-        `ValueError`: If the config is not readable, or names none.
+        `ValueError`: If the config is not readable, names none, or asks for Megatron's layers.
     """
-    name = read_json(path).get("base_model_name_or_path")
-    if not name:
+    config = read_json(path)
+    if config.get("megatron_config"):
+        # PEFT imports the module that such an adapter names.
+        raise ValueError(f"The adapter in {where} has a megatron_config, which is not read; remove it from {path}.")
+    name = config.get("base_model_name_or_path")
+    if not name or not isinstance(name, str):
         raise ValueError(
             f"The adapter in {where} does not say which drafter it was trained on. Load that drafter yourself: "
             "PeftModel.from_pretrained(drafter, adapter)."
@@ -69,8 +73,11 @@ def put_on(drafter: Any, repo_or_dir: str, config_path: str | None, where: str, 
         drafter.config.target_fingerprint = trained.target_fingerprint
     try:
         return PeftModel.from_pretrained(drafter, repo_or_dir, **hub).eval()
-    except (RuntimeError, ValueError) as error:
+    except (OSError, ImportError):
+        raise
+    # What PEFT makes of a field that it does not expect may be any error.
+    except Exception as error:
         raise ValueError(
-            f"The adapter in {where} does not fit its drafter: {error} Load the drafter that it was trained on, "
-            "and call PeftModel.from_pretrained(drafter, adapter)."
+            f"The adapter in {where} does not fit its drafter: {type(error).__name__}: {error} Load the drafter that "
+            "it was trained on, and call PeftModel.from_pretrained(drafter, adapter)."
         ) from error

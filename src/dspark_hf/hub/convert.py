@@ -14,6 +14,8 @@ _FIELDS = DSparkConfig.own_fields() | Eagle3Config.own_fields()
 # The classes whose configs mean what SpecForge and z-lab mean, wherever their fields stand.
 _NESTED_ARCHITECTURES = ("DFlashDraftModel", "DFlash2DraftModel", "DSparkDraftModel")
 _WAY_OUT = "Serve it with the engine that it was made for, or train another: DSparkModel.from_target(target)."
+_SECTIONS = ("dflash_config", "dspark_config", "speculators_config", "transformer_layer_config")
+_TAPS = ("target_layer_ids", "aux_hidden_state_layer_ids", "eagle_aux_hidden_state_layer_ids")
 # What changes a drafter's arithmetic without adding a tensor, and the value that changes nothing.
 _NEUTRAL = {
     "input_embedding_scale": 1,
@@ -56,6 +58,16 @@ def flat_config(config: Mapping[str, Any], names: Collection[str], where: str) -
 
 
 def _flat(config: Mapping[str, Any], names: Collection[str], where: str) -> dict[str, Any]:
+    for name in _SECTIONS:
+        if not isinstance(config.get(name), dict | None):
+            raise ValueError(f"{where}: {name} in config.json must hold fields, got {config[name]!r:.80}.")
+    architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise ValueError(f"{where}: architectures in config.json must be a list of names, got {architectures!r:.80}.")
+    for name in _TAPS:
+        taps = config.get(name)
+        if taps is not None and not (isinstance(taps, list) and all(type(tap) is int for tap in taps)):
+            raise ValueError(f"{where}: {name} in config.json must be a list of layers, got {taps!r:.80}.")
     if "speculators_model_type" in config:
         return _from_speculators(config, names, where)
     if any(name.startswith("midlayer.") for name in names):

@@ -9,12 +9,14 @@ import torch
 from huggingface_hub import is_offline_mode
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
 from dspark_hf.files import read_json
 from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.vocabulary import check_vocabulary
 from dspark_hf.publishing.hub_errors import explained_load
+from dspark_hf.publishing.weight_index import read_weight_map
 
 from .adapters import ADAPTER_CONFIG, base_of_adapter, put_on
 from .convert import KEY_MAPPING, drafter_class, flat_config
@@ -66,6 +68,8 @@ class AutoDrafter:
             base = base_of_adapter(adapter, where)
             check_named(base, repo_or_dir)
             try:
+                if _find(base, ADAPTER_CONFIG, base, {name: hub[name] for name in hub if name in below}):
+                    raise ValueError(f"{base} is an adapter itself.")
                 drafter = cls.from_pretrained(base, **below)
             except ValueError as error:
                 raise ValueError(
@@ -76,22 +80,28 @@ class AutoDrafter:
         config = _read_config(repo_or_dir, where, hub)
         names = _tensor_names(repo_or_dir, where, hub)
         _check_names(names, where)
-        config = flat_config(config, names, where)
-        if config.get("own_lm_head") and "lm_head.bias" in names:
+        model_cls, config = _drafter_config(config, names, where)
+        if config.own_lm_head and "lm_head.bias" in names:
             raise ValueError(f"The output head in {where} has a bias, which a drafter's own cannot have.")
         dtype = kwargs.get("dtype", "auto")
-        if not (dtype == "auto" or isinstance(getattr(torch, str(dtype).removeprefix("torch."), None), torch.dtype)):
+        if dtype != "auto" and not _is_dtype(dtype):
             raise ValueError(
                 f"dtype={dtype!r} for {where} is no torch dtype; use e.g. 'bfloat16', 'float32' or 'auto'."
             )
         # A checkpoint may carry copies of the target's embedding and head; without them the drafter borrows later.
         kwargs["own_embeddings"] = {"embed_tokens.weight", "lm_head.weight"} <= names
-        model_cls = drafter_class(config)
-        kwargs = {"config": model_cls.config_class.from_dict(config), "key_mapping": KEY_MAPPING, **kwargs}
+        kwargs = {"config": config, "key_mapping": KEY_MAPPING, **kwargs}
         try:
             drafter, report = model_cls.from_pretrained(repo_or_dir, output_loading_info=True, **kwargs)
-        except RuntimeError as error:
-            raise ValueError(f"The weights in {where} do not fit its config.json: {error}") from error
+        except FileNotFoundError as error:
+            raise ValueError(f"The checkpoint {where} is not whole: {error}. Fetch it again.") from error
+        except (OSError, ImportError):
+            raise
+        # Sizes and names that contradict each other, or the weights, end in any error of torch's and transformers'.
+        except Exception as error:
+            raise ValueError(
+                f"The weights in {where} do not fit its config.json: {type(error).__name__}: {error}"
+            ) from error
         if missing := sorted(report["missing_keys"]):
             raise ValueError(
                 f"The checkpoint {where} lacks {len(missing)} tensors that its config.json asks for, e.g. "
@@ -122,10 +132,33 @@ def _read_config(repo_or_dir: str, where: str, hub: dict[str, Any]) -> dict[str,
     return read_json(path)
 
 
+def _drafter_config(config: dict[str, Any], names: set[str], where: str) -> tuple[type[DraftModel], PreTrainedConfig]:
+    """The drafter's class and its config, from a config.json of any packaging."""
+    for name in ("dtype", "torch_dtype"):
+        if config.get(name) not in (None, "auto") and not _is_dtype(config[name]):
+            raise ValueError(f"{where}: {name} in config.json is no torch dtype, got {config[name]!r:.80}.")
+    try:
+        flat = flat_config(config, names, where)
+        model_cls = drafter_class(flat)
+        return model_cls, model_cls.config_class.from_dict(flat)
+    except (OSError, ImportError):
+        raise
+    # Fields may be of any type, and meet code that expects its own.
+    except Exception as error:
+        if type(error) is ValueError and where in str(error):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{where}: config.json cannot be used: {reason}") from error
+
+
+def _is_dtype(name: Any) -> bool:
+    return isinstance(getattr(torch, str(name).removeprefix("torch."), None), torch.dtype)
+
+
 def _tensor_names(repo_or_dir: str, where: str, hub: dict[str, Any]) -> set[str]:
     index = _find(repo_or_dir, _INDEX, where, hub)
     if index is not None:
-        return set(read_json(index).get("weight_map", ()))
+        return set(read_weight_map(index))
     weights = _find(repo_or_dir, _WEIGHTS, where, hub)
     if weights is None and _find(repo_or_dir, _PICKLE, where, hub):
         raise ValueError(

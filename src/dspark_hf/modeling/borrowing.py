@@ -138,6 +138,7 @@ def check_fit(config: DraftConfig, target: PreTrainedModel, *, check_name: bool 
                 "target, or train one: DSparkModel.from_target(target)."
             )
     check_taps(config.target_layer_ids, text_config.num_hidden_layers)
+    config.check_length(getattr(text_config, "max_position_embeddings", None))
     if target.get_output_embeddings() is None:
         raise ValueError(f"{sides} do not fit: the target has no output head. Load it with AutoModelForCausalLM.")
     if check_name and config.target_name_or_path is not None and not is_made_for(config, target):

@@ -27,6 +27,7 @@ from .contents import (
     matching,
 )
 from .records import check_calibration, check_config, check_evaluation, check_training, is_number
+from .weight_index import read_weight_map
 
 _HELD_OUT = "eval_results.json"
 
@@ -139,7 +140,7 @@ def count_parameters(path: Path) -> int:
     """
     shards = {ADAPTER_WEIGHTS if (path / ADAPTER_CONFIG).is_file() else WEIGHTS}
     if (path / INDEX).is_file():
-        shards = set(read_json(path / INDEX).get("weight_map", {}).values())
+        shards = set(read_weight_map(path / INDEX).values())
     total = 0
     for name in sorted(shards):
         if not (path / name).is_file():

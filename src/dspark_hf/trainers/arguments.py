@@ -72,6 +72,9 @@ class DraftTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=6e-4, metadata={"help": "Peak learning rate."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
     warmup_steps: float = field(default=0.04, metadata={"help": "Warm-up: a share of all steps if below 1."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Hide losses that are not finite; a run that has one is stopped before."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator chooses what it needs."})
     ce_weight: float | None = field(default=None, metadata={"help": "Weight of the cross-entropy."})
     tv_weight: float | None = field(
@@ -117,11 +120,13 @@ class DraftTrainingArguments(TrainingArguments):
         if self.fp16 and self.use_cpu:
             raise ValueError("fp16=True needs an accelerator. Use bf16=True on a CPU, or leave both out for float32.")
         for name in _NOT_NEGATIVE:
-            if getattr(self, name) is not None and getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and value >= 0):
+                raise ValueError(f"{name} must not be negative, got {value!r:.80}.")
         for name in _POSITIVE:
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and value > 0):
+                raise ValueError(f"{name} must be positive, got {value!r:.80}.")
         check_dtype(self.cache_dtype)
         if self.cache_budget is not None:
             parse_size(self.cache_budget)

@@ -1,16 +1,22 @@
 """Which checkpoints were written whole: a process can be killed while it saves."""
 
-import json
 import zipfile
+from dataclasses import fields
+from math import inf
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import logging
+
+from dspark_hf.files import read_json
+
+from .sole_run import sole_run
 
 logger = logging.get_logger(__name__)
 
@@ -49,9 +55,11 @@ def check_checkpoint(path: str | Path) -> None:
 def _damage(path: Path) -> str | None:
     # The trainer writes its state after everything else, that of other processes included.
     try:
-        json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        state = read_json(path / TRAINER_STATE_NAME)
+    except ValueError:
         return f"no readable {TRAINER_STATE_NAME}"
+    if odd := _odd_field(state, path):
+        return f"{TRAINER_STATE_NAME} has {odd}={state.get(odd)!r:.80}"
     for weights in path.glob("*.safetensors"):
         try:
             with safe_open(weights, framework="pt"):
@@ -64,6 +72,31 @@ def _damage(path: Path) -> str | None:
     return None
 
 
+def _odd_field(state: dict[str, Any], path: Path) -> str | None:
+    """A field of a trainer's state that no trainer writes so."""
+    known = {field.name: field.type for field in fields(TrainerState)}
+    for name, value in state.items():
+        if name not in known or not _is_of(known[name], value, name):
+            return name
+    if not all(isinstance(entry, dict) for entry in state.get("log_history") or []):
+        return "log_history"
+    step = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+    if type(state.get("global_step", 0)) is not int or step.isdecimal() and state.get("global_step", 0) != int(step):
+        return "global_step"
+    return None
+
+
+def _is_of(kind: Any, value: Any, name: str) -> bool:
+    kinds = [get_origin(one) or one for one in (get_args(kind) if isinstance(kind, UnionType) else (kind,))]
+    if isinstance(value, bool):
+        return bool in kinds
+    if isinstance(value, int | float):
+        # Steps may be written as 500.0; how good the best was may be any number.
+        return bool({int, float} & set(kinds)) and (name == "best_metric" or 0 <= value < inf)
+    # What callbacks keep is a list in the class, and an object in the file.
+    return isinstance(value, (*kinds, dict) if name == "stateful_callbacks" else tuple(kinds))
+
+
 class WholeCheckpoints(Trainer):
     """A trainer that resumes only from checkpoints that were written whole."""
 
@@ -71,7 +104,8 @@ class WholeCheckpoints(Trainer):
         """As [`~transformers.Trainer.train`]; checkpoints whose saving was interrupted are not resumed from.
 
         Raises:
-            `ValueError`: If the checkpoint is not whole, or with `True` no whole one is there.
+            `ValueError`: If the checkpoint is not whole, with `True` no whole one is there, or another run is writing
+                to `output_dir`.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
@@ -82,7 +116,8 @@ class WholeCheckpoints(Trainer):
                 )
         elif resume_from_checkpoint:
             check_checkpoint(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        with sole_run(self.args.output_dir):
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # A checkpoint counts as whole once its state is there, so that of an older run must not be.

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
 
-from dspark_hf.files import write_text
+from dspark_hf.files import read_text, write_text
 from dspark_hf.modeling import DFlashModel, DraftModel, DSparkModel, Eagle3Model
 from dspark_hf.modeling.families import DEFAULT_FAMILY, FAMILIES
 
@@ -36,6 +36,7 @@ class Recipe:
             ([`~data.regeneration.synthesis.load_openings`]).
         held_out (`int`, *optional*, defaults to 100): Conversations at the end kept for evaluation; at most a fifth.
         max_length (`int`, *optional*, defaults to 4096): Tokens of a conversation that are used.
+        keep_special_tokens (`bool`, *optional*, defaults to `False`): As of [`~data.chat.encode_row`].
         features (`str`, *optional*, defaults to `"online"`): Where the target's features come from: `online` runs it
             in the loop, `memory` runs it once and keeps them.
         streaming (`bool`, *optional*, defaults to `False`): Read and encode the data as they are needed instead of all
@@ -63,6 +64,7 @@ class Recipe:
     openings: str | None = None
     held_out: int = 100
     max_length: int = 4096
+    keep_special_tokens: bool = False
     features: str = "online"
     streaming: bool = False
     cache: str | None = None
@@ -104,15 +106,16 @@ class Recipe:
             raise ValueError(f"features must be 'online' or 'memory', got {self.features!r}.")
         if self.cache is not None and self.features != "online":
             raise ValueError(f"cache={self.cache!r} holds the features already; leave features={self.features!r} out.")
-        if not isinstance(self.streaming, bool):
-            raise ValueError(f"streaming must be true or false, got {self.streaming!r}.")
+        for name in ("keep_special_tokens", "streaming"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}.")
         if self.streaming and (self.data is None or self.features == "memory" or self.cache is not None):
             raise ValueError(
                 f"streaming reads files that are there (data={self.data!r}) and keeps nothing: give data, and leave "
                 f"features={self.features!r} at 'online' and cache={self.cache!r} out. training.cache_budget bounds a "
                 "rolling cache instead."
             )
-        if self.algorithm not in ALGORITHMS:
+        if not isinstance(self.algorithm, str) or self.algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}.")
         if self.start_from is not None and self.drafter:
             raise ValueError(
@@ -147,7 +150,13 @@ class Recipe:
                 words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
         if not self.training.get("output_dir"):
             raise ValueError("The recipe does not say where the drafter goes: give training.output_dir.")
-        arguments = _TrainingParser(DraftTrainingArguments).parse_args_into_dataclasses(words)[0]
+        try:
+            arguments = _TrainingParser(DraftTrainingArguments).parse_args_into_dataclasses(words)[0]
+        except (ImportError, ValueError):
+            raise
+        except Exception as error:  # they check each other as they are made, and read files that they name
+            what = f"{type(error).__name__}: {error}"
+            raise ValueError(f"A training argument of the recipe cannot be used: {what}") from error
         if self.streaming and arguments.max_steps <= 0:
             raise ValueError("streaming does not know how much text there is: give training.max_steps.")
         return arguments
@@ -190,26 +199,28 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
             raise ValueError(f"Expected key=value, got {override!r}.")
         key = _resolve(key, known)
         asked.add(key)
-        _put(content, key, _parse(text, override))
+        _put(content, key, _parse(text, f"The value in {override!r}"))
         if key == "target":
             # The sizes that the recipe states are those of its own target.
             (content.get("estimate") or {}).pop("target", None)
     # A section that is given as a whole.
     _check_keys(content, known, "the command line")
-    recipe = Recipe(**content)
+    try:
+        recipe = Recipe(**content)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     check_consent(content, asked, where)
     return recipe
 
 
 def _read(path: str | Path) -> dict[str, Any]:
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        text = read_text(path)
     except OSError as error:
         raise ValueError(
             f"Cannot read the recipe {path}: {error}. Name a YAML file, such as examples/recipes/embedded.yaml."
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
+    content = _parse(text, str(path))
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold keys and values, got {type(content).__name__}.")
     for section in _SECTIONS:
@@ -231,11 +242,14 @@ _Loader.add_implicit_resolver(_BOOL, re.compile(r"^(true|True|TRUE|false|False|F
 _Loader.add_implicit_resolver(_FLOAT, re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
-def _parse(text: str, override: str) -> Any:
+def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"The value in {override!r} is not readable YAML: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise ValueError(f"{where} is not readable YAML: it is nested too deeply.") from None
+    # Dates, numbers and tags that are none end in whatever Python makes of them.
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} is not readable YAML: {' '.join(str(error).split())}") from error
 
 
 def _known_keys(content: Mapping[str, Any]) -> set[str]:

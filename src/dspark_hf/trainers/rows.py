@@ -10,12 +10,15 @@ from dspark_hf.data.cache import TargetCache
 from dspark_hf.data.chat import encode_row, row_name
 from dspark_hf.data.collator import has_anchors
 from dspark_hf.data.conversations import has_conversation, load_conversations
+from dspark_hf.data.special_tokens import tell_left_out
 from dspark_hf.modeling import DraftModel
 
 from .streams import StreamedRows
 
 
-def load_rows(files: Sequence[str], tokenizer: Any, max_length: int) -> list[dict[str, Any]]:
+def load_rows(
+    files: Sequence[str], tokenizer: Any, max_length: int, keep_special_tokens: bool = False
+) -> list[dict[str, Any]]:
     """Encoded conversations of JSONL files, those with an answer of at least two tokens.
 
     Raises:
@@ -27,9 +30,10 @@ def load_rows(files: Sequence[str], tokenizer: Any, max_length: int) -> list[dic
         for number, record in enumerate(load_conversations(file), start=1)
     ]
     rows = [
-        encode_row(record, tokenizer, max_length, where=where)
+        encode_row(record, tokenizer, max_length, keep_special_tokens, where=where)
         for where, record in tqdm(records, desc="Encoding", unit="conversation", leave=False)
     ]
+    tell_left_out(sum(not row["input_ids"] for row in rows), len(rows), ", ".join(files))
     rows = [row for row in rows if has_anchors(row["loss_mask"])]
     if not rows:
         raise ValueError(
@@ -39,7 +43,9 @@ def load_rows(files: Sequence[str], tokenizer: Any, max_length: int) -> list[dic
     return rows
 
 
-def encode_rows(dataset: Any, tokenizer: Any, max_length: int, repeats: bool = False) -> Any:
+def encode_rows(
+    dataset: Any, tokenizer: Any, max_length: int, repeats: bool = False, keep_special_tokens: bool = False
+) -> Any:
     """Conversations as ids and masks, those with an answer of at least two tokens; any other dataset as it is. Several
     come by name.
 
@@ -49,14 +55,21 @@ def encode_rows(dataset: Any, tokenizer: Any, max_length: int, repeats: bool = F
         `ValueError`: If no conversation has such an answer.
     """
     if isinstance(dataset, dict):
-        return {name: encode_rows(part, tokenizer, max_length) for name, part in dataset.items()}
+        return {
+            name: encode_rows(part, tokenizer, max_length, keep_special_tokens=keep_special_tokens)
+            for name, part in dataset.items()
+        }
     if dataset is None or isinstance(dataset, StreamedRows):
         return dataset
     if not hasattr(dataset, "__len__"):
-        return StreamedRows(dataset, tokenizer, max_length, repeats)
+        return StreamedRows(dataset, tokenizer, max_length, repeats, keep_special_tokens)
     if len(dataset) == 0 or not has_conversation(dataset[0]):
         return dataset
-    encoded = (encode_row(row, tokenizer, max_length, where=row_name(index)) for index, row in enumerate(dataset))
+    encoded = [
+        encode_row(row, tokenizer, max_length, keep_special_tokens, where=row_name(index))
+        for index, row in enumerate(dataset)
+    ]
+    tell_left_out(sum(not row["input_ids"] for row in encoded), len(encoded), "Dataset")
     rows = [row for row in encoded if has_anchors(row["loss_mask"])]
     if not rows:
         raise ValueError(

@@ -21,6 +21,7 @@ from .arguments import DraftTrainingArguments
 from .checkpoints import last_checkpoint
 from .recipe import Recipe
 from .rows import load_rows
+from .sole_run import sole_run
 from .streams import StreamedRows, stream_files
 from .trainer import DraftTrainer
 
@@ -53,9 +54,22 @@ def train_drafter(
         `tuple[DraftTrainer, dict[str, float]]`: The trainer, and the figures of the last evaluation.
 
     Raises:
-        `ValueError`: If the folder holds a run already and `resume` is not set, or the recipe cannot be followed.
+        `ValueError`: If the folder holds a run already and `resume` is not set, another run is writing there, or the
+            recipe cannot be followed.
     """
     training = recipe.training_arguments() if training is None else training
+    with sole_run(training.output_dir):
+        return _train(recipe, target, tokenizer, training, drafter, resume)
+
+
+def _train(
+    recipe: Recipe,
+    target: PreTrainedModel,
+    tokenizer: Any,
+    training: DraftTrainingArguments,
+    drafter: Any,
+    resume: bool,
+) -> tuple[DraftTrainer, dict[str, float]]:
     if (drafter is None) != (recipe.start_from is None):
         raise ValueError(f"The recipe has start_from={recipe.start_from!r}; pass that drafter, and no other.")
     checkpoint = _checkpoint(training, resume)
@@ -63,12 +77,13 @@ def train_drafter(
     target = target.to(training.device)
     if recipe.streaming:
         held_out, stream = stream_files(recipe.data, recipe.held_out, training.seed)
-        train_rows = StreamedRows(stream, tokenizer, recipe.max_length, repeats=True)
-        eval_rows = list(StreamedRows(held_out, tokenizer, recipe.max_length))
-        rows = islice(StreamedRows(stream, tokenizer, recipe.max_length), _VOCABULARY_ROWS)
+        options = {"max_length": recipe.max_length, "keep_special_tokens": recipe.keep_special_tokens}
+        train_rows = StreamedRows(stream, tokenizer, **options, repeats=True)
+        eval_rows = list(StreamedRows(held_out, tokenizer, **options))
+        rows = islice(StreamedRows(stream, tokenizer, **options), _VOCABULARY_ROWS)
     else:
         files = _files(recipe, target, tokenizer, training)
-        rows = load_rows(files, tokenizer, recipe.max_length)
+        rows = load_rows(files, tokenizer, recipe.max_length, recipe.keep_special_tokens)
     if drafter is None:
         drafter = _fresh_drafter(recipe, target, rows)
     drafter = drafter.to(training.device).float()
@@ -145,6 +160,7 @@ def _cached(
         dtype=training.cache_dtype,
         log_norm=not drafter.proposes_all_tokens,
         max_length=recipe.max_length,
+        keep_special_tokens=recipe.keep_special_tokens,
     )
 
 

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from dspark_hf.data.chat import encode_row, row_name
 from dspark_hf.data.collator import has_anchors
 from dspark_hf.data.conversations import has_conversation, iterate_conversations
+from dspark_hf.data.special_tokens import tell_left_out
 
 SHUFFLE_BUFFER = 10_000
 
@@ -27,26 +28,36 @@ class StreamedRows(IterableDataset):
         tokenizer (`PreTrainedTokenizerBase`, *optional*): Needed for conversations.
         max_length (`int`): Conversations are cut to so many tokens.
         repeats (`bool`, *optional*, defaults to `False`): Whether it starts again at its end.
+        keep_special_tokens (`bool`, *optional*, defaults to `False`): As of [`~data.chat.encode_row`]. How many
+            conversations are left out is said after each pass.
 
     Raises:
         `ValueError`: While it is read: if a pass gives no row at all.
     """
 
-    def __init__(self, stream: Iterable[Mapping[str, Any]], tokenizer: Any, max_length: int, repeats: bool = False):
+    def __init__(
+        self,
+        stream: Iterable[Mapping[str, Any]],
+        tokenizer: Any,
+        max_length: int,
+        repeats: bool = False,
+        keep_special_tokens: bool = False,
+    ):
         self.stream, self.tokenizer, self.max_length, self.repeats = stream, tokenizer, max_length, repeats
+        self.keep_special_tokens = keep_special_tokens
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for epoch in count():
             if hasattr(self.stream, "set_epoch"):
                 self.stream.set_epoch(epoch)
-            num_rows = 0
+            num_rows = num_read = num_spelled = 0
             for index, row in enumerate(self.stream):
-                where = f"{row_name(index)} of pass {epoch + 1}"
-                is_encoded = not has_conversation(row)
-                encoded = dict(row) if is_encoded else encode_row(row, self.tokenizer, self.max_length, where=where)
+                encoded = self._encode(row, f"{row_name(index)} of pass {epoch + 1}")
+                num_read, num_spelled = num_read + 1, num_spelled + (not len(encoded["input_ids"]))
                 if has_anchors(encoded["loss_mask"]):
                     num_rows += 1
                     yield encoded | ({"stream_epoch": epoch} if self.repeats else {})
+            tell_left_out(num_spelled, num_read, "Data stream")
             if not num_rows:
                 raise ValueError(
                     f"The data stream gave no row with an answer of two tokens within max_length={self.max_length} in "
@@ -55,6 +66,11 @@ class StreamedRows(IterableDataset):
                 )
             if not self.repeats:
                 return
+
+    def _encode(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
+        if not has_conversation(row):
+            return dict(row)
+        return encode_row(row, self.tokenizer, self.max_length, self.keep_special_tokens, where=where)
 
 
 def prepare_for_streams(args: TrainingArguments, train_rows: Any, eval_rows: Any) -> None:

@@ -25,6 +25,7 @@ from .adapters import add_adapter, check_target_head, check_trainable, save_base
 from .arguments import DraftTrainingArguments, check_trainer_options
 from .callbacks import AnchorEpoch, RollingEpoch, StepClock
 from .decoding import WholeDrafter, decode_prompts, decoding_metrics, held_out_prompts
+from .finite import FiniteTraining
 from .metrics import DraftMetrics
 from .objective import DistillObjective
 from .optimizer import MuonWithAdamW
@@ -33,7 +34,7 @@ from .streams import prepare_for_streams
 from .uploads import DrafterUploads
 
 
-class DraftTrainer(DrafterUploads):
+class DraftTrainer(DrafterUploads, FiniteTraining):
     """Trains a drafter of any kind for a frozen target.
 
     Datasets hold conversations ([`~data.conversations.messages_of`], encoded with `processing_class`), or rows of
@@ -48,12 +49,15 @@ class DraftTrainer(DrafterUploads):
         target (`PreTrainedModel`): The frozen target; it stays outside the trained model.
         args ([`DraftTrainingArguments`]): The arguments.
         max_length (`int`, *optional*, defaults to 4096): Conversations are cut to so many tokens.
+        keep_special_tokens (`bool`, *optional*, defaults to `False`): Whether conversations whose text spells special
+            tokens are kept ([`~data.chat.encode_row`]).
         peft_config (`PeftConfig`, *optional*): Train an adapter on the drafter instead of the drafter
             ([`~trainers.adapters.add_adapter`]); it alone is saved.
         kwargs: As for [`~transformers.Trainer`].
 
     Raises:
-        `ValueError`: If drafter, target and cache do not fit, or conversations come without a tokenizer.
+        `ValueError`: If drafter, target and cache do not fit, or conversations come without a tokenizer; while it
+            trains, if a loss is not finite.
 
     Example:
 
@@ -80,6 +84,7 @@ class DraftTrainer(DrafterUploads):
         processing_class: Any = None,
         data_collator: DraftCollator | None = None,
         max_length: int = 4096,
+        keep_special_tokens: bool = False,
         peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ):
@@ -107,7 +112,8 @@ class DraftTrainer(DrafterUploads):
         self._train_metrics, self._eval_metrics = DraftMetrics(self.num_slots), None
         self._clock, self._num_tokens = StepClock(), 0
         collator = data_collator or DraftCollator(args.num_anchors or model.config.num_anchors, seed=args.seed)
-        self._encode = partial(encode_rows, tokenizer=processing_class, max_length=max_length)
+        options = {"max_length": max_length, "keep_special_tokens": keep_special_tokens}
+        self._encode = partial(encode_rows, tokenizer=processing_class, **options)
         train_rows, eval_rows = self._encode(train_dataset, repeats=True), self._encode(eval_dataset)
         prepare_for_streams(args, train_rows, eval_rows)
         super().__init__(
@@ -247,6 +253,3 @@ class DraftTrainer(DrafterUploads):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             save_base_config(self.model, output_dir or self.args.output_dir)
-
-    def _sum_over_processes(self, tensor: Tensor) -> Tensor:
-        return self.accelerator.reduce(tensor.to(self.args.device), reduction="sum")

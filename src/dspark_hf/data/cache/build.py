@@ -4,8 +4,9 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dspark_hf.data.chat import encode_row, row_name
 from dspark_hf.data.features import TargetFeatures
+from dspark_hf.data.special_tokens import tell_left_out
 
 from .codecs import check_dtype
 from .dataset import TargetCache, missing_ranges
@@ -46,6 +48,7 @@ def build_target_cache(
     dtype: str = "bf16",
     log_norm: bool = False,
     max_length: int = 4096,
+    keep_special_tokens: bool = False,
     shard_bytes: int = 2**28,
     batch_tokens: int = 4096,
     progress: bool = True,
@@ -64,6 +67,8 @@ def build_target_cache(
         folder (`str` or `os.PathLike`): Where the cache is, or will be.
         target_layer_ids (`Sequence[int]`): Taps: `drafter.config.target_layer_ids`.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): The target's; needed for conversations.
+        keep_special_tokens (`bool`, *optional*, defaults to `False`): Whether conversations whose text spells special
+            tokens are kept ([`~data.chat.encode_row`]).
         dtype (`str`, *optional*, defaults to `"bf16"`): How states are stored: `fp32`, `fp16`, `bf16`, `fp8` (e4m3),
             or `int8` and `int4` codes in groups.
         log_norm (`bool`, *optional*, defaults to `False`): Whether to store the `logsumexp` of the target's logits,
@@ -86,18 +91,27 @@ def build_target_cache(
             raise ValueError(f"{name} must be at least 1, got {value}.")
     if not hasattr(rows, "__len__") or not len(rows):
         raise ValueError("rows must be a list or a dataset with a length, and not be empty. Load streamed rows first.")
-    encode_row(rows[0], tokenizer, max_length, where=row_name(0))
+    # What rows become depends on the tokenizer as well; without one they are ids already.
+    keep_special_tokens = keep_special_tokens or tokenizer is None
+    encode = partial(encode_row, tokenizer=tokenizer, max_length=max_length, keep_special_tokens=keep_special_tokens)
+    encode(rows[0], where=row_name(0))
     folder, state = Path(folder), process_state()
     source = TargetFeatures(target, target_layer_ids)
     wanted = Manifest.describe(
-        target, tokenizer, list(target_layer_ids), max_length=max_length, dtype=dtype, log_norm=log_norm
+        target,
+        tokenizer,
+        list(target_layer_ids),
+        max_length=max_length,
+        dtype=dtype,
+        log_norm=log_norm,
+        keep_special_tokens=keep_special_tokens,
     )
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
         if state.is_main_process:
             lock.acquire(timeout=0)
-            encoded = (encode_row(row, tokenizer, max_length, where=row_name(i)) for i, row in enumerate(rows))
+            encoded = (encode(row, where=row_name(number)) for number, row in enumerate(rows))
             _begin(folder, wanted, source, (row for row in encoded if any(row["loss_mask"])))
         state.wait_for_everyone()
         manifest = Manifest.read(folder)
@@ -111,7 +125,7 @@ def build_target_cache(
         state.wait_for_everyone()
         channels = read_channels(folder) if needs_channels(dtype) else None
         codec = RowCodec(dtype, len(wanted.target_layer_ids), wanted.hidden_size, log_norm, channels)
-        builder = _Builder(source, codec, folder, rows, tokenizer, max_length, shard_bytes, batch_tokens)
+        builder = _Builder(source, codec, folder, rows, encode, shard_bytes, batch_tokens)
         builder.run(_share(missing, state.process_index, state.num_processes), progress and state.is_main_process)
         _wait_for_all(folder, len(rows))
     except Timeout:
@@ -130,13 +144,12 @@ class _Builder:
         codec: RowCodec,
         folder: Path,
         rows: Sequence[Mapping[str, Any]],
-        tokenizer: PreTrainedTokenizerBase | None,
-        max_length: int,
+        encode: Callable[[Mapping[str, Any]], dict[str, Any]],
         shard_bytes: int,
         batch_tokens: int,
     ):
         self.source, self.codec, self.folder, self.rows = source, codec, folder, rows
-        self.tokenizer, self.max_length, self.batch_tokens = tokenizer, max_length, batch_tokens
+        self.encode, self.batch_tokens, self.num_spelled = encode, batch_tokens, 0
         self.shard_tokens = max(1, int(shard_bytes / codec.bytes_per_token))
 
     def run(self, ranges: Sequence[tuple[int, int]], progress: bool) -> None:
@@ -156,6 +169,7 @@ class _Builder:
                     bar.set_postfix_str(f"{num_tokens / (time.perf_counter() - began):.0f} tokens/s")
                 write_shard(self.folder, start, end, [number for number, _ in kept], encoded, digest)
                 bar.update(end - start - len(kept))
+        tell_left_out(self.num_spelled, num_rows, str(self.folder))
 
     def _plan(self, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, str, list[tuple[int, dict]]]]:
         """The shards to write: source rows `[start, end)`, their digest, and the encoded rows worth keeping."""
@@ -164,7 +178,8 @@ class _Builder:
             for number in range(first, last):
                 given = self.rows[number]
                 checksum = zlib.crc32(row_bytes(given), checksum)
-                row = encode_row(given, self.tokenizer, self.max_length, where=row_name(number))
+                row = self.encode(given, where=row_name(number))
+                self.num_spelled += not len(row["input_ids"])
                 if any(row["loss_mask"]):
                     kept.append((number, row))
                     num_tokens += len(row["input_ids"])

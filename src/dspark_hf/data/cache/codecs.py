@@ -25,7 +25,7 @@ _OCTAVE, _MIDDLE = 8, 128
 
 def check_dtype(dtype: str) -> None:
     """Raise `ValueError` unless a cache can be of this dtype."""
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from dspark_hf.modeling import DraftConfig
 
 from .manifest import MANIFEST_FILE, Manifest, file_checksum
-from .rows import CHANNELS_FILE, RowCodec, needs_channels, read_channels
+from .rows import CHANNELS_FILE, RowCodec, check_ids, needs_channels, read_channels
 from .shards import Shard, ShardReader, find_shards
 
 _OPEN_SHARDS = 64
@@ -94,8 +94,7 @@ class TargetCache(Dataset):
         index = key.__index__()
         if not -len(self) <= index < len(self):
             raise IndexError(f"There is no row {index} in a cache of {len(self)} rows.")
-        number, row = self._places[index]
-        return self._codec.decode(self._reader(number)[row])
+        return self._row(*self._places[index])
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))
@@ -147,10 +146,11 @@ class TargetCache(Dataset):
         """Read every row once.
 
         Raises:
-            `ValueError`: At the first file that is missing, cut short or changed; the message names it.
+            `ValueError`: At the first file that is missing, cut short or changed, or the first row that no drafter
+                can learn from; the message names it.
         """
-        for number, row in self._places:
-            self._reader(number)[row]
+        for place in self._places:
+            self._row(*place)
 
     def check_fits(self, config: DraftConfig, target: Any = None, tokenizer: Any = None) -> None:
         """Raise `ValueError` unless a drafter with this config, target and tokenizer can learn from the cache."""
@@ -238,6 +238,20 @@ class TargetCache(Dataset):
             allow_patterns=_FILES,
         )
         return cls(folder)
+
+    def _row(self, number: int, row: int) -> dict[str, Any]:
+        """A row, which others may have written: checksums say only that it is as they left it."""
+        encoded = self._reader(number)[row]
+        try:
+            decoded = self._codec.decode(encoded)
+            check_ids(decoded["input_ids"], self.manifest.vocab_size)
+        except ValueError as error:
+            shard = self.shards[number]
+            raise ValueError(
+                f"{shard.data_path}, row {row} of it (source row {shard.sources[row]}): {error}. Build the cache "
+                "again in another folder."
+            ) from error
+        return decoded
 
     def _reader(self, number: int) -> ShardReader:
         if number not in self._readers:

@@ -44,6 +44,7 @@ def estimate_target_cache(
     tokenizer: Any = None,
     max_length: int = 4096,
     log_norm: bool = False,
+    keep_special_tokens: bool = False,
     num_sampled: int = _SAMPLE_ROWS,
 ) -> CacheEstimate:
     """Count tokens, of all rows or of some drawn at random, and tell what each dtype takes. No weights are needed.
@@ -52,13 +53,13 @@ def estimate_target_cache(
         config (`PreTrainedConfig`): The target's.
         rows (`Sequence[Mapping]`): As for [`build_target_cache`].
         num_taps (`int`): Taps.
-        tokenizer, max_length, log_norm: As for [`build_target_cache`].
+        tokenizer, max_length, log_norm, keep_special_tokens: As for [`build_target_cache`].
         num_sampled (`int`, *optional*, defaults to 1000): At most so many rows are counted.
     """
     num_sampled = min(num_sampled, len(rows))
     counted = 0
     for index in sorted(random.Random(0).sample(range(len(rows)), num_sampled)):
-        row = encode_row(rows[index], tokenizer, max_length, where=row_name(index))
+        row = encode_row(rows[index], tokenizer, max_length, keep_special_tokens, where=row_name(index))
         counted += len(row["input_ids"]) if any(row["loss_mask"]) else 0
     hidden_size = config.get_text_config().hidden_size
     return CacheEstimate(

@@ -15,7 +15,8 @@ from dspark_hf.modeling.fingerprint import public_name
 from dspark_hf.modeling.wrappers import unwrap
 from dspark_hf.provenance import changes
 
-from .records import read_record, write_record
+from .codecs import check_dtype
+from .records import check_counts, read_record, write_record
 
 MANIFEST_FILE = "manifest.json"
 _FORMAT = 1
@@ -37,6 +38,7 @@ class Manifest:
         max_length (`int`): Rows were cut to so many tokens.
         dtype (`str`): How states are stored.
         log_norm (`bool`): Whether rows have `log_norm`.
+        keep_special_tokens (`bool`): Whether conversations that spell special tokens are in it.
         channels (`int`, *optional*): CRC-32 of the channel statistics that `int8` and `int4` need.
         format (`int`): Version of this layout.
     """
@@ -54,6 +56,8 @@ class Manifest:
     max_length: int
     dtype: str
     log_norm: bool
+    # What was done before it could be chosen.
+    keep_special_tokens: bool = True
     channels: int | None = None
     format: int = _FORMAT
 
@@ -67,6 +71,7 @@ class Manifest:
         max_length: int,
         dtype: str,
         log_norm: bool,
+        keep_special_tokens: bool = True,
     ) -> "Manifest":
         """The manifest of a cache to be built.
 
@@ -89,6 +94,7 @@ class Manifest:
             max_length=max_length,
             dtype=dtype,
             log_norm=log_norm,
+            keep_special_tokens=keep_special_tokens,
         )
 
     @classmethod
@@ -101,13 +107,34 @@ class Manifest:
         path = folder / MANIFEST_FILE
         if not path.is_file():
             raise ValueError(f"{folder} is no target cache: it has no {MANIFEST_FILE}. Build one: `dspark cache`.")
-        record = read_record(path)
+        record = {"keep_special_tokens": True, **read_record(path)}
         if record.get("format") != _FORMAT or set(record) != {field.name for field in fields(cls)}:
             raise ValueError(
                 f"{path} has format {record.get('format')!r}, but this version of dspark_hf reads {_FORMAT}. Build "
                 "the cache again, or use the version that made it."
             )
-        return cls(**record)
+        manifest = cls(**record)
+        manifest._check_fields(path)
+        return manifest
+
+    def _check_fields(self, path: Path) -> None:
+        """Raise `ValueError` unless every field is what its description says."""
+        sizes = ("num_target_layers", "hidden_size", "vocab_size", "max_length")
+        check_counts(asdict(self), path, *sizes, lists=("target_layer_ids",))
+        for name in ("target", "target_dtype", "revision", "fingerprint", "tokenizer", "chat_template"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name in ("target", "target_dtype")):
+                raise ValueError(f"{path}: {name} must be text, got {value!r:.80}.")
+        if self.channels is not None:
+            check_counts(asdict(self), path, "channels")
+        for name in ("log_norm", "keep_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{path}: {name} must be true or false, got {getattr(self, name)!r:.80}.")
+        try:
+            check_taps(self.target_layer_ids, self.num_target_layers)
+            check_dtype(self.dtype)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def write(self, folder: Path) -> None:
         """Write it to a folder, whole or not at all."""

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dspark_hf.files import whole_file
+from dspark_hf.files import read_json, whole_file
 
 REMEDY = "Delete it and build the cache again: only what is missing is computed."
 
@@ -23,13 +24,23 @@ def read_record(path: Path) -> dict[str, Any]:
         `ValueError`: If the file cannot be read, or a byte of it has changed.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        expected = record.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        record = read_json(path)
+    except ValueError as error:
         raise ValueError(f"{path} is missing or damaged ({error}). {REMEDY}") from error
+    expected = record.pop("sha256", None)
     if _digest(record) != expected:
         raise ValueError(f"{path} is damaged: its content does not have its checksum. {REMEDY}")
     return record
+
+
+def check_counts(record: Mapping[str, Any], path: Path, *names: str, lists: Sequence[str] = ()) -> None:
+    """Raise `ValueError` unless these fields are whole numbers from 0, or lists of such."""
+    for name in (*names, *lists):
+        value = record[name]
+        numbers = value if name in lists and isinstance(value, list) else [value]
+        if (name in lists) != isinstance(value, list) or not all(type(one) is int and one >= 0 for one in numbers):
+            kind = "a list of whole numbers" if name in lists else "a whole number"
+            raise ValueError(f"{path}: {name} must be {kind} from 0, got {value!r:.80}. {REMEDY}")
 
 
 def _digest(record: dict[str, Any]) -> str:

@@ -95,17 +95,16 @@ class RollingFeatures:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.cpu()
         rows = [ids[: int(row.sum())] for ids, row in zip(input_ids, mask, strict=True)]
         keys = [f"row-{hashlib.sha256(row.numpy().tobytes()).hexdigest()[:32]}" for row in rows]
-        kept = {key: encoded for key in dict.fromkeys(keys) if (encoded := self._read(key)) is not None}
+        kept = {key: row for key in dict.fromkeys(keys) if (row := self._read(key)) is not None}
         missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in kept}
         self.num_hits += len(kept)
         self.num_misses += len(missing)
         if missing:
             for key, encoded in zip(missing, self._compute(list(missing.values())), strict=True):
-                kept[key] = encoded
+                kept[key] = self._codec.decode(encoded)
                 self._keep(key, encoded)
-        decoded = {key: self._codec.decode(encoded) for key, encoded in kept.items()}
         width = input_ids.shape[1]
-        return tuple(_pad([decoded[key][name] for key in keys], width) for name in STATES)
+        return tuple(_pad([kept[key][name] for key in keys], width) for name in STATES)
 
     def _compute(self, rows: list[Tensor]) -> list[dict[str, Tensor]]:
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
@@ -135,14 +134,14 @@ class RollingFeatures:
         if self._codec is None or not path.exists():
             return None
         try:
-            encoded = read_shard(path)[0]
+            row = self._codec.decode(read_shard(path)[0])
             _note_use(path)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, IndexError) as error:
             # Another process may have deleted it just now; a damaged one is computed again.
             if path.exists():
                 warnings.warn(f"A kept row is computed again: {error}", stacklevel=3)
             return None
-        return encoded
+        return row
 
     def _keep(self, key: str, encoded: dict[str, Tensor]) -> None:
         """Write a row, if there is room for it."""
@@ -191,7 +190,7 @@ def parse_size(text: str) -> int:
     Raises:
         `ValueError`: If it is none.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", str(text).upper())
     if match is None or match[2] not in _UNITS:
         raise ValueError(f"Expected a size such as 50GB or 512MiB, got {text!r}.")
     return int(float(match[1]) * _UNITS[match[2]])

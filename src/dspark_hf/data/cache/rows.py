@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dspark_hf.data.features import TargetFeatures, learned_positions
 from dspark_hf.files import whole_file
+from dspark_hf.ops.finite import is_finite
 
 from .codecs import (
     FEATURE_BITS,
@@ -45,7 +46,7 @@ class RowCodec:
             to encode, not to tell their size.
 
     Raises:
-        `ValueError`: If there is no such dtype.
+        `ValueError`: If there is no such dtype, or the statistics are not those of these sizes.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class RowCodec:
         check_dtype(dtype)
         self.log_norm = log_norm
         self.codecs: dict[str, Codec] = {}
-        widths = {"features": num_taps * hidden_size, "last_hidden_states": hidden_size}
+        self.widths = widths = {"features": num_taps * hidden_size, "last_hidden_states": hidden_size}
         for name, bits in zip(STATES, (FEATURE_BITS, LAST_BITS), strict=True):
             if dtype in RAW_DTYPES:
                 self.codecs[name] = RawCodec(widths[name], RAW_DTYPES[dtype])
@@ -67,7 +68,12 @@ class RowCodec:
                 self.codecs[name] = Fp8Codec(widths[name], hidden_size)
             else:
                 blank = torch.empty(widths[name], device="meta")
-                parts = (blank if channels is None else channels[f"{name}.{part}"] for part in ("center", "scale"))
+                parts = [blank if channels is None else channels.get(f"{name}.{part}") for part in ("center", "scale")]
+                if channels is not None and not all(_is_statistic(part, blank) for part in parts):
+                    raise ValueError(
+                        f"{CHANNELS_FILE} must hold center and scale of {widths[name]} channels of {name}, all "
+                        "finite. Fetch it again, or build the cache in another folder."
+                    )
                 self.codecs[name] = GroupCodec(bits[dtype], *parts)
 
     @property
@@ -104,7 +110,13 @@ class RowCodec:
             )
         encoded: dict[str, Tensor] = {}
         for (name, codec), state in zip(self.codecs.items(), states, strict=True):
-            encoded |= {f"{name}.{part}": tensor for part, tensor in codec.encode(state).items()}
+            parts = codec.encode(state)
+            if not all(is_finite(part) for part in parts.values()):
+                raise ValueError(
+                    f"The target's hidden states reach {float(state.abs().max()):.3g}, more than the cache's dtype "
+                    "holds. Store them in bf16, or in fewer bits."
+                )
+            encoded |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
         if self.log_norm:
             # Of the states that will be read, so that probabilities over part of the vocabulary stay below 1.
             last = self.codecs[STATES[1]].decode(_parts(encoded, STATES[1])).to(states[1].dtype)
@@ -121,10 +133,38 @@ class RowCodec:
         ]
 
     def decode(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A row for the collator: ids, mask, `features`, `last_hidden_states` and, if held, `log_norm`."""
-        row = {"input_ids": encoded["input_ids"].to(torch.int64), "loss_mask": encoded["loss_mask"]}
-        row |= {name: codec.decode(_parts(encoded, name)) for name, codec in self.codecs.items()}
-        return row | ({"log_norm": encoded["log_norm"]} if self.log_norm else {})
+        """A row for the collator: ids, mask, `features`, `last_hidden_states` and, if held, `log_norm`.
+
+        Raises:
+            `ValueError`: If tensors are missing, are of another dtype or shape, or a state is not finite.
+        """
+        try:
+            row = {"input_ids": encoded["input_ids"].to(torch.int64), "loss_mask": encoded["loss_mask"]}
+            row |= {name: codec.decode(_parts(encoded, name)) for name, codec in self.codecs.items()}
+            row |= {"log_norm": encoded["log_norm"]} if self.log_norm else {}
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(f"its tensors {sorted(encoded)} cannot be decoded ({error})") from error
+        if encoded["input_ids"].dtype != torch.int32 or row["loss_mask"].dtype != torch.bool:
+            dtypes = {name: encoded[name].dtype for name in ("input_ids", "loss_mask")}
+            raise ValueError(f"input_ids must be int32 and loss_mask bool, got {dtypes}")
+        for name, tensor in row.items():
+            shape = (len(row["input_ids"]), *([self.widths[name]] if name in self.widths else []))
+            if tensor.shape != shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)} instead of {shape}")
+            if not is_finite(tensor):
+                raise ValueError(f"{name} has values that are not finite")
+        return row
+
+
+def check_ids(input_ids: Tensor, vocab_size: int) -> None:
+    """Raise `ValueError` unless all ids are of a vocabulary."""
+    if len(input_ids) and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < vocab_size:
+        first, last = int(input_ids.min()), int(input_ids.max())
+        raise ValueError(f"input_ids run from {first} to {last}, but the target has {vocab_size} tokens")
+
+
+def _is_statistic(part: Tensor | None, blank: Tensor) -> bool:
+    return part is not None and part.shape == blank.shape and part.dtype == torch.float32 and is_finite(part)
 
 
 def needs_channels(dtype: str) -> bool:

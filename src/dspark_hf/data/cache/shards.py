@@ -6,7 +6,7 @@ A shard exists when its record does: the record is written last.
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 from dspark_hf.data.conversations import has_conversation, messages_of
 from dspark_hf.files import whole_file
 
-from .records import REMEDY, read_record, write_record
+from .records import REMEDY, check_counts, read_record, write_record
 
 _RECORD = ".json"
 _DATA = ".safetensors"
@@ -104,7 +104,7 @@ def write_shard(
         name (`str`, *optional*): File name without its ending; after the source rows, if not given.
         durable (`bool`, *optional*, defaults to `True`): Whether to wait until the files are on the disk.
     """
-    path = folder / ((name or f"rows-{start:09d}-{end:09d}") + _DATA)
+    path = folder / ((name or _name(start, end)) + _DATA)
     names = sorted(rows[0]) if rows else []
     with whole_file(path, durable=durable) as temp:
         save_file({key: torch.cat([row[key] for row in rows]).contiguous() for key in names}, temp)
@@ -158,6 +158,13 @@ class ShardReader:
             raise ValueError(f"Cannot read {path}: {error}. {self._remedy()}") from error
         self._names = sorted(self._file.keys())
         self._offsets = [0, *accumulate(shard.lengths)]
+        for name in self._names:
+            shape = self._file.get_slice(name).get_shape()
+            if shape[:1] != self._offsets[-1:]:
+                raise ValueError(
+                    f"{path}: {name} has shape {shape}, but {shard.record_path.name} speaks of {self._offsets[-1]} "
+                    f"tokens. {self._remedy()}"
+                )
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """The encoded tensors of one row.
@@ -179,7 +186,26 @@ class ShardReader:
 
 
 def _shard(path: Path) -> Shard:
-    return Shard(record_path=path, **read_record(path))
+    record = read_record(path)
+    wanted = {field.name for field in fields(Shard)} - {"record_path"}
+    if set(record) != wanted:
+        raise ValueError(f"{path} must hold {sorted(wanted)}, got {sorted(record)}. {REMEDY}")
+    numbers = ("start", "end", "header_checksum", "num_bytes")
+    check_counts(record, path, *numbers, lists=("sources", "lengths", "checksums"))
+    shard = Shard(record_path=path, **record)
+    if not isinstance(shard.digest, str):
+        raise ValueError(f"{path}: digest must be text, got {shard.digest!r:.80}. {REMEDY}")
+    if path.stem.startswith("rows-") and path.stem != _name(shard.start, shard.end):
+        raise ValueError(f"{path} says that it covers source rows {shard.start} to {shard.end}. {REMEDY}")
+    if not len(shard.sources) == len(shard.lengths) == len(shard.checksums):
+        raise ValueError(f"{path}: sources, lengths and checksums must be equally long. {REMEDY}")
+    if any(not shard.start <= source < shard.end for source in shard.sources):
+        raise ValueError(f"{path}: sources must lie from start to end, got {shard.sources!r:.80}. {REMEDY}")
+    return shard
+
+
+def _name(start: int, end: int) -> str:
+    return f"rows-{start:09d}-{end:09d}"
 
 
 def _checksum(row: Mapping[str, Tensor]) -> int:

@@ -8,13 +8,16 @@ from typing import Any
 
 from dspark_hf.data.conversations import load_conversations
 from dspark_hf.data.regeneration.loops import has_loop
-from dspark_hf.files import write_json
+from dspark_hf.files import read_json, write_json
 from dspark_hf.line_file import LineFile
 from dspark_hf.modeling.fingerprint import public_name
 from dspark_hf.provenance import changes, installed_versions
 
 _MAX_BARREN_ROUNDS = 8
 _MAX_FAILURES_IN_A_ROW = 100
+_LONGEST_REASON = 500
+# What is shorter than this is a word that servers without keys are given.
+_SHORTEST_SECRET = 8
 
 
 class AnswerFile:
@@ -117,9 +120,9 @@ class AnswerFile:
 
     def _check_settings(self) -> None:
         try:
-            provenance = json.loads(self.sidecar.read_text(encoding="utf-8"))
+            provenance = read_json(self.sidecar)
             made_with, self.rounds_done = dict(provenance["settings"]), int(provenance["rounds_done"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
             raise ValueError(
                 f"Cannot resume {self.path}: {self.sidecar.name} is missing or unreadable ({error}), so it is not "
                 "known how the file was made. Choose another file."
@@ -157,9 +160,11 @@ class FailedFile:
 
     Args:
         out_path (`str` or `os.PathLike`): The file of the answered ones.
+        secret (`str`, *optional*): What no reason may hold, such as a server's key.
     """
 
-    def __init__(self, out_path: str | os.PathLike):
+    def __init__(self, out_path: str | os.PathLike, secret: str | None = None):
+        self._secret = secret
         self.path = Path(f"{os.fspath(out_path)}.failed.jsonl")
         self.path.unlink(missing_ok=True)
         self.num_lines, self.reason = 0, ""
@@ -171,7 +176,7 @@ class FailedFile:
         Raises:
             `ValueError`: If one conversation after another failed: the reason lies elsewhere.
         """
-        self.reason = " ".join(f"{type(error).__name__}: {error}".split())
+        self.reason = self._tell(error)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"messages": messages, "reason": self.reason}, default=str) + "\n")
         self.num_lines += 1
@@ -182,6 +187,13 @@ class FailedFile:
                 f"{self.reason} What was answered is kept: remove the cause, then resume."
             )
 
+    def _tell(self, error: Exception) -> str:
+        """An error and its cause in a line, without the secret; servers may repeat it, and at any length."""
+        parts = [f"{type(one).__name__}: {one}" for one in (error, error.__cause__) if one is not None]
+        text = " ".join(" ".join(parts).split())
+        text = text.replace(self._secret, "***") if is_secret(self._secret) else text
+        return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
+
     def note_answer(self) -> None:
         """Say that a conversation was answered."""
         self._num_in_a_row = 0
@@ -190,3 +202,8 @@ class FailedFile:
         """Raise `ValueError` if everything failed and nothing is answered."""
         if self.num_lines and not num_answered:
             raise ValueError(f"No conversation was answered; the last reason: {self.reason}")
+
+
+def is_secret(key: str | None) -> bool:
+    """Whether a key is one, rather than nothing or a placeholder."""
+    return key is not None and len(key) >= _SHORTEST_SECRET

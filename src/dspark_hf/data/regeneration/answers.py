@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from dspark_hf.data.chat import prompt_ids
 from dspark_hf.data.generating import end_ids, sampling_options, write_on
+from dspark_hf.data.special_tokens import spelled_token
 
 
 class Answerer:
@@ -16,15 +17,23 @@ class Answerer:
         max_new_tokens (`int`): Longest answer.
         temperature (`float`): 0 for greedy answers.
         thinking (`bool`, *optional*): `enable_thinking` of the chat template.
+        keep_special_tokens (`bool`): Whether prompts may spell special tokens of the tokenizer.
     """
 
     def __init__(
-        self, target, tokenizer, *, max_new_tokens: int, temperature: float = 0.0, thinking: bool | None = None
+        self,
+        target,
+        tokenizer,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        thinking: bool | None = None,
+        keep_special_tokens: bool = False,
     ):
         if temperature < 0:
             raise ValueError(f"temperature must be 0 (greedy) or above, got {temperature}.")
         self.target, self.tokenizer, self.max_new_tokens = target, tokenizer, max_new_tokens
-        self.thinking = thinking
+        self.thinking, self.keep_special_tokens = thinking, keep_special_tokens
         self.end_ids = end_ids(target, tokenizer)
         self.sampling = sampling_options(temperature)
         # What answers depend on, for their provenance.
@@ -68,7 +77,13 @@ class Answerer:
         return [{"messages": messages, "complete": ended, **noted} for messages, ended in pairs]
 
     def check(self, messages: Sequence[dict]) -> None:
-        """Raise `ValueError` if the target cannot be asked: the chat template refuses, or the prompt is too long."""
+        """Raise `ValueError` if the target cannot be asked: the chat template refuses, the prompt is too long, or it
+        spells special tokens, which would be real ones."""
+        if not self.keep_special_tokens and (token := spelled_token(self.tokenizer, messages)) is not None:
+            raise ValueError(
+                f"The text spells {token!r}, a special token of the tokenizer, and could forge turns. Take it out, or "
+                "set keep_special_tokens."
+            )
         first = next(i for i, message in enumerate(messages) if message["role"] == "user")
         num_tokens = len(prompt_ids(self.tokenizer, messages[: first + 1], thinking=self.thinking))
         longest = getattr(self.target.config.get_text_config(), "max_position_embeddings", None)

@@ -116,6 +116,7 @@ def regenerate(
     max_new_tokens: int = 256,
     temperature: float = 0.0,
     thinking: bool | None = None,
+    keep_special_tokens: bool = False,
     exclude: str | os.PathLike | None = None,
     without_loops: bool = False,
     resume: bool = False,
@@ -134,6 +135,8 @@ def regenerate(
         out_path (`str` or `os.PathLike`): As in [`synthesize`].
         split (`str`, *optional*, defaults to `"train"`): Split of a dataset.
         limit (`int`, *optional*): Take so many prompts from the top.
+        keep_special_tokens (`bool`, *optional*, defaults to `False`): Whether prompts that spell special tokens of the
+            tokenizer, which can forge turns, are asked; otherwise they fail.
         seed, batch_size, max_new_tokens, temperature, thinking, exclude, without_loops, resume, progress: As in
             [`synthesize`].
 
@@ -144,7 +147,14 @@ def regenerate(
         `ValueError`: As in [`synthesize`], and if not one conversation was answered, or a hundred in a row were not.
     """
     _check_positive(batch_size=batch_size, max_new_tokens=max_new_tokens, limit=limit)
-    answerer = Answerer(target, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, thinking=thinking)
+    answerer = Answerer(
+        target,
+        tokenizer,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        thinking=thinking,
+        keep_special_tokens=keep_special_tokens,
+    )
     settings = {
         "kind": "regenerate",
         **answerer.settings,

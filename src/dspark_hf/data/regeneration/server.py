@@ -8,8 +8,12 @@ from typing import Any
 from tqdm import tqdm
 
 from dspark_hf.data.conversations import check_messages
-from dspark_hf.data.regeneration.answer_file import AnswerFile, FailedFile
+from dspark_hf.data.regeneration.answer_file import AnswerFile, FailedFile, is_secret
+from dspark_hf.data.regeneration.bounded_client import bounded_client
 from dspark_hf.data.regeneration.questions import first_prompts, prompts_in, source_name, unanswered
+
+# No token is longer; and what a reply holds besides its text.
+_TOKEN_BYTES, _REPLY_BYTES = 512, 2**20
 
 
 class ServerAnswerer:
@@ -24,8 +28,8 @@ class ServerAnswerer:
             not given.
         api_key (`str`, *optional*): Key of the server.
         max_retries (`int`, *optional*, defaults to 5): Attempts after the first, with growing pauses, where the server
-            is busy, fails or does not answer.
-        timeout (`float`, *optional*, defaults to 600.0): Seconds for an answer.
+            is busy or fails.
+        timeout (`float`, *optional*, defaults to 600.0): Seconds for an answer, all attempts and pauses included.
 
     Raises:
         `ValueError`: If a setting is out of range.
@@ -57,8 +61,13 @@ class ServerAnswerer:
             raise ImportError("Asking a server needs the openai package: pip install dspark_hf[server].") from error
         # The client insists on a key; servers that want none do not look at it.
         self.client = AsyncOpenAI(
-            base_url=base_url, api_key=api_key or "EMPTY", timeout=timeout, max_retries=max_retries
+            base_url=base_url,
+            api_key=api_key or "EMPTY",
+            timeout=timeout,
+            max_retries=max_retries,
+            http_client=bounded_client(_REPLY_BYTES + max_new_tokens * _TOKEN_BYTES),
         )
+        self.api_key, self.timeout, self.max_new_tokens = api_key, timeout, max_new_tokens
         self.options: dict[str, Any] = {"model": model, "max_tokens": max_new_tokens, "temperature": temperature}
         if thinking is not None:
             self.options["extra_body"] = {"chat_template_kwargs": {"enable_thinking": thinking}}
@@ -79,7 +88,8 @@ class ServerAnswerer:
             that the server took out of an answer stand beside it as `reasoning_content`, as chat templates expect.
 
         Raises:
-            `ValueError`: If an answer has no text, or the reply is none.
+            `ValueError`: If an answer has no text, is far longer than asked for, holds the key, or does not come in
+                time, or the reply is none.
             `openai.OpenAIError`: If the server does not answer, all attempts included.
         """
         done: list[dict] = []
@@ -98,22 +108,40 @@ class ServerAnswerer:
                         f"The answer has no text (finish_reason {choice.finish_reason!r}); where that is 'length', "
                         "raise max_new_tokens."
                     )
+                self._check_content(answer)
                 done.append(answer)
                 if choice.finish_reason in ("length", "content_filter"):
                     return {"messages": done, "complete": False, **self.noted}
         return {"messages": done, "complete": True, **self.noted}
 
+    def _check_content(self, answer: dict[str, str]) -> None:
+        """Raise `ValueError` for an answer that must not become training text."""
+        num_chars = len(answer["content"]) + len(answer.get("reasoning_content", ""))
+        if num_chars > self.max_new_tokens * _TOKEN_BYTES:
+            raise ValueError(
+                f"The answer has {num_chars} characters, far more than max_new_tokens={self.max_new_tokens} can be."
+            )
+        if is_secret(self.api_key) and any(self.api_key in text for text in answer.values()):
+            raise ValueError("The answer repeats the server's key.")
+
     async def _ask(self, messages: list[dict], seed: int) -> Any:
-        output = await self.client.chat.completions.create(messages=messages, seed=seed % 2**31, **self.options)
+        try:
+            async with asyncio.timeout(self.timeout):
+                output = await self.client.chat.completions.create(
+                    messages=messages, seed=seed % 2**31, **self.options
+                )
+        except TimeoutError:
+            raise ValueError(f"No answer came within timeout={self.timeout} seconds.") from None
         try:
             choice, _ = output.choices[0], output.choices[0].message.content
         except (AttributeError, LookupError, TypeError):
             # An error that comes with status 200 is a field that the protocol does not know.
             content = getattr(output, "model_extra", None) or output
-            raise ValueError(f"The server's reply is no chat completion: {content!r:.200}") from None
+            raise ValueError(f"The server's reply is no chat completion: {content!r}") from None
         num_tokens = getattr(output.usage, "completion_tokens", None)
-        # The client passes on whatever type the server gives.
-        self.num_tokens += num_tokens if isinstance(num_tokens, int) else 0
+        # The client passes on whatever type and value the server gives.
+        is_plausible = isinstance(num_tokens, int) and 0 <= num_tokens <= self.max_new_tokens
+        self.num_tokens += num_tokens if is_plausible else 0
         return choice
 
 
@@ -165,7 +193,7 @@ def regenerate_with_server(
     excluded = prompts_in(exclude)
     model = answerer.options["model"]
     with AnswerFile(out_path, model, settings, resume=resume, without_loops=without_loops) as file:
-        failed = FailedFile(out_path)
+        failed = FailedFile(out_path, secret=answerer.api_key)
         seen = excluded | first_prompts(file.records)
         wanted = unanswered(prompts, seen, failed.append, split=split, limit=limit)
         with tqdm(initial=file.num_lines, unit="conv", disable=not progress) as bar:

@@ -6,12 +6,12 @@ Source: Magpie, Xu et al. 2024 (hf.co/papers/2406.08464).
 """
 
 import os
-from pathlib import Path
 
 import torch
 from transformers import LogitsProcessor
 
 from dspark_hf.data.generating import end_ids, sampling_options, write_on
+from dspark_hf.files import read_text
 
 _MARK = "\u2402user-turn\u2403"
 _MIN_CHARS = 12
@@ -42,7 +42,7 @@ def load_openings(path: str | os.PathLike) -> list[str]:
     Raises:
         `ValueError`: If there is none.
     """
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     openings = [line.rstrip().replace("\\n", "\n") for line in lines if line.strip() and not line.startswith("#")]
     if not openings:
         raise ValueError(f"{path} has no opening. Write one beginning of a user turn a line.")

@@ -17,6 +17,12 @@ from dspark_hf.modeling.families import DEFAULT_FAMILY, FAMILIES, get_family
 from dspark_hf.modeling.fingerprint import public_name, target_fingerprint
 from dspark_hf.modeling.wrappers import unwrap
 
+# What every stock config has and no drafter: a number of labels takes memory by itself.
+_OF_CLASSIFIERS = {"id2label", "label2id", "num_labels", "problem_type"}
+
+# Far more than a target ever accepts at once; every round runs the drafter on as many.
+_MOST_SLOTS = 1024
+
 
 def _of_decoder(name: str, may_change: bool = False) -> property:
     def write(config: "DraftConfig", value: Any) -> None:
@@ -63,6 +69,8 @@ class DraftConfig(PreTrainedConfig):
     default_num_layers = 1
     # What a checkpoint means that does not name a field, where that is not the default of a new drafter.
     when_absent = {}
+    # The field that says how long a proposal is.
+    length_field = ""
 
     decoder_config: PreTrainedConfig | dict | None = None
     target_layer_ids: list[int] | None = None
@@ -88,7 +96,21 @@ class DraftConfig(PreTrainedConfig):
             )
         if self.num_anchors < 1:
             raise ValueError(f"num_anchors must be >= 1, got {self.num_anchors}.")
+        self.check_length(getattr(self.decoder_config, "max_position_embeddings", None))
         self._check_layer_types()
+
+    def check_length(self, num_positions: int | None) -> None:
+        """Raise `ValueError` if a proposal is longer than so many positions; `None` is an unknown number."""
+        if self.num_slots > _MOST_SLOTS:
+            raise ValueError(
+                f"{self.length_field}={getattr(self, self.length_field)} proposes more than {_MOST_SLOTS} tokens; use "
+                "a smaller one."
+            )
+        if num_positions is not None and self.num_slots > num_positions:
+            raise ValueError(
+                f"{self.length_field}={getattr(self, self.length_field)} proposes more tokens than there are "
+                f"positions (max_position_embeddings={num_positions}); use a smaller one."
+            )
 
     def _check_layer_types(self) -> None:
         unknown = sorted(set(self.attention_types()) - {"full_attention", "sliding_attention"})
@@ -220,7 +242,8 @@ class DraftConfig(PreTrainedConfig):
         shared = {"architectures", "dtype", "torch_dtype", "transformers_version"}
         own_fields = cls.own_fields()
         own = cls.when_absent | {name: value for name, value in flat.items() if name in own_fields | shared}
-        decoder = {name: value for name, value in flat.items() if name not in own_fields | shared | {"model_type"}}
+        others = own_fields | shared | _OF_CLASSIFIERS | {"model_type"}
+        decoder = {name: value for name, value in flat.items() if name not in others}
         return {**own, "decoder_config": family.make_config(**decoder), "model_type": cls.model_type}
 
     @classmethod

@@ -43,6 +43,7 @@ class DSparkConfig(DraftConfig):
     model_type = "dspark"
     architecture_suffix = "DSparkModel"
     default_num_layers = 5
+    length_field = "block_size"
     when_absent = {"markov_rank": 0, "enable_confidence_head": False, "confidence_head_with_markov": False}
 
     block_size: int = 7

@@ -36,6 +36,7 @@ class Eagle3Config(DraftConfig):
 
     model_type = "eagle3"
     architecture_suffix = "Eagle3Model"
+    length_field = "ttt_length"
 
     ttt_length: int = 7
     step_loss_decay: float = 0.8

@@ -20,7 +20,7 @@ def get_family(model_type: str) -> Family:
     Raises:
         `ValueError`: If no family has this `model_type`.
     """
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(
             f"No drafter family is called {model_type!r}. Known families: {', '.join(sorted(FAMILIES))}. "
             f"Any target can take a {DEFAULT_FAMILY!r}-shaped drafter."

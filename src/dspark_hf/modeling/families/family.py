@@ -4,10 +4,30 @@ A drafter is a stock transformers decoder stack; a family names its classes and 
 made. Shapes: B batch, C context tokens, E hidden size, H key/value heads, D head dim.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+# Fields of a decoder's config that count something.
+_SIZES = (
+    "global_head_dim",
+    "head_dim",
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_global_key_value_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "sliding_window",
+    "vocab_size",
+)
+_ACTIVATIONS = ("hidden_act", "hidden_activation")
+# Far more than any model has; a config's list of layer types would fill the memory.
+_MOST_LAYERS = 1000
 
 # Frequencies that depend on the longest position of a pass. A drafter's context is rotated in pieces, so its rope must
 # turn a position by the same angle in every pass.
@@ -34,8 +54,9 @@ class Family:
         """The draft decoder's config with these fields, as checkpoints and users name them.
 
         Raises:
-            `ValueError`: If they ask for layers that a drafter cannot have.
+            `ValueError`: If they ask for layers that a drafter cannot have, or a size is none.
         """
+        _check_sizes(fields)
         rope = fields.get("rope_parameters")
         rope = {**fields, **(rope if isinstance(rope, dict) else {})}
         if rope.get("partial_rotary_factor") not in (None, 1):
@@ -134,3 +155,19 @@ class Family:
     def context_keys(self, attention: nn.Module, context: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Unrotated keys `[B, C, H, D]`."""
         return attention.k_proj(context).view(shape)
+
+
+def _check_sizes(fields: Mapping[str, Any]) -> None:
+    for name in _SIZES:
+        value = fields.get(name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"{name} must be a whole number above 0, got {value!r:.80}.")
+    if (fields.get("num_hidden_layers") or 1) > _MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers must be at most {_MOST_LAYERS}, got {fields['num_hidden_layers']}.")
+    heads, shared = fields.get("num_attention_heads"), fields.get("num_key_value_heads")
+    if heads and shared and heads % shared:
+        raise ValueError(f"num_attention_heads={heads} must be a multiple of num_key_value_heads={shared}.")
+    for name in _ACTIVATIONS:
+        value = fields.get(name)
+        if value is not None and (not isinstance(value, str) or value not in ACT2FN):
+            raise ValueError(f"{name} must name an activation of transformers, such as 'silu', got {value!r:.80}.")

@@ -1,0 +1,141 @@
+"""Folders of drafters and adapters from others: broken fields, sizes and indexes end in an error that names them."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dspark_hf import AutoDrafter, DFlashConfig, DSparkModel, Eagle3Model
+from dspark_hf.publishing.folder import DrafterFolder
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"num_attention_heads": 0}, "num_attention_heads must be a whole number above 0, got 0"),
+        ({"num_attention_heads": 3, "num_key_value_heads": 2}, "num_attention_heads=3 must be a multiple"),
+        ({"hidden_size": -16}, "hidden_size must be a whole number above 0, got -16"),
+        ({"head_dim": True}, "head_dim must be a whole number"),
+        ({"intermediate_size": 1e300}, "intermediate_size must be a whole number"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be at most 1000"),
+        ({"block_size": "7"}, "block_size"),
+        ({"block_size": 513}, "block_size=513 proposes more tokens than there are positions"),
+        ({"block_size": 10**6}, "block_size=1000000 proposes more than 1024 tokens"),
+        ({"block_size": 1025, "max_position_embeddings": 10**7}, "block_size=1025 proposes more than 1024 tokens"),
+        ({"block_size": 2**70}, "block_size=1180591620717411303424 proposes more"),
+        ({"model_type": ["x"]}, r"No drafter family is called \['x'\]"),
+        ({"architectures": 7}, "architectures in config.json must be a list"),
+        ({"hidden_act": "x"}, "hidden_act must name an activation"),
+        ({"dtype": "x"}, "dtype in config.json is no torch dtype, got 'x'"),
+        ({"dflash_config": "x"}, "dflash_config in config.json must hold fields"),
+        ({"target_layer_ids": "ab"}, "target_layer_ids in config.json must be a list of layers"),
+        ({"target_layer_ids": [[1]]}, "target_layer_ids in config.json must be a list of layers"),
+        (
+            {"speculators_model_type": "dspark", "aux_hidden_state_layer_ids": [1], "transformer_layer_config": [1]},
+            "transformer_layer_config in config.json must hold fields",
+        ),
+        ({"speculators_model_type": "dspark", "aux_hidden_state_layer_ids": [1]}, "'transformer_layer_config'"),
+        ({"rope_parameters": "x"}, "rope_parameters"),
+    ],
+    ids=str,
+)
+def test_broken_configs_are_refused_by_field(edited, change, field):
+    folder = edited("drafter", "config.json", change)
+    with pytest.raises(ValueError, match=f"{folder}.*{field}") as caught:
+        AutoDrafter.from_pretrained(folder)
+    assert caught.type is ValueError
+
+
+def test_labels_take_no_memory(edited):
+    folder = edited("drafter", "config.json", {"num_labels": 10**12, "problem_type": "regression"})
+    for load in (AutoDrafter, DSparkModel):
+        assert len(load.from_pretrained(folder).config.id2label) == 2
+    folder = edited("drafter", "config.json", {"id2label": {str(label): "x" for label in range(1000)}})
+    assert len(AutoDrafter.from_pretrained(folder).config.id2label) == 2
+
+
+def test_a_block_longer_than_the_target_is_not_bound(edited, target):
+    # A config may claim any number of positions; the target knows its own.
+    folder = edited("drafter", "config.json", {"block_size": 1000, "max_position_embeddings": 10**7})
+    drafter = AutoDrafter.from_pretrained(folder)
+    with pytest.raises(ValueError, match=r"block_size=1000 .*max_position_embeddings=512"):
+        target.generate(torch.tensor([[1, 2, 3]]), assistant_model=drafter, max_new_tokens=4)
+
+
+@pytest.mark.parametrize(("make", "field"), [(Eagle3Model, "ttt_length"), (DSparkModel, "block_size")])
+def test_new_drafters_have_no_such_blocks_either(target, make, field):
+    with pytest.raises(ValueError, match=f"{field}=600 proposes more"):
+        make.from_target(target, **{field: 600})
+    assert DFlashConfig.from_target(target, block_size=512).num_slots == 512
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"peft_type": "X"},
+        {"peft_type": ["LORA"]},
+        {"r": "x"},
+        {"lora_alpha": "x"},
+        {"task_type": "CAUSAL_LM"},
+        {"modules_to_save": ["fc"]},
+        {"target_modules": 7},
+        {"megatron_config": {"a": 1}, "megatron_core": "antigravity"},
+        {"base_model_name_or_path": 7},
+        {"base_model_name_or_path": None},
+    ],
+    ids=str,
+)
+def test_broken_adapters_are_refused(edited, change):
+    folder = edited("adapter", "adapter_config.json", change)
+    with pytest.raises(ValueError, match=f"The adapter in {folder}") as caught:
+        AutoDrafter.from_pretrained(folder)
+    assert caught.type is ValueError
+
+
+def test_an_adapter_of_itself_is_refused(edited, tmp_path):
+    folder = edited("adapter", "adapter_config.json", {"base_model_name_or_path": str(tmp_path / "adapter")})
+    with pytest.raises(
+        ValueError, match=f"The adapter in {folder} was trained on the drafter .*: {folder} is an adapter itself"
+    ):
+        AutoDrafter.from_pretrained(folder)
+
+
+@pytest.fixture
+def index(edited, tmp_path):
+    """`index(weight_map)`: a drafter whose weights lie where an index says."""
+    folder = edited("drafter", "config.json", {})
+    names = list(load_file(folder / "model.safetensors"))
+    torch.save(load_file(folder / "model.safetensors"), folder / "weights.bin")
+    os.rename(folder / "model.safetensors", tmp_path / "outside.safetensors")
+
+    def write(shard):
+        content = {"metadata": {}, "weight_map": dict.fromkeys(names, shard)}
+        if shard in (None, []):
+            content["weight_map"] = shard
+        (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "shard",
+    ["weights.bin", "../outside.safetensors", "/tmp/outside.safetensors", "a\\..\\b.safetensors", "C:x.safetensors",
+     "sub/x.safetensors", "..", ".safetensors/", 7, ["x.safetensors"], {}, "", None, []],
+    ids=str,
+)  # fmt: skip
+def test_indexes_name_safetensors_beside_them_only(index, shard):
+    folder = index(shard)
+    for read in (AutoDrafter.from_pretrained, DrafterFolder.read):
+        with pytest.raises(ValueError, match=r"model.safetensors.index.json (must hold|says that the tensor)"):
+            read(folder)
+
+
+def test_missing_shards_are_named(index):
+    folder = index("gone.safetensors")
+    with pytest.raises(ValueError, match=f"{folder} is not whole: .*gone.safetensors"):
+        AutoDrafter.from_pretrained(folder)
+    with pytest.raises(ValueError, match="There is no gone.safetensors"):
+        DrafterFolder.read(folder)
