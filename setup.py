@@ -33,7 +33,7 @@ setup(
     author="dspark_hf contributors",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"dspark_hf.publishing": ["card_template.md"]},
+    package_data={"dspark_hf.publishing.cards": ["card_template.md"]},
     # transformers 5.23 itself asks for Python 3.11.
     python_requires=">=3.11",
     install_requires=[

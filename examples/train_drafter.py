@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 from dspark_hf import AutoDrafter, DraftTrainingArguments
 from dspark_hf.hub.embedded import resolve_drafter, resolve_target
 from dspark_hf.processes import end_in_order
-from dspark_hf.trainers.recipe import Recipe
-from dspark_hf.trainers.run import train_drafter
+from dspark_hf.trainers.recipes.recipe import Recipe
+from dspark_hf.trainers.recipes.run import train_drafter
 
 FRESH = {"family": "qwen3", "num_hidden_layers": 2, "block_size": 7, "markov_rank": 32}
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from dspark_hf import AutoDrafter
 from dspark_hf.publishing import CardFacts, add_evaluation, push_folder, write_card
-from dspark_hf.publishing.markdown import code, fenced, quoted, table
+from dspark_hf.publishing.cards.markdown import code, fenced, quoted, table
 
 EVIL = (
     "x\n\n# PWNED\n<script>PWNED</script> [PWNED](javascript:x) ![PWNED](y) | `PWNED` *PWNED* __PWNED__\n\n---\n"

@@ -20,7 +20,7 @@ from dspark_hf.data.conversations import load_conversations
 from dspark_hf.data.regeneration.answer_file import FailedFile
 from dspark_hf.publishing.folder import DrafterFolder
 from dspark_hf.trainers.checkpoints import check_checkpoint
-from dspark_hf.trainers.recipe import load_recipe
+from dspark_hf.trainers.recipes.recipe import load_recipe
 
 DEEP: list = []
 for _ in range(300):

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from hub_server import STRANGER_TOKEN
 
-from dspark_hf.trainers.recipe import Recipe, load_recipe
+from dspark_hf.trainers.recipes.recipe import Recipe, load_recipe
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from dspark_hf.data.cache.estimate import estimate_target_cache
 from dspark_hf.data.chat import encode_row
 from dspark_hf.data.regeneration.local import regenerate
 from dspark_hf.data.special_tokens import spelled_token
-from dspark_hf.trainers.recipe import Recipe
+from dspark_hf.trainers.recipes.recipe import Recipe
 from dspark_hf.trainers.rows import encode_rows, load_rows
 from dspark_hf.trainers.streams import StreamedRows
 

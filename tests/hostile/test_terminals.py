@@ -13,7 +13,7 @@ from dspark_hf.cli import bench, cache, train
 from dspark_hf.cli.main import app
 from dspark_hf.cli.stream import DRAFTED_STYLE, RoundStreamer
 from dspark_hf.cli.terminal import plain, visible
-from dspark_hf.trainers.recipe import Recipe
+from dspark_hf.trainers.recipes.recipe import Recipe
 
 SEQUENCES = [
     "\x1b]52;c;cm0gLXJm\x07", "\x1b]52;c;cm0gLXJm\x1b\\", "\x1b[2J\x1b[H", "\x1b]8;;http://evil\x1b\\click\x1b]8;;\x1b\\",

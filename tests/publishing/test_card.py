@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from dspark_hf import AutoDrafter, DFlashModel, DraftTrainingArguments, Eagle3Model
 from dspark_hf.publishing import CardFacts, add_evaluation, push_folder, write_card, write_training_record
-from dspark_hf.publishing.card import is_generated
+from dspark_hf.publishing.cards.card import is_generated
+from dspark_hf.publishing.cards.plots import calibration_error
+from dspark_hf.publishing.cards.serving import serving_commands, sglang_problems, vllm_problems
 from dspark_hf.publishing.commands import shorten_command
 from dspark_hf.publishing.folder import DrafterFolder
-from dspark_hf.publishing.plots import calibration_error
-from dspark_hf.publishing.serving import serving_commands, sglang_problems, vllm_problems
 
 BINS = [
     {"confidence": 0.25, "accepted": 0.5, "count": 1},

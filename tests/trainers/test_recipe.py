@@ -8,8 +8,8 @@ import yaml
 from transformers import AutoConfig
 
 from dspark_hf import DSparkConfig, DSparkModel
-from dspark_hf.trainers.estimate import estimate_training, saved_bytes
-from dspark_hf.trainers.recipe import Recipe, load_recipe
+from dspark_hf.trainers.recipes.estimate import estimate_training, saved_bytes
+from dspark_hf.trainers.recipes.recipe import Recipe, load_recipe
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "examples" / "recipes").glob("*.yaml"))
 

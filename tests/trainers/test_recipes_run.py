@@ -8,8 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dspark_hf import AutoDrafter
-from dspark_hf.trainers.recipe import load_recipe
-from dspark_hf.trainers.run import train_drafter
+from dspark_hf.trainers.recipes.recipe import load_recipe
+from dspark_hf.trainers.recipes.run import train_drafter
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "examples" / "recipes").glob("*.yaml"))
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from dspark_hf import AutoDrafter, DraftTrainer
 from dspark_hf.cli.main import app
-from dspark_hf.trainers.estimate import estimate_training
-from dspark_hf.trainers.recipe import Recipe, load_recipe
+from dspark_hf.trainers.recipes.estimate import estimate_training
+from dspark_hf.trainers.recipes.recipe import Recipe, load_recipe
+from dspark_hf.trainers.recipes.run import train_drafter
 from dspark_hf.trainers.rows import load_rows
-from dspark_hf.trainers.run import train_drafter
 
 DRAFTER = {"num_hidden_layers": 1, "block_size": 4, "markov_rank": 8, "draft_vocab_size": 200}
 TRAINING = {"max_steps": 2, "per_device_train_batch_size": 4, "report_to": "none", "disable_tqdm": True,

@@ -68,8 +68,8 @@ def push(
         check_can_ask(yes, "dspark push")
     from dspark_hf.hub.embedded import resolve_drafter, resolve_target
     from dspark_hf.publishing import CardFacts
+    from dspark_hf.publishing.cards.facts import known_repo
     from dspark_hf.publishing.evaluations import read_evaluation
-    from dspark_hf.publishing.facts import known_repo
     from dspark_hf.publishing.folder import DrafterFolder
 
     drafter = Path(resolve_drafter(str(folder)))
@@ -118,7 +118,7 @@ class _Push:
         from dspark_hf.cli.upload import confirm_upload, show_files
         from dspark_hf.files import write_json
         from dspark_hf.publishing import push_folder
-        from dspark_hf.publishing.card import is_generated
+        from dspark_hf.publishing.cards.card import is_generated
         from dspark_hf.publishing.contents import EVALUATIONS, left_behind
         from dspark_hf.publishing.push import preview
 

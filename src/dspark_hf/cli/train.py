@@ -39,7 +39,7 @@ def train(
 
         accelerate launch --config_file examples/accelerate/ddp.yaml $(which dspark) train --config RECIPE.yaml
     """
-    from dspark_hf.trainers.recipe import load_recipe
+    from dspark_hf.trainers.recipes.recipe import load_recipe
 
     recipe = load_recipe(config, overrides or ())
     console = Console(highlight=False)
@@ -57,7 +57,7 @@ def train(
     from dspark_hf import AutoDrafter
     from dspark_hf.hub.embedded import resolve_drafter, resolve_target
     from dspark_hf.publishing.hub_errors import explained_load
-    from dspark_hf.trainers.run import train_drafter
+    from dspark_hf.trainers.recipes.run import train_drafter
 
     path = resolve_target(recipe.target)
     drafter = None
@@ -101,7 +101,7 @@ def _estimate_table(recipe: Any) -> Table:
 
     from dspark_hf.hub.embedded import resolve_target
     from dspark_hf.publishing.hub_errors import explained_load
-    from dspark_hf.trainers.estimate import estimate_training
+    from dspark_hf.trainers.recipes.estimate import estimate_training
 
     config = None
     if not recipe.estimate.get("target"):

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dspark_hf.modeling.borrowing import check_fit
-from dspark_hf.publishing.card import is_generated
+from dspark_hf.publishing.cards.card import is_generated
 from dspark_hf.publishing.contents import CARD, SUBFOLDER, files_to_push
 
 from .composite import save_reference

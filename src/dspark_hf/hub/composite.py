@@ -18,8 +18,8 @@ from transformers.utils import cached_file
 from dspark_hf.files import read_json, write_json
 from dspark_hf.generation import attach_drafter, detach_drafter
 from dspark_hf.publishing import CardFacts, push_folder
+from dspark_hf.publishing.cards.facts import known_repo
 from dspark_hf.publishing.contents import SUBFOLDER
-from dspark_hf.publishing.facts import known_repo
 from dspark_hf.publishing.hub_errors import explained_load
 
 from .load import HUB_ARGUMENTS, AutoDrafter

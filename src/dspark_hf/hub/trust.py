@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dspark_hf.publishing.facts import is_repo_name
+from dspark_hf.publishing.cards.facts import is_repo_name
 
 
 def check_named(name: str, by: str, asked: str | None = None) -> None:

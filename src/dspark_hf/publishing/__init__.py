@@ -1,8 +1,8 @@
 """From a drafter's folder to a repository: what is uploaded, and the card about it. Knows files, no models."""
 
-from .card import write_card
+from .cards.card import write_card
+from .cards.facts import CardFacts
 from .evaluations import add_evaluation
-from .facts import CardFacts
 from .push import push_folder, push_model
 from .training import write_training_record
 

@@ -12,9 +12,9 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from dspark_hf.files import write_json
 
 from .base_model import check_base_model
-from .card import draw_card, is_generated
+from .cards.card import draw_card, is_generated
+from .cards.facts import CardFacts, named_target
 from .contents import CARD, CONFIG, EVALUATIONS, INDEX, SUBFOLDER, WEIGHTS, checkpoint_files, files_to_push
-from .facts import CardFacts, named_target
 from .folder import DrafterFolder
 from .hub_errors import explained_push
 from .remote import Repository

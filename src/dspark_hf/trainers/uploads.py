@@ -13,8 +13,8 @@ from transformers.utils.hub import PushInProgress
 
 from dspark_hf.files import write_text
 from dspark_hf.publishing import CardFacts, push_folder, write_card, write_training_record
+from dspark_hf.publishing.cards.facts import known_repo
 from dspark_hf.publishing.contents import CARD, checkpoint_files, files_to_push, left_behind
-from dspark_hf.publishing.facts import known_repo
 from dspark_hf.publishing.hub_errors import explained_push
 
 from .checkpoints import WholeCheckpoints

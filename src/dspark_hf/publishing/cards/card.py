@@ -8,11 +8,11 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 
 from dspark_hf.files import write_text
+from dspark_hf.publishing.contents import ACCEPTANCE, CARD, RELIABILITY
+from dspark_hf.publishing.folder import DrafterFolder
 
 from .body import card_body
-from .contents import ACCEPTANCE, CARD, RELIABILITY
 from .facts import TAGS, CardFacts, named_target
-from .folder import DrafterFolder
 from .plots import plot_acceptance, plot_reliability
 
 _MARK = "<!-- written by dspark_hf, sha256 {digest}: change anything above, and it is yours and kept -->"

@@ -12,8 +12,8 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, P
 
 from dspark_hf.data.cache import cache_bytes_per_token
 from dspark_hf.modeling import DraftConfig, DraftModel
+from dspark_hf.trainers.arguments import DraftTrainingArguments
 
-from .arguments import DraftTrainingArguments
 from .recipe import Recipe
 
 _COUNTED = "dspark_counted"

@@ -7,12 +7,13 @@ from typing import Any
 
 import jinja2
 
-from .contents import ACCEPTANCE, CALIBRATION, RELIABILITY
-from .evaluations import describe
+from dspark_hf.publishing.contents import ACCEPTANCE, CALIBRATION, RELIABILITY
+from dspark_hf.publishing.evaluations import describe
+from dspark_hf.publishing.folder import DrafterFolder, kind, num_slots
+from dspark_hf.publishing.records import HEADS
+
 from .facts import CardFacts
-from .folder import DrafterFolder, kind, num_slots
 from .markdown import Markdown, code, fenced, quoted, table
-from .records import HEADS
 from .serving import Serving, serving_commands
 
 _PAPERS = {

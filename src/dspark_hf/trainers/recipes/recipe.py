@@ -14,8 +14,8 @@ from transformers import HfArgumentParser, PreTrainedConfig
 from dspark_hf.files import read_text, write_text
 from dspark_hf.modeling import DFlashModel, DraftModel, DSparkModel, Eagle3Model
 from dspark_hf.modeling.families import DEFAULT_FAMILY, FAMILIES
+from dspark_hf.trainers.arguments import DraftTrainingArguments
 
-from .arguments import DraftTrainingArguments
 from .consent import check_consent, check_no_token
 
 ALGORITHMS: dict[str, type[DraftModel]] = {"dspark": DSparkModel, "dflash": DFlashModel, "eagle3": Eagle3Model}
@@ -52,7 +52,7 @@ class Recipe:
         paper (`str`, *optional*): The table of the paper that the recipe is after.
         published (`dict[str, float]`, *optional*): Its figures.
         estimate (`dict`, *optional*): `tokens` of the text, the `target`'s config fields, and with them `cache_gb` and
-            `memory_gb` as [`~trainers.estimate.estimate_training`] computes them.
+            `memory_gb` as [`~trainers.recipes.estimate.estimate_training`] computes them.
 
     Raises:
         `ValueError`: If a value cannot be used, or a token is among them.
@@ -181,7 +181,7 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
             sections with a dot (`drafter.block_size`), or the bare name of a training argument or drafter field.
 
     What a file may not decide for who runs it, such as an output folder outside the working folder, must come from
-    `overrides` ([`~trainers.consent.check_consent`]).
+    `overrides` ([`~trainers.recipes.consent.check_consent`]).
 
     Raises:
         `ValueError`: If the file is no recipe, a key is unknown (the message has the nearest known one), or a value is

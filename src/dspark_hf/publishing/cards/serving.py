@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from .folder import num_slots
+from dspark_hf.publishing.folder import num_slots
 
 _ARCHITECTURES = ("Qwen3DSparkModel", "Gemma4DSparkModel")
 _OTHER_LAYOUT = "it reads EAGLE-3 drafters in the layouts of speculators and SpecForge, and this is another"

@@ -16,14 +16,14 @@ from dspark_hf.data.regeneration import synthesize
 from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.vocabulary import frequent_tokens
 from dspark_hf.modeling.wrappers import unwrap
+from dspark_hf.trainers.arguments import DraftTrainingArguments
+from dspark_hf.trainers.checkpoints import last_checkpoint
+from dspark_hf.trainers.rows import load_rows
+from dspark_hf.trainers.sole_run import sole_run
+from dspark_hf.trainers.streams import StreamedRows, stream_files
+from dspark_hf.trainers.trainer import DraftTrainer
 
-from .arguments import DraftTrainingArguments
-from .checkpoints import last_checkpoint
 from .recipe import Recipe
-from .rows import load_rows
-from .sole_run import sole_run
-from .streams import StreamedRows, stream_files
-from .trainer import DraftTrainer
 
 # Of a stream, what a reduced draft vocabulary is counted on.
 _VOCABULARY_ROWS = 10_000

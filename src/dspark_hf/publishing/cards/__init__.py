@@ -1,0 +1,1 @@
+"""Model cards: their facts, text, plots and serving commands."""
