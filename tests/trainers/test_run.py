@@ -56,7 +56,8 @@ def test_a_recipe_trains_from_what_the_cache_command_built(pair, data, tmp_path,
 
 
 @pytest.mark.parametrize("features", ["online", "memory", "cache"])
-def test_a_recipe_is_followed_and_gone_on_with(pair, data, tmp_path, features):
+def test_a_recipe_is_followed_and_gone_on_with(pair, data, tmp_path, features, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
     training = {**TRAINING, "output_dir": str(out)}
     source = {"cache": str(tmp_path / "cache")} if features == "cache" else {"features": features}
@@ -79,7 +80,8 @@ def test_a_recipe_is_followed_and_gone_on_with(pair, data, tmp_path, features):
     assert train_drafter(again, *pair)[0].state.global_step == 4
 
 
-def test_a_recipe_may_stream(pair, data, tmp_path):
+def test_a_recipe_may_stream(pair, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
     recipe = Recipe(data=str(data), streaming=True, held_out=3, max_length=64, drafter=DRAFTER,
                     training={**TRAINING, "output_dir": str(out)})  # fmt: skip
