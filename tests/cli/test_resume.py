@@ -15,7 +15,9 @@ from dspark_hf.modeling import DSparkModel
 NUM_PROMPTS = 40
 
 # A command that stands still once two calls are kept, so that it is stopped there however busy the machine is.
+# A shell's jobs in the background are born deaf to SIGINT.
 STANDING_STILL = """
+import signal
 import time
 from dspark_hf.cli.main import app
 from dspark_hf.evaluation.journal import Journal
@@ -28,6 +30,7 @@ def write_and_wait(journal, record):
         time.sleep(1)
 
 Journal._write = write_and_wait
+signal.signal(signal.SIGINT, signal.default_int_handler)
 app(prog_name="dspark")
 """
 
