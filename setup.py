@@ -39,7 +39,7 @@ setup(
         "datasets>=4.0",
         "filelock>=3.12",
         "huggingface-hub>=1.31",
-        "jinja2>=3.1",
+        "jinja2>=3.1.6",
         "matplotlib>=3.9",
         "numpy>=2.0",
         "packaging>=24.0",
