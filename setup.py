@@ -18,7 +18,7 @@ EXTRAS = {
         "scikit-learn>=1.5",
         "scipy>=1.13",
         # What a tracker keeps of a run is read back.
-        "tensorboard>=2.15",
+        "tensorboard>=2.18",
     ],
 }
 
