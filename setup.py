@@ -19,7 +19,7 @@ EXTRAS = {
         "scikit-learn>=1.5",
         "scipy>=1.13",
         # What a tracker keeps of a run is read back.
-        "tensorboard>=2.15",
+        "tensorboard>=2.18",
     ],
 }
 
@@ -41,7 +41,7 @@ setup(
         "datasets>=4.0",
         "filelock>=3.12",
         "huggingface-hub>=1.31",
-        "jinja2>=3.1",
+        "jinja2>=3.1.6",
         "matplotlib>=3.9",
         "numpy>=2.0",
         "packaging>=24.0",
