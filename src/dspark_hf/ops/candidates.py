@@ -66,6 +66,6 @@ class Candidates:
         """These where `mask` (it broadcasts) is True, and `other`, of the same shape, elsewhere."""
         return Candidates(torch.where(mask, self.ids, other.ids), torch.where(mask, self.probs, other.probs))
 
-    def subtracted_from(self, weights: Tensor) -> Tensor:
-        """`weights` `(..., vocab)` less the probabilities of the candidates."""
-        return weights.scatter_add(-1, self.ids, -self.probs)
+    def subtract_from_(self, weights: Tensor) -> Tensor:
+        """Take the probabilities of the candidates off `weights` `(..., vocab)`, in place."""
+        return weights.scatter_add_(-1, self.ids, -self.probs)

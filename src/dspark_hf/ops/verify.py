@@ -103,12 +103,13 @@ def verify_sampled(
         accepted_len = torch.where(uniform < chances, places, 0).amax(-1)
         budget = budgets.gather(1, accepted_len.unsqueeze(1)).float()
     rows = torch.arange(batch_size, device=draft_ids.device)
-    p = target_scores[rows, accepted_len].float().softmax(-1)  # [B, V]
     q = candidates[rows, accepted_len.clamp_max(num_slots - 1)]
     # After the last offered slot nothing was rejected: the next token is the target's own.
     rejected = (accepted_len < lengths).unsqueeze(-1)
     q = Candidates(q.ids, torch.where(rejected, q.probs, 0.0))
-    return accepted_len, draw(residual(p, q, torch.where(rejected, budget, 1.0)), generator)
+    # A row of probabilities `(batch, vocab)` is all that is ever made of the target's.
+    weights = residual(target_scores[rows, accepted_len].float().softmax(-1), q, torch.where(rejected, budget, 1.0))
+    return accepted_len, draw(weights, generator)
 
 
 def block_chances(
@@ -183,10 +184,10 @@ def residual(target_probs: Tensor, candidates: Candidates, budget: Tensor | floa
     Returns:
         `torch.FloatTensor` of shape `(batch, vocab)`, not normalised.
     """
-    weights = candidates.subtracted_from(target_probs * budget).clamp_min_(0)
+    weights = candidates.subtract_from_(target_probs * budget).clamp_min_(0)
     # False for a q that is not finite, too: no draft was accepted against it, so p is right.
     is_usable = weights.sum(-1, keepdim=True) > torch.finfo(weights.dtype).tiny
-    return torch.where(is_usable, weights, target_probs)
+    return torch.where(is_usable, weights, target_probs, out=weights)
 
 
 def draw(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
