@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from dspark_hf import AutoDrafter
 from dspark_hf.publishing import CardFacts, add_evaluation, push_folder, write_card
+from dspark_hf.publishing.cards.body import _PAPERS
 from dspark_hf.publishing.cards.markdown import code, fenced, quoted, table
 
 EVIL = (
@@ -56,7 +57,7 @@ def test_what_is_quoted_stays_text(folder):
     links = [
         token.attrs.get("href") or token.attrs.get("src") for token in tokens if token.type in ("link_open", "image")
     ]
-    assert links == ["https://arxiv.org/abs/2606.19348"]
+    assert links == [_PAPERS["DSpark"]]
     assert {token.type for token in tokens} & {
         "hr",
         "em_open",
