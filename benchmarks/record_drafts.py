@@ -53,16 +53,18 @@ def standing_lens(target, drafter, prompt, answer, temperature):
         drafter.extend(state, features[:, : anchors[-1]].expand(len(anchors), -1, -1), anchors.tolist())
         stands = []
 
-        def follow(logits, drafted_ids, anchors=anchors, stands=stands):
+        def follow(logits, token_ids, drafted_ids, anchors=anchors, stands=stands):
             at = anchors + 1 + drafted_ids.shape[1]
             is_known, at = at < ids.shape[1], at.clamp_max(ids.shape[1] - 1)
-            tokens = ids[0, at]
+            # Places of the answer's tokens among all that can be drafted; without one, no draft can stand.
+            is_token = token_ids == ids[0, at].unsqueeze(1)
+            places, is_known = is_token.int().argmax(-1), is_known & is_token.any(-1)
             if temperature == 0:
-                stands.append(is_known & (logits.max(-1).indices == tokens))
+                stands.append(is_known & (logits.max(-1).indices == places))
             else:
-                q = (logits.float() / temperature).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+                q = (logits.float() / temperature).log_softmax(-1).gather(1, places[:, None])[:, 0]
                 stands.append(is_known & (torch.rand(len(at)) < (q - log_probs[at - len(prompt)]).exp()))
-            return tokens, None
+            return places, None
 
         drafter.propose(state, ids[0, anchors], follow, num_slots)
         lens += torch.stack(stands, 1).long().cumprod(1).sum(1).tolist()

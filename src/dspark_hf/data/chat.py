@@ -126,13 +126,14 @@ def encode_row(
             raise ValueError(
                 "The dataset holds conversations; give their tokenizer too (a trainer's processing_class)."
             )
-        if not keep_special_tokens and spelled_token(tokenizer, row["messages"]) is not None:
-            return {"input_ids": [], "loss_mask": []}
         # The end of an answer that was cut off is not the target's.
         complete = row.get("complete") is not False
         thinking = row.get("thinking")
         try:
-            return encode_conversation(tokenizer, messages_of(row), max_length, complete=complete, thinking=thinking)
+            messages = messages_of(row)
+            if not keep_special_tokens and spelled_token(tokenizer, messages) is not None:
+                return {"input_ids": [], "loss_mask": []}
+            return encode_conversation(tokenizer, messages, max_length, complete=complete, thinking=thinking)
         except ValueError as error:
             raise ValueError(f"{where} cannot be encoded: {error}") from error
     if "input_ids" not in row or "loss_mask" not in row:

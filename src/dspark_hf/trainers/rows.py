@@ -33,7 +33,7 @@ def load_rows(
         encode_row(record, tokenizer, max_length, keep_special_tokens, where=where)
         for where, record in tqdm(records, desc="Encoding", unit="conversation", leave=False)
     ]
-    tell_left_out(sum(not row["input_ids"] for row in rows), len(rows), ", ".join(files))
+    tell_left_out(sum(not row["input_ids"] for row in rows), len(rows), ", ".join(map(str, files)))
     rows = [row for row in rows if has_anchors(row["loss_mask"])]
     if not rows:
         raise ValueError(

@@ -87,7 +87,7 @@ def test_a_drafter_drafts_as_without_and_is_compiled_once(traced, target, drafte
 
     def results(compile):
         for inputs in batches:
-            speculation = SpeculationConfig(compile=compile, cost_aware=False, seed=1)
+            speculation = SpeculationConfig(compile=compile, safety_net=False, seed=1)
             out = target.generate(**inputs, assistant_model=drafter, speculation=speculation, **options)
             stats = drafter.last_stats
             yield out.tolist(), stats.accepted_lens, stats.verified_lens
