@@ -96,7 +96,7 @@ def test_a_released_config_samples_from_the_anchor():
         ({"block_size": "two"}, "A drafter field cannot be used: .*'block_size' expected int, got str"),
         ({"target_layer_ids": 3}, "A drafter field cannot be used: .*'target_layer_ids' with value 3"),
         ({"markov_head_type": "lstm"}, "A drafter field cannot be used: .*'markov_head_type'"),
-        ({"num_attention_heads": 3}, "A drafter field cannot be used: "),
+        ({"num_attention_heads": 3}, "num_attention_heads=3 must be a multiple of num_key_value_heads"),
         ({"num_hidden_layers": "two"}, "num_hidden_layers must be a whole number, got 'two'"),
         ({"num_taps": 2.5}, "num_taps must be a whole number, got 2.5"),
     ],
