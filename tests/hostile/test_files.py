@@ -81,9 +81,10 @@ def test_yaml_that_python_cannot_make_is_refused(text, tmp_path):
         load_recipe(path)
 
 
-def test_files_that_training_arguments_name_are_reported(tmp_path):
+def test_files_that_training_arguments_name_are_reported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "recipe.yaml"
-    path.write_text(f"training: {{output_dir: {tmp_path}, accelerator_config: missing.json}}")
+    path.write_text("training: {output_dir: out, accelerator_config: missing.json}")
     with pytest.raises(ValueError, match="A training argument of the recipe cannot be used: .*missing.json"):
         load_recipe(path).training_arguments()
 

@@ -149,7 +149,8 @@ def test_conversations(outcomes, tmp_path):
     outcomes.check("JSONL")
 
 
-def test_recipes(outcomes, tmp_path):
+def test_recipes(outcomes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # below which a recipe may write
     path = tmp_path / "recipe.yaml"
     fields = ["target", "data", "num_synthetic", "openings", "held_out", "max_length", "keep_special_tokens",
               "features", "streaming", "cache", "start_from", "algorithm", "drafter", "lora", "training",
@@ -169,7 +170,7 @@ def test_recipes(outcomes, tmp_path):
 
     for field in fields:
         for value in values_for(field, 8):
-            content = {"training": {"output_dir": str(tmp_path / "out")}}
+            content = {"training": {"output_dir": "out"}}
             section, _, name = field.partition(".")
             content[section] = {**content.get(section, {}), name: value} if name else value
             path.write_text(yaml.safe_dump(content), encoding="utf-8")
