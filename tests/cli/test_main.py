@@ -2,8 +2,12 @@
 
 import runpy
 import sys
+from importlib.metadata import version
 
 import pytest
+from typer.testing import CliRunner
+
+from dspark_hf.cli.main import app
 
 COMMANDS = ["demo", "generate", "bench", "regenerate", "train", "cache", "convert", "push", "env"]
 
@@ -23,6 +27,28 @@ def test_help_has_an_example(dspark, command):
     outcome = dspark(*command, "--help")
     assert outcome.code == 0
     assert f"dspark {' '.join(command)}" in outcome.out.split("Example", 1)[1]
+
+
+def shown(*command: str) -> str:
+    """Help as it looks on a terminal of 80 columns."""
+    return CliRunner(env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).invoke(app, [*command, "--help"]).stdout
+
+
+def test_examples_can_be_copied():
+    # One line each, whatever its length, with what stands in brackets.
+    line = 'train --config examples/recipes/embedded.yaml "data=[text.jsonl]" max_steps=500 block_size=5 --resume'
+    assert f"    dspark {line}\n" in shown("train")
+    assert "http://localhost:8000/v1 \\\n          --prompts mlabonne" in shown("regenerate")
+
+
+def test_no_option_is_cut():
+    text = shown("regenerate")
+    assert "--max-prompt-tokens <int>" in text and "\u2026" not in text
+
+
+def test_version_and_completion(dspark):
+    assert dspark("--version").out == f"dspark_hf {version('dspark_hf')}"
+    assert "--install-completion" in dspark("--help").out
 
 
 def test_package_runs_as_a_module(monkeypatch, capsys):

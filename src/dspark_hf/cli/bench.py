@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dspark_hf.cli.exactness import exactness
 from dspark_hf.cli.options import (
     DeviceOption,
     DrafterOption,
@@ -23,18 +22,7 @@ from dspark_hf.cli.options import (
 )
 from dspark_hf.cli.terminal import plain
 
-app = typer.Typer(help="Measure.", no_args_is_help=True, rich_markup_mode="rich")
 
-
-@app.callback()
-def bench() -> None:
-    """Measure."""
-
-
-app.command()(exactness)
-
-
-@app.command()
 def generate(
     data: Annotated[Path, typer.Option(help="JSON lines whose records have `turns` or `messages`.")],
     target: TargetOption = "embedded",
@@ -63,7 +51,9 @@ def generate(
 
     With --json a run can be stopped at any time: what is measured is kept beside that file, and --resume goes on.
 
-    Example: dspark bench generate --data prompts.jsonl --limit 20 --json result.json
+    Example:
+
+        dspark bench generate --data prompts.jsonl --limit 20 --json result.json
     """
     from dspark_hf.cli.models import check_output, load_models
     from dspark_hf.evaluation import (

@@ -36,11 +36,8 @@ def cache(
     Examples:
 
         dspark cache --data text.jsonl --out cache --dtype int4 --estimate
-
         dspark cache --data text.jsonl --out cache --dtype int4 --tap 2 --tap 10 --tap 18 --tap 26
-
         torchrun --nproc-per-node 8 -m dspark_hf cache --target org/Model --data text.jsonl --out cache
-
         dspark cache --out cache --verify
     """
     console = Console(highlight=False)

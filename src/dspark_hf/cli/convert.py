@@ -25,7 +25,6 @@ def convert(
     Examples:
 
         dspark convert org/Model-speculator.dspark runs/converted --target org/Model
-
         dspark convert org/Model-DFlash-b16 runs/dflash
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

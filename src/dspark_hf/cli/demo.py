@@ -33,9 +33,11 @@ def demo(
 ) -> None:
     """Answer a few prompts with a drafter, text as it is made, and compare with plain generate().
 
-    [green]Green[/green] tokens were drafted and accepted; the others are the target's own.
+    Green tokens were drafted and accepted; the others are the target's own.
 
-    Example: dspark demo --max-new-tokens 64
+    Example:
+
+        dspark demo --max-new-tokens 64
     """
     from dspark_hf.cli.models import check_output, load_models
 

@@ -9,7 +9,9 @@ from dspark_hf.cli.terminal import plain
 def env() -> None:
     """Print versions, device and threads.
 
-    Example: dspark env
+    Example:
+
+        dspark env
     """
     import torch
 

@@ -25,7 +25,9 @@ def exactness(
 
     Exits with code 1 if anything differs from the target's output by more than a numerical tie.
 
-    Example: dspark bench exactness --num-prompts 200 --json result.json
+    Example:
+
+        dspark bench exactness --num-prompts 200 --json result.json
     """
     import warnings
 

@@ -28,7 +28,9 @@ def generate(
 ) -> None:
     """Answer one prompt, drafted and accepted tokens in green.
 
-    Example: dspark generate "Why is the sky blue?" --temperature 0.7
+    Example:
+
+        dspark generate "Why is the sky blue?" --temperature 0.7
     """
     from dspark_hf.cli.models import load_models
     from dspark_hf.cli.stream import RoundStreamer

@@ -1,6 +1,9 @@
 """The `dspark` command: registers the others and turns their errors into one clean line."""
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -9,6 +12,7 @@ from typer.core import TyperGroup
 from dspark_hf.cli import bench, demo, env, generate
 from dspark_hf.cli.cache import cache
 from dspark_hf.cli.convert import convert
+from dspark_hf.cli.exactness import exactness
 from dspark_hf.cli.push import push
 from dspark_hf.cli.regenerate import regenerate
 from dspark_hf.cli.terminal import plain
@@ -46,24 +50,43 @@ def _print_error(text: str) -> None:
     Console(stderr=True, soft_wrap=True, highlight=False).print(plain(f"error: {' '.join(text.split())}"))
 
 
-app = typer.Typer(
-    name="dspark",
-    cls=CleanErrors,
-    help="DSpark speculative decoding for transformers.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
-app.command()(demo.demo)
-app.command()(generate.generate)
-app.add_typer(bench.app, name="bench")
-app.command()(regenerate)
-app.command()(train)
-app.command()(convert)
-app.command()(push)
-app.command()(cache)
-app.command()(env.env)
+def readable_help(command: Callable) -> str:
+    """A command's docstring for a terminal: text is wrapped, examples stay the lines that they are.
+
+    Nothing in it is markup, so that what stands in brackets is printed.
+    """
+    paragraphs = inspect.getdoc(command).split("\n\n")
+    return "\n\n".join(f"\b\n{text}" if text.startswith(" ") else text for text in paragraphs)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dspark_hf {version('dspark_hf')}")
+        raise typer.Exit
+
+
+app = typer.Typer(name="dspark", cls=CleanErrors, no_args_is_help=True, pretty_exceptions_enable=False,
+                  rich_markup_mode=None)  # fmt: skip
+
+
+@app.callback()
+def dspark(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """DSpark speculative decoding for transformers."""
+
+
+_bench = typer.Typer(help="Measure.", no_args_is_help=True, rich_markup_mode=None)
+for command in (bench.generate, exactness):
+    _bench.command(help=readable_help(command))(command)
+
+for command in (demo.demo, generate.generate):
+    app.command(help=readable_help(command))(command)
+app.add_typer(_bench, name="bench")
+for command in (regenerate, train, convert, push, cache, env.env):
+    app.command(help=readable_help(command))(command)
 
 if __name__ == "__main__":
     app()

@@ -53,11 +53,8 @@ def push(
     Examples:
 
         dspark push runs/first org/Model-drafter --evaluation chat.json --license apache-2.0
-
         dspark push runs/first org/Model-DSpark --target org/Model
-
         dspark push runs/first org/Model-DSpark --target org/Model --include-target --revision v2 --yes
-
         dspark push runs/first org/Model-drafter --dry-run
     """
     if include_target and target is None:

@@ -51,11 +51,8 @@ def regenerate(
     Examples:
 
         dspark regenerate --target embedded --synthesize 2000 --out data.jsonl
-
         dspark regenerate --synthesize 6000 --openings examples/openings.txt --out data.jsonl --resume
-
         dspark regenerate --target DIR --prompts FILE.jsonl --out data.jsonl
-
         dspark regenerate --target Qwen/Qwen3-4B --server http://localhost:8000/v1 \\
             --prompts mlabonne/open-perfectblend --max-new-tokens 2048 --no-thinking --out data.jsonl --resume
     """

@@ -30,13 +30,9 @@ def train(
     Examples:
 
         dspark train --config examples/recipes/embedded.yaml
-
         dspark train --config examples/recipes/embedded.yaml "data=[text.jsonl]" max_steps=500 block_size=5 --resume
-
         dspark train --config examples/recipes/qwen3-4b.yaml features=online --estimate
-
         dspark train target=org/Model "data=[text.jsonl]" output_dir=runs/first num_hidden_layers=2 bf16=true
-
         accelerate launch --config_file examples/accelerate/ddp.yaml $(which dspark) train --config RECIPE.yaml
     """
     from dspark_hf.trainers.recipes.recipe import load_recipe
