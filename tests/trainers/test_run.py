@@ -40,11 +40,12 @@ def data(tmp_path):
     return path
 
 
-def test_a_recipe_trains_from_what_the_cache_command_built(pair, data, tmp_path, tiny_target_dir):
+@pytest.mark.parametrize("options", [["--log-norm"], []], ids=["log_norm", "without"])
+def test_a_recipe_trains_from_what_the_cache_command_built(pair, data, tmp_path, tiny_target_dir, options):
     folder = tmp_path / "cache"
     taps = ["--tap", "0", "--tap", "2", "--target-dtype", "float32", "--max-length", "64"]
     command = ["cache", "--data", str(data), "--out", str(folder), "--target", tiny_target_dir, *taps]
-    result = CliRunner().invoke(app, [*command, "--log-norm"])
+    result = CliRunner().invoke(app, [*command, *options])
     assert result.exit_code == 0, result.output
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("rows-*")}
     training = {**TRAINING, "output_dir": str(tmp_path / "out"), "num_eval_prompts": 0}

@@ -1,5 +1,6 @@
 """Building a cache: what is in it, and that nothing that was computed is lost."""
 
+import copy
 import os
 import shutil
 import signal
@@ -174,7 +175,7 @@ def test_two_processes_write_what_one_does(build, rows, tmp_path):
 
 def test_another_cache_is_not_continued(build, rows):
     cache = build(rows[:4])
-    with pytest.raises(ValueError, match="dtype: 'bf16' before, 'int8' now.*Use the former settings"):
+    with pytest.raises(ValueError, match=r"dtype .--dtype.: 'bf16' before, 'int8' now.*Use the former settings"):
         build(rows[:4], dtype="int8")
     with pytest.raises(ValueError, match="built from other rows: source rows 0 to"):
         build(rows[1:5])
@@ -191,7 +192,7 @@ def test_a_fine_tuned_target_is_another_one(build, rows, target):
     before = weight.clone()
     weight.mul_(1.5)
     try:
-        with pytest.raises(ValueError, match="fingerprint"):
+        with pytest.raises(ValueError, match="with other weights of that name"):
             build(rows[:2])
     finally:
         weight.copy_(before)
@@ -260,3 +261,45 @@ def test_a_row_that_cannot_be_encoded_is_named(build, tiny_tokenizer):
 def test_nothing_to_learn_at_all(build):
     with pytest.raises(ValueError, match="No row has a token that the target wrote"):
         build([{"input_ids": [1, 2], "loss_mask": [False, False]}], dtype="int4")
+
+
+@pytest.mark.parametrize("size", [50, 10**7], ids=["too short", "too long"])
+def test_a_shard_of_another_size_is_told_before_it_is_counted(build, rows, size):
+    shard = build(rows).shards[1]
+    os.truncate(shard.data_path, size)
+    message = f"{shard.data_path.name} has {size} bytes instead of {shard.num_bytes}. Delete it and .*build the cache"
+    with pytest.raises(ValueError, match=message):
+        build(rows)
+    shard.data_path.unlink()
+    with pytest.raises(ValueError, match=f"Cannot read .*{shard.data_path.name}"):
+        build(rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"log_norm": True}, r"log_norm \(--log-norm\): False before, True now"),
+        ({"target_layer_ids": [0, 1]}, r"target_layer_ids \(--tap\): \[0, 2\] before, \[0, 1\] now"),
+        ({"max_length": 7}, r"max_length \(--max-length\): 4096 before, 7 now"),
+    ],
+)
+def test_a_cache_of_other_settings_names_them_with_their_options(build, rows, options, message):
+    build(rows)
+    with pytest.raises(ValueError, match=f"holds another cache .{message}"):
+        build(rows, **options)
+
+
+def test_a_cache_of_another_target_names_both(build, rows, target, tiny_tokenizer, tmp_path):
+    build(rows, tokenizer=tiny_tokenizer)
+    other = copy.deepcopy(target)
+    other.lm_head.weight.data.mul_(2)
+    options = {"target_layer_ids": [0, 2], "progress": False, "tokenizer": tiny_tokenizer}
+    with pytest.raises(ValueError, match=r"was made from (\S+) \(\d layers.*with other weights of that name"):
+        building.build_target_cache(other, rows, tmp_path / "cache", **options)
+    other.name_or_path = "org/Other"
+    with pytest.raises(ValueError, match=r"was made from .* not from this target \(org/Other\)"):
+        building.build_target_cache(other, rows, tmp_path / "cache", **options)
+    tiny_tokenizer = copy.deepcopy(tiny_tokenizer)
+    tiny_tokenizer.chat_template = "other"
+    with pytest.raises(ValueError, match="was made with another chat template. Use the former, or another folder"):
+        build(rows, tokenizer=tiny_tokenizer)

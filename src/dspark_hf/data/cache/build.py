@@ -33,7 +33,7 @@ from .rows import (
     sample_channels,
     write_channels,
 )
-from .shards import Shard, find_shards, remove_remains, row_bytes, write_shard
+from .shards import Shard, check_size, find_shards, remove_remains, row_bytes, write_shard
 
 _ESTIMATE_ROWS = 200
 
@@ -204,8 +204,9 @@ def _begin(folder: Path, wanted: Manifest, source: TargetFeatures, rows: Iterato
 
 
 def _check_sources(shards: Sequence[Shard], rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Raise `ValueError` unless these shards were made from these rows."""
+    """Raise `ValueError` unless these shards are whole, as far as sizes tell, and were made from these rows."""
     for shard in shards:
+        check_size(shard)
         checksum = 0
         for number in range(shard.start, min(shard.end, len(rows))):
             checksum = zlib.crc32(row_bytes(rows[number]), checksum)

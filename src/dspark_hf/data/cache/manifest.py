@@ -5,6 +5,7 @@ import json
 import zlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +22,8 @@ from .records import check_counts, read_record, write_record
 MANIFEST_FILE = "manifest.json"
 _FORMAT = 1
 _SAMPLED = 32
+# Where `dspark cache` has another word for a setting.
+_OPTIONS = {"target_layer_ids": "tap"}
 
 
 @dataclass(frozen=True)
@@ -142,9 +145,27 @@ class Manifest:
 
     def check_same(self, wanted: "Manifest", folder: Path) -> None:
         """Raise `ValueError` unless a cache with this manifest can be continued as `wanted`."""
-        # Statistics are taken once, when a cache begins.
-        if changed := changes(asdict(self) | {"channels": None}, asdict(wanted) | {"channels": None}):
+        if self._made_from() != wanted._made_from():
+            other = f" ({wanted.target})" if wanted.target != self.target else ", with other weights of that name"
+            raise ValueError(
+                f"{folder} was made from {self.target} ({self.num_target_layers} layers, hidden size "
+                f"{self.hidden_size}), not from this target{other}. Choose another folder, or the former target."
+            )
+        for name in ("tokenizer", "chat_template"):
+            if getattr(self, name) != getattr(wanted, name):
+                what = name.replace("_", " ")
+                raise ValueError(f"{folder} was made with another {what}. Use the former, or another folder.")
+        before, now = ({_named(name): value for name, value in one._settings().items()} for one in (self, wanted))
+        if changed := changes(before, now):
             raise ValueError(f"{folder} holds another cache ({changed}). Use the former settings, or another folder.")
+
+    def _made_from(self) -> tuple:
+        return (self.fingerprint or self.target, self.num_target_layers, self.hidden_size, self.vocab_size)
+
+    def _settings(self) -> dict[str, Any]:
+        # Statistics are taken once, when a cache begins.
+        told = ("target", "fingerprint", "tokenizer", "chat_template", "channels")
+        return {name: value for name, value in asdict(self).items() if name not in told}
 
     def check_fits(
         self,
@@ -172,6 +193,11 @@ class Manifest:
                 f"The cache was made with another tokenizer than {tokenizer.name_or_path!r}. Use the target's own, or "
                 "build the cache again."
             )
+
+
+def _named(setting: str) -> str:
+    """A setting with its option."""
+    return f"{setting} (--{_OPTIONS.get(setting, setting).replace('_', '-')})"
 
 
 def weights_digest(target: PreTrainedModel) -> str | None:

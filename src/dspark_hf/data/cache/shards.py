@@ -146,16 +146,14 @@ class ShardReader:
     def __init__(self, shard: Shard):
         self.shard = shard
         path = shard.data_path
+        check_size(shard)
         try:
-            num_bytes = path.stat().st_size
-            if num_bytes != shard.num_bytes:
-                raise ValueError(f"{path} has {num_bytes} bytes instead of {shard.num_bytes}. {self._remedy()}")
             with open(path, "rb") as file:
                 if _header_checksum(file) != shard.header_checksum:
-                    raise ValueError(f"{path} is damaged: its header has changed. {self._remedy()}")
+                    raise ValueError(f"{path} is damaged: its header has changed. {_remedy(shard)}")
             self._file = safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"Cannot read {path}: {error}. {self._remedy()}") from error
+            raise ValueError(f"Cannot read {path}: {error}. {_remedy(shard)}") from error
         self._names = sorted(self._file.keys())
         self._offsets = [0, *accumulate(shard.lengths)]
         for name in self._names:
@@ -177,12 +175,23 @@ class ShardReader:
         if _checksum(row) != self.shard.checksums[index]:
             raise ValueError(
                 f"{self.shard.data_path} is damaged: row {index} of it (source row {self.shard.sources[index]}) does "
-                f"not have its checksum. {self._remedy()}"
+                f"not have its checksum. {_remedy(self.shard)}"
             )
         return row
 
-    def _remedy(self) -> str:
-        return REMEDY.replace("it", f"it and {self.shard.record_path.name}", 1)
+
+def check_size(shard: Shard) -> None:
+    """Raise `ValueError` unless the data file is there and has the size that it was written with."""
+    try:
+        num_bytes = shard.data_path.stat().st_size
+    except OSError as error:
+        raise ValueError(f"Cannot read {shard.data_path}: {error}. {_remedy(shard)}") from error
+    if num_bytes != shard.num_bytes:
+        raise ValueError(f"{shard.data_path} has {num_bytes} bytes instead of {shard.num_bytes}. {_remedy(shard)}")
+
+
+def _remedy(shard: Shard) -> str:
+    return REMEDY.replace("it", f"it and {shard.record_path.name}", 1)
 
 
 def _shard(path: Path) -> Shard:

@@ -10,6 +10,7 @@ from peft import LoraConfig
 from transformers import PreTrainedModel, set_seed
 
 from dspark_hf.data.cache import TargetCache, build_target_cache
+from dspark_hf.data.cache.manifest import MANIFEST_FILE, Manifest
 from dspark_hf.data.conversations import load_conversations
 from dspark_hf.data.features import TargetFeatures, hold_features
 from dspark_hf.data.regeneration import synthesize
@@ -158,10 +159,16 @@ def _cached(
         target_layer_ids=drafter.config.target_layer_ids,
         tokenizer=tokenizer,
         dtype=training.cache_dtype,
-        log_norm=not drafter.proposes_all_tokens,
+        log_norm=_has_log_norm(recipe.cache, needed=not drafter.proposes_all_tokens),
         max_length=recipe.max_length,
         keep_special_tokens=recipe.keep_special_tokens,
     )
+
+
+def _has_log_norm(folder: str, needed: bool) -> bool:
+    """What a cache that is there already has; training computes what it lacks."""
+    manifest = Path(folder) / MANIFEST_FILE
+    return Manifest.read(manifest.parent).log_norm if manifest.exists() else needed
 
 
 def _split(
