@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dspark_hf import AutoDrafter
 from dspark_hf.data.chat import prompt_ids
-from dspark_hf.data.conversations import load_conversations
+from dspark_hf.data.conversation_files import load_conversations
 from dspark_hf.data.regeneration import regenerate, synthesize
 from dspark_hf.evaluation import load_prompts
 from dspark_hf.hub.embedded import resolve_drafter, resolve_target

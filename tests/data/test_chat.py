@@ -174,10 +174,53 @@ def test_conversation_that_the_template_refuses_is_named(tokenizer):
         prompt_ids(tokenizer, messages[:2])
 
 
-def test_missing_template_is_refused(tokenizer):
+def test_without_a_template_a_prompt_and_its_answer_are_raw_text(tokenizer):
     tokenizer.chat_template = None
-    with pytest.raises(ValueError, match="has no chat template. Use an instruction-tuned target"):
+    question, answer = TWO_TURNS[:2]
+    prompt = prompt_ids(tokenizer, [question])
+    encoded = encode_conversation(tokenizer, [question, answer])
+    assert encoded["input_ids"] == [*prompt, *tokenizer(answer["content"])["input_ids"], tokenizer.eos_token_id]
+    assert encoded["loss_mask"] == [False] * len(prompt) + [True] * (len(encoded["input_ids"]) - len(prompt))
+    cut = encode_conversation(tokenizer, [question, answer], complete=False)
+    assert cut["input_ids"] == encoded["input_ids"][:-1]
+    # Whatever the text would become: what the target wrote is given.
+    given = encode_conversation(tokenizer, [question, answer], answer_ids=[3, 5, 257])
+    assert given["input_ids"] == [*prompt, 3, 5, 257] and given["loss_mask"][-3:] == [True] * 3
+    with pytest.raises(ValueError, match="answer_ids has 99999, and the tokenizer ends at"):
+        encode_conversation(tokenizer, [question, answer], answer_ids=[99999])
+
+
+def test_without_a_template_there_is_one_turn(tokenizer):
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="has no chat template; .*a prompt and its answer can be taken as raw text"):
         encode_conversation(tokenizer, TWO_TURNS)
+
+
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look_up", "arguments": {"x": 1}}}]}
+TOOLS = (
+    "{% for t in tools or [] %}<mask>{{ t['name'] }}{% endfor %}{% for m in messages %}<mask>{{ m['role'] }}\n"
+    "{{ m['content'] or '' }}{% for c in m['tool_calls'] or [] %}{{ c['function'] | tojson }}{% endfor %}<eos>\n"
+    "{% endfor %}{% if add_generation_prompt %}<mask>assistant\n{% endif %}"
+)
+
+
+def test_tool_calls_are_what_the_template_shows(tokenizer):
+    tokenizer.chat_template = TOOLS
+    encoded = encode_conversation(tokenizer, [TWO_TURNS[0], CALL], tools=[{"name": "look_up"}])
+    assert marked(tokenizer, encoded) == ['{"name": "look_up", "arguments": {"x": 1}}<eos>']
+    assert tokenizer.decode(encoded["input_ids"]).startswith("<mask>look_up<mask>user")
+
+
+@pytest.mark.parametrize("content", [None, "", "text"])
+def test_a_template_that_shows_no_calls_is_no_teacher(tokenizer, content):
+    with pytest.raises(ValueError, match=r"leaves out a call of 'look_up'|refuses a conversation of roles"):
+        encode_conversation(tokenizer, [TWO_TURNS[0], {**CALL, "content": content}])
+
+
+def test_a_template_that_shows_no_thoughts_is_no_teacher(tokenizer):
+    messages = [TWO_TURNS[0], {**TWO_TURNS[1], "reasoning_content": "hm"}]
+    with pytest.raises(ValueError, match="leaves out the last answer's thoughts"):
+        encode_conversation(tokenizer, messages)
 
 
 def test_leading_answer_is_refused(tokenizer):

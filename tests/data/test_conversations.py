@@ -4,8 +4,11 @@ import gzip
 import json
 
 import pytest
+from datasets import Dataset
 
-from dspark_hf.data.conversations import load_conversations
+from dspark_hf.data.conversation_files import iterate_places, load_conversations
+from dspark_hf.data.conversations import conversation_of, has_conversation
+from dspark_hf.data.left_out import LeftOut
 
 CONVERSATION = [
     {"role": "user", "content": "Hi there\u2028 you\x85"},
@@ -34,7 +37,7 @@ def test_files_of_any_origin(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    "content", [gzip.compress(LINE.encode())[:-9], LINE.encode("utf-16"), b"\x1f\x8bxxxxxxxxxxxx"]
+    "content", [gzip.compress(LINE.encode())[:-9], b"[" + LINE.encode("utf-16"), b"\x1f\x8bxxxxxxxxxxxx", b"PAR1xx"]
 )
 def test_files_that_are_not_text_are_refused(tmp_path, content):
     path = tmp_path / "data.jsonl"
@@ -57,8 +60,14 @@ def test_reads_messages_and_turns(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"messages": [', "Expecting value"),
-        ("[1]", "Expected an object with one of 'messages', 'conversations', 'turns', 'prompt', got '.1.'"),
+        ('{"messages": [', "It is no JSON: Expecting value, column 15."),
+        ("[1]", "Expected an object with 'messages' or the like, got .1.."),
+        ('{"instruction": "a", "output": "b", "input": 3}', "Expected 'input' to be text, got 3"),
+        ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "Expected each part of a content to be"),
+        ('{"turns": ["a"], "tools": "["}', "Expected 'tools' to be a list of functions, got text that is no JSON"),
+        ('{"turns": ["a"], "tools": [3]}', "Expected 'tools' to be a list of functions, got .3."),
+        ('{"turns": ["a"], "answer_ids": [-1]}', "Expected 'answer_ids' to be token ids or absent, got .-1."),
+        ('{"turns": ["a"], "thinking": 1}', "Expected 'thinking' to be true, false or absent, got 1"),
         ('{"text": "a"}', "Expected one of 'messages', .* got .'text'."),
         ('{"turns": ["half \\ud83d of one"]}', "Expected text, got half of a surrogate pair in 'half"),
         ('{"messages": []}', "Expected a non-empty list of messages"),
@@ -76,6 +85,93 @@ def test_broken_line_is_named(tmp_path, line, message):
     path.write_text(f'{{"turns": ["fine"]}}\n\n{line}\n')
     with pytest.raises(ValueError, match=f"data.jsonl, line 3: {message}"):
         load_conversations(path)
+
+
+QUESTION, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [QUESTION, ANSWER]},
+        {"messages": [{"role": "human", "content": "q"}, {"role": "gpt", "content": "a"}]},
+        {"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, ANSWER]},
+        {"prompt": "q", "completion": "a"},
+        {"prompt": [QUESTION], "completion": [ANSWER]},
+        {"prompt": "q", "response": "a", "messages": None},
+        {"prompt": [QUESTION], "response": "a"},
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"prompt": [QUESTION], "chosen": [ANSWER], "rejected": [QUESTION]},
+        {"prompt": "q", "chosen": [QUESTION, ANSWER], "rejected": [QUESTION]},
+        {"chosen": [QUESTION, ANSWER], "rejected": [QUESTION]},
+        {"instruction": "q", "output": "a"},
+        {"instruction": "q", "input": "", "output": "a"},
+    ],
+    ids=str,
+)
+def test_shapes_of_a_question_and_its_answer(row):
+    assert has_conversation(row)
+    assert conversation_of(row) == {"messages": [QUESTION, ANSWER], "complete": True}
+
+
+def test_what_stands_beside_the_messages():
+    row = {"conversations": [QUESTION, ANSWER], "system": "s", "thinking": False, "complete": False, "tools": "[{}]"}
+    given = conversation_of(row)
+    assert given.pop("messages") == [{"role": "system", "content": "s"}, QUESTION, ANSWER]
+    assert given == {"thinking": False, "complete": False, "tools": [{}]}
+    assert conversation_of({"instruction": "q", "input": "i", "output": "a"})["messages"][0]["content"] == "q\n\ni"
+
+
+def test_tool_calls_come_without_text_and_with_json():
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    row = {"messages": [QUESTION, {"role": "assistant", "content": None, "tool_calls": [call]}]}
+    answer = conversation_of(row)["messages"][1]
+    assert answer["content"] is None and answer["tool_calls"][0]["function"] == {"name": "f", "arguments": {"x": 1}}
+    call["function"]["arguments"] = "{"
+    with pytest.raises(ValueError, match="The arguments of the call of 'f' are no JSON"):
+        conversation_of(row)
+
+
+@pytest.mark.parametrize("kind", ["array", "array on one line", "compressed array", "parquet"])
+def test_kinds_of_files(tmp_path, kind):
+    path, rows = (
+        tmp_path / "data",
+        [{"prompt": "q", "completion": "a"}, {"prompt": None, "messages": [QUESTION, ANSWER]}],
+    )
+    rows[0]["messages"], rows[1]["completion"] = None, None
+    if kind == "parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    else:
+        text = json.dumps(rows, indent=None if kind.endswith("line") else 2).encode()
+        path.write_bytes(gzip.compress(text) if kind.startswith("compressed") else text)
+    assert [given["messages"] for given in load_conversations(path)] == [[QUESTION, ANSWER]] * 2
+
+
+def test_rows_of_any_file_are_named(tmp_path):
+    array, parquet = tmp_path / "a.json", tmp_path / "a.parquet"
+    array.write_text('[{"prompt": "q"}, 3]')
+    with pytest.raises(ValueError, match="a.json, element 2: Expected an object"):
+        load_conversations(array)
+    array.write_text('[{"prompt": "q"},')
+    with pytest.raises(ValueError, match="a.json begins as a JSON array and is none"):
+        load_conversations(array)
+    Dataset.from_list([{"prompt": "q"}, {"prompt": None}]).to_parquet(parquet)
+    with pytest.raises(ValueError, match="a.parquet, row 2: Expected text"):
+        load_conversations(parquet)
+
+
+def test_what_is_left_out_is_counted_or_an_error(tmp_path, caplog):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"prompt": "q"}\n{\n{"text": "x"}\n{"prompt": "r"}\n')
+    left_out = LeftOut()
+    assert [place for place, _ in iterate_places(path, left_out)] == [f"{path}, line 1", f"{path}, line 4"]
+    left_out.tell("data")
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert told.startswith("data: 2 of 4 conversations are left out: 2 cannot be used (the first: ")
+    assert "line 2: It is no JSON" in told and "\n" not in told
+    with pytest.raises(ValueError, match="line 2: It is no JSON"):
+        list(iterate_places(path, LeftOut(strict=True)))
 
 
 def test_missing_and_empty_files_are_refused(tmp_path):

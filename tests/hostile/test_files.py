@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dspark_hf.data.cache.records import read_record
-from dspark_hf.data.conversations import load_conversations
+from dspark_hf.data.conversation_files import load_conversations
 from dspark_hf.data.regeneration.synthesis import load_openings
 from dspark_hf.files import read_json, write_json, write_text
 from dspark_hf.trainers.recipes.recipe import load_recipe

@@ -16,7 +16,7 @@ import yaml
 from dspark_hf import AutoDrafter, DraftTrainingArguments, TargetCache
 from dspark_hf.cli.terminal import visible
 from dspark_hf.data.cache.records import read_record, write_record
-from dspark_hf.data.conversations import load_conversations
+from dspark_hf.data.conversation_files import load_conversations
 from dspark_hf.data.regeneration.answer_file import FailedFile
 from dspark_hf.publishing.folder import DrafterFolder
 from dspark_hf.trainers.checkpoints import check_checkpoint

@@ -7,8 +7,8 @@ import pytest
 
 from dspark_hf import TargetCache, build_target_cache
 from dspark_hf.data.cache.estimate import estimate_target_cache
-from dspark_hf.data.chat import encode_row
 from dspark_hf.data.regeneration.local import regenerate
+from dspark_hf.data.rows import encode_row
 from dspark_hf.data.special_tokens import spelled_token
 from dspark_hf.trainers.recipes.recipe import Recipe
 from dspark_hf.trainers.rows import encode_rows, load_rows
@@ -52,7 +52,7 @@ def test_marks_that_models_write_and_short_ones_are_text(tiny_tokenizer):
 def test_rows_are_left_out_and_counted(tiny_tokenizer, spelled_rows, tmp_path, caplog):
     path = tmp_path / "text.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in spelled_rows))
-    told = "2 of 4 conversations spell special tokens of the tokenizer and are left out"
+    told = "2 of 4 conversations are left out: 2 spell special tokens of the tokenizer"
     for encode in (
         lambda **options: load_rows([str(path)], tiny_tokenizer, 64, **options),
         lambda **options: encode_rows(spelled_rows, tiny_tokenizer, 64, **options),
@@ -74,8 +74,10 @@ def test_caches_hold_what_was_chosen(tiny_tokenizer, tiny_target_dir, spelled_ro
     options = {"target_layer_ids": [0, 2], "tokenizer": tiny_tokenizer, "progress": False}
     cache = build_target_cache(target, spelled_rows, tmp_path / "a", **options)
     assert len(cache) == 2 and cache.manifest.keep_special_tokens is False
-    assert [record.getMessage().count("2 of 4 conversations spell") for record in caplog.records] == [1]
-    with pytest.raises(ValueError, match="keep_special_tokens: False before, True now"):
+    assert [record.getMessage().count("2 of 4 conversations are left out: 2 spell") for record in caplog.records] == [
+        1
+    ]
+    with pytest.raises(ValueError, match="keep_special_tokens .--keep-special-tokens.: False before, True now"):
         build_target_cache(target, spelled_rows, tmp_path / "a", keep_special_tokens=True, **options)
     assert len(build_target_cache(target, spelled_rows, tmp_path / "b", keep_special_tokens=True, **options)) == 4
     assert len(build_target_cache(target, [*spelled_rows, spelled_rows[0]], tmp_path / "a", **options)) == 3

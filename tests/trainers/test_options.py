@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from dspark_hf import AutoDrafter, DraftTrainer, DraftTrainingArguments, DSparkModel
 from dspark_hf.trainers.rows import encode_rows, load_rows
+from dspark_hf.trainers.streams import stream_files
 
 CONVERSATIONS = [
     {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"It is {n}, I think."}]}
@@ -71,7 +73,7 @@ def test_answers_of_less_than_two_tokens_are_left_out(tiny_tokenizer, answer, tm
     file = tmp_path / "text.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in [odd, *CONVERSATIONS]))
     assert load_rows([str(file)], tiny_tokenizer, 40) == rows
-    with pytest.raises(ValueError, match="None of the 1 conversations has an answer of two tokens"):
+    with pytest.raises(ValueError, match="None of the 1 conversations in Dataset has an answer of two tokens"):
         encode_rows([odd], tiny_tokenizer, 40)
 
 
@@ -110,28 +112,59 @@ def test_tokenizers_may_name_other_special_tokens(name, rows, tmp_path):
     assert target.config.eos_token_id == ids["eos_token_id"]
 
 
-def test_a_row_that_cannot_be_encoded_is_named(tiny_tokenizer, tmp_path):
-    odd = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": None}]}
-    rows = [*CONVERSATIONS[:2], odd, *CONVERSATIONS[2:]]
-    expected = r"cannot be encoded: Expected each message .*got .*'content': None"
-    with pytest.raises(ValueError, match=rf"Row 2 \(from 0\) {expected}"):
-        encode_rows(rows, tiny_tokenizer, 40)
-    with pytest.raises(ValueError, match=rf"Row 2 \(from 0\) of pass 1 {expected}"):
-        list(encode_rows(Dataset.from_list(rows).to_iterable_dataset(), tiny_tokenizer, 40))
-    file = tmp_path / "text.jsonl"
-    file.write_text("".join(json.dumps(record) + "\n" for record in rows))
-    with pytest.raises(ValueError, match=f"{file}, line 3: Expected each message"):
-        load_rows([str(file)], tiny_tokenizer, 40)
+def write(path, rows):
+    path.write_text("".join(json.dumps(record) + "\n" for record in rows))
+    return str(path)
+
+
+ODD = {
+    "no text": {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": None}]},
     # What only the template objects to.
-    rows[2] = {"messages": [{"role": "assistant", "content": "I begin."}, *CONVERSATIONS[0]["messages"]]}
-    file.write_text("".join(json.dumps(record) + "\n" for record in rows))
-    with pytest.raises(ValueError, match=f"{file}, conversation 3, cannot be encoded: .*starts with an assistant"):
-        load_rows([str(file)], tiny_tokenizer, 40)
+    "begins": {"messages": [{"role": "assistant", "content": "I begin."}, *CONVERSATIONS[0]["messages"]]},
+}
+REASONS = {"no text": "Expected each message .*got .*'content': None", "begins": "starts with an assistant"}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_row_that_cannot_be_encoded_is_named(tiny_tokenizer, tmp_path, kind, caplog):
+    """Counted in one line, or an error; in every way that conversations come."""
+    rows = [*CONVERSATIONS[:2], ODD[kind], *CONVERSATIONS[2:]]
+    file = write(tmp_path / "text.jsonl", rows)
+    ways = {
+        r"Row 2 \(from 0\)": partial(encode_rows, rows),
+        r"Row 2 \(from 0\) of pass 1": partial(encode_rows, Dataset.from_list(rows).to_iterable_dataset()),
+        f"{file}, line 3": partial(load_rows, [file]),
+    }
+    for place, encode in ways.items():
+        caplog.clear()
+        assert list(encode(tiny_tokenizer, 40)) == encode_rows(CONVERSATIONS, tiny_tokenizer, 40)
+        (told,) = (record.getMessage() for record in caplog.records)
+        assert re.search(f"1 of 9 conversations are left out: 1 cannot be used .the first: {place}: ", told)
+        with pytest.raises(ValueError, match=f"{place}: .*{REASONS[kind]}"):
+            list(encode(tiny_tokenizer, 40, strict=True))
+
+
+def test_streamed_files_name_what_cannot_be_read_or_encoded(tiny_tokenizer, tmp_path, caplog):
+    file = write(tmp_path / "text.jsonl", [*CONVERSATIONS[:5], ODD["no text"], ODD["begins"], *CONVERSATIONS[5:]])
+    held_out, stream = stream_files([file], 1, seed=1)
+    assert len(held_out) == 1 and len(list(encode_rows(stream, tiny_tokenizer, 40))) == 7
+    told = " ".join(record.getMessage() for record in caplog.records)
+    assert "line 6: Expected each message" in told and "line 7: The conversation starts" in told
+    with pytest.raises(ValueError, match="line 6: Expected each message"):
+        list(encode_rows(stream_files([file], 1, seed=1, strict=True)[1], tiny_tokenizer, 40))
+
+
+def test_what_is_left_out_is_told_by_reason(tiny_tokenizer, caplog):
+    question = CONVERSATIONS[0]["messages"][0]
+    odd = [{"messages": [question]}, {"prompt": "q" * 50, "completion": "abc"}]
+    assert len(encode_rows([*CONVERSATIONS, *odd], tiny_tokenizer, 40)) == 8
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert "2 of 10 conversations are left out: 1 have no answer of two tokens; 1 have an answer only beyond" in told
 
 
 def test_data_without_answers_are_refused(tiny_tokenizer):
     with pytest.raises(
-        ValueError, match="None of the 8 conversations has an answer of two tokens within max_length=2"
+        ValueError, match="None of the 8 conversations .* within max_length=2: 8 have an answer only beyond max_length"
     ):
         encode_rows(CONVERSATIONS, tiny_tokenizer, 2)
 

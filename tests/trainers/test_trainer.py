@@ -116,9 +116,11 @@ def test_conversations_of_any_shape_are_the_same_rows(tiny_tokenizer):
     plain = {"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]}
     filled = {"messages": [{**message, "name": None} for message in plain["messages"]], "turns": None}
     shared = {"conversations": [{"from": "human", "value": said}, {"from": "gpt", "value": answer}]}
-    rows = encode_rows([plain, filled, shared], tiny_tokenizer, 64)
-    assert rows[0] == rows[1] == rows[2] and any(rows[0]["loss_mask"])
-    assert list(StreamedRows([plain, filled, shared], tiny_tokenizer, 64)) == rows
+    paired = {"prompt": said, "completion": answer}
+    given = [plain, filled, shared, paired]
+    rows = encode_rows(given, tiny_tokenizer, 64)
+    assert all(row == rows[0] for row in rows) and any(rows[0]["loss_mask"]) and len(rows) == 4
+    assert list(StreamedRows(given, tiny_tokenizer, 64)) == rows
     assert row_bytes(shared) == row_bytes(plain)
     # Ids come first: a column of their prompts' text is none of ours.
     encoded = [{**rows[0], "prompt": said}]

@@ -7,13 +7,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dspark_hf.cli.options import KeepSpecialTokensOption, TargetOption
+from dspark_hf.cli.options import KeepSpecialTokensOption, StrictOption, TargetOption
 from dspark_hf.cli.terminal import plain
 
 
 def cache(
     out: Annotated[Path, typer.Option(help="Folder of the cache: a new one, or one to continue.")],
-    data: Annotated[list[Path] | None, typer.Option(help="JSONL file of conversations; may be repeated.")] = None,
+    data: Annotated[list[Path] | None, typer.Option(help="File of conversations; may be repeated.")] = None,
     target: TargetOption = "embedded",
     drafter: Annotated[str | None, typer.Option(help="Drafter whose taps to use: a repository or a folder.")] = None,
     tap: Annotated[list[int] | None, typer.Option(help="A tapped layer, 0-based; repeat for each.")] = None,
@@ -21,6 +21,7 @@ def cache(
     log_norm: Annotated[bool, typer.Option("--log-norm", help="Also store what a reduced vocabulary reads.")] = False,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens of a conversation that are used.")] = 4096,
     keep_special_tokens: KeepSpecialTokensOption = False,
+    strict: StrictOption = False,
     target_dtype: Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto (as saved).")] = "auto",
     shard_mb: Annotated[int, typer.Option(min=1, help="Size of a shard, in megabytes.")] = 256,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens per forward pass.")] = 4096,
@@ -56,13 +57,16 @@ def cache(
 
     from dspark_hf.cli import models
     from dspark_hf.data.cache import codecs
-    from dspark_hf.data.conversations import load_conversations
+    from dspark_hf.data.conversation_files import iterate_places
+    from dspark_hf.data.left_out import LeftOut
     from dspark_hf.hub.embedded import resolve_target
     from dspark_hf.publishing.hub_errors import explained_load
 
     models.check_dtype(target_dtype, "--target-dtype", auto=True)
     codecs.check_dtype(dtype)
-    rows = [record for path in data for record in load_conversations(path)]
+    left_out = LeftOut(strict)
+    rows = [record for path in data for _, record in iterate_places(path, left_out)]
+    left_out.tell(", ".join(map(str, data)))
     path = resolve_target(target)
     with explained_load(target):
         config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
@@ -74,6 +78,7 @@ def cache(
 
         console.print(_estimate_table(estimate_target_cache(config, rows, num_taps=len(taps), **options)))
         return
+    options["strict"] = strict
     built = _build(path, target_dtype, rows, out, taps, dtype, shard_mb * 2**20, batch_tokens, options)
     if built is None:
         return

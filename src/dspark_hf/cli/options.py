@@ -22,3 +22,7 @@ KeepSpecialTokensOption = Annotated[
     bool,
     typer.Option("--keep-special-tokens", help="Keep conversations whose text spells special tokens of the target."),
 ]
+StrictOption = Annotated[
+    bool,
+    typer.Option("--strict", help="Stop at a conversation that cannot be read or encoded."),
+]

@@ -17,7 +17,7 @@ def regenerate(
         Path | None, typer.Option(exists=True, help="Beginnings of invented prompts, one a line.")
     ] = None,
     max_prompt_tokens: Annotated[int, typer.Option(help="Longest invented prompt, in tokens.")] = 40,
-    prompts: Annotated[str | None, typer.Option(help="JSONL or Parquet file, or a dataset's name or folder.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="File of conversations, or a dataset's name or folder.")] = None,
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
     limit: Annotated[int | None, typer.Option(help="Take so many prompts from the top.")] = None,
     server: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible server that has it.")] = None,

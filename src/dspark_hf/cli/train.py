@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dspark_hf.cli.options import StrictOption
 from dspark_hf.cli.terminal import plain
 
 
@@ -16,6 +17,7 @@ def train(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Recipe, a YAML file; see examples/recipes.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint.")] = False,
+    strict: StrictOption = False,
     estimate: Annotated[bool, typer.Option("--estimate", help="Print disk and memory and stop.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="With push_to_hub, upload without asking.")] = False,
 ) -> None:
@@ -37,7 +39,7 @@ def train(
     """
     from dspark_hf.trainers.recipes.recipe import load_recipe
 
-    recipe = load_recipe(config, overrides or ())
+    recipe = load_recipe(config, [*(overrides or ()), *(["strict=true"] if strict else [])])
     console = Console(highlight=False)
     if estimate:
         console.print(_estimate_table(recipe))

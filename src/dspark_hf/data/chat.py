@@ -7,8 +7,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from dspark_hf.data.conversations import as_messages, check_messages, has_conversation, messages_of
-from dspark_hf.data.special_tokens import spelled_token
+from dspark_hf.data.conversations import as_messages, call_names, check_messages
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _MARK = "\u2402answer\u2403"
@@ -49,6 +48,8 @@ def encode_conversation(
     *,
     complete: bool = True,
     thinking: bool | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    answer_ids: Sequence[int] | None = None,
 ) -> dict[str, list]:
     """Tokenize a conversation and mark the tokens that the target produces: each answer and its end-of-turn token.
 
@@ -58,28 +59,35 @@ def encode_conversation(
     answer is taken word by word where it was cut off, or where the template would change it (close a thought, strip
     white space): the target wrote what stands in its `content`, right behind the opening.
 
+    Without a chat template, which base models do not have, a conversation is a prompt and an answer, and their text is
+    taken raw, as [`prompt_ids`] does; behind it stands the tokenizer's end of text.
+
     Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The target's tokenizer, with a chat template.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The target's tokenizer.
         messages (`list[dict]`): `{"role", "content"}` messages.
         max_length (`int`, *optional*): Keep at most this many tokens, from the start.
         complete (`bool`, *optional*, defaults to `True`): `False` if the last answer was cut off: the target would
             have gone on where it ends.
         thinking (`bool`, *optional*): `enable_thinking` of the chat template, as when the answers were made.
+        tools (`list[dict]`, *optional*): Functions that the chat template shows.
+        answer_ids (`list[int]`, *optional*): Of a raw answer, its end included, as the target made them.
 
     Returns:
         `dict`: `input_ids` (`list[int]`) and `loss_mask` (`list[bool]`, `True` = written by the assistant), equally
         long.
 
     Raises:
-        `ValueError`: If the tokenizer has no chat template, or the template refuses the conversation, or renders it so
-            that turns cannot be located.
+        `ValueError`: If the template refuses the conversation, leaves tool calls or the last thoughts out, or renders
+            it so that turns cannot be located; or if there is none and the conversation is not a prompt and an answer.
     """
     check_messages(messages)
-    if tokenizer.chat_template is None:
-        raise ValueError(_no_template(tokenizer))
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}. Leave it out for no limit.")
-    options = _template_options(thinking)
+    if tokenizer.chat_template is None:
+        input_ids, loss_mask = _encode_raw(tokenizer, messages, complete, answer_ids)
+        return {"input_ids": input_ids[:max_length], "loss_mask": loss_mask[:max_length]}
+    options = _template_options(thinking) | ({"tools": list(tools)} if tools else {})
+    _check_shown(tokenizer, messages, options)
     written = _written(tokenizer, messages, complete, options)
     if written is None:
         input_ids, loss_mask = _encode(tokenizer, messages, options)
@@ -88,65 +96,51 @@ def encode_conversation(
     else:
         input_ids, loss_mask = _encode(tokenizer, messages[:-1], options | {"add_generation_prompt": True})
         opening = _render(tokenizer, messages[:-1], **options | {"add_generation_prompt": True})
-        whole = _tokenize(tokenizer, opening + written)["input_ids"]
-        # Where a tokenizer would join text across the border, the target still wrote from the border on.
-        is_joined = whole[: len(input_ids)] != input_ids
-        answer_ids = _tokenize(tokenizer, written)["input_ids"] if is_joined else whole[len(input_ids) :]
+        answer_ids = _continued(tokenizer, input_ids, opening, written)
         input_ids, loss_mask = input_ids + answer_ids, loss_mask + [True] * len(answer_ids)
     return {"input_ids": input_ids[:max_length], "loss_mask": loss_mask[:max_length]}
 
 
-def encode_row(
-    row: Mapping[str, Any],
-    tokenizer=None,
-    max_length: int | None = None,
-    keep_special_tokens: bool = False,
-    *,
-    where: str = "A row",
-) -> dict[str, Any]:
-    """A data set's row as ids and mask: a conversation is encoded, ids and mask are cut to `max_length`.
-
-    Args:
-        row (`Mapping`): A conversation as [`~data.conversations.messages_of`] reads it, perhaps with `complete` and
-            `thinking`; or `input_ids` and `loss_mask`.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Needed for conversations.
-        max_length (`int`, *optional*): Keep at most this many tokens, from the start.
-        keep_special_tokens (`bool`, *optional*, defaults to `False`): Whether a conversation whose text spells special
-            tokens of the tokenizer is taken all the same; otherwise it has no tokens.
-        where (`str`, *optional*): Which row it is, for messages.
-
-    Returns:
-        `dict`: `input_ids` and `loss_mask`.
-
-    Raises:
-        `ValueError`: If the row has neither, or is a conversation that cannot be encoded, or there is no tokenizer.
-    """
-    if has_conversation(row):
-        if tokenizer is None:
-            raise ValueError(
-                "The dataset holds conversations; give their tokenizer too (a trainer's processing_class)."
-            )
-        # The end of an answer that was cut off is not the target's.
-        complete = row.get("complete") is not False
-        thinking = row.get("thinking")
-        try:
-            messages = messages_of(row)
-            if not keep_special_tokens and spelled_token(tokenizer, messages) is not None:
-                return {"input_ids": [], "loss_mask": []}
-            return encode_conversation(tokenizer, messages, max_length, complete=complete, thinking=thinking)
-        except ValueError as error:
-            raise ValueError(f"{where} cannot be encoded: {error}") from error
-    if "input_ids" not in row or "loss_mask" not in row:
-        raise ValueError(f"{where} needs 'messages', or 'input_ids' and 'loss_mask', got {sorted(row)}.")
-    return {name: row[name][:max_length] for name in ("input_ids", "loss_mask")}
+def _encode_raw(
+    tokenizer, messages: Sequence[dict], complete: bool, answer_ids: Sequence[int] | None
+) -> tuple[list[int], list[bool]]:
+    """Ids and mask of a prompt and its answer without a template."""
+    if [message["role"] for message in messages] not in (["user"], ["user", "assistant"]):
+        raise ValueError(
+            f"{_no_template(tokenizer)} Without one, a prompt and its answer can be taken as raw text, and no more."
+        )
+    question, *answers = (message["content"] or "" for message in messages)
+    input_ids = tokenizer(question)["input_ids"]
+    if answer_ids is None:
+        answer_ids = _continued(tokenizer, input_ids, question, answers[0], add_special_tokens=True) if answers else []
+        has_end = complete and bool(answers) and tokenizer.eos_token_id is not None
+        answer_ids = answer_ids + [tokenizer.eos_token_id] * has_end
+    elif max(answer_ids) >= len(tokenizer):
+        raise ValueError(f"answer_ids has {max(answer_ids)}, and the tokenizer ends at {len(tokenizer) - 1}.")
+    return input_ids + list(answer_ids), [False] * len(input_ids) + [True] * len(answer_ids)
 
 
-def row_name(index: int) -> str:
-    """How messages call a row of a data set."""
-    return f"Row {index} (from 0)"
+def _continued(tokenizer, input_ids: list[int], opening: str, written: str, add_special_tokens: bool = False):
+    """The ids of text that was written behind an opening of these ids."""
+    whole = tokenizer(opening + written, add_special_tokens=add_special_tokens)["input_ids"]
+    # Where a tokenizer would join text across the border, the target still wrote from the border on.
+    is_joined = whole[: len(input_ids)] != input_ids
+    return _tokenize(tokenizer, written)["input_ids"] if is_joined else whole[len(input_ids) :]
 
 
-def _written(tokenizer, messages: Sequence[dict], complete: bool, options: dict[str, bool]) -> str | None:
+def _check_shown(tokenizer, messages: Sequence[dict], options: dict[str, Any]) -> None:
+    """Raise `ValueError` if the template leaves out what the target wrote beside its text."""
+    names, thoughts = call_names(messages), messages[-1].get("reasoning_content")
+    if not names and not thoughts:
+        return
+    text = _render(tokenizer, messages, **options)
+    missing = "the last answer's thoughts" if thoughts and str(thoughts).strip() not in text else ""
+    missing = next((f"a call of {name!r}" for name in names if name not in text), missing)
+    if missing:
+        raise ValueError(f"The chat template of {tokenizer.name_or_path!r} leaves out {missing}, which was written.")
+
+
+def _written(tokenizer, messages: Sequence[dict], complete: bool, options: dict[str, Any]) -> str | None:
     """The last answer's text, if it must be taken word by word: with its end-of-turn token, unless it was cut off."""
     last = messages[-1]
     if last["role"] != "assistant" or len(messages) == 1 or last.keys() - {"role", "content"}:
@@ -162,7 +156,7 @@ def _written(tokenizer, messages: Sequence[dict], complete: bool, options: dict[
     return last["content"] + (_end_of_turn(tokenizer, after) or after) if marked.count(_MARK) == 1 else None
 
 
-def _encode(tokenizer, messages: Sequence[dict], options: dict[str, bool]) -> tuple[list[int], list[bool]]:
+def _encode(tokenizer, messages: Sequence[dict], options: dict[str, Any]) -> tuple[list[int], list[bool]]:
     """Ids and mask of a conversation as the template shows it."""
     if not _GENERATION_TAG.search(tokenizer.get_chat_template()):
         return _encode_by_prefixes(tokenizer, messages, options)
@@ -172,7 +166,7 @@ def _encode(tokenizer, messages: Sequence[dict], options: dict[str, bool]) -> tu
     return encoded["input_ids"], [bool(keep) for keep in encoded["assistant_masks"]]
 
 
-def _encode_by_prefixes(tokenizer, messages: Sequence[dict], options: dict[str, bool]) -> tuple[list[int], list[bool]]:
+def _encode_by_prefixes(tokenizer, messages: Sequence[dict], options: dict[str, Any]) -> tuple[list[int], list[bool]]:
     """Mark the tokens of each answer's text."""
     text = _render(tokenizer, messages, **options)
     encoded = _tokenize(tokenizer, text, return_offsets_mapping=True)
@@ -193,7 +187,7 @@ def _encode_by_prefixes(tokenizer, messages: Sequence[dict], options: dict[str, 
     return input_ids, loss_mask
 
 
-def _find_answer(tokenizer, messages: Sequence[dict], i: int, text: str, options: dict[str, bool]) -> tuple[int, int]:
+def _find_answer(tokenizer, messages: Sequence[dict], i: int, text: str, options: dict[str, Any]) -> tuple[int, int]:
     """Where the turn of message `i` stands in the rendered conversation, from behind its opening."""
     opening = _render(tokenizer, messages[:i], **options | {"add_generation_prompt": True})
     turn = _render(tokenizer, messages[: i + 1], **options | {"add_generation_prompt": False})
@@ -227,14 +221,15 @@ def _unmark_end_of_turn(tokenizer, input_ids: list[int], loss_mask: list[bool]) 
     loss_mask[last:] = [False] * (len(loss_mask) - last)
 
 
-def _render(tokenizer, messages: Sequence[dict], add_generation_prompt: bool = False, **options: bool) -> str:
+def _render(tokenizer, messages: Sequence[dict], add_generation_prompt: bool = False, **options: Any) -> str:
     return _apply_template(tokenizer, messages, tokenize=False, add_generation_prompt=add_generation_prompt, **options)
 
 
 def _apply_template(tokenizer, messages: Sequence[dict], **options: Any) -> Any:
     try:
         return tokenizer.apply_chat_template(list(messages), **options)
-    except TemplateError as error:
+    # Templates put texts together, and one that knows no tool calls has no text there.
+    except (TemplateError, TypeError) as error:
         roles = [message["role"] for message in messages]
         raise ValueError(
             f"The chat template of {tokenizer.name_or_path!r} refuses a conversation of roles {roles}: {error} Leave "
@@ -259,6 +254,6 @@ def _tokenize(tokenizer, text: str, return_offsets_mapping: bool = False) -> dic
 
 def _no_template(tokenizer) -> str:
     return (
-        f"The tokenizer of {tokenizer.name_or_path!r} has no chat template. Use an instruction-tuned target, or set "
-        "`tokenizer.chat_template` to the template that the target was trained with."
+        f"The tokenizer of {tokenizer.name_or_path!r} has no chat template; set `tokenizer.chat_template` if the "
+        "target was trained with one."
     )

@@ -1,97 +1,70 @@
-"""Conversations as files and data sets hold them: rows become lists of messages, whatever their columns are called."""
+"""Conversations as data sets hold them: a row becomes messages, whatever its columns are called."""
 
-import gzip
-import os
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from io import BufferedReader
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dspark_hf.files import open_regular, parse_json
+from dspark_hf.files import parse_json
 
 _ROLES = ("system", "user", "assistant", "tool")
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
-_COLUMNS = ("messages", "conversations", "turns", "prompt")
-_GZIP = b"\x1f\x8b"
-# Bytes of a line: a thousand times a long conversation, and far from what a machine's memory holds.
-_LONGEST = 2**26
-
-
-def load_conversations(path: str | os.PathLike) -> list[dict]:
-    """Read conversations from a JSONL file; see [`iterate_conversations`]."""
-    return list(iterate_conversations(path))
-
-
-def iterate_conversations(path: str | os.PathLike) -> Iterator[dict]:
-    """Read conversations from a JSONL file, which may be compressed (gzip), line by line.
-
-    A line is an object with what [`messages_of`] reads. An optional `complete: false` says that the last answer was
-    cut off by a length limit, and an optional `thinking` whether the chat template had `enable_thinking` on.
-
-    Args:
-        path (`str` or `os.PathLike`): The file. Empty lines are skipped.
-
-    Returns:
-        `Iterator[dict]`: `{"messages": list[dict], "complete": bool}` per line, with `thinking` where the line has it.
-
-    Raises:
-        `ValueError`: If the file is absent, empty or no regular file, or a line is not such an object or has more than
-            64 MiB; the message has its number.
-    """
-    is_empty = True
-    try:
-        with open_regular(path) as file:
-            for number, line in enumerate(_lines(file), start=1):
-                if len(line) > _LONGEST:
-                    raise ValueError(
-                        f"{os.fspath(path)}, line {number}: A line may have {_LONGEST >> 20} MiB. Write one "
-                        "conversation a line."
-                    )
-                # Editors on Windows begin a file with a mark that is no text.
-                text = line.decode("utf-8-sig")
-                if text.strip():
-                    is_empty = False
-                    try:
-                        record = _parse_record(text)
-                    except ValueError as error:
-                        raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from error
-                    yield record
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"Cannot read conversations from {os.fspath(path)!r}: {error}. Give a JSONL file.") from error
-    if is_empty:
-        raise ValueError(f"{os.fspath(path)} holds no conversations. Give a JSONL file with one object a line.")
-
-
-def _lines(file: BufferedReader) -> Iterator[bytes]:
-    content = gzip.GzipFile(fileobj=file) if file.peek(len(_GZIP)).startswith(_GZIP) else file
-    # One byte more than a line may have shows that it has too many.
-    yield from iter(lambda: content.readline(_LONGEST + 1), b"")
+# What data sets call them otherwise.
+_OTHER_ROLES = {"human": "user", "gpt": "assistant"}
+_ANSWERS = ("completion", "response", "chosen")
+_SHAPES = (
+    "'messages', 'conversations', 'prompt' (with 'completion', 'response' or 'chosen'), 'chosen', 'instruction' with "
+    "'output', 'turns'"
+)
+_COLUMNS = ("messages", "conversations", "chosen", "prompt", "instruction", "turns")
 
 
 def has_conversation(row: Mapping[str, Any]) -> bool:
-    """Whether a data set's row is a conversation, as [`messages_of`] reads it, rather than ids and mask."""
+    """Whether a data set's row is a conversation, as [`conversation_of`] reads it, rather than ids and mask."""
     return "messages" in row or ("input_ids" not in row and any(name in row for name in _COLUMNS))
 
 
-def messages_of(row: Mapping[str, Any]) -> list[dict]:
-    """The messages of a row with `messages` (`role`, `content`), `conversations` (`from`, `value`), `turns` (what the
-    user says, turn by turn) or `prompt` (one such turn).
+def conversation_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The conversation of a data set's row.
+
+    Of the columns that are filled, the first of these counts; where text is said, messages will do, and the other way
+    round:
+
+    * `messages` or `conversations`: `{"role", "content"}`, or ShareGPT's `{"from", "value"}`;
+    * `prompt` with `completion`, `response` or `chosen`: a user's text and the answer;
+    * `chosen` alone: messages (the `rejected` ones are nothing to learn);
+    * `instruction` with `output`, and perhaps `input`: what alpaca has;
+    * `turns`: what the user says, turn by turn; `prompt` alone: one such turn.
+
+    A column `system` with text goes in front, where the messages have no system message. Contents in parts are joined
+    if all are text. Tool calls whose arguments are JSON text get what that says, as chat templates expect it.
+
+    Args:
+        row (`Mapping`): The row; columns that are `None` or empty count as absent.
+
+    Returns:
+        `dict`: `messages`; `complete` (`False` if the last answer was cut off by a length limit); and, where the row
+        has them, `thinking` (whether the chat template had `enable_thinking` on), `tools` (for the template) and
+        `answer_ids` (the ids of the last answer, its end included, as the target made them).
 
     Raises:
-        `ValueError`: If the row has none of these, or no messages in it.
+        `ValueError`: If the row has no messages, or a value cannot be used.
     """
-    present = [name for name in _COLUMNS if name in row]
-    if not present:
-        raise ValueError(f"Expected one of {', '.join(map(repr, _COLUMNS))}, got {sorted(row)}.")
-    # Data sets of several kinds of rows fill up the columns that a row does not have.
-    column = next((name for name in present if row[name]), present[0])
-    messages = row[column]
-    if column in ("turns", "prompt"):
-        messages = as_messages(messages)
-    elif isinstance(messages, (list, tuple)) and all(isinstance(message, Mapping) for message in messages):
-        messages = [_as_message(message) for message in messages]
+    messages = [_as_message(message) for message in _messages(row)]
+    system = row.get("system")
+    if isinstance(system, str) and system and messages and messages[0].get("role") != "system":
+        messages.insert(0, {"role": "system", "content": system})
     check_messages(messages)
-    return list(messages)
+    complete = row.get("complete")
+    if not isinstance(complete, bool | None):
+        raise ValueError(f"Expected 'complete' to be true or false, got {complete!r}.")
+    extras = {"thinking": row.get("thinking"), "tools": _tools(row), "answer_ids": row.get("answer_ids")}
+    if not isinstance(extras["thinking"], bool | None):
+        raise ValueError(f"Expected 'thinking' to be true, false or absent, got {extras['thinking']!r}.")
+    ids = extras["answer_ids"]
+    if ids is not None and not (
+        isinstance(ids, list | tuple) and ids and all(type(one) is int and one >= 0 for one in ids)
+    ):
+        raise ValueError(f"Expected 'answer_ids' to be token ids or absent, got {ids!r:.80}.")
+    extras = {name: value for name, value in extras.items() if value is not None}
+    return {"messages": messages, "complete": complete is not False, **extras}
 
 
 def as_messages(conversation: str | Sequence[str] | Sequence[dict]) -> list[dict]:
@@ -107,16 +80,113 @@ def as_messages(conversation: str | Sequence[str] | Sequence[dict]) -> list[dict
 
 
 def check_messages(messages: Sequence[dict]) -> None:
-    """Raise `ValueError` unless `messages` is a non-empty list of `{"role", "content"}` with known roles."""
+    """Raise `ValueError` unless `messages` is a non-empty list of `{"role", "content"}` with known roles.
+
+    The content may be `None` beside tool calls.
+    """
     if not isinstance(messages, (list, tuple)) or not messages:
         raise ValueError(f"Expected a non-empty list of messages, got {messages!r:.80}.")
     for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+        content = message.get("content") if isinstance(message, dict) else None
+        is_call = content is None and isinstance(message, dict) and message.get("tool_calls")
+        if not isinstance(content, str) and not is_call:
             raise ValueError(f"Expected each message to be {{'role': ..., 'content': text}}, got {message!r:.80}.")
         if message.get("role") not in _ROLES:
             raise ValueError(f"Expected a role out of {_ROLES}, got {message.get('role')!r}.")
-        if not _is_unicode(message["content"]):
-            raise ValueError(f"Expected text, got half of a surrogate pair in {message['content']!r:.80}.")
+        if not is_call and not _is_unicode(content):
+            raise ValueError(f"Expected text, got half of a surrogate pair in {content!r:.80}.")
+
+
+def call_names(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The functions that the messages' tool calls name."""
+    calls = [call for message in messages for call in message.get("tool_calls") or ()]
+    functions = [call.get("function", call) for call in calls if isinstance(call, Mapping)]
+    return [str(function["name"]) for function in functions if isinstance(function, Mapping) and "name" in function]
+
+
+def _messages(row: Mapping[str, Any]) -> list[Any]:
+    """The messages as the row has them."""
+    answer = next((row[name] for name in _ANSWERS if row.get(name)), None)
+    for name in ("messages", "conversations"):
+        if row.get(name):
+            return _listed(row[name])
+    if answer is not None and (row.get("prompt") or "chosen" in row):
+        answers = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else _listed(answer)
+        # What was chosen may be the whole conversation.
+        is_whole = not isinstance(answer, str) and _as_message(answers[0]).get("role") in ("system", "user")
+        return answers if is_whole or not row.get("prompt") else [*as_messages(row["prompt"]), *answers]
+    if isinstance(row.get("instruction"), str) and isinstance(row.get("output"), str):
+        parts = [row["instruction"], row.get("input") or ""]
+        if not all(isinstance(part, str) for part in parts):
+            raise ValueError(f"Expected 'input' to be text, got {row['input']!r:.80}.")
+        question = "\n\n".join(part for part in parts if part)
+        return [{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
+    for name in ("turns", "prompt"):
+        if row.get(name):
+            return as_messages(row[name])
+    present = [name for name in _COLUMNS if name in row and name != "instruction"]
+    if not present:
+        raise ValueError(f"Expected one of {_SHAPES}, got {sorted(row)}.")
+    empty = row[present[0]]
+    return as_messages(empty) if present[0] in ("turns", "prompt") else _listed(empty)
+
+
+def _listed(messages: Any) -> list[Any]:
+    if not isinstance(messages, list | tuple) or not messages:
+        raise ValueError(f"Expected a non-empty list of messages, got {messages!r:.80}.")
+    return list(messages)
+
+
+def _as_message(message: Any) -> Any:
+    if not isinstance(message, Mapping):
+        return message
+    # Data sets fill up messages with absent keys.
+    given = {key: value for key, value in message.items() if value is not None}
+    if "role" not in given and "from" in given:
+        given = {"role": given.pop("from"), "content": given.pop("value", given.get("content")), **given}
+    if isinstance(given.get("role"), str):
+        given["role"] = _OTHER_ROLES.get(given["role"], given["role"])
+    if isinstance(given.get("content"), list | tuple):
+        given["content"] = _joined(given["content"])
+    if given.get("tool_calls"):
+        given["tool_calls"] = [_as_call(call) for call in given["tool_calls"]]
+        return {**given, "content": given.get("content")}
+    given.pop("tool_calls", None)
+    # An absent text is shown as it was given.
+    return given if "content" in given or "content" not in message else {**given, "content": None}
+
+
+def _joined(parts: Sequence[Any]) -> str:
+    """The text of a content in parts."""
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"Expected each part of a content to be text, got {list(parts)!r:.80}.")
+    return "".join(texts)
+
+
+def _as_call(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = parse_json(function["arguments"])
+    except ValueError as error:
+        raise ValueError(f"The arguments of the call of {function.get('name')!r} are no JSON: {error}.") from error
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _tools(row: Mapping[str, Any]) -> list[dict] | None:
+    tools = row.get("tools") or None
+    if isinstance(tools, str):
+        try:
+            tools = parse_json(tools)
+        except ValueError as error:
+            raise ValueError(
+                f"Expected 'tools' to be a list of functions, got text that is no JSON: {error}."
+            ) from error
+    if tools is not None and not (isinstance(tools, list | tuple) and all(isinstance(one, Mapping) for one in tools)):
+        raise ValueError(f"Expected 'tools' to be a list of functions, got {tools!r:.80}.")
+    return list(tools) if tools else None
 
 
 def _is_unicode(text: str) -> bool:
@@ -125,28 +195,3 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _as_message(message: Mapping[str, Any]) -> dict[str, Any]:
-    # Data sets fill up messages with absent keys.
-    given = {key: value for key, value in message.items() if value is not None}
-    if "role" not in given and "from" in given:
-        role = given.pop("from")
-        role = _SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role
-        given = {"role": role, "content": given.pop("value", given.get("content")), **given}
-    # An absent text is shown as it was given.
-    return given if "content" in given or "content" not in message else {**given, "content": None}
-
-
-def _parse_record(line: str) -> dict:
-    record = parse_json(line)
-    if not isinstance(record, dict):
-        raise ValueError(f"Expected an object with one of {', '.join(map(repr, _COLUMNS))}, got {line.strip()!r:.80}.")
-    messages = messages_of(record)
-    complete = record.get("complete", True)
-    if not isinstance(complete, bool):
-        raise ValueError(f"Expected 'complete' to be true or false, got {complete!r}.")
-    thinking = record.get("thinking")
-    if thinking is not None and not isinstance(thinking, bool):
-        raise ValueError(f"Expected 'thinking' to be true, false or absent, got {thinking!r}.")
-    return {"messages": messages, "complete": complete, **({} if thinking is None else {"thinking": thinking})}

@@ -46,7 +46,7 @@ def end_ids(target, tokenizer) -> list[int]:
 @torch.inference_mode()
 def write_on(
     target, rows: Sequence[Sequence[int]], stop_ids: Sequence[int], seed: int, **options: Any
-) -> list[tuple[list[int], bool]]:
+) -> list[tuple[list[int], int | None]]:
     """Let the target go on from each row. The same seed gives the same; global random states are left as they are.
 
     Args:
@@ -57,7 +57,7 @@ def write_on(
         options: Options of `generate()`.
 
     Returns:
-        `list[tuple[list[int], bool]]`: The new tokens of each row before its end, and whether it ended.
+        `list[tuple[list[int], int | None]]`: The new tokens of each row before its end, and the token that ended it.
     """
     inputs = {name: tensor.to(target.device) for name, tensor in left_pad(rows, stop_ids[0]).items()}
     devices = [target.device] if target.device.type == "cuda" else []
@@ -67,5 +67,5 @@ def write_on(
     written = []
     for ids in out[:, inputs["input_ids"].shape[1] :].tolist():
         end = next((place for place, token in enumerate(ids) if token in stop_ids), None)
-        written.append((ids[:end], end is not None))
+        written.append((ids[:end], None if end is None else ids[end]))
     return written

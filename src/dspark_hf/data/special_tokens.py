@@ -1,10 +1,7 @@
 """Text that spells special tokens: a tokenizer makes real ones of it, which can end a turn and forge others."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-logger = logging.getLogger(__name__)
 
 # Shorter ones, such as a padding token "!", are ordinary text as well.
 _SHORTEST = 3
@@ -20,15 +17,6 @@ def spelled_token(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str 
     tokens = [token.content for token in added if token.special and len(token.content) >= _SHORTEST]
     texts = _texts(messages)
     return next((token for token in tokens for text in texts if token in text), None)
-
-
-def tell_left_out(num_spelled: int, num_rows: int, what: str) -> None:
-    """Say in one line how many conversations are left out for what they spell."""
-    if num_spelled:
-        logger.warning(
-            f"{what}: {num_spelled} of {num_rows} conversations spell special tokens of the tokenizer and are left "
-            "out; keep_special_tokens keeps them."
-        )
 
 
 def _texts(value: Any) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dspark_hf.data.chat import prompt_ids
-from dspark_hf.data.conversations import load_conversations
+from dspark_hf.data.conversation_files import load_conversations
 from dspark_hf.data.generating import left_pad
 
 

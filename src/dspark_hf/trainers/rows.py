@@ -1,50 +1,47 @@
 """Data sets of a trainer: conversations become rows of ids and masks, caches are checked."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from dspark_hf.data.cache import TargetCache
-from dspark_hf.data.chat import encode_row, row_name
 from dspark_hf.data.collator import has_anchors
-from dspark_hf.data.conversations import has_conversation, load_conversations
-from dspark_hf.data.special_tokens import tell_left_out
+from dspark_hf.data.conversation_files import iterate_places
+from dspark_hf.data.conversations import has_conversation
+from dspark_hf.data.left_out import LeftOut
+from dspark_hf.data.rows import encode_row, row_name
 from dspark_hf.modeling import DraftModel
 
 from .streams import StreamedRows
 
 
 def load_rows(
-    files: Sequence[str], tokenizer: Any, max_length: int, keep_special_tokens: bool = False
+    files: Sequence[str], tokenizer: Any, max_length: int, keep_special_tokens: bool = False, strict: bool = False
 ) -> list[dict[str, Any]]:
-    """Encoded conversations of JSONL files, those with an answer of at least two tokens.
+    """Encoded conversations of files, those with an answer of at least two tokens; the others are counted.
 
     Raises:
-        `ValueError`: If none is left.
+        `ValueError`: If none is left; or if `strict` and one cannot be read or encoded.
     """
-    records = [
-        (f"{file}, conversation {number},", record)
-        for file in files
-        for number, record in enumerate(load_conversations(file), start=1)
-    ]
-    rows = [
-        encode_row(record, tokenizer, max_length, keep_special_tokens, where=where)
-        for where, record in tqdm(records, desc="Encoding", unit="conversation", leave=False)
-    ]
-    tell_left_out(sum(not row["input_ids"] for row in rows), len(rows), ", ".join(map(str, files)))
-    rows = [row for row in rows if has_anchors(row["loss_mask"])]
-    if not rows:
-        raise ValueError(
-            f"None of the {len(records)} conversations in {list(files)} has an answer of two tokens within "
-            f"max_length={max_length}; raise it, or give other data."
-        )
-    return rows
+    left_out = LeftOut(strict)
+    places = [place for file in files for place in iterate_places(file, left_out)]
+    bar = tqdm(places, desc="Encoding", unit="conversation", leave=False, disable=None)
+    options = {"keep_special_tokens": keep_special_tokens, "left_out": left_out}
+    with closing(bar):
+        rows = [encode_row(row, tokenizer, max_length, where=place, **options) for place, row in bar]
+    return _with_anchors(rows, left_out, ", ".join(map(str, files)), max_length)
 
 
 def encode_rows(
-    dataset: Any, tokenizer: Any, max_length: int, repeats: bool = False, keep_special_tokens: bool = False
+    dataset: Any,
+    tokenizer: Any,
+    max_length: int,
+    repeats: bool = False,
+    keep_special_tokens: bool = False,
+    strict: bool = False,
 ) -> Any:
     """Conversations as ids and masks, those with an answer of at least two tokens; any other dataset as it is. Several
     come by name.
@@ -52,31 +49,37 @@ def encode_rows(
     Without a length it is a stream, which is encoded as it comes, and over and over where it `repeats`.
 
     Raises:
-        `ValueError`: If no conversation has such an answer.
+        `ValueError`: If no conversation has such an answer; or if `strict` and one cannot be encoded.
     """
     if isinstance(dataset, dict):
-        return {
-            name: encode_rows(part, tokenizer, max_length, keep_special_tokens=keep_special_tokens)
-            for name, part in dataset.items()
-        }
+        options = {"keep_special_tokens": keep_special_tokens, "strict": strict}
+        return {name: encode_rows(part, tokenizer, max_length, **options) for name, part in dataset.items()}
     if dataset is None or isinstance(dataset, StreamedRows):
         return dataset
     if not hasattr(dataset, "__len__"):
-        return StreamedRows(dataset, tokenizer, max_length, repeats, keep_special_tokens)
+        return StreamedRows(dataset, tokenizer, max_length, repeats, keep_special_tokens, strict)
     if len(dataset) == 0 or not has_conversation(dataset[0]):
         return dataset
-    encoded = [
-        encode_row(row, tokenizer, max_length, keep_special_tokens, where=row_name(index))
-        for index, row in enumerate(dataset)
+    left_out = LeftOut(strict)
+    left_out.num_rows = len(dataset)
+    options = {"keep_special_tokens": keep_special_tokens, "left_out": left_out}
+    rows = [
+        encode_row(row, tokenizer, max_length, where=row_name(index), **options) for index, row in enumerate(dataset)
     ]
-    tell_left_out(sum(not row["input_ids"] for row in encoded), len(encoded), "Dataset")
-    rows = [row for row in encoded if has_anchors(row["loss_mask"])]
-    if not rows:
+    return _with_anchors(rows, left_out, "Dataset", max_length)
+
+
+def _with_anchors(
+    rows: Sequence[dict[str, Any]], left_out: LeftOut, what: str, max_length: int
+) -> list[dict[str, Any]]:
+    kept = [row for row in rows if has_anchors(row["loss_mask"])]
+    if not kept:
         raise ValueError(
-            f"None of the {len(dataset)} conversations has an answer of two tokens within max_length={max_length}; "
-            "raise it, or give other data."
+            f"None of the {left_out.num_rows} conversations in {what} has an answer of two tokens within max_length="
+            f"{max_length}: {left_out.reasons()}. Give other data, or raise max_length where that is the reason."
         )
-    return rows
+    left_out.tell(what)
+    return kept
 
 
 def check_caches(datasets: tuple[Any, ...], model: DraftModel, target: PreTrainedModel, tokenizer: Any) -> None:

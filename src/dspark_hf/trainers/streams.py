@@ -8,12 +8,15 @@ import datasets
 from torch.utils.data import IterableDataset
 from transformers import TrainingArguments
 
-from dspark_hf.data.chat import encode_row, row_name
 from dspark_hf.data.collator import has_anchors
-from dspark_hf.data.conversations import has_conversation, iterate_conversations
-from dspark_hf.data.special_tokens import tell_left_out
+from dspark_hf.data.conversation_files import iterate_places
+from dspark_hf.data.conversations import has_conversation
+from dspark_hf.data.left_out import LeftOut
+from dspark_hf.data.rows import encode_row, row_name
 
 SHUFFLE_BUFFER = 10_000
+# Column of a streamed row's file and line, which its order does not tell.
+_PLACE = "place"
 
 
 class StreamedRows(IterableDataset):
@@ -28,8 +31,9 @@ class StreamedRows(IterableDataset):
         tokenizer (`PreTrainedTokenizerBase`, *optional*): Needed for conversations.
         max_length (`int`): Conversations are cut to so many tokens.
         repeats (`bool`, *optional*, defaults to `False`): Whether it starts again at its end.
-        keep_special_tokens (`bool`, *optional*, defaults to `False`): As of [`~data.chat.encode_row`]. How many
-            conversations are left out is said after each pass.
+        keep_special_tokens (`bool`, *optional*, defaults to `False`): As of [`~data.rows.encode_row`].
+        strict (`bool`, *optional*, defaults to `False`): Whether a conversation that cannot be encoded is an error.
+            Otherwise it is left out; how many are, and why, is said after each pass.
 
     Raises:
         `ValueError`: While it is read: if a pass gives no row at all.
@@ -42,35 +46,38 @@ class StreamedRows(IterableDataset):
         max_length: int,
         repeats: bool = False,
         keep_special_tokens: bool = False,
+        strict: bool = False,
     ):
         self.stream, self.tokenizer, self.max_length, self.repeats = stream, tokenizer, max_length, repeats
-        self.keep_special_tokens = keep_special_tokens
+        self.keep_special_tokens, self.strict = keep_special_tokens, strict
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for epoch in count():
             if hasattr(self.stream, "set_epoch"):
                 self.stream.set_epoch(epoch)
-            num_rows = num_read = num_spelled = 0
+            num_rows, left_out = 0, LeftOut(self.strict)
             for index, row in enumerate(self.stream):
-                encoded = self._encode(row, f"{row_name(index)} of pass {epoch + 1}")
-                num_read, num_spelled = num_read + 1, num_spelled + (not len(encoded["input_ids"]))
+                left_out.num_rows += 1
+                encoded = self._encode(row, row.get(_PLACE, f"{row_name(index)} of pass {epoch + 1}"), left_out)
                 if has_anchors(encoded["loss_mask"]):
                     num_rows += 1
                     yield encoded | ({"stream_epoch": epoch} if self.repeats else {})
-            tell_left_out(num_spelled, num_read, "Data stream")
             if not num_rows:
                 raise ValueError(
                     f"The data stream gave no row with an answer of two tokens within max_length={self.max_length} in "
-                    f"its pass {epoch + 1}. Give other data; a generator that ends after one pass must be made anew "
-                    "for each: datasets.IterableDataset.from_generator(function)."
+                    f"its pass {epoch + 1} ({left_out.reasons() or 'no rows at all'}). Give other data; a generator "
+                    "that ends after one pass must be made anew for each: datasets.IterableDataset.from_generator"
+                    "(function)."
                 )
+            left_out.tell("Data stream")
             if not self.repeats:
                 return
 
-    def _encode(self, row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    def _encode(self, row: Mapping[str, Any], where: str, left_out: LeftOut) -> dict[str, Any]:
         if not has_conversation(row):
             return dict(row)
-        return encode_row(row, self.tokenizer, self.max_length, self.keep_special_tokens, where=where)
+        options = {"keep_special_tokens": self.keep_special_tokens, "left_out": left_out}
+        return encode_row(row, self.tokenizer, self.max_length, where=where, **options)
 
 
 def prepare_for_streams(args: TrainingArguments, train_rows: Any, eval_rows: Any) -> None:
@@ -99,13 +106,17 @@ def prepare_for_streams(args: TrainingArguments, train_rows: Any, eval_rows: Any
         args.accelerator_config.dispatch_batches = False
 
 
-def stream_files(files: Sequence[str], num_held_out: int, seed: int) -> tuple[list[dict[str, Any]], Any]:
-    """Conversations of JSONL files, read line by line.
+def stream_files(
+    files: Sequence[str], num_held_out: int, seed: int, strict: bool = False
+) -> tuple[list[dict[str, Any]], Any]:
+    """Conversations of files, read line by line.
 
     Args:
-        files (`Sequence[str]`): The files; each one's first line is read at once.
+        files (`Sequence[str]`): The files; each one's first conversation is read at once.
         num_held_out (`int`): So many conversations at the beginning are not in the stream.
         seed (`int`): Of the order, in which a buffer of `SHUFFLE_BUFFER` conversations is shuffled.
+        strict (`bool`, *optional*, defaults to `False`): Whether a line that cannot be read is an error. Otherwise it
+            is left out; how many are is said after each pass.
 
     Returns:
         `tuple[list[dict], datasets.IterableDataset]`: Those at the beginning, and a stream of the others.
@@ -114,8 +125,8 @@ def stream_files(files: Sequence[str], num_held_out: int, seed: int) -> tuple[li
         `ValueError`: If a file cannot be read, is empty, or nothing is left behind the beginning.
     """
     for file in files:
-        next(iterate_conversations(file))
-    stream = datasets.IterableDataset.from_generator(_read, gen_kwargs={"files": list(files)})
+        next(iterate_places(file, LeftOut(strict)), None)
+    stream = datasets.IterableDataset.from_generator(_read, gen_kwargs={"files": list(files), "strict": strict})
     beginning = list(stream.take(num_held_out + 1))
     if len(beginning) <= num_held_out:
         raise ValueError(
@@ -126,6 +137,9 @@ def stream_files(files: Sequence[str], num_held_out: int, seed: int) -> tuple[li
     return beginning[:num_held_out], stream
 
 
-def _read(files: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _read(files: Sequence[str], strict: bool) -> Iterator[dict[str, Any]]:
+    left_out = LeftOut(strict)
     for file in files:
-        yield from iterate_conversations(file)
+        for place, row in iterate_places(file, left_out):
+            yield {**row, _PLACE: place}
+    left_out.tell(", ".join(files))

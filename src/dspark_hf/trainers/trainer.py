@@ -37,7 +37,7 @@ from .uploads import DrafterUploads
 class DraftTrainer(DrafterUploads, FiniteTraining):
     """Trains a drafter of any kind for a frozen target.
 
-    Datasets hold conversations ([`~data.conversations.messages_of`], encoded with `processing_class`), or rows of
+    Datasets hold conversations ([`~data.conversations.conversation_of`], encoded with `processing_class`), or rows of
     `input_ids` and `loss_mask`.
     Rows may carry `features` and `last_hidden_states`: a [`TargetCache`], or
     [`~data.features.hold_features`]. Without them the target runs in the loop, for rows that
@@ -50,7 +50,9 @@ class DraftTrainer(DrafterUploads, FiniteTraining):
         args ([`DraftTrainingArguments`]): The arguments.
         max_length (`int`, *optional*, defaults to 4096): Conversations are cut to so many tokens.
         keep_special_tokens (`bool`, *optional*, defaults to `False`): Whether conversations whose text spells special
-            tokens are kept ([`~data.chat.encode_row`]).
+            tokens are kept ([`~data.rows.encode_row`]).
+        strict (`bool`, *optional*, defaults to `False`): Whether a conversation that cannot be encoded is an error,
+            instead of being left out and counted.
         peft_config (`PeftConfig`, *optional*): Train an adapter on the drafter instead of the drafter
             ([`~trainers.adapters.add_adapter`]); it alone is saved.
         kwargs: As for [`~transformers.Trainer`].
@@ -85,6 +87,7 @@ class DraftTrainer(DrafterUploads, FiniteTraining):
         data_collator: DraftCollator | None = None,
         max_length: int = 4096,
         keep_special_tokens: bool = False,
+        strict: bool = False,
         peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ):
@@ -112,7 +115,7 @@ class DraftTrainer(DrafterUploads, FiniteTraining):
         self._train_metrics, self._eval_metrics = DraftMetrics(self.num_slots), None
         self._clock, self._num_tokens = StepClock(), 0
         collator = data_collator or DraftCollator(args.num_anchors or model.config.num_anchors, seed=args.seed)
-        options = {"max_length": max_length, "keep_special_tokens": keep_special_tokens}
+        options = {"max_length": max_length, "keep_special_tokens": keep_special_tokens, "strict": strict}
         self._encode = partial(encode_rows, tokenizer=processing_class, **options)
         train_rows, eval_rows = self._encode(train_dataset, repeats=True), self._encode(eval_dataset)
         prepare_for_streams(args, train_rows, eval_rows)

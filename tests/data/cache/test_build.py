@@ -251,11 +251,13 @@ def test_bad_settings_are_refused_before_any_work(build, rows, tmp_path, options
     assert not list(tmp_path.glob("cache/rows-*"))
 
 
-def test_a_row_that_cannot_be_encoded_is_named(build, tiny_tokenizer):
+def test_a_row_that_cannot_be_encoded_is_named(build, tiny_tokenizer, caplog):
     good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bc"}]}
     odd = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]}
-    with pytest.raises(ValueError, match=r"Row 1 \(from 0\) cannot be encoded: .*'content': None"):
-        build([good, odd], tokenizer=tiny_tokenizer)
+    with pytest.raises(ValueError, match=r"Row 1 \(from 0\): .*'content': None"):
+        build([good, odd], tokenizer=tiny_tokenizer, strict=True)
+    cache = build([odd, good], tokenizer=tiny_tokenizer)
+    assert len(cache) == 1 and "1 of 2 conversations are left out: 1 cannot be used (the first: Row 0" in caplog.text
 
 
 def test_nothing_to_learn_at_all(build):

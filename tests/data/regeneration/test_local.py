@@ -9,11 +9,13 @@ from typer.testing import CliRunner
 
 from dspark_hf.cli.main import app
 from dspark_hf.data.chat import prompt_ids
-from dspark_hf.data.conversations import load_conversations
+from dspark_hf.data.conversation_files import load_conversations
 from dspark_hf.data.regeneration import loops, regenerate, synthesize
 from dspark_hf.data.regeneration.answer_file import AnswerFile
 from dspark_hf.data.regeneration.loops import ends_in_loop
 from dspark_hf.data.regeneration.synthesis import PromptSampler, load_openings
+from dspark_hf.data.rows import encode_row
+from dspark_hf.trainers.rows import load_rows
 
 # Every token is a word, so that whatever a random target writes is text.
 WORDS = ["<pad>", "<eos>", "user:", "assistant:", *(f"word{i}" for i in range(60))]
@@ -267,6 +269,29 @@ def test_given_answers_are_replaced_and_system_turns_kept(target, tokenizer, tmp
     (record,) = load_conversations(tmp_path / "data.jsonl")
     text, _ = expected_answer(target, tokenizer, [system, user], 8)
     assert record["messages"] == [system, user, {"role": "assistant", "content": text}]
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 40])
+def test_a_base_model_teaches_what_it_wrote(target, tokenizer, tmp_path, max_new_tokens):
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = None
+    out = tmp_path / "data.jsonl"
+    regenerate(target, own, [[{"role": "user", "content": "word3 word4"}]], out,
+               **{**SETTINGS, "max_new_tokens": max_new_tokens})  # fmt: skip
+    (record,) = load_conversations(out)
+    prompt = torch.tensor([own("word3 word4")["input_ids"]])
+    written = target.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False)[0].tolist()
+    (row,) = load_rows([str(out)], own, 64) if max_new_tokens > 1 else [encode_row(record, own)]
+    assert row["input_ids"] == written
+    assert row["loss_mask"] == [place >= prompt.shape[1] for place in range(len(written))]
+
+
+def test_a_line_that_is_no_prompt_is_kept_aside(target, tokenizer, tmp_path):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "data.jsonl"
+    prompts.write_text('{"prompt": "word1"}\n{"text": "x"}\n{\n{"prompt": "word3"}\n')
+    assert regenerate(target, tokenizer, prompts, out, **SETTINGS) == 2
+    reasons = [json.loads(line)["reason"] for line in open(f"{out}.failed.jsonl", encoding="utf-8")]
+    assert "prompts.jsonl, line 2: Expected one of" in reasons[0] and "line 3: It is no JSON" in reasons[1]
 
 
 def test_regeneration_resumes_with_what_is_missing(target, tokenizer, questions, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dspark_hf.cli.main import app
-from dspark_hf.data.conversations import load_conversations
+from dspark_hf.data.conversation_files import load_conversations
 from dspark_hf.data.regeneration.server import ServerAnswerer, regenerate_with_server
 
 NESTED = b"[" * 100_000

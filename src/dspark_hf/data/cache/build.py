@@ -15,9 +15,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dspark_hf.data.chat import encode_row, row_name
 from dspark_hf.data.features import TargetFeatures
-from dspark_hf.data.special_tokens import tell_left_out
+from dspark_hf.data.left_out import LeftOut
+from dspark_hf.data.rows import encode_row, row_name
 
 from .codecs import check_dtype
 from .dataset import TargetCache, missing_ranges
@@ -49,6 +49,7 @@ def build_target_cache(
     log_norm: bool = False,
     max_length: int = 4096,
     keep_special_tokens: bool = False,
+    strict: bool = False,
     shard_bytes: int = 2**28,
     batch_tokens: int = 4096,
     progress: bool = True,
@@ -68,12 +69,14 @@ def build_target_cache(
         target_layer_ids (`Sequence[int]`): Taps: `drafter.config.target_layer_ids`.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): The target's; needed for conversations.
         keep_special_tokens (`bool`, *optional*, defaults to `False`): Whether conversations whose text spells special
-            tokens are kept ([`~data.chat.encode_row`]).
+            tokens are kept ([`~data.rows.encode_row`]).
         dtype (`str`, *optional*, defaults to `"bf16"`): How states are stored: `fp32`, `fp16`, `bf16`, `fp8` (e4m3),
             or `int8` and `int4` codes in groups.
         log_norm (`bool`, *optional*, defaults to `False`): Whether to store the `logsumexp` of the target's logits,
             which a reduced draft vocabulary reads; without it training computes it.
         max_length (`int`, *optional*, defaults to 4096): Rows are cut to so many tokens.
+        strict (`bool`, *optional*, defaults to `False`): Whether a conversation that cannot be encoded is an error,
+            instead of being left out and counted.
         shard_bytes (`int`, *optional*, defaults to 256 MiB): A shard is closed at this size, and held in memory until.
         batch_tokens (`int`, *optional*, defaults to 4096): Tokens per forward pass, padding counted.
         progress (`bool`, *optional*, defaults to `True`): Whether the first process shows a progress bar.
@@ -94,7 +97,7 @@ def build_target_cache(
     # What rows become depends on the tokenizer as well; without one they are ids already.
     keep_special_tokens = keep_special_tokens or tokenizer is None
     encode = partial(encode_row, tokenizer=tokenizer, max_length=max_length, keep_special_tokens=keep_special_tokens)
-    encode(rows[0], where=row_name(0))
+    encode(rows[0], where=row_name(0), left_out=LeftOut(strict))
     folder, state = Path(folder), process_state()
     source = TargetFeatures(target, target_layer_ids)
     wanted = Manifest.describe(
@@ -111,7 +114,8 @@ def build_target_cache(
     try:
         if state.is_main_process:
             lock.acquire(timeout=0)
-            encoded = (encode(row, where=row_name(number)) for number, row in enumerate(rows))
+            quiet = LeftOut(strict)
+            encoded = (encode(row, where=row_name(number), left_out=quiet) for number, row in enumerate(rows))
             _begin(folder, wanted, source, (row for row in encoded if any(row["loss_mask"])))
         state.wait_for_everyone()
         manifest = Manifest.read(folder)
@@ -125,8 +129,13 @@ def build_target_cache(
         state.wait_for_everyone()
         channels = read_channels(folder) if needs_channels(dtype) else None
         codec = RowCodec(dtype, len(wanted.target_layer_ids), wanted.hidden_size, log_norm, channels)
+        left_out = LeftOut(strict)
+        encode = partial(encode, left_out=left_out)
         builder = _Builder(source, codec, folder, rows, encode, shard_bytes, batch_tokens)
-        builder.run(_share(missing, state.process_index, state.num_processes), progress and state.is_main_process)
+        mine = _share(missing, state.process_index, state.num_processes)
+        builder.run(mine, progress and state.is_main_process)
+        left_out.num_rows = sum(end - start for start, end in mine)
+        left_out.tell(str(folder))
         _wait_for_all(folder, len(rows))
     except Timeout:
         raise ValueError(f"Another build is writing to {folder}. Wait for it, or choose another folder.") from None
@@ -149,7 +158,7 @@ class _Builder:
         batch_tokens: int,
     ):
         self.source, self.codec, self.folder, self.rows = source, codec, folder, rows
-        self.encode, self.batch_tokens, self.num_spelled = encode, batch_tokens, 0
+        self.encode, self.batch_tokens = encode, batch_tokens
         self.shard_tokens = max(1, int(shard_bytes / codec.bytes_per_token))
 
     def run(self, ranges: Sequence[tuple[int, int]], progress: bool) -> None:
@@ -169,7 +178,6 @@ class _Builder:
                     bar.set_postfix_str(f"{num_tokens / (time.perf_counter() - began):.0f} tokens/s")
                 write_shard(self.folder, start, end, [number for number, _ in kept], encoded, digest)
                 bar.update(end - start - len(kept))
-        tell_left_out(self.num_spelled, num_rows, str(self.folder))
 
     def _plan(self, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, str, list[tuple[int, dict]]]]:
         """The shards to write: source rows `[start, end)`, their digest, and the encoded rows worth keeping."""
@@ -179,7 +187,6 @@ class _Builder:
                 given = self.rows[number]
                 checksum = zlib.crc32(row_bytes(given), checksum)
                 row = self.encode(given, where=row_name(number))
-                self.num_spelled += not len(row["input_ids"])
                 if any(row["loss_mask"]):
                     kept.append((number, row))
                     num_tokens += len(row["input_ids"])

@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from dspark_hf.data.chat import encode_row, row_name
+from dspark_hf.data.left_out import LeftOut
+from dspark_hf.data.rows import encode_row, row_name
 
 from .codecs import DTYPES
 from .rows import RowCodec
@@ -59,7 +60,9 @@ def estimate_target_cache(
     num_sampled = min(num_sampled, len(rows))
     counted = 0
     for index in sorted(random.Random(0).sample(range(len(rows)), num_sampled)):
-        row = encode_row(rows[index], tokenizer, max_length, keep_special_tokens, where=row_name(index))
+        row = encode_row(
+            rows[index], tokenizer, max_length, keep_special_tokens, where=row_name(index), left_out=LeftOut()
+        )
         counted += len(row["input_ids"]) if any(row["loss_mask"]) else 0
     hidden_size = config.get_text_config().hidden_size
     return CacheEstimate(

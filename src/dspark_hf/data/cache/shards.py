@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dspark_hf.data.conversations import has_conversation, messages_of
+from dspark_hf.data.conversations import conversation_of, has_conversation
 from dspark_hf.files import whole_file
 
 from .records import REMEDY, check_counts, read_record, write_record
@@ -233,8 +233,12 @@ def _header_checksum(file: Any) -> int:
 def row_bytes(row: Mapping[str, Any]) -> bytes:
     """A source row as bytes: its text, or its ids and mask."""
     if has_conversation(row):
-        messages = row["messages"] if "messages" in row else messages_of(row)
-        text = [messages, row.get("complete") is not False, row.get("thinking")]
+        try:
+            given = conversation_of(row)
+        except ValueError:
+            # It has no tokens, whatever it says.
+            return json.dumps(row, sort_keys=True, default=str).encode()
+        text = [given.pop("messages"), given.pop("complete"), given.pop("thinking", None), *sorted(given.items())]
         return json.dumps(text, sort_keys=True).encode()
     ids, mask = (torch.as_tensor(row[name]) for name in ("input_ids", "loss_mask"))
     return ids.to(torch.int64).numpy().tobytes() + mask.bool().numpy().tobytes()

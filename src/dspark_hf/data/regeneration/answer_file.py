@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from dspark_hf.data.conversations import load_conversations
+from dspark_hf.data.conversation_files import load_conversations
 from dspark_hf.data.regeneration.loops import has_loop
 from dspark_hf.files import read_json, write_json
 from dspark_hf.line_file import LineFile

@@ -59,22 +59,29 @@ class Answerer:
 
         Returns:
             `list[dict]`: `{"messages", "complete"}`, and `thinking` if that was chosen, per conversation. It ends
-            where an answer was cut off by `max_new_tokens`, with `complete` false.
+            where an answer was cut off by `max_new_tokens`, with `complete` false. Of a target without chat template
+            it has the `answer_ids` too.
         """
         queues = [list(messages) for messages in conversations]
         done: list[list[dict]] = [[] for _ in queues]
         complete = [True] * len(queues)
+        raw: list[dict] = [{} for _ in queues]
         while rows := [i for i, queue in enumerate(queues) if queue and complete[i]]:
             for i in rows:
                 while queues[i] and (not done[i] or done[i][-1]["role"] != "user"):
                     done[i].append(queues[i].pop(0))
             rows = [i for i in rows if done[i][-1]["role"] == "user"]
-            for i, (text, ended) in zip(rows, self._answer_once([done[i] for i in rows], seed), strict=True):
+            for i, (text, ids, end) in zip(rows, self._answer_once([done[i] for i in rows], seed), strict=True):
                 done[i].append({"role": "assistant", "content": text})
-                complete[i] = ended
+                complete[i] = end is not None
+                if self.tokenizer.chat_template is None:
+                    # Raw text need not become the same ids again.
+                    raw[i] = {"answer_ids": ids + [end] * complete[i]}
         noted = {} if self.thinking is None else {"thinking": self.thinking}
-        pairs = zip(done, complete, strict=True)
-        return [{"messages": messages, "complete": ended, **noted} for messages, ended in pairs]
+        return [
+            {"messages": messages, "complete": ended, **noted, **ids}
+            for messages, ended, ids in zip(done, complete, raw, strict=True)
+        ]
 
     def check(self, messages: Sequence[dict]) -> None:
         """Raise `ValueError` if the target cannot be asked: the chat template refuses, the prompt is too long, or it
@@ -93,19 +100,19 @@ class Answerer:
                 f"go beyond the {longest} that it can attend to. Shorten it, or lower max_new_tokens."
             )
 
-    def _answer_once(self, conversations: list[list[dict]], seed: int) -> list[tuple[str, bool]]:
+    def _answer_once(self, conversations: list[list[dict]], seed: int) -> list[tuple[str, list[int], int | None]]:
         if not conversations:
             return []
         start = time.perf_counter()
         prompts = [prompt_ids(self.tokenizer, messages, thinking=self.thinking) for messages in conversations]
         answers = []
-        for ids, ended in write_on(
+        for ids, end in write_on(
             self.target, prompts, self.end_ids, seed, **self.sampling, max_new_tokens=self.max_new_tokens
         ):
-            self.num_tokens += len(ids) + ended
+            self.num_tokens += len(ids) + (end is not None)
             text = self.tokenizer.decode(ids, skip_special_tokens=True)
             # An answer cut inside a character would decode to a replacement sign that the target never wrote.
-            answers.append((text if ended else text.rstrip("\ufffd"), ended))
+            answers.append((text.rstrip("\ufffd") if end is None else text, ids, end))
         self.seconds += time.perf_counter() - start
         return answers
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from dspark_hf.data.conversations import check_messages, load_conversations
+from dspark_hf.data.conversation_files import load_conversations
+from dspark_hf.data.conversations import check_messages
 from dspark_hf.data.prompts import iterate_prompts
 
 

@@ -29,14 +29,16 @@ class Recipe:
 
     Args:
         target (`str`, *optional*, defaults to `"embedded"`): The target: a repository, a folder, or `embedded`.
-        data (`list[str]`, *optional*): JSONL files of conversations that the target wrote. Without them it writes
+        data (`list[str]`, *optional*): Files of conversations that the target wrote. Without them it writes
             `num_synthetic` first, into `text.jsonl` of the output folder.
         num_synthetic (`int`, *optional*, defaults to 200): Conversations to write then.
         openings (`str`, *optional*): File of beginnings for the prompts that it invents
             ([`~data.regeneration.synthesis.load_openings`]).
         held_out (`int`, *optional*, defaults to 100): Conversations at the end kept for evaluation; at most a fifth.
         max_length (`int`, *optional*, defaults to 4096): Tokens of a conversation that are used.
-        keep_special_tokens (`bool`, *optional*, defaults to `False`): As of [`~data.chat.encode_row`].
+        keep_special_tokens (`bool`, *optional*, defaults to `False`): As of [`~data.rows.encode_row`].
+        strict (`bool`, *optional*, defaults to `False`): Whether a conversation that cannot be read or encoded ends
+            the run, instead of being left out and counted.
         features (`str`, *optional*, defaults to `"online"`): Where the target's features come from: `online` runs it
             in the loop, `memory` runs it once and keeps them.
         streaming (`bool`, *optional*, defaults to `False`): Read and encode the data as they are needed instead of all
@@ -65,6 +67,7 @@ class Recipe:
     held_out: int = 100
     max_length: int = 4096
     keep_special_tokens: bool = False
+    strict: bool = False
     features: str = "online"
     streaming: bool = False
     cache: str | None = None
@@ -106,7 +109,7 @@ class Recipe:
             raise ValueError(f"features must be 'online' or 'memory', got {self.features!r}.")
         if self.cache is not None and self.features != "online":
             raise ValueError(f"cache={self.cache!r} holds the features already; leave features={self.features!r} out.")
-        for name in ("keep_special_tokens", "streaming"):
+        for name in ("keep_special_tokens", "strict", "streaming"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}.")
         if self.streaming and (self.data is None or self.features == "memory" or self.cache is not None):

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, set_seed
 
 from dspark_hf.data.cache import TargetCache, build_target_cache
 from dspark_hf.data.cache.manifest import MANIFEST_FILE, Manifest
-from dspark_hf.data.conversations import load_conversations
+from dspark_hf.data.conversation_files import iterate_places
 from dspark_hf.data.features import TargetFeatures, hold_features
+from dspark_hf.data.left_out import LeftOut
 from dspark_hf.data.regeneration import synthesize
 from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.vocabulary import frequent_tokens
@@ -77,14 +78,15 @@ def _train(
     set_seed(training.seed)
     target = target.to(training.device)
     if recipe.streaming:
-        held_out, stream = stream_files(recipe.data, recipe.held_out, training.seed)
-        options = {"max_length": recipe.max_length, "keep_special_tokens": recipe.keep_special_tokens}
+        held_out, stream = stream_files(recipe.data, recipe.held_out, training.seed, recipe.strict)
+        names = ("max_length", "keep_special_tokens", "strict")
+        options = {name: getattr(recipe, name) for name in names}
         train_rows = StreamedRows(stream, tokenizer, **options, repeats=True)
         eval_rows = list(StreamedRows(held_out, tokenizer, **options))
         rows = islice(StreamedRows(stream, tokenizer, **options), _VOCABULARY_ROWS)
     else:
         files = _files(recipe, target, tokenizer, training)
-        rows = load_rows(files, tokenizer, recipe.max_length, recipe.keep_special_tokens)
+        rows = load_rows(files, tokenizer, recipe.max_length, recipe.keep_special_tokens, recipe.strict)
     if drafter is None:
         drafter = _fresh_drafter(recipe, target, rows)
     drafter = drafter.to(training.device).float()
@@ -154,7 +156,7 @@ def _cached(
     """The recipe's cache, built or gone on with as `dspark cache` does, from the conversations themselves."""
     return build_target_cache(
         target,
-        [record for file in files for record in load_conversations(file)],
+        [record for file in files for _, record in iterate_places(file, LeftOut(recipe.strict))],
         recipe.cache,
         target_layer_ids=drafter.config.target_layer_ids,
         tokenizer=tokenizer,
@@ -162,6 +164,7 @@ def _cached(
         log_norm=_has_log_norm(recipe.cache, needed=not drafter.proposes_all_tokens),
         max_length=recipe.max_length,
         keep_special_tokens=recipe.keep_special_tokens,
+        strict=recipe.strict,
     )
 
 
