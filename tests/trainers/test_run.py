@@ -160,3 +160,37 @@ def test_the_example_script_trains_and_goes_on(data, tmp_path, tiny_target_dir, 
     # Two small steps stay near where the first run ended, which a fresh drafter is not.
     assert torch.allclose(after.fc.weight.float(), drafter.fc.weight.float(), atol=5e-3)
     assert AutoDrafter.from_pretrained(second / "checkpoint-1").dtype == torch.float32
+
+
+def test_a_run_goes_on_as_it_was_begun(pair, data, tmp_path, caplog):
+    out = tmp_path / "out"
+    recipe = Recipe(data=str(data), max_length=64, drafter=DRAFTER, training={**TRAINING, "output_dir": str(out)})
+    train_drafter(recipe, *pair)
+
+    def resumed(**changed):
+        training = {**recipe.training, "max_steps": 3, **changed.pop("training", {})}
+        return train_drafter(replace(recipe, training=training, **changed), *pair, resume=True)
+
+    lines = data.read_text().splitlines()
+    data.write_text("\n".join(lines[:6]))
+    with pytest.raises(ValueError, match=r"begun otherwise .data: '12 conv.* before, '6 conv.* now"):
+        resumed()
+    data.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="learning_rate: 0.0006 before, 0.001 now.*start_from=.*checkpoint-2"):
+        resumed(training={"learning_rate": 1e-3})
+    with pytest.raises(ValueError, match="another drafter .block_size: 4 before, 5 now"):
+        resumed(drafter={**DRAFTER, "block_size": 5})
+    with pytest.raises(ValueError, match="num_hidden_layers: 1 before, 2 now"):
+        resumed(drafter={**DRAFTER, "num_hidden_layers": 2})
+    caplog.clear()
+    trainer = resumed(training={"logging_steps": 1})[0]
+    assert trainer.state.global_step == 3
+    assert "otherwise than it was begun: logging_steps: None before, 1 now; max_steps: 2 before, 3 now" in caplog.text
+
+
+@pytest.mark.parametrize(("eval_steps", "num_evaluations"), [(2, 1), (3, 1), (1, 2)])
+def test_the_last_step_is_evaluated_once(pair, data, tmp_path, eval_steps, num_evaluations):
+    training = {**TRAINING, "output_dir": str(tmp_path / "out"), "eval_strategy": "steps", "eval_steps": eval_steps}
+    trainer, metrics = train_drafter(Recipe(data=str(data), max_length=64, drafter=DRAFTER, training=training), *pair)
+    assert metrics["eval_tau"] >= 1
+    assert sum("eval_loss" in entry for entry in trainer.state.log_history) == num_evaluations

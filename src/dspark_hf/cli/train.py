@@ -1,5 +1,6 @@
 """`dspark train`: a drafter from a recipe."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,6 +47,8 @@ def train(
         return
     # Before anything is loaded.
     training = recipe.training_arguments()
+    if recipe.training.get("disable_tqdm") is None and not sys.stderr.isatty():
+        training.disable_tqdm = True  # in a log file bars redraw over each other
     if training.push_to_hub and training.process_index == 0:
         _ask(training, yes)
     if absent := [file for file in recipe.data or () if not Path(file).is_file()]:

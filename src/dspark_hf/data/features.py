@@ -126,7 +126,7 @@ def hold_features(
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]), reverse=True)
     held: list[dict[str, Any] | None] = [None] * len(rows)
-    with tqdm(total=len(rows), desc="Target features", unit="row", disable=not progress) as bar:
+    with tqdm(total=len(rows), desc="Target features", unit="row", disable=None if progress else True) as bar:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             ids = [torch.as_tensor(rows[index]["input_ids"], dtype=torch.int64) for index in chosen]

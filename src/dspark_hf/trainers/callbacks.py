@@ -59,3 +59,13 @@ class StepClock(TrainerCallback):
     def eta_seconds(self, num_left: int) -> float:
         """Seconds that so many steps will take, by the mean so far."""
         return num_left * self.total_seconds / max(self.num_steps, 1)
+
+
+class LatestEvaluation(TrainerCallback):
+    """Figures of the latest evaluation, and the step that it was made at; -1 before the first."""
+
+    def __init__(self):
+        self.step, self.metrics = -1, {}
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        self.step, self.metrics = state.global_step, dict(metrics or {})

@@ -15,7 +15,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import logging
 
 from dspark_hf.files import read_json
+from dspark_hf.modeling.wrappers import unwrap
 
+from .resuming import check_same_drafter
 from .sole_run import sole_run
 
 logger = logging.get_logger(__name__)
@@ -29,12 +31,9 @@ def last_checkpoint(folder: str | Path) -> str | None:
         if path.is_dir() and step.isdecimal():
             found.append((int(step), path))
     for _, path in sorted(found, reverse=True):
-        try:
-            check_checkpoint(path)
-        except ValueError as error:
-            logger.warning(f"{error} It is passed over.")
-        else:
+        if (reason := _damage(path)) is None:
             return str(path)
+        logger.warning(f"The checkpoint {path} was not written whole ({reason}) and is passed over.")
     return None
 
 
@@ -104,8 +103,8 @@ class WholeCheckpoints(Trainer):
         """As [`~transformers.Trainer.train`]; checkpoints whose saving was interrupted are not resumed from.
 
         Raises:
-            `ValueError`: If the checkpoint is not whole, with `True` no whole one is there, or another run is writing
-                to `output_dir`.
+            `ValueError`: If the checkpoint is not whole or of another drafter, with `True` no whole one is there, or
+                another run is writing to `output_dir`.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
@@ -116,6 +115,8 @@ class WholeCheckpoints(Trainer):
                 )
         elif resume_from_checkpoint:
             check_checkpoint(resume_from_checkpoint)
+        if resume_from_checkpoint:
+            check_same_drafter(resume_from_checkpoint, unwrap(self.model).config)
         with sole_run(self.args.output_dir):
             return super().train(resume_from_checkpoint, *args, **kwargs)
 

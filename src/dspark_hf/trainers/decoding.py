@@ -105,7 +105,9 @@ def decode_prompts(
     """
     pad_id = target.generation_config.pad_token_id or 0
     stats = SpeculationStats()
-    with tqdm(total=len(prompts), desc="Held-out decoding", unit="prompt", leave=False, disable=not progress) as bar:
+    with tqdm(
+        total=len(prompts), desc="Held-out decoding", unit="prompt", leave=False, disable=None if progress else True
+    ) as bar:
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
             inputs = {name: tensor.to(target.device) for name, tensor in left_pad(batch, pad_id).items()}

@@ -165,7 +165,9 @@ class _Builder:
         """Compute the source rows of some ranges `[start, end)`."""
         num_rows, num_tokens = sum(end - start for start, end in ranges), 0
         began = time.perf_counter()
-        with tqdm(total=num_rows, desc="Target cache", unit="row", disable=not progress or not num_rows) as bar:
+        # A log file gets no bars, which redraw.
+        disable = None if progress and num_rows else True
+        with tqdm(total=num_rows, desc="Target cache", unit="row", disable=disable) as bar:
             for start, end, digest, kept in self._plan(ranges):
                 encoded: list[dict[str, Tensor] | None] = [None] * len(kept)
                 lengths = [len(row["input_ids"]) for _, row in kept]

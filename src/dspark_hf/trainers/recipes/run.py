@@ -19,7 +19,9 @@ from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.vocabulary import frequent_tokens
 from dspark_hf.modeling.wrappers import unwrap
 from dspark_hf.trainers.arguments import DraftTrainingArguments
+from dspark_hf.trainers.callbacks import LatestEvaluation
 from dspark_hf.trainers.checkpoints import last_checkpoint
+from dspark_hf.trainers.resuming import check_same_drafter, check_same_run, rows_digest, write_run
 from dspark_hf.trainers.rows import load_rows
 from dspark_hf.trainers.sole_run import sole_run
 from dspark_hf.trainers.streams import StreamedRows, stream_files
@@ -29,6 +31,10 @@ from .recipe import Recipe
 
 # Of a stream, what a reduced draft vocabulary is counted on.
 _VOCABULARY_ROWS = 10_000
+_OF_OPTIMIZER = ("learning_rate", "muon_learning_rate", "lr_scheduler_type", "optim", "weight_decay", "adam_beta1",
+                 "adam_beta2", "adam_epsilon", "seed")  # fmt: skip
+# Training arguments that say where things go.
+_ASIDE = ("output_dir", "resume_from_checkpoint", "report_to", "run_name", "disable_tqdm")
 
 
 def train_drafter(
@@ -84,13 +90,20 @@ def _train(
         train_rows = StreamedRows(stream, tokenizer, **options, repeats=True)
         eval_rows = list(StreamedRows(held_out, tokenizer, **options))
         rows = islice(StreamedRows(stream, tokenizer, **options), _VOCABULARY_ROWS)
+        data = [f"{Path(file).name}: {Path(file).stat().st_size} bytes" for file in recipe.data]
     else:
         files = _files(recipe, target, tokenizer, training)
         rows = load_rows(files, tokenizer, recipe.max_length, recipe.keep_special_tokens, recipe.strict)
+        data = rows_digest(rows)
+    begun = _begun_with(recipe, training, data)
+    if checkpoint is not None:
+        check_same_run(checkpoint, begun)
     if drafter is None:
         drafter = _fresh_drafter(recipe, target, rows)
     drafter = drafter.to(training.device).float()
     drafter = drafter if drafter.is_bound_to(target) else drafter.bind(target)
+    if checkpoint is not None:
+        check_same_drafter(checkpoint, unwrap(drafter).config)
     if not recipe.streaming:
         if recipe.cache is not None:
             rows = _cached(recipe, training, target, tokenizer, drafter, files)
@@ -105,12 +118,30 @@ def _train(
         eval_dataset=eval_rows,
         peft_config=None if recipe.lora is None else LoraConfig(**recipe.lora),
     )
+    if trainer.is_world_process_zero():
+        write_run(training.output_dir, begun)
+    latest = LatestEvaluation()
+    trainer.add_callback(latest)
     trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = trainer.evaluate() if len(eval_rows) else {}
+    metrics = latest.metrics
+    if len(eval_rows) and (latest.step != trainer.state.global_step or training.load_best_model_at_end):
+        metrics = trainer.evaluate()
     if metrics:
         trainer.save_metrics("eval", metrics, combined=False)
     _save(trainer, recipe)
     return trainer, metrics
+
+
+def _begun_with(recipe: Recipe, training: DraftTrainingArguments, data: Any) -> dict[str, dict[str, Any]]:
+    """What a resumed run must have in common with the one that was begun, and what may differ."""
+    fixed = {name: getattr(recipe, name) for name in ("target", "algorithm", "start_from", "lora", "held_out")}
+    # The optimizer's state brings its own, so that another value would go unheard.
+    fixed |= {name: getattr(training, name) for name in _OF_OPTIMIZER}
+    free = {name: value for name, value in recipe.training.items() if name not in {*_OF_OPTIMIZER, *_ASIDE}}
+    for name in ("features", "cache"):
+        free[name] = getattr(recipe, name)
+    free |= {name: getattr(training, name) for name in ("max_steps", "num_train_epochs", "world_size")}
+    return {"fixed": {**fixed, "data": data}, "free": free}
 
 
 def _checkpoint(training: DraftTrainingArguments, resume: bool) -> str | None:
