@@ -22,11 +22,12 @@ def recipe(tmp_path, tiny_target_dir, monkeypatch):
     return path
 
 
-def test_a_drafter_is_trained(dspark, recipe, tmp_path):
+def test_a_drafter_is_trained(dspark, recipe, tmp_path, caplog):
     from dspark_hf import AutoDrafter
 
     outcome = dspark("train", "--config", recipe, "block_size=3", "training.save_strategy=no")
     assert outcome.code == 0, outcome.err
+    assert "SGLang will not serve this drafter: it has no LlamaDSparkModel." in caplog.text
     assert "tau" in outcome.out and "Table 0" in outcome.out and "GSM8K 1.5" in outcome.out
     assert AutoDrafter.from_pretrained(tmp_path / "out").config.block_size == 3
 
@@ -53,8 +54,15 @@ def test_what_is_trained_can_be_published(dspark, recipe, tmp_path):
 def test_an_estimate_needs_no_work(dspark, recipe, tmp_path):
     outcome = dspark("train", "--config", recipe, "--estimate", "estimate.tokens=1e6")
     assert outcome.code == 0, outcome.err
-    assert re.search(r"cache in bf16 │ \d+ bytes a token, 0\.\d GB for 1e\+06 tokens", outcome.out)
-    assert "cache in int4" in outcome.out and "memory of a process" in outcome.out
+    # Six conversations of "u:hi\na:abcdefgh\n" in bytes: what is there is counted.
+    assert "text │ 96 tokens" in outcome.out and re.search(r"cache in bf16 │ 0\.0 GB, \d+ bytes a token", outcome.out)
+    parts = ["memory of a process", "of it drafter", "of it loss", "text", "a cache in bf16", "a cache in int4"]
+    assert [outcome.out.index(part) for part in parts] == sorted(outcome.out.index(part) for part in parts)
+    outcome = dspark("train", "--config", recipe, "--estimate", "estimate.tokens=1e6", "data=null")
+    assert "text │ 1,000,000 tokens" in outcome.out and re.search(r"bf16 │ 0\.[1-9] GB", outcome.out)
+    outcome = dspark("train", "--config", recipe, "--estimate", "data=null", "block_size=3", "draft_vocab_size=100")
+    assert "not known: give data, or estimate.tokens" in outcome.out
+    assert "vLLM will not serve this drafter: it has no LlamaDSparkModel; it reads no reduced draft" in outcome.out
     assert not (tmp_path / "out").exists()
 
 

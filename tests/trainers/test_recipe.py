@@ -204,3 +204,15 @@ def test_estimates_follow_the_recipe(path):
     assert held.memory == held.drafter + held.target + held.activations + held.batch + held.loss
     with pytest.raises(ValueError, match="estimate.target"):
         estimate_training(Recipe())
+
+
+def test_an_estimate_tells_what_a_large_vocabulary_costs():
+    target = {"model_type": "llama", "vocab_size": 262_144, "hidden_size": 64, "num_hidden_layers": 6,
+              "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}  # fmt: skip
+    recipe = Recipe(drafter={"num_hidden_layers": 1}, max_length=64, estimate={"target": target})
+    (hint,) = (note for note in estimate_training(recipe).notes if "draft_vocab_size" in note)
+    assert "for 262,144 tokens: draft_vocab_size=32768 would leave" in hint
+    recipe.drafter["draft_vocab_size"] = 32768
+    notes = estimate_training(recipe).notes
+    assert not any("would leave" in note for note in notes)
+    assert any("vLLM will not serve" in note and "no reduced draft vocabulary" in note for note in notes)

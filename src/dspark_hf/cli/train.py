@@ -43,7 +43,7 @@ def train(
     recipe = load_recipe(config, [*(overrides or ()), *(["strict=true"] if strict else [])])
     console = Console(highlight=False)
     if estimate:
-        console.print(_estimate_table(recipe))
+        _print_estimate(recipe, console)
         return
     # Before anything is loaded.
     training = recipe.training_arguments()
@@ -97,7 +97,7 @@ def _result_table(metrics: dict[str, Any], recipe: Any) -> Table:
     return table
 
 
-def _estimate_table(recipe: Any) -> Table:
+def _print_estimate(recipe: Any, console: Console) -> None:
     from transformers import AutoConfig
 
     from dspark_hf.hub.embedded import resolve_target
@@ -108,15 +108,39 @@ def _estimate_table(recipe: Any) -> Table:
     if not recipe.estimate.get("target"):
         with explained_load(recipe.target):
             config = AutoConfig.from_pretrained(resolve_target(recipe.target))
-    found = estimate_training(recipe, config)
+    found = estimate_training(recipe, config, _counted_tokens(recipe, config))
     table = Table(title=plain(f"{recipe.target}, features: {recipe.features}", "table.title"), show_header=False)
     table.add_row("drafter", f"{found.num_parameters / 1e6:.1f}M parameters")
-    for dtype in ("bf16", "fp8", "int8", "int4"):
-        size = f"{found.cache_per_token[dtype]:,.0f} bytes a token"
-        if found.cache is not None:
-            size += f", {found.cache[dtype] / 1e9:,.1f} GB for {recipe.estimate['tokens']:.3g} tokens"
-        table.add_row(f"cache in {dtype}", size)
-    for name in ("drafter", "target", "activations", "batch", "loss", "memory"):
+    for name in ("memory", "drafter", "target", "activations", "batch", "loss"):
         label = "memory of a process" if name == "memory" else f"  of it {name}"
         table.add_row(label, f"{getattr(found, name) / 1e9:.2f} GB")
-    return table
+    tokens = (
+        "not known: give data, or estimate.tokens" if found.num_tokens is None else f"{found.num_tokens:,.0f} tokens"
+    )
+    table.add_row("text", tokens)
+    for dtype in ("bf16", "fp8", "int8", "int4"):
+        size = "" if found.cache is None else f"{found.cache[dtype] / 1e9:,.1f} GB, "
+        table.add_row(f"a cache in {dtype}", f"{size}{found.cache_per_token[dtype]:,.0f} bytes a token")
+    console.print(table)
+    for note in found.notes:
+        console.print(plain(note))
+
+
+def _counted_tokens(recipe: Any, config: Any) -> int | None:
+    """Tokens of the recipe's data, if they are there; of many conversations, estimated from some."""
+    if not recipe.data or not all(Path(file).is_file() for file in recipe.data):
+        return None
+    from transformers import AutoConfig, AutoTokenizer
+
+    from dspark_hf.data.cache import estimate_target_cache
+    from dspark_hf.data.conversation_files import iterate_places
+    from dspark_hf.data.left_out import LeftOut
+    from dspark_hf.hub.embedded import resolve_target
+    from dspark_hf.publishing.hub_errors import explained_load
+
+    config = config or AutoConfig.for_model(**recipe.estimate["target"])
+    with explained_load(recipe.target):
+        tokenizer = AutoTokenizer.from_pretrained(resolve_target(recipe.target))
+    rows = [row for file in recipe.data for _, row in iterate_places(file, LeftOut(recipe.strict))]
+    options = {"max_length": recipe.max_length, "keep_special_tokens": recipe.keep_special_tokens}
+    return estimate_target_cache(config, rows, num_taps=1, tokenizer=tokenizer, **options).num_tokens

@@ -60,6 +60,18 @@ def serving_commands(
     ]
 
 
+def not_served(config: dict[str, Any]) -> list[str]:
+    """Which engines cannot load a drafter, and why, one sentence each.
+
+    Args:
+        config (`dict`): The drafter's config, as its `config.json` would have it.
+    """
+    problems = {"vLLM": vllm_problems(config), "SGLang": sglang_problems(config)}
+    return [
+        f"{engine} will not serve this drafter: {'; '.join(found)}." for engine, found in problems.items() if found
+    ]
+
+
 def vllm_problems(config: dict[str, Any]) -> list[str]:
     """Why vLLM cannot load a drafter; empty if it can."""
     problems = _shared_problems(config)

@@ -3,7 +3,8 @@
 Shapes: L taps, E hidden size, V vocabulary.
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,11 +13,14 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, P
 
 from dspark_hf.data.cache import cache_bytes_per_token
 from dspark_hf.modeling import DraftConfig, DraftModel
+from dspark_hf.publishing.cards.serving import not_served
 from dspark_hf.trainers.arguments import DraftTrainingArguments
 
 from .recipe import Recipe
 
 _COUNTED = "dspark_counted"
+# A reduced draft vocabulary to compare with, and the share of the parameters that it may leave to be worth a word.
+_SMALL_VOCABULARY, _WORTHWHILE = 32768, 0.7
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class TrainingEstimate:
     Attributes:
         cache_per_token (`dict[str, float]`): What a cache keeps of a token, by the cache's dtype.
         cache (`dict[str, int]`, *optional*): The same for all tokens of the text, if their number is known.
+        num_tokens (`int`, *optional*): Of the text.
         num_parameters (`int`): Of the drafter.
         drafter (`int`): Its float32 weights, gradients and two AdamW states, and its bfloat16 copies under autocast.
         target (`int`): bfloat16 weights of the target where it runs in the loop or decodes held-out prompts, else of
@@ -33,16 +38,20 @@ class TrainingEstimate:
         activations (`int`): What the draft layers keep for the backward pass.
         batch (`int`): Features and last hidden states of a batch.
         loss (`int`): Logits of draft and target and their gradients, a chunk at a time.
+        notes (`list[str]`): What to know before training: engines that will not serve the drafter, and what a reduced
+            draft vocabulary would save, if that is a good part of it.
     """
 
     cache_per_token: dict[str, float]
     cache: dict[str, int] | None
+    num_tokens: int | None
     num_parameters: int
     drafter: int
     target: int
     activations: int
     batch: int
     loss: int
+    notes: list[str] = field(default_factory=list)
 
     @property
     def memory(self) -> int:
@@ -50,12 +59,15 @@ class TrainingEstimate:
         return self.drafter + self.target + self.activations + self.batch + self.loss
 
 
-def estimate_training(recipe: Recipe, target_config: PreTrainedConfig | None = None) -> TrainingEstimate:
+def estimate_training(
+    recipe: Recipe, target_config: PreTrainedConfig | None = None, num_tokens: int | None = None
+) -> TrainingEstimate:
     """Estimate a recipe, with full batches and every anchor in use.
 
     Args:
         recipe ([`Recipe`]): The recipe.
         target_config (`PreTrainedConfig`, *optional*): The target's config; by default what `estimate.target` gives.
+        num_tokens (`int`, *optional*): Of the text; by default what `estimate.tokens` says.
 
     Raises:
         `ValueError`: If the target's sizes are not known.
@@ -71,7 +83,7 @@ def estimate_training(recipe: Recipe, target_config: PreTrainedConfig | None = N
     num_anchors = min(recipe.training.get("num_anchors") or config.num_anchors, recipe.max_length)
     num_parameters = _num_parameters(recipe.drafter_cls, config)
     width = (len(config.target_layer_ids) + 1) * config.hidden_size
-    num_tokens = recipe.estimate.get("tokens")
+    num_tokens = recipe.estimate.get("tokens") if num_tokens is None else num_tokens
     is_reduced = config.draft_vocab_size is not None
     per_token = cache_bytes_per_token(len(config.target_layer_ids), config.hidden_size, log_norm=is_reduced)
     vocab_size = config.draft_vocab_size or config.vocab_size
@@ -79,6 +91,7 @@ def estimate_training(recipe: Recipe, target_config: PreTrainedConfig | None = N
     return TrainingEstimate(
         cache_per_token=per_token,
         cache=None if num_tokens is None else {name: round(size * num_tokens) for name, size in per_token.items()},
+        num_tokens=num_tokens,
         num_parameters=num_parameters,
         drafter=(4 * 4 + 2) * num_parameters,
         target=2 * _target_parameters(recipe, target_config.get_text_config()),
@@ -87,7 +100,23 @@ def estimate_training(recipe: Recipe, target_config: PreTrainedConfig | None = N
         ),
         batch=2 * width * batch_size * recipe.max_length,
         loss=4 * 4 * chunk_size * vocab_size,
+        notes=not_served(json.loads(config.to_json_string())) + _hints(recipe, target_config, num_parameters),
     )
+
+
+def _hints(recipe: Recipe, target_config: PreTrainedConfig, num_parameters: int) -> list[str]:
+    vocab_size = target_config.get_text_config().vocab_size
+    if recipe.drafter.get("draft_vocab_size") is not None or vocab_size <= _SMALL_VOCABULARY:
+        return []
+    fields = {**recipe.drafter, "draft_vocab_size": _SMALL_VOCABULARY}
+    config = recipe.drafter_cls.config_class.from_target(target_config, **fields)
+    smaller = _num_parameters(recipe.drafter_cls, config)
+    if smaller > _WORTHWHILE * num_parameters:
+        return []
+    return [
+        f"Most of the drafter is there for {vocab_size:,} tokens: draft_vocab_size={_SMALL_VOCABULARY} would leave "
+        f"{smaller / 1e6:.1f}M parameters (engines read no reduced vocabulary in this layout)."
+    ]
 
 
 def _target_parameters(recipe: Recipe, config: PreTrainedConfig) -> int:

@@ -1,5 +1,6 @@
 """From a recipe to a trained drafter in a folder."""
 
+import json
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from transformers import PreTrainedModel, set_seed
+from transformers.utils import logging
 
 from dspark_hf.data.cache import TargetCache, build_target_cache
 from dspark_hf.data.cache.manifest import MANIFEST_FILE, Manifest
@@ -18,6 +20,7 @@ from dspark_hf.data.regeneration import synthesize
 from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.vocabulary import frequent_tokens
 from dspark_hf.modeling.wrappers import unwrap
+from dspark_hf.publishing.cards.serving import not_served
 from dspark_hf.trainers.arguments import DraftTrainingArguments
 from dspark_hf.trainers.callbacks import LatestEvaluation
 from dspark_hf.trainers.checkpoints import last_checkpoint
@@ -28,6 +31,8 @@ from dspark_hf.trainers.streams import StreamedRows, stream_files
 from dspark_hf.trainers.trainer import DraftTrainer
 
 from .recipe import Recipe
+
+logger = logging.get_logger(__name__)
 
 # Of a stream, what a reduced draft vocabulary is counted on.
 _VOCABULARY_ROWS = 10_000
@@ -102,6 +107,9 @@ def _train(
         drafter = _fresh_drafter(recipe, target, rows)
     drafter = drafter.to(training.device).float()
     drafter = drafter if drafter.is_bound_to(target) else drafter.bind(target)
+    if training.process_index == 0:
+        for told in not_served(json.loads(unwrap(drafter).config.to_json_string())):
+            logger.warning(told)
     if checkpoint is not None:
         check_same_drafter(checkpoint, unwrap(drafter).config)
     if not recipe.streaming:
