@@ -105,6 +105,9 @@ class DraftTrainingArguments(TrainingArguments):
         return {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
 
     def __post_init__(self):
+        if self.ddp_find_unused_parameters is None:
+            # Every weight of a drafter is in the loss; looking for others costs a pass over the graph, and a warning.
+            self.ddp_find_unused_parameters = False
         # bf16 is refused on a machine without accelerator unless this is said.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         keeps_best = self.early_stopping_patience is not None or self.load_best_model_at_end
