@@ -118,3 +118,12 @@ def test_a_mistake_of_the_library_keeps_its_traceback(dspark, monkeypatch):
     monkeypatch.setattr("dspark_hf.evaluation.report.versions", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         dspark("env")
+
+
+@pytest.mark.parametrize(("name", "full"), [("fp16", "float16"), ("bf16", "bfloat16"), ("float32", "float32")])
+def test_dtypes_have_short_names(name, full):
+    from dspark_hf.cli.models import check_dtype
+
+    assert check_dtype(name) == full
+    with pytest.raises(ValueError, match="--target-dtype must be one of float32, bfloat16, float16, auto, got 'int8'"):
+        check_dtype("int8", "--target-dtype", auto=True)

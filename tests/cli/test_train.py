@@ -70,6 +70,8 @@ def test_an_estimate_needs_no_work(dspark, recipe, tmp_path):
     ("arguments", "message"),
     [
         (["max_step=3"], "Unknown key 'max_step'. Did you mean 'training.max_steps'?"),
+        (["lora.rank=4"], "Unknown key 'lora.rank'. Did you mean 'lora.r'?"),
+        (["lr=1e-3"], "Unknown key 'lr'. Did you mean 'training.learning_rate'?"),
         (["bf16=maybe"], "A training argument of the recipe cannot be used"),
         (["start_from=/no/such/drafter", "drafter={}"], "/no/such/drafter"),
         (["data=[/no/file.jsonl]"], "There is no file /no/file.jsonl (data of the recipe)"),

@@ -388,3 +388,8 @@ def test_pipeline(target, tiny_tokenizer):
         pipe = pipeline("text-generation", model=target, tokenizer=tiny_tokenizer, assistant_model=assistant)
         outputs.append(pipe("hello", max_new_tokens=12, do_sample=False)[0]["generated_text"])
     assert outputs[0] == outputs[1] and drafter.last_stats.rounds > 0
+
+
+def test_a_name_is_no_drafter(target):
+    with pytest.raises(ValueError, match="assistant_model='runs/first' is a name: .*AutoDrafter.from_pretrained"):
+        target.generate(torch.tensor([[5]]), assistant_model="runs/first")

@@ -241,3 +241,9 @@ def test_what_cannot_be_pushed_or_saved(hub, model, target, drafter, tmp_path):
         model.save_pretrained(tmp_path, include_target=False)
     with pytest.raises(ValueError, match="not instantiated; use DSparkForCausalLM.from_pretrained"):
         DSparkForCausalLM()
+
+
+def test_the_drafter_alone_is_found_in_it(model, drafter, tmp_path):
+    model.save_pretrained(tmp_path)
+    found = AutoDrafter.from_pretrained(tmp_path)
+    assert type(found) is type(drafter) and same_tensors(found.state_dict(), drafter.state_dict())

@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, TrainingArguments
 
 from dspark_hf import AutoDrafter, DraftTrainer, DraftTrainingArguments, DSparkModel
 from dspark_hf.trainers.rows import encode_rows, load_rows
@@ -177,3 +177,20 @@ def test_conversations_can_be_evaluated_later(tiny_target_dir, tiny_tokenizer, t
     expected = trainer.evaluate()["eval_loss"]
     assert trainer.evaluate(CONVERSATIONS)["eval_loss"] == expected
     assert trainer.predict(CONVERSATIONS).metrics["test_loss"] == expected
+
+
+def test_parts_in_the_wrong_places_are_named(target, rows, tmp_path):
+    drafter = DSparkModel.from_target(target, num_hidden_layers=1, block_size=4, markov_rank=4)
+    args = DraftTrainingArguments(str(tmp_path), report_to="none")
+    with pytest.raises(ValueError, match="first argument of DraftTrainer is the drafter, got LlamaFor.*swap them"):
+        DraftTrainer(target, drafter, args, train_dataset=rows)
+    with pytest.raises(ValueError, match="second argument of DraftTrainer is the target, a loaded model, got str"):
+        DraftTrainer(drafter, "org/Model", args, train_dataset=rows)
+    with pytest.raises(ValueError, match="args must be DraftTrainingArguments, .* got TrainingArguments: give it"):
+        DraftTrainer(drafter, target, TrainingArguments(str(tmp_path), report_to="none"), train_dataset=rows)
+
+
+def test_an_absent_tracker_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("dspark_hf.trainers.arguments.get_available_reporting_integrations", lambda: ["tensorboard"])
+    with pytest.raises(ValueError, match="report_to='wandb' needs a package that is not installed: pip install wandb"):
+        DraftTrainingArguments(str(tmp_path), report_to=["tensorboard", "wandb"])

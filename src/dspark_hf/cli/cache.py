@@ -62,7 +62,7 @@ def cache(
     from dspark_hf.hub.embedded import resolve_target
     from dspark_hf.publishing.hub_errors import explained_load
 
-    models.check_dtype(target_dtype, "--target-dtype", auto=True)
+    target_dtype = models.check_dtype(target_dtype, "--target-dtype", auto=True)
     codecs.check_dtype(dtype)
     left_out = LeftOut(strict)
     rows = [record for path in data for _, record in iterate_places(path, left_out)]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_DTYPES = ("float32", "bfloat16", "float16")
+_SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def load_models(target: str, drafter: str, *, dtype: str, device: str) -> Loaded
     Raises:
         `ValueError`: If an option names nothing that exists here, or the two models do not fit each other.
     """
-    check_dtype(dtype)
+    dtype = check_dtype(dtype)
     from dspark_hf import AutoDrafter
     from dspark_hf.hub.embedded import resolve_drafter
 
@@ -63,11 +63,17 @@ def load_target(target: str, *, dtype: str, device: str, attention: str | None =
         return model.to(place).eval(), AutoTokenizer.from_pretrained(path)
 
 
-def check_dtype(dtype: str, option: str = "--dtype", *, auto: bool = False) -> None:
-    """Raise `ValueError` unless an option names a dtype of models; `auto` is that of the checkpoint."""
-    allowed = (*_DTYPES, "auto") if auto else _DTYPES
-    if dtype not in allowed:
+def check_dtype(dtype: str, option: str = "--dtype", *, auto: bool = False) -> str:
+    """The dtype of models that an option names, by its full name; `auto` is that of the checkpoint.
+
+    Raises:
+        `ValueError`: If it names none.
+    """
+    allowed = (*_SHORT.values(), "auto") if auto else tuple(_SHORT.values())
+    full = _SHORT.get(dtype, dtype)
+    if full not in allowed:
         raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {dtype!r}.")
+    return full
 
 
 def check_output(path: Path | None) -> None:

@@ -65,7 +65,7 @@ def regenerate(
     from dspark_hf.cli.models import check_dtype, load_target
     from dspark_hf.data.regeneration.answer_file import check_absent
 
-    check_dtype(dtype, auto=True)
+    dtype = check_dtype(dtype, auto=True)
     if not resume:
         check_absent(out)
     settings = {"seed": seed, "exclude": exclude, "without_loops": without_loops, "resume": resume}

@@ -7,6 +7,7 @@ what they need when they are called: the first module of this library that is im
 
 import functools
 import inspect
+import os
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -127,6 +128,11 @@ def _wrap_generate(original: Callable) -> Callable:
                 given["assistant_model"] = _made_ready(self, attached)
             elif (lookup := getattr(speculation, "prompt_lookup", None)) is not None:
                 given["assistant_model"] = lookup
+        if isinstance(given.get("assistant_model"), str | os.PathLike):
+            raise ValueError(
+                f"assistant_model={given['assistant_model']!r} is a name: pass the model, such as "
+                "AutoDrafter.from_pretrained(name)."
+            )
         if not _is_drafter(given.get("assistant_model")):
             if speculation is None or speculation is False:
                 return original(self, *args, **kwargs)

@@ -86,8 +86,7 @@ def _flat(config: Mapping[str, Any], names: Collection[str], where: str) -> dict
     raise ValueError(
         f"{where} is no DSpark drafter nor another that is read: its config.json has neither target_layer_ids with "
         "block_size (DSpark, DFlash) or ttt_length (EAGLE-3), nor dflash_config, nor speculators_model_type; "
-        f"found model_type={config.get('model_type')!r}. A target is loaded with AutoModelForCausalLM; a composite "
-        "repository keeps its drafter in a subfolder: AutoDrafter.from_pretrained(repo, subfolder='dspark')."
+        f"found model_type={config.get('model_type')!r}. A target is loaded with AutoModelForCausalLM."
     )
 
 

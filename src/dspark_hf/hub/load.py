@@ -15,6 +15,7 @@ from transformers.utils import cached_file
 from dspark_hf.files import read_json
 from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.vocabulary import check_vocabulary
+from dspark_hf.publishing.contents import SUBFOLDER
 from dspark_hf.publishing.hub_errors import explained_load
 from dspark_hf.publishing.weight_index import read_weight_map
 
@@ -24,6 +25,8 @@ from .trust import check_named
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLE = "pytorch_model.bin"
+# A config with none of these is a target's, or a drafter's of a packaging that has no word for it.
+_OF_DRAFTERS = {"target_layer_ids", "dflash_config", "dspark_config", "speculators_model_type", "dspark_block_size"}
 # What wrappers around a model put into the names of its tensors: DDP, torch.compile, FSDP.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module"}
 # What says where files are, for target and drafter alike.
@@ -52,7 +55,7 @@ class AutoDrafter:
         """Load a drafter in the checkpoint's own dtype; of an adapter, with the drafter below it, as a `PeftModel`.
 
         Args:
-            repo_or_dir (`str` or `Path`): A Hub repository or a folder.
+            repo_or_dir (`str` or `Path`): A Hub repository or a folder; of a composite one, its drafter.
             kwargs: As for [`~transformers.PreTrainedModel.from_pretrained`]: `subfolder`, `revision`, `token`,
                 `dtype`, `device_map`, `local_files_only`, ...
 
@@ -78,6 +81,9 @@ class AutoDrafter:
                 ) from error
             return put_on(drafter, repo_or_dir, _find(repo_or_dir, _CONFIG, where, hub), where, hub)
         config = _read_config(repo_or_dir, where, hub)
+        is_drafter = not _OF_DRAFTERS.isdisjoint(config)
+        if not is_drafter and "subfolder" not in hub and _find(repo_or_dir, f"{SUBFOLDER}/{_CONFIG}", where, hub):
+            return cls.from_pretrained(repo_or_dir, **{**kwargs, "subfolder": SUBFOLDER})
         names = _tensor_names(repo_or_dir, where, hub)
         _check_names(names, where)
         model_cls, config = _drafter_config(config, names, where)

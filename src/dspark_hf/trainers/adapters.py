@@ -8,12 +8,34 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.plain_head import plain_weight
 from dspark_hf.modeling.wrappers import unwrap
+
+from .arguments import DraftTrainingArguments
 
 logger = logging.get_logger(__name__)
 # Training reads this matrix instead of calling the module, so an adapter on it would not be trained.
 _READ_AS_MATRIX = "markov_w2"
+
+
+def check_roles(model: Any, target: Any, args: Any) -> None:
+    """Raise `ValueError` unless drafter, target and arguments of a trainer are what their places say."""
+    if not isinstance(unwrap(model), DraftModel):
+        is_swapped = isinstance(unwrap(target), DraftModel)
+        raise ValueError(
+            f"The first argument of DraftTrainer is the drafter, got {type(model).__name__}"
+            f"{', and a drafter as the second: swap them' * is_swapped}."
+        )
+    if isinstance(target, str) or not isinstance(unwrap(target), PreTrainedModel):
+        raise ValueError(
+            f"The second argument of DraftTrainer is the target, a loaded model, got {type(target).__name__}."
+        )
+    if not isinstance(args, DraftTrainingArguments):
+        raise ValueError(
+            f"args must be DraftTrainingArguments, which have defaults of their own for a drafter (the learning rate, "
+            f"say), got {type(args).__name__}: give it the same arguments."
+        )
 
 
 def add_adapter(drafter: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:

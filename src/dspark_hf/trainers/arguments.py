@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from dspark_hf.data.cache.codecs import check_dtype
 from dspark_hf.data.cache.rolling import parse_size
@@ -120,6 +121,11 @@ class DraftTrainingArguments(TrainingArguments):
                     f"{name}={getattr(self, name)!r} has no effect on a drafter: its loss is its own, its embedding "
                     "the target's. Leave it out."
                 )
+        for tracker in set(self.report_to) - {"none", *get_available_reporting_integrations()}:
+            raise ValueError(
+                f"report_to={tracker!r} needs a package that is not installed: pip install {tracker}, or report_to="
+                "'none'."
+            )
         if self.fp16 and self.use_cpu:
             raise ValueError("fp16=True needs an accelerator. Use bf16=True on a CPU, or leave both out for float32.")
         for name in _NOT_NEGATIVE:

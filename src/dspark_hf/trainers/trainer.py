@@ -21,7 +21,7 @@ from dspark_hf.modeling.borrowing import is_made_for
 from dspark_hf.modeling.wrappers import unwrap
 from dspark_hf.ops.blocks import block_targets, slot_weights
 
-from .adapters import add_adapter, check_target_head, check_trainable, save_base_config
+from .adapters import add_adapter, check_roles, check_target_head, check_trainable, save_base_config
 from .arguments import DraftTrainingArguments, check_trainer_options
 from .callbacks import AnchorEpoch, RollingEpoch, StepClock
 from .decoding import WholeDrafter, decode_prompts, decoding_metrics, held_out_prompts
@@ -91,6 +91,7 @@ class DraftTrainer(DrafterUploads, FiniteTraining):
         peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ):
+        check_roles(model, target, args)
         check_trainer_options(kwargs)
         if not model.is_bound_to(target):
             model.bind(target)

@@ -357,7 +357,7 @@ def test_temperature_samples_the_answers(target, tokenizer, questions, tmp_path)
 def test_existing_file_is_not_overwritten(target, tokenizer, questions, tmp_path):
     out = tmp_path / "data.jsonl"
     out.write_text("precious\n")
-    with pytest.raises(ValueError, match="data.jsonl exists. Continue it with resume, or choose another file"):
+    with pytest.raises(ValueError, match="data.jsonl exists. Continue it with resume .--resume., or choose"):
         regenerate(target, tokenizer, questions, out, **SETTINGS)
     assert out.read_text() == "precious\n"
 

@@ -150,7 +150,7 @@ def check_absent(path: Path) -> None:
     if path.is_dir():
         raise ValueError(f"{path} is a folder. Add a file name.")
     if path.exists() and path.stat().st_size:
-        raise ValueError(f"{path} exists. Continue it with resume, or choose another file.")
+        raise ValueError(f"{path} exists. Continue it with resume (--resume), or choose another file.")
 
 
 class FailedFile:

@@ -20,6 +20,8 @@ from .consent import check_consent, check_no_token
 
 ALGORITHMS: dict[str, type[DraftModel]] = {"dspark": DSparkModel, "dflash": DFlashModel, "eagle3": Eagle3Model}
 _SECTIONS = ("training", "drafter", "lora", "estimate")
+# What people call fields whose names do not look like it.
+_OTHER_NAMES = {"rank": "r", "lora_rank": "r", "lr": "learning_rate", "batch_size": "per_device_train_batch_size"}
 _INHERITED = {field.name for field in fields(PreTrainedConfig)}
 
 
@@ -300,7 +302,8 @@ def _nearest(key: str, known: set[str]) -> str:
     names = {candidate.rpartition(".")[2]: candidate for candidate in sorted(known, key=lambda key: "." not in key)}
     if dot:
         names = {candidate.rpartition(".")[2]: candidate for candidate in known if candidate.startswith(section + ".")}
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = [_OTHER_NAMES[name]] if _OTHER_NAMES.get(name) in names else []
+    close = close or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
         return f" Did you mean {names[close[0]]!r}?"
     return " Keys are the fields of Recipe; those of its sections, of DraftTrainingArguments and the drafter's config."
