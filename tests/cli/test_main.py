@@ -1,5 +1,6 @@
 """The command as a whole: what it offers, and how it refuses."""
 
+import re
 import runpy
 import sys
 from importlib.metadata import version
@@ -39,6 +40,13 @@ def test_examples_can_be_copied():
     line = 'train --config examples/recipes/embedded.yaml "data=[text.jsonl]" max_steps=500 block_size=5 --resume'
     assert f"    dspark {line}\n" in shown("train")
     assert "http://localhost:8000/v1 \\\n          --prompts mlabonne" in shown("regenerate")
+
+
+def test_help_of_train_has_every_key_of_a_recipe():
+    from dspark_hf.trainers.recipes.recipe import known_keys
+
+    said = set(re.findall(r"\w+", shown("train").split("\nKeys:")[1]))
+    assert {key.rpartition(".")[2] for key in known_keys({})} <= said
 
 
 def test_no_option_is_cut():

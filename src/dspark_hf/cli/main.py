@@ -16,7 +16,7 @@ from dspark_hf.cli.exactness import exactness
 from dspark_hf.cli.push import push
 from dspark_hf.cli.regenerate import regenerate
 from dspark_hf.cli.terminal import plain
-from dspark_hf.cli.train import train
+from dspark_hf.cli.train import RecipeCommand, train
 from dspark_hf.processes import end_in_order
 
 _BAD_INPUT = 2
@@ -85,7 +85,8 @@ for command in (bench.generate, exactness):
 for command in (demo.demo, generate.generate):
     app.command(help=readable_help(command))(command)
 app.add_typer(_bench, name="bench")
-for command in (regenerate, train, convert, push, cache, env.env):
+app.command(cls=RecipeCommand, help=readable_help(train))(train)
+for command in (regenerate, convert, push, cache, env.env):
     app.command(help=readable_help(command))(command)
 
 if __name__ == "__main__":

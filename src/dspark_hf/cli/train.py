@@ -7,9 +7,27 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperCommand
 
 from dspark_hf.cli.options import StrictOption
 from dspark_hf.cli.terminal import plain
+
+
+class RecipeCommand(TyperCommand):
+    """A command whose help ends with the keys of a recipe."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the keys, by section."""
+        from dspark_hf.trainers.recipes.recipe import known_keys
+
+        sections: dict[str, list[str]] = {}
+        for key in sorted(known_keys({})):
+            section, _, name = key.rpartition(".")
+            sections.setdefault(section, []).append(name)
+        for section, names in sections.items():
+            title = f"Keys of the section {section}" if section else "Keys"
+            with formatter.section(title):
+                formatter.write_text(", ".join(names))
 
 
 def train(

@@ -194,7 +194,7 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
     """
     content = {} if path is None else _read(path)
     where = "the recipe" if path is None else str(path)
-    known = _known_keys(content)
+    known = known_keys(content)
     _check_keys(content, known, where)
     check_no_token(content.get("training") or {})
     asked = set()
@@ -257,8 +257,8 @@ def _parse(text: str, where: str) -> Any:
         raise ValueError(f"{where} is not readable YAML: {' '.join(str(error).split())}") from error
 
 
-def _known_keys(content: Mapping[str, Any]) -> set[str]:
-    """Every key a recipe may have, those of sections with a dot."""
+def known_keys(content: Mapping[str, Any]) -> set[str]:
+    """Every key that a recipe with this content (`drafter.family`) may have, those of sections with a dot."""
     from peft import LoraConfig
 
     family = (content.get("drafter") or {}).get("family") or DEFAULT_FAMILY
