@@ -277,3 +277,11 @@ def test_two_lookups_contradict(target):
         target.generate(
             make_prompt(4), assistant_model=PromptLookup(), speculation=SpeculationConfig(prompt_lookup=True)
         )
+
+
+def test_the_config_that_asks_for_lookup_knows_what_it_did():
+    target = make_target("llama")
+    speculation = SpeculationConfig(prompt_lookup=True)
+    out = target.generate(torch.arange(40, 52)[None], speculation=speculation, max_new_tokens=12, do_sample=False)
+    stats = speculation.prompt_lookup.last_stats
+    assert stats.new_tokens == out.shape[1] - 12 and "tau" in stats.summary()
