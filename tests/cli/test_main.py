@@ -1,9 +1,12 @@
 """The command as a whole: what it offers, and how it refuses."""
 
+import json
 import runpy
 import sys
 
 import pytest
+
+from dspark_hf.cli.models import long_dtype
 
 COMMANDS = ["demo", "generate", "bench", "regenerate", "train", "cache", "convert", "push", "env"]
 
@@ -92,3 +95,23 @@ def test_a_mistake_of_the_library_keeps_its_traceback(dspark, monkeypatch):
     monkeypatch.setattr("dspark_hf.evaluation.report.versions", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         dspark("env")
+
+
+def test_dtypes_have_short_names():
+    assert [long_dtype(name) for name in ("fp32", "bf16", "fp16", "float16", "auto")] == [
+        "float32", "bfloat16", "float16", "float16", "auto"
+    ]  # fmt: skip
+
+
+def test_short_names_of_dtypes_work_everywhere(dspark, models, tmp_path, tiny_target_dir):
+    assert dspark("generate", "hello", *models, "--dtype", "fp16", "--max-new-tokens", "3").code == 0
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"turns": ["hello"]}\n')
+    out, options = tmp_path / "out.json", ["--max-new-tokens", "3", "--dtype-prompts", "0"]
+    bench = dspark("bench", "generate", *models, "--data", prompts, "--dtype", "bf16", "--json", out, *options)
+    assert bench.code == 0 and json.loads(out.read_text())["dtype"] == "bfloat16"
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bcd"}]}\n')
+    for dtype, target_dtype in (("float16", "fp32"), ("fp16", "float32")):
+        options = ["--data", data, "--target", tiny_target_dir, "--dtype", dtype, "--target-dtype", target_dtype]
+        assert dspark("cache", *options, "--out", tmp_path / dtype).code == 0

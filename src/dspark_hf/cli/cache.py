@@ -64,6 +64,7 @@ def cache(
     from dspark_hf.publishing.hub_errors import explained_load
 
     models.check_dtype(target_dtype, "--target-dtype", auto=True)
+    dtype = models.DTYPES.get(dtype, dtype)
     codecs.check_dtype(dtype)
     rows = [record for path in data for record in load_conversations(path)]
     path = resolve_target(target)
@@ -90,11 +91,12 @@ def _build(path: str, target_dtype: str, rows: list, out: Path, taps: list[int],
     """The cache, in the first process; `None` in the others."""
     from transformers import AutoModelForCausalLM
 
+    from dspark_hf.cli.models import long_dtype
     from dspark_hf.data.cache import build_target_cache
     from dspark_hf.data.cache.processes import process_state
 
     state = process_state()
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=target_dtype).to(state.device).eval()
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=long_dtype(target_dtype)).to(state.device).eval()
     built = build_target_cache(
         model,
         rows,

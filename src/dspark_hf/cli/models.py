@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_DTYPES = ("float32", "bfloat16", "float16")
+# As torch writes them, and their short names.
+DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def load_models(target: str, drafter: str, *, dtype: str, device: str) -> Loaded
     Args:
         target (`str`): A repository, a folder or `embedded`.
         drafter (`str`): A repository, a folder or `embedded`.
-        dtype (`str`): `float32`, `bfloat16` or `float16`.
+        dtype (`str`): `float32`, `bfloat16` or `float16`, or a short name of one.
         device (`str`): As torch writes it, or `auto`.
 
     Returns:
@@ -38,6 +39,7 @@ def load_models(target: str, drafter: str, *, dtype: str, device: str) -> Loaded
         `ValueError`: If an option names nothing that exists here, or the two models do not fit each other.
     """
     check_dtype(dtype)
+    dtype = long_dtype(dtype)
     from dspark_hf import AutoDrafter
     from dspark_hf.hub.embedded import resolve_drafter
 
@@ -59,14 +61,19 @@ def load_target(target: str, *, dtype: str, device: str, attention: str | None =
 
     place, path = _device(device), resolve_target(target)
     with explained_load(target):
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=long_dtype(dtype), attn_implementation=attention)
         return model.to(place).eval(), AutoTokenizer.from_pretrained(path)
+
+
+def long_dtype(dtype: str) -> str:
+    """A dtype as torch writes it, e.g. `float16` for `fp16`; any other text as it is."""
+    return next((name for name, short in DTYPES.items() if dtype == short), dtype)
 
 
 def check_dtype(dtype: str, option: str = "--dtype", *, auto: bool = False) -> None:
     """Raise `ValueError` unless an option names a dtype of models; `auto` is that of the checkpoint."""
-    allowed = (*_DTYPES, "auto") if auto else _DTYPES
-    if dtype not in allowed:
+    allowed = (*DTYPES, "auto") if auto else (*DTYPES,)
+    if long_dtype(dtype) not in allowed:
         raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {dtype!r}.")
 
 
