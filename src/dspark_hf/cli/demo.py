@@ -18,7 +18,7 @@ from dspark_hf.cli.options import (
 
 PROMPTS = (
     "What is the capital of France, and what is it known for?",
-    "Give me three tips for learning a new language.",
+    "Write a Python function that checks whether a number is prime.",
     "Explain in simple words why the sky is blue.",
     "Write a short email that thanks a colleague for their help.",
 )
