@@ -1,12 +1,16 @@
 """Packaging of dspark_hf. `make demo` and `make test` install it with the exact versions of constraints.txt."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 EXTRAS = {
     # The embedded target arrives as a GGUF file, which is read once.
     "gguf": ["gguf>=0.17.1"],
+    # examples/quickstart.ipynb.
+    "notebook": ["ipykernel>=6.29", "ipywidgets>=8.1", "jupyterlab>=4.0"],
     # Training text from a target behind an OpenAI-compatible server.
     "server": ["openai>=1.60"],
     "test": [
@@ -23,6 +27,17 @@ EXTRAS = {
     ],
 }
 
+
+class BuildWithDrafter(build_py):
+    """Puts the embedded drafter into the package that is installed; a clone has it in examples/."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            drafters = Path(self.build_lib) / "dspark_hf" / "hub" / "drafters"
+            shutil.copytree(Path(__file__).parent / "examples" / "drafters", drafters, dirs_exist_ok=True)
+
+
 setup(
     name="dspark_hf",
     version="0.1.0",
@@ -33,6 +48,7 @@ setup(
     author="dspark_hf contributors",
     package_dir={"": "src"},
     packages=find_packages("src"),
+    cmdclass={"build_py": BuildWithDrafter},
     package_data={"dspark_hf.publishing.cards": ["card_template.md"]},
     # transformers 5.23 itself asks for Python 3.11.
     python_requires=">=3.11",

@@ -42,7 +42,7 @@ def main():
     drafter = random_drafter(target, args.drafter)
     prompts = load_prompts(args.data, args.limit)
     tokenizer = AutoTokenizer.from_pretrained(path)
-    size, settings = args.batch_size, DecodingSettings(args.max_new_tokens)
+    size, settings = args.batch_size, DecodingSettings(args.max_new_tokens, lookup=False)
     ways = {
         "plain": lambda inputs, settings: generate_plain(target, inputs, settings),
         "net": lambda inputs, settings: generate_speculative(target, drafter, inputs, settings),

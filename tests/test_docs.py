@@ -32,7 +32,7 @@ def test_quickstart_runs(monkeypatch, capsys, tiny_target_dir, tiny_drafter_dir)
     monkeypatch.setattr(embedded, "resolve_drafter", lambda _: tiny_drafter_dir)
     exec(compile(QUICKSTART, "quickstart.py", "exec"), {})
     out = capsys.readouterr().out
-    assert "Why is the sky blue?" in out
+    assert "Write a short email that thanks a colleague for their help." in out
     assert re.search(r"SpeculationStats\(tau=\d\.\d\d", out)
 
 

@@ -83,3 +83,15 @@ def test_the_tested_transformers_are_those_of_the_requirements():
     oldest, newest = TESTED
     assert f'"transformers>={oldest},<' in (ROOT / "setup.py").read_text(encoding="utf-8")
     assert f"\ntransformers=={newest}." in (ROOT / "constraints.txt").read_text(encoding="utf-8")
+
+
+def test_an_installed_package_has_the_embedded_drafter(tmp_path):
+    build = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    built = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    run_python(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from pathlib import Path; "
+        "from dspark_hf.hub.embedded import embedded_drafter; from dspark_hf import AutoDrafter; "
+        f"assert Path({str(tmp_path)!r}) in embedded_drafter().parents; "
+        "assert AutoDrafter.from_pretrained(embedded_drafter()).config.block_size == 5"
+    )

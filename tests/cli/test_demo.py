@@ -2,7 +2,9 @@
 
 import json
 
-from dspark_hf.cli.demo import PROMPTS
+import pytest
+
+from dspark_hf.cli.demo import PROMPTS, _about_ties, _verdict
 
 
 def test_demo_prints_answers_and_a_table(dspark, models, tmp_path):
@@ -13,9 +15,20 @@ def test_demo_prints_answers_and_a_table(dspark, models, tmp_path):
     result = json.loads(out.read_text())
     assert result["identical"]["fraction"] == 1.0
     assert f"{result['ratio']['total']:.2f}" in outcome.out
-    assert f"tau (tokens per round) │ 1.00 │ {result['tau']:.2f}" in outcome.out
-    assert "identical ids │ │ yes" in outcome.out
+    alone = result["without_lookup"]
+    assert alone["lookup_share"] == 0.0 and alone["plain"] == result["plain"]
+    assert f"tau (tokens per round) │ 1.00 │ {alone['tau']:.2f} │ {result['tau']:.2f}" in outcome.out
+    assert "same ids as plain, up to ties │ │ yes │ yes" in outcome.out and "A tie" not in outcome.out
+    # Before anything is loaded a line says what comes.
+    assert outcome.out.startswith("4 questions, answered while you read;")
     assert result["provenance"]["versions"]
+
+
+@pytest.mark.parametrize(("gap", "told"), [(0.03, "yes (1 with a tie)"), (3.0, "no: 1 differ")])
+def test_a_tie_is_no_fault_and_a_fault_no_tie(gap, told):
+    identical = {"num_identical": 3, "num_prompts": 4, "differences": [{"gap": gap, "spacing": 0.0156}]}
+    assert _verdict(identical) == told
+    assert "rounding decides" in _about_ties([{"identical": identical}])
 
 
 def test_generate_streams_what_the_api_gives(dspark, models, tiny_target_dir, tiny_tokenizer):

@@ -1,5 +1,6 @@
 """The command as a whole: what it offers, and how it refuses."""
 
+import json
 import re
 import runpy
 import sys
@@ -135,3 +136,17 @@ def test_dtypes_have_short_names(name, full):
     assert check_dtype(name) == full
     with pytest.raises(ValueError, match="--target-dtype must be one of float32, bfloat16, float16, auto, got 'int8'"):
         check_dtype("int8", "--target-dtype", auto=True)
+
+
+def test_short_names_of_dtypes_work_everywhere(dspark, models, tmp_path, tiny_target_dir):
+    assert dspark("generate", "hello", *models, "--dtype", "fp16", "--max-new-tokens", "3").code == 0
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"turns": ["hello"]}\n')
+    out, options = tmp_path / "out.json", ["--max-new-tokens", "3", "--dtype-prompts", "0"]
+    bench = dspark("bench", "generate", *models, "--data", prompts, "--dtype", "bf16", "--json", out, *options)
+    assert bench.code == 0 and json.loads(out.read_text())["dtype"] == "bfloat16"
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bcd"}]}\n')
+    for dtype, target_dtype in (("float16", "fp32"), ("fp16", "float32")):
+        options = ["--data", data, "--target", tiny_target_dir, "--dtype", dtype, "--target-dtype", target_dtype]
+        assert dspark("cache", *options, "--out", tmp_path / dtype).code == 0

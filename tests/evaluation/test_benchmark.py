@@ -49,6 +49,7 @@ def made_up_run(ids: list[int], seconds: float, rounds: list[tuple[int, int]]) -
         ({"num_dtype_prompts": -1}, "num_dtype_prompts must be 0 .*got -1"),
         ({"rival_lookup": -1}, "rival_lookup must be 0 .*got -1"),
         ({"rival_lookup": 5, "batch_size": 2}, "takes one prompt at a time, got batch_size 2"),
+        ({"tau_only": True, "lookup": True}, "tau_only measures the drafter alone"),
     ],
 )
 def test_settings_are_checked(fields, message):
@@ -65,6 +66,21 @@ def test_lookup_before_the_drafter_and_as_a_rival(pair, tiny_target_dir, monkeyp
     assert result["identical"]["fraction"] == 1.0
     assert result["rival_lookup"]["tokens"] == result["plain"]["tokens"]
     assert result["rival_lookup"]["tokens_per_second"] > 0 and result["rival_lookup"]["median_ratio"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "looks_up"),
+    [({}, True), ({"batch_size": 8}, False), ({"lookup": False}, False), ({"tau_only": True}, False),
+     ({"batch_size": 8, "lookup": True}, True)],
+)  # fmt: skip
+def test_the_drafter_alone_where_that_is_asked_for(pair, tiny_target_dir, fields, looks_up):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_target_dir)
+    settings = BenchmarkSettings(max_new_tokens=12, num_dtype_prompts=0, **fields)
+    # Prompts that say the same again and again, and others that fill a batch of eight.
+    prompts = ["abcabcabcabcabcabcabc"] * 2 + PROMPTS[:1] * 6
+    result = run_benchmark(*pair, tokenizer, prompts, settings)
+    assert (result["lookup_share"] > 0) == looks_up
+    assert ("efficiency" in result) == (fields == {"lookup": False})
 
 
 def test_compiled_rounds_are_asked_for(pair, tiny_target_dir, monkeypatch):

@@ -300,7 +300,7 @@ def test_target_without_hidden_states(target, monkeypatch):
         ),
         ({"confidence_threshold": -0.1}, "confidence_threshold must be a number"),
         ({"confidence_threshold": "high"}, "confidence_threshold must be a number"),
-        ({"prompt_lookup": 4}, "prompt_lookup must be a PromptLookup, True or None, got 4"),
+        ({"prompt_lookup": 4}, "prompt_lookup must be a PromptLookup, True, False or None, got 4"),
         ({"safety_net": None}, r"safety_net must be one of \[True, False\], got None"),
         ({"seed": 1.5}, "seed must be an int from 0 to 2..63 - 1, or None, got 1.5"),
         ({"seed": 2**63}, "seed must be an int from 0 to"),

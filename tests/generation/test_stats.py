@@ -31,6 +31,20 @@ def test_rates():
     assert "0.80 1.00 0.50" in stats.summary()
 
 
+def test_the_drafters_slots_are_told_from_lookups():
+    stats = SpeculationStats(rounds=3, new_tokens=7, confidences=[[0.9, 0.2], [], [0.3]])
+    for verified_len, accepted_len, emitted_len, looked_up in ((2, 1, 2, False), (4, 4, 5, True), (1, 0, 1, False)):
+        stats.record(0, verified_len, accepted_len, emitted_len, looked_up)
+    drafted = stats.without_lookup()
+    assert drafted.slot_rates == [1 / 2, 0 / 1] and drafted.confidences == [[0.9, 0.2], [0.3]]
+    assert (drafted.rounds, drafted.new_tokens, stats.lookup_verifications) == (3, 7, 1)
+    assert "all before accepted: 0.50 0.00\nlooked up: 4 drafts in 1 of 3" in stats.summary()
+    # Lookup alone has no other slots to tell.
+    alone = SpeculationStats(rounds=1, new_tokens=3)
+    alone.record(0, 2, 2, 3, from_lookup=True)
+    assert "all before accepted: 1.00 1.00" in alone.summary()
+
+
 def test_reliability():
     stats = SpeculationStats(confidences=[[0.95, 0.85, 0.25], [0.91, 0.05], [0.35, 0.2, 0.1], [], [0.9]])
     for verified_len, accepted_len, emitted_len in ((3, 2, 3), (1, 1, 2), (3, 1, 1), (0, 0, 1), (1, 0, 1)):

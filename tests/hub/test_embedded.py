@@ -167,7 +167,9 @@ def test_only_the_word_embedded_is_resolved(cache, wheel, tmp_path):
 
 def test_embedded_drafter_is_the_checkouts(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "__file__", str(tmp_path / "src" / "dspark_hf" / "hub" / "embedded.py"))
-    with pytest.raises(ValueError, match="embedded drafter is not at .*examples/drafters.* install the library from"):
+    with pytest.raises(
+        ValueError, match="drafter is neither at .*hub/drafters.* nor at .*examples/drafters.* anew with"
+    ):
         embedded.resolve_drafter("embedded")
     folder = tmp_path / "examples" / "drafters" / "smollm2-135m-dspark"
     folder.mkdir(parents=True)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from dspark_hf import AutoDrafter, DSparkModel
+from dspark_hf.modeling.configuration.recognition import is_of_drafter
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dspark_vanilla"
 
@@ -44,6 +45,38 @@ def test_copies_of_the_target_are_read_but_not_needed(folder):
 def test_subfolder_and_dtype(folder, tmp_path):
     drafter = AutoDrafter.from_pretrained(tmp_path, subfolder="drafter", dtype="bfloat16")
     assert drafter.dtype == torch.bfloat16 and not drafter.training
+
+
+def test_a_target_with_its_drafter(folder, tiny_target_dir, tmp_path):
+    both = shutil.copytree(tiny_target_dir, tmp_path / "both")
+    shutil.copytree(folder, both / "dspark")
+    drafter = AutoDrafter.from_pretrained(both, dtype="bfloat16")
+    assert isinstance(drafter, DSparkModel) and drafter.dtype == torch.bfloat16
+    (both / "config.json").unlink()
+    with pytest.raises(ValueError, match="There is no config.json in .*both"):
+        AutoDrafter.from_pretrained(both)
+
+
+def test_auto_classes_of_transformers_name_the_loader(tiny_drafter_dir, tiny_target_dir):
+    with pytest.raises(ValueError, match=r"tiny-drafter holds a drafter, .*ForCausalLM would .*AutoDrafter.from_pre"):
+        AutoModelForCausalLM.from_pretrained(tiny_drafter_dir)
+    assert AutoModelForCausalLM.from_pretrained(tiny_target_dir).can_generate()
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"architectures": ["Qwen3DSparkModel"], "target_layer_ids": [1]}, True),
+        ({"architectures": ["LlamaForCausalLMEagle3"]}, True),
+        ({"speculators_model_type": "eagle3"}, True),
+        ({"architectures": ["DSparkDraftModel"], "dspark_config": {}}, True),
+        ({"architectures": ["LlamaForCausalLM"], "target_layer_ids": [1]}, False),
+        ({"architectures": ["LlamaForCausalLM"]}, False),
+        ({}, False),
+    ],
+)
+def test_drafters_are_told_by_their_config(config, expected):
+    assert is_of_drafter(config) == expected
 
 
 def test_saving_again_keeps_the_layout(folder, tmp_path):

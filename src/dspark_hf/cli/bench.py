@@ -39,7 +39,10 @@ def generate(
     dtype_prompts: Annotated[
         int, typer.Option(min=0, help="Prompts on which plain generate() is timed in other dtypes; 0 leaves it out.")
     ] = 3,
-    lookup: Annotated[bool, typer.Option("--lookup", help="Let DSpark look drafts up in the text first.")] = False,
+    lookup: Annotated[
+        bool | None,
+        typer.Option(help="Look drafts up in the text everywhere, or nowhere; by default as generate() does."),
+    ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Let DSpark's rounds go through torch.compile.")] = False,
     rival_lookup: Annotated[
         int, typer.Option(min=0, help="Also time transformers' prompt lookup with so many tokens; 0 leaves it out.")
@@ -55,7 +58,7 @@ def generate(
 
         dspark bench generate --data prompts.jsonl --limit 20 --json result.json
     """
-    from dspark_hf.cli.models import check_output, load_models
+    from dspark_hf.cli.models import check_dtype, check_output, load_models
     from dspark_hf.evaluation import (
         BenchmarkSettings,
         Comparison,
@@ -85,7 +88,7 @@ def generate(
     journal = journal_path(json, resume)
     console = Console(highlight=False)
     models = load_models(target, drafter, dtype=dtype, device=device)
-    names = {"target": target, "drafter": drafter, "data": str(data), "dtype": dtype}
+    names = {"target": target, "drafter": drafter, "data": str(data), "dtype": check_dtype(dtype)}
     done: list[Comparison] = []
     with _progress_bar(console) as bar:
         task = bar.add_task("prompts", total=len(prompts), note="")
@@ -136,7 +139,8 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     speculative, plain, share = result["speculative"], result["plain"], result["time_share"]
     rows = [
         ("tau (tokens per round)", f"{result['tau']:.3f} over {result['num_rounds']} rounds"),
-        ("rounds that accept slot k", "  ".join(f"{rate:.2f}" for rate in result["accepted_per_slot"])),
+        ("drafts looked up", f"in {result['lookup_share']:.0%} of verifications"),
+        ("the drafter's slots, accepted", "  ".join(f"{rate:.2f}" for rate in result["accepted_per_slot"])),
         ("DSpark", f"{speculative['tokens_per_second']:.1f} tokens/s, {speculative['tokens']} tokens"),
         ("time in target, drafter, rest", "not measured" if share is None else _shares(share)),
     ]

@@ -63,6 +63,7 @@ def cache(
     from dspark_hf.publishing.hub_errors import explained_load
 
     target_dtype = models.check_dtype(target_dtype, "--target-dtype", auto=True)
+    dtype = models.DTYPES.get(dtype, dtype)
     codecs.check_dtype(dtype)
     left_out = LeftOut(strict)
     rows = [record for path in data for _, record in iterate_places(path, left_out)]

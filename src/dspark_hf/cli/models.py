@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# As torch writes them, and their short names.
+DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def load_models(target: str, drafter: str, *, dtype: str, device: str) -> Loaded
     Args:
         target (`str`): A repository, a folder or `embedded`.
         drafter (`str`): A repository, a folder or `embedded`.
-        dtype (`str`): `float32`, `bfloat16` or `float16`.
+        dtype (`str`): `float32`, `bfloat16` or `float16`, or a short name of one.
         device (`str`): As torch writes it, or `auto`.
 
     Returns:
@@ -64,13 +65,13 @@ def load_target(target: str, *, dtype: str, device: str, attention: str | None =
 
 
 def check_dtype(dtype: str, option: str = "--dtype", *, auto: bool = False) -> str:
-    """The dtype of models that an option names, by its full name; `auto` is that of the checkpoint.
+    """The dtype of models that an option names, as torch writes it; `auto` is that of the checkpoint.
 
     Raises:
         `ValueError`: If it names none.
     """
-    allowed = (*_SHORT.values(), "auto") if auto else tuple(_SHORT.values())
-    full = _SHORT.get(dtype, dtype)
+    allowed = (*DTYPES, "auto") if auto else (*DTYPES,)
+    full = next((name for name, short in DTYPES.items() if dtype == short), dtype)
     if full not in allowed:
         raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {dtype!r}.")
     return full

@@ -11,7 +11,7 @@ TargetOption = Annotated[
 DrafterOption = Annotated[
     str, typer.Option(help="The drafter: a repository, a folder, or 'embedded' (the one shipped for that target).")
 ]
-DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16; fp32, bf16 and fp16 for short.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or 'auto' (cuda where there is one).")]
 MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Most new tokens a prompt.")]
 TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 decodes greedily.")]

@@ -34,18 +34,20 @@ class BenchmarkSettings:
         temperature (`float`, *optional*, defaults to 0.0): 0 decodes greedily.
         batch_size (`int`, *optional*, defaults to 1): Prompts per call.
         seed (`int`, *optional*, defaults to 0): Seed of the first call; every further call adds 1.
-        tau_only (`bool`, *optional*, defaults to `False`): Whether to leave the plain runs out. The safety net, which
-            hides how bad a drafter is, is then off.
+        tau_only (`bool`, *optional*, defaults to `False`): Whether to leave the plain runs out. The safety net and
+            lookup, which hide how bad a drafter is, are then off.
         safety_net (`bool`, *optional*, defaults to `True`): Whether drafting is cut back where it does not pay.
         num_dtype_prompts (`int`, *optional*, defaults to 3): Prompts on which plain generation is timed in float32
             and bfloat16 too, to compare with the faster one; 0 leaves that out.
-        lookup (`bool`, *optional*, defaults to `False`): Whether DSpark looks drafts up in the text first.
+        lookup (`bool`, *optional*): Whether DSpark looks drafts up in the text first; by default as `generate()`
+            does by itself (`SpeculationConfig.prompt_lookup`). `False` measures the drafter alone.
         compile (`bool`, *optional*, defaults to `False`): Whether DSpark's rounds go through `torch.compile`.
         rival_lookup (`int`, *optional*, defaults to 0): Tokens that transformers' own prompt lookup drafts in runs to
             compare with, one prompt a call; 0 leaves them out.
 
     Raises:
-        `ValueError`: If a number is out of its range, or prompt lookup is asked for prompts in batches.
+        `ValueError`: If a number is out of its range, transformers' prompt lookup is asked for prompts in batches, or
+            lookup where only the drafter's tau is.
     """
 
     max_new_tokens: int = 128
@@ -55,7 +57,7 @@ class BenchmarkSettings:
     tau_only: bool = False
     safety_net: bool = True
     num_dtype_prompts: int = 3
-    lookup: bool = False
+    lookup: bool | None = None
     compile: bool = False
     rival_lookup: int = 0
 
@@ -71,13 +73,15 @@ class BenchmarkSettings:
                 f"transformers' prompt lookup takes one prompt at a time, got batch_size {self.batch_size}: set it to "
                 "1, or leave rival_lookup out."
             )
+        if self.tau_only and self.lookup:
+            raise ValueError("tau_only measures the drafter alone, without lookup=True: leave one of the two out.")
         # The decoding settings check the rest.
         self.decoding()
 
     def decoding(self) -> DecodingSettings:
         """The settings that each call shares."""
-        safety_net = self.safety_net and not self.tau_only
-        return DecodingSettings(self.max_new_tokens, self.temperature, self.lookup, safety_net, self.compile)
+        safety_net, lookup = (False, False) if self.tau_only else (self.safety_net, self.lookup)
+        return DecodingSettings(self.max_new_tokens, self.temperature, lookup, safety_net, self.compile)
 
 
 def run_benchmark(
@@ -176,7 +180,7 @@ def _measure(
     decoding, seed, plain = settings.decoding(), settings.seed + index, not settings.tau_only
     comparison = compare(target, drafter, inputs, decoding, seed=seed, plain=plain, plain_first=index % 2 == 1)
     # Lookup drafts are no proposals of the drafter's.
-    times_pieces = plain and not settings.lookup and can_time(target)
+    times_pieces = plain and settings.lookup is False and can_time(target)
     pieces = time_pieces_of(target, drafter, comparison) if times_pieces else None
     rival = None
     if settings.rival_lookup > 0:

@@ -32,11 +32,11 @@ _GREEDY_OPTIONS: tuple[dict[str, Any], ...] = (
     {"eos_token_id": [1, 2, 3]},
     {"sequence_bias": [[[2], 1.0], [[1, 3], -2.0]], "bad_words_ids": [[3], [1, 2]]},
 )
-# Whole blocks for all rows of a large batch, fewer drafts, and lengths that differ.
+# Whole blocks for all rows of a large batch, fewer drafts, and lengths that differ; alone and with lookup.
 _SPECULATIONS = (
-    SpeculationConfig(safety_net=False),
+    SpeculationConfig(prompt_lookup=False, safety_net=False),
     SpeculationConfig(),
-    SpeculationConfig(max_draft_len=2),
+    SpeculationConfig(prompt_lookup=False, max_draft_len=2),
     SpeculationConfig(confidence_threshold=0.3),
 )
 _VOCAB_SIZES = (5, 48)

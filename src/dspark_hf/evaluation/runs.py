@@ -18,8 +18,8 @@ class DecodingSettings:
         max_new_tokens (`int`, *optional*, defaults to 128): Most tokens per row.
         temperature (`float`, *optional*, defaults to 0.0): 0 decodes greedily; above 0 the target's whole
             distribution is sampled at that temperature, without top-k and top-p.
-        lookup (`bool`, *optional*, defaults to `False`): Whether runs with a drafter look drafts up in the text first
-            ([`PromptLookup`]).
+        lookup (`bool`, *optional*): Whether runs with a drafter look drafts up in the text first; by default as
+            `generate()` does by itself (`SpeculationConfig.prompt_lookup`).
         safety_net (`bool`, *optional*, defaults to `True`): Whether drafting is cut back where it does not pay.
         compile (`bool`, *optional*, defaults to `False`): Whether rounds with a drafter go through `torch.compile`.
 
@@ -29,7 +29,7 @@ class DecodingSettings:
 
     max_new_tokens: int = 128
     temperature: float = 0.0
-    lookup: bool = False
+    lookup: bool | None = None
     safety_net: bool = True
     compile: bool = False
 

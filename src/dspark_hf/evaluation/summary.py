@@ -27,7 +27,9 @@ def summarize(
         `dict`, JSON-able:
 
         - `tau`, `num_rounds`: mean tokens per round, bonus included, over all rounds of all prompts.
-        - `accepted_per_slot`: for each slot, how often it and all before it were accepted where it was verified.
+        - `lookup_share`: fraction of the verifications whose drafts were looked up in the text, not the drafter's.
+        - `accepted_per_slot`: for each of the drafter's slots, how often it and all before it were accepted where it
+          was verified.
         - `accepted_per_slot_given_previous`: the same where all before it were accepted.
         - `reliability`: confidence against acceptance, see [`SpeculationStats.reliability`]; `None` without that head.
         - `speculative`, `plain`: `tokens`, `seconds`, `tokens_per_second`.
@@ -41,13 +43,15 @@ def summarize(
     speculative = [comparison.speculative for comparison in comparisons]
     plain = [comparison.plain for comparison in comparisons if comparison.plain is not None]
     joined = _joined_stats(speculative)
+    drafted = joined.without_lookup()
     seconds = seconds_in_parts(speculative)
     result = {
         "num_prompts": sum(len(comparison.prompt_ids) for comparison in comparisons),
         "tau": joined.tau,
         "num_rounds": joined.rounds,
-        "accepted_per_slot": joined.slot_survival,
-        "accepted_per_slot_given_previous": joined.slot_rates,
+        "lookup_share": joined.lookup_verifications / max(len(joined.from_lookup), 1),
+        "accepted_per_slot": drafted.slot_survival,
+        "accepted_per_slot_given_previous": drafted.slot_rates,
         "reliability": joined.reliability() or None,
         "seconds_in": seconds,
         "time_share": time_share(seconds),

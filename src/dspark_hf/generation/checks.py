@@ -52,7 +52,8 @@ def check_drafter(drafter: Any, speculation: SpeculationConfig) -> None:
             f"{f'the class {drafter.__name__}' if is_class else type(drafter).__name__}."
         )
     if not isinstance(speculation, SpeculationConfig):
-        raise ValueError(f"speculation must be a SpeculationConfig, got {speculation!r}.")
+        instead = f" Write SpeculationConfig(**{speculation!r})." if isinstance(speculation, dict) else ""
+        raise ValueError(f"speculation must be a SpeculationConfig, got {speculation!r}.{instead}")
     num_processes = _num_processes()
     if speculation.cost_aware and num_processes > 1:
         raise ValueError(
@@ -62,8 +63,8 @@ def check_drafter(drafter: Any, speculation: SpeculationConfig) -> None:
     if isinstance(drafter, PromptLookup):
         if speculation.prompt_lookup not in (None, drafter):
             raise ValueError(
-                "SpeculationConfig(prompt_lookup=...) puts lookup beside a drafter, and the drafter here is a "
-                "PromptLookup itself: leave one of them out."
+                "SpeculationConfig(prompt_lookup=...) says whether lookup goes beside a drafter, and the drafter here "
+                "is a PromptLookup itself: leave one of them out."
             )
         return
     if speculation.confidence_threshold > 0 and not getattr(drafter.config, "enable_confidence_head", False):

@@ -22,7 +22,9 @@ class SpeculationConfig:
             of a slot that is verified. 0 verifies every slot. Costs one more host synchronisation per round.
         prompt_lookup ([`PromptLookup`] or `bool`, *optional*):
             Whether rows whose latest tokens occurred before are drafted what followed there, and only the others by
-            the drafter. `True` stands for `PromptLookup()`. Without a drafter, lookup alone drafts.
+            the drafter. By default it is so in calls of at most 4 rows that are not compiled, where it wins; `True`,
+            which stands for `PromptLookup()`, asks for it everywhere and `False` nowhere. Without a drafter, lookup
+            alone drafts where it is asked for, and this object's `prompt_lookup.last_stats` tell what happened.
         safety_net (`bool`, *optional*, defaults to `True`):
             Whether drafting pauses where it does not pay ([`SafetyNet`]), a warning says so if next to nothing is
             accepted, and large batches get fewer drafts. Without, every slot is always drafted.
@@ -89,10 +91,10 @@ class SpeculationConfig:
             raise ValueError(f'verification must be "block" or "token", got {self.verification!r}.')
         if self.seed is not None and not (_is_int(self.seed) and 0 <= self.seed < 2**63):
             raise ValueError(f"seed must be an int from 0 to 2**63 - 1, or None, got {self.seed!r}.")
-        if isinstance(self.prompt_lookup, bool):
-            self.prompt_lookup = PromptLookup() if self.prompt_lookup else None
-        if not isinstance(self.prompt_lookup, PromptLookup | None):
-            raise ValueError(f"prompt_lookup must be a PromptLookup, True or None, got {self.prompt_lookup!r}.")
+        if self.prompt_lookup is True:
+            self.prompt_lookup = PromptLookup()
+        if not (self.prompt_lookup in (None, False) or isinstance(self.prompt_lookup, PromptLookup)):
+            raise ValueError(f"prompt_lookup must be a PromptLookup, True, False or None, got {self.prompt_lookup!r}.")
         for name, allowed in (
             ("safety_net", (True, False)),
             ("cost_aware", (True, False)),

@@ -68,7 +68,7 @@ def speculative_generate(
     (https://arxiv.org/abs/2607.05147).
     """
     speculation = SpeculationConfig() if speculation is None else speculation
-    drafter = getattr(speculation, "prompt_lookup", None) if drafter is None else drafter
+    drafter = (getattr(speculation, "prompt_lookup", None) or None) if drafter is None else drafter
     check_drafter(drafter, speculation)
     check_mode(generation_config.get_generation_mode(), generation_config)
     check_options(model, generation_config)

@@ -13,6 +13,10 @@ from dspark_hf.modeling.placement import compute_device
 from .config import SpeculationConfig
 from .prompt_lookup import PromptLookup
 
+# Most rows whose texts are looked up beside a drafter by itself. With more it costs a little: some row has a hit in
+# nearly every round, and what it drafts makes the pass longer for all (docs/numbers.md).
+MOST_LOOKUP_ROWS = 4
+
 
 @dataclass(frozen=True)
 class Request:
@@ -66,6 +70,16 @@ class Request:
     def has_draft_model(self) -> bool:
         """Whether a model drafts; otherwise lookup alone does."""
         return not isinstance(self.drafter, PromptLookup)
+
+    @property
+    def lookup(self) -> PromptLookup | None:
+        """What is looked up: as the caller asks, else with the defaults where batches are small and not compiled."""
+        if not self.has_draft_model:
+            return self.drafter
+        asked = self.speculation.prompt_lookup
+        if asked is None and self.batch_size <= MOST_LOOKUP_ROWS and not self.speculation.compile:
+            return PromptLookup()
+        return asked or None
 
     @property
     def has_user_cache(self) -> bool:

@@ -1,8 +1,9 @@
 """The one place where transformers' `generate()` learns about drafters.
 
-Three methods of `GenerationMixin` are wrapped. A call without a drafter of this library passes through untouched.
-Drafters are recognised by their attribute `is_drafter`, so classes loaded as remote code count too. Wrappers import
-what they need when they are called: the first module of this library that is imported may be the one to install them.
+Methods of `GenerationMixin` are wrapped, and the function that loads a pipeline's assistant. A call without a drafter
+of this library passes through untouched. Drafters are recognised by their attribute `is_drafter`, so classes loaded as
+remote code count too. Wrappers import what they need when they are called: the first module of this library that is
+imported may be the one to install them.
 """
 
 import functools
@@ -23,6 +24,8 @@ _NEEDED = {
     "generate": {"assistant_model", "custom_generate", "kwargs"},
     "_validate_generation_mode": {"generation_mode", "generation_config", "generation_mode_kwargs"},
     "_assisted_decoding": {"logits_processor", "stopping_criteria", "generation_config", "assistant_model"},
+    "adjust_generation_fn": {"pretrained_model_name_or_path"},
+    "load_assistant_model": {"model", "assistant_model", "assistant_tokenizer"},
 }
 
 
@@ -34,14 +37,13 @@ def install() -> None:
     Raises:
         `RuntimeError`: If this version of transformers has another `generate()` than the wrappers expect.
     """
-    from transformers import GenerationMixin
-
     if is_installed():
         return
     for name, needed in _NEEDED.items():
-        if missing := needed - set(inspect.signature(getattr(GenerationMixin, name)).parameters):
+        home = _home(name)
+        if missing := needed - set(inspect.signature(getattr(home, name)).parameters):
             raise RuntimeError(
-                f"This version of transformers is not supported: GenerationMixin.{name} has no {sorted(missing)}. "
+                f"This version of transformers is not supported: {home.__name__}.{name} has no {sorted(missing)}. "
                 f"Install one that dspark_hf is tested with: pip install 'transformers=={TESTED[-1]}.*'."
             )
     _warn_if_untested()
@@ -49,11 +51,13 @@ def install() -> None:
         ("generate", _wrap_generate),
         ("_validate_generation_mode", _wrap_validate),
         ("_assisted_decoding", _wrap_assisted),
+        ("adjust_generation_fn", _wrap_adjust),
+        ("load_assistant_model", _wrap_load_assistant),
     ):
-        original = getattr(GenerationMixin, name)
+        original = getattr(_home(name), name)
         wrapper = functools.wraps(original)(wrap(original))
         setattr(wrapper, _ORIGINAL, original)
-        setattr(GenerationMixin, name, wrapper)
+        setattr(_home(name), name, wrapper)
 
 
 def remove() -> None:
@@ -62,24 +66,32 @@ def remove() -> None:
     Raises:
         `RuntimeError`: If another library has wrapped a method since, and would be taken out with them.
     """
-    from transformers import GenerationMixin
-
     if not is_installed():
         return
-    methods = {name: getattr(GenerationMixin, name) for name in _NEEDED}
+    methods = {name: getattr(_home(name), name) for name in _NEEDED}
     if covered := [name for name, method in methods.items() if _ORIGINAL not in vars(method)]:
         raise RuntimeError(
-            f"GenerationMixin.{covered[0]} was wrapped again after dspark_hf did it; remove that wrapper first."
+            f"{_home(covered[0]).__name__}.{covered[0]} was wrapped again after dspark_hf did it; remove that wrapper "
+            "first."
         )
     for name, method in methods.items():
-        setattr(GenerationMixin, name, getattr(method, _ORIGINAL))
+        setattr(_home(name), name, getattr(method, _ORIGINAL))
 
 
 def is_installed() -> bool:
     """Whether `generate()` knows of drafters."""
+    return any(_is_wrapped(getattr(_home(name), name)) for name in _NEEDED)
+
+
+def _home(name: str) -> Any:
+    """Whose attribute is wrapped."""
+    if name == "load_assistant_model":
+        from transformers.pipelines import base
+
+        return base
     from transformers import GenerationMixin
 
-    return any(_is_wrapped(getattr(GenerationMixin, name)) for name in _NEEDED)
+    return GenerationMixin
 
 
 @functools.cache
@@ -121,12 +133,17 @@ def _wrap_generate(original: Callable) -> Callable:
         kwargs = _with_new_names(kwargs)
         speculation = kwargs.pop("speculation", None)
         given = dict(zip(names[1:], args, strict=False)) | kwargs
+        if isinstance(given.get("assistant_model"), str | os.PathLike):
+            raise ValueError(
+                f"assistant_model must be a model in memory, got the name {os.fspath(given['assistant_model'])!r}. "
+                "Load it once: AutoDrafter.from_pretrained(...) for a drafter, AutoModelForCausalLM for another model."
+            )
         has_own_loop = given.get("custom_generate") is not None
         if given.get("assistant_model") is None and speculation is not False and not has_own_loop:
             attached = attached_drafter(self)
             if attached is not None:
                 given["assistant_model"] = _made_ready(self, attached)
-            elif (lookup := getattr(speculation, "prompt_lookup", None)) is not None:
+            elif lookup := getattr(speculation, "prompt_lookup", None):
                 given["assistant_model"] = lookup
         if isinstance(given.get("assistant_model"), str | os.PathLike):
             raise ValueError(
@@ -223,3 +240,47 @@ def _wrap_assisted(original: Callable) -> Callable:
         return speculative_generate(self, drafter=drafter, speculation=_speculation.get(), **given)
 
     return assisted_decoding
+
+
+def _wrap_adjust(original: Callable) -> Callable:
+    # from_pretrained() of a model that generates calls it when the weights are in place.
+    names = list(inspect.signature(original).parameters)
+
+    def adjust_generation_fn(self, *args, **kwargs):
+        from dspark_hf.modeling.configuration.recognition import is_of_drafter
+
+        if is_of_drafter(vars(self.config)):
+            name = (dict(zip(names[1:], args, strict=False)) | kwargs).get("pretrained_model_name_or_path")
+            raise ValueError(
+                f"{name} holds a drafter, of which {type(self).__name__} would be made with random weights in "
+                f"place of what it lacks. Load it with dspark_hf: AutoDrafter.from_pretrained({str(name)!r}), and "
+                "pass it to the target's generate() as assistant_model."
+            )
+        return original(self, *args, **kwargs)
+
+    return adjust_generation_fn
+
+
+def _wrap_load_assistant(original: Callable) -> Callable:
+    def load_assistant_model(model, assistant_model, assistant_tokenizer):
+        drafter = assistant_model
+        if isinstance(drafter, str | os.PathLike) and model.can_generate() and _names_drafter(drafter):
+            import dspark_hf
+
+            drafter = dspark_hf.AutoDrafter.from_pretrained(drafter, dtype=model.dtype).to(model.device)
+        # A drafter shares its target's vocabulary, whichever special tokens its config names.
+        return (drafter, None) if _is_drafter(drafter) else original(model, assistant_model, assistant_tokenizer)
+
+    return load_assistant_model
+
+
+def _names_drafter(name: str | os.PathLike) -> bool:
+    """Whether a folder or a repository holds a drafter. What cannot be read is left to others to tell."""
+    from transformers import PreTrainedConfig
+
+    from dspark_hf.modeling.configuration.recognition import is_of_drafter
+
+    try:
+        return is_of_drafter(PreTrainedConfig.get_config_dict(name)[0])
+    except (OSError, ValueError):
+        return False

@@ -3,7 +3,8 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import compress
 
 import torch
 
@@ -130,6 +131,12 @@ class SpeculationStats:
             counts.append((judged, accepted))
         return counts
 
+    def without_lookup(self) -> "SpeculationStats":
+        """The verifications whose drafts were the drafter's, or that had none; seconds and counts stay as they are."""
+        keep = [not looked_up for looked_up in self.from_lookup]
+        names = ("verified_lens", "accepted_lens", "emitted_lens", "row_ids", "from_lookup", "confidences")
+        return replace(self, **{name: list(compress(getattr(self, name), keep)) for name in names})
+
     def record(
         self, row_id: int, verified_len: int, accepted_len: int, emitted_len: int, from_lookup: bool = False
     ) -> None:
@@ -158,8 +165,9 @@ class SpeculationStats:
             f"tau {self.tau:.2f} ({self.new_tokens} tokens, {self.rounds} rounds, {self.verified_tokens} drafts "
             f"verified, {sum(self.accepted_lens)} accepted)"
         ]
-        if self.slot_rates:
-            lines.append("accepted per slot, all before accepted: " + " ".join(f"{r:.2f}" for r in self.slot_rates))
+        # Lookup's slots are told below, unless there are no others.
+        if rates := self.without_lookup().slot_rates or self.slot_rates:
+            lines.append("accepted per slot, all before accepted: " + " ".join(f"{rate:.2f}" for rate in rates))
         if self.lookup_verifications:
             lines.append(
                 f"looked up: {self.lookup_verified_tokens} drafts in {self.lookup_verifications} of "

@@ -65,18 +65,22 @@ def embedded_target() -> Path:
 
 
 def embedded_drafter() -> Path:
-    """Return the folder of the drafter that is shipped in the source checkout for the embedded target.
+    """Return the folder of the drafter that comes with the library for the embedded target.
 
     Raises:
         `ValueError`: If this installation has no such folder.
     """
-    folder = Path(__file__).resolve().parents[3] / "examples" / "drafters" / DRAFTER_NAME
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"The embedded drafter is not at {folder}. It is part of the source checkout: install the library from "
-            "a clone with `pip install -e .`, or name a drafter's repository or folder instead of 'embedded'."
-        )
-    return folder
+    here = Path(__file__).resolve()
+    # Of an installed package, and of a clone.
+    places = [here.parent / "drafters" / DRAFTER_NAME, here.parents[3] / "examples" / "drafters" / DRAFTER_NAME]
+    for folder in places:
+        if (folder / "config.json").is_file():
+            return folder
+    raise ValueError(
+        f"The embedded drafter is neither at {places[0]} nor at {places[1]}. Install the library anew with `pip "
+        "install`, from a clone or from its repository, or name a drafter's repository or folder instead of "
+        "'embedded'."
+    )
 
 
 def resolve_target(name: str | os.PathLike) -> str:

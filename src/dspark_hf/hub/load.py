@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 
 from dspark_hf.files import read_json
 from dspark_hf.modeling import DraftModel
+from dspark_hf.modeling.configuration.recognition import is_of_drafter
 from dspark_hf.modeling.vocabulary import check_vocabulary
 from dspark_hf.publishing.contents import SUBFOLDER
 from dspark_hf.publishing.hub_errors import explained_load
@@ -25,8 +26,6 @@ from .trust import check_named
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLE = "pytorch_model.bin"
-# A config with none of these is a target's, or a drafter's of a packaging that has no word for it.
-_OF_DRAFTERS = {"target_layer_ids", "dflash_config", "dspark_config", "speculators_model_type", "dspark_block_size"}
 # What wrappers around a model put into the names of its tensors: DDP, torch.compile, FSDP.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module"}
 # What says where files are, for target and drafter alike.
@@ -36,13 +35,14 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "re
 class AutoDrafter:
     """Loads a drafter of any kind: DSpark, DFlash or EAGLE-3.
 
-    Besides the flat layout of released checkpoints, which is what `save_pretrained` writes, it reads the packagings
+    Of a repository that holds a target and its drafter (see [`DSparkForCausalLM`]) it takes the drafter. Besides the
+    flat layout of released checkpoints, which is what `save_pretrained` writes, it reads the packagings
     of speculators, SpecForge and z-lab.
 
     Example:
 
     ```python
-    drafter = AutoDrafter.from_pretrained("org/Model-DSpark", subfolder="dspark")
+    drafter = AutoDrafter.from_pretrained("org/Model-DSpark")
     model.generate(**inputs, assistant_model=drafter)
     ```
     """
@@ -67,7 +67,7 @@ class AutoDrafter:
         hub = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "subfolder") if kwargs.get(name) is not None}
         if adapter := _find(repo_or_dir, ADAPTER_CONFIG, where, hub):
             # The drafter below has a place, a revision and a folder of its own.
-            below = {name: value for name, value in kwargs.items() if name not in ("subfolder", "revision")}
+            below = _without(kwargs, "subfolder", "revision")
             base = base_of_adapter(adapter, where)
             check_named(base, repo_or_dir)
             try:
@@ -81,9 +81,9 @@ class AutoDrafter:
                 ) from error
             return put_on(drafter, repo_or_dir, _find(repo_or_dir, _CONFIG, where, hub), where, hub)
         config = _read_config(repo_or_dir, where, hub)
-        is_drafter = not _OF_DRAFTERS.isdisjoint(config)
-        if not is_drafter and "subfolder" not in hub and _find(repo_or_dir, f"{SUBFOLDER}/{_CONFIG}", where, hub):
-            return cls.from_pretrained(repo_or_dir, **{**kwargs, "subfolder": SUBFOLDER})
+        is_composite = kwargs.get("subfolder") is None and not is_of_drafter(config)
+        if is_composite and _find(repo_or_dir, f"{SUBFOLDER}/{_CONFIG}", where, hub):
+            return cls.from_pretrained(repo_or_dir, subfolder=SUBFOLDER, **_without(kwargs, "subfolder"))
         names = _tensor_names(repo_or_dir, where, hub)
         _check_names(names, where)
         model_cls, config = _drafter_config(config, names, where)
@@ -124,6 +124,10 @@ class AutoDrafter:
             except ValueError as error:
                 raise ValueError(f"The checkpoint {where} cannot be used. {error}") from error
         return drafter.eval()
+
+
+def _without(kwargs: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if name not in names}
 
 
 def _read_config(repo_or_dir: str, where: str, hub: dict[str, Any]) -> dict[str, Any]:

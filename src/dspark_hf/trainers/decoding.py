@@ -118,7 +118,9 @@ def decode_prompts(
                 pad_token_id=pad_id,
                 synced_gpus=False,  # every process holds the target whole and goes at its own pace
                 assistant_model=drafter,
-                speculation=SpeculationConfig(safety_net=False, seed=seed + start, measure_time=False),
+                speculation=SpeculationConfig(
+                    prompt_lookup=False, safety_net=False, seed=seed + start, measure_time=False
+                ),
             )
             stats.add(drafter.last_stats)
             bar.update(len(batch))

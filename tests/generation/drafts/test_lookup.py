@@ -8,9 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_targets import make_prompt, make_target
 
-from dspark_hf import DSparkModel, PromptLookup, SpeculationConfig, attach_drafter, detach_drafter
+from dspark_hf import (
+    DFlashModel,
+    DSparkModel,
+    Eagle3Model,
+    PromptLookup,
+    SpeculationConfig,
+    attach_drafter,
+    detach_drafter,
+)
 from dspark_hf.generation import speculative_generate
 from dspark_hf.generation.drafts.lookup import NgramIndex
+from dspark_hf.generation.request import Request
 
 EAGER = PromptLookup(num_slots=3, min_ngram=1)
 GREEDY = {"max_new_tokens": 40, "do_sample": False}
@@ -210,6 +219,67 @@ class TestSampling:
         for row in range(2):
             joint = exact_joint(small_target, ids[row : row + 1], 2, do_sample=True, top_k=0, pad_token_id=None)
             assert p_value(counts[row].numpy(), joint) > 1e-6
+
+
+@pytest.mark.lookup
+class TestByItself:
+    """Beside a drafter, in calls of few rows, without being asked for."""
+
+    def looks_up(self, target, ids, speculation=None, drafter=None, **options):
+        """Whether a generation looked drafts up; its output is plain decoding's."""
+        plain = target.generate(ids, **{**GREEDY, **options})
+        drafter = TableDrafter(VOCAB, taps=(0,)) if drafter is None else drafter
+        out = target.generate(ids, assistant_model=drafter, speculation=speculation, **{**GREEDY, **options})
+        assert out.tolist() == plain.tolist()
+        return drafter.last_stats.lookup_verifications > 0
+
+    @pytest.mark.parametrize(("batch_size", "expected"), [(1, True), (4, True), (5, False)])
+    def test_in_small_batches_alone(self, small_target, batch_size, expected):
+        ids = looping_prompt(12, batch_size)
+        assert self.looks_up(small_target, ids) == expected
+        assert self.looks_up(small_target, ids, SpeculationConfig()) == expected
+        # A call that shrinks to few rows stays as it began, and who asks is obeyed.
+        assert self.looks_up(small_target, ids, SpeculationConfig(prompt_lookup=True))
+        assert self.looks_up(small_target, ids, SpeculationConfig(prompt_lookup=PromptLookup(min_ngram=1)))
+        assert not self.looks_up(small_target, ids, SpeculationConfig(prompt_lookup=False))
+
+    def test_for_attached_drafters_of_every_kind(self, target):
+        ids = make_prompt(5).repeat(1, 4)
+        for kind in (DSparkModel, DFlashModel, Eagle3Model):
+            drafter = kind.from_target(target, num_hidden_layers=1)
+            attach_drafter(target, drafter)
+            try:
+                out = target.generate(ids, **GREEDY)
+            finally:
+                detach_drafter(target)
+            assert out.tolist() == target.generate(ids, **GREEDY).tolist()
+            assert drafter.last_stats.lookup_verifications > 0
+
+    def test_not_where_rounds_are_compiled(self, target):
+        request = Request(target, TableDrafter(64), SpeculationConfig(compile=True), make_prompt(3), *[None] * 3, {})
+        assert request.lookup is None
+
+    def test_drafts_are_limited_as_the_drafters(self, small_target):
+        drafter, speculation = TableDrafter(VOCAB, taps=(0,)), SpeculationConfig(max_draft_len=2)
+        assert self.looks_up(small_target, looping_prompt(12), speculation, drafter)
+        assert max(drafter.last_stats.verified_lens) == 2
+
+    def test_a_seed_repeats_a_sampled_call(self, small_target):
+        drafter, speculation = TableDrafter(VOCAB, taps=(0,)), SpeculationConfig(seed=3)
+        options = {"assistant_model": drafter, "speculation": speculation, "do_sample": True, "max_new_tokens": 40}
+        first = small_target.generate(looping_prompt(12), **options)
+        assert drafter.last_stats.lookup_verifications > 0
+        assert small_target.generate(looping_prompt(12), **options).tolist() == first.tolist()
+
+    def test_joint_distribution(self, small_target):
+        torch.manual_seed(0)
+        ids, options = looping_prompt(7).repeat(3, 1), {"do_sample": True, "top_k": 0, "pad_token_id": None}
+        drafter = TableDrafter(VOCAB, scale=1.0, num_slots=2, taps=(0,))
+        counts, accepted = sample_joint(
+            small_target, drafter, ids, NUM_TOKENS, 400, None, max_new_tokens=NUM_TOKENS + 1, **options
+        )
+        assert {0, 1} <= set(accepted) and drafter.last_stats.from_lookup
+        assert p_value(counts, exact_joint(small_target, ids[:1], NUM_TOKENS, **options)) > 1e-6
 
 
 class TestWaysIn:

@@ -75,7 +75,6 @@ class Proposer:
         self._stats, self._watch, self._peers = stats, watch, peers
         drafter, speculation = request.drafter, request.speculation
         has_model = request.has_draft_model
-        lookup = speculation.prompt_lookup if has_model else drafter
         self._drafter = drafter if has_model else None
         # Then every round must run the drafter, because its embedding and head are sharded.
         self._is_synced = request.synced_gpus
@@ -91,6 +90,7 @@ class Proposer:
             # What is drafted decides which random numbers are drawn: a sampled call starts anew, so that a seed
             # repeats it.
             self._net = self._net if chooser.do_sample else evidence.net
+        lookup = request.lookup
         self._lookup = None if lookup is None else LookupSource(lookup, SafetyNet(speculation.safety_net))
 
     def read_prompt(self, mask: Tensor | None, vocab_size: int) -> None:
