@@ -328,6 +328,18 @@ class TestWaysIn:
         assert repr(PromptLookup()) == "PromptLookup(num_slots=8, min_ngram=2, max_ngram=4)"
 
 
+@pytest.mark.parametrize("options", [{"do_sample": False}, {"do_sample": True, "top_k": 1}], ids=str)
+def test_tokens_of_the_prompt_that_the_target_cannot_make(options):
+    """As the places of images, for which there is an embedding and no logit."""
+    target, embedding = make_target(), torch.nn.Embedding(70, 32)
+    target.set_input_embeddings(embedding)
+    # Whatever comes stood in the prompt, with such a token behind it.
+    ids = torch.tensor([[token for first in range(64) for token in (first, 66)]])
+    lookup = PromptLookup(min_ngram=1)
+    out = target.generate(ids, assistant_model=lookup, max_new_tokens=20, **options)
+    assert out.tolist() == target.generate(ids, max_new_tokens=20, do_sample=False).tolist()
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

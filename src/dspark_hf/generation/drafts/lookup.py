@@ -5,6 +5,7 @@ draft is accepted with the target's probability of it.
 """
 
 from collections.abc import Iterable
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -69,16 +70,19 @@ class LookupSource:
         self._lookup = lookup
         self._indexes: list[NgramIndex] = []
         self._num_read: list[int] = []
+        self._vocab_size = 0
         self._num_accepted = self._num_judged = 0
 
-    def read_prompt(self, ids: Tensor, mask: Tensor | None) -> None:
+    def read_prompt(self, ids: Tensor, mask: Tensor | None, vocab_size: int) -> None:
         """Index each row's prompt, without padding.
 
         Args:
             ids (`torch.LongTensor` of shape `(rows, prompt)`): The prompt.
             mask (`torch.Tensor` of shape `(rows, columns)`, *optional*): Its attention mask, the last columns of which
                 are the ids'.
+            vocab_size (`int`): Tokens that the target can make; a prompt may hold others, as for the places of images.
         """
+        self._vocab_size = vocab_size
         rows, num_ids = ids.tolist(), ids.shape[1]
         if mask is not None and mask.shape[1] >= num_ids:
             kept = mask[:, mask.shape[1] - num_ids :].tolist()
@@ -100,7 +104,8 @@ class LookupSource:
             new_ids = transcript.new_ids[row]
             index.extend(new_ids[self._num_read[row] :])
             self._num_read[row] = len(new_ids)
-            found.append(index.draft(limit) if limit > 0 else [])
+            drafts = index.draft(limit) if limit > 0 else []
+            found.append(list(takewhile(lambda token: 0 <= token < self._vocab_size, drafts)))
         return found
 
     def survival(self, num_slots: int) -> Tensor:

@@ -102,7 +102,7 @@ class Proposer:
         """
         self._vocab_size = vocab_size
         if self._lookup is not None:
-            self._lookup.read_prompt(self._transcript.prefix, mask)
+            self._lookup.read_prompt(self._transcript.prefix, mask, vocab_size)
 
     def select(self, rows: list[int]) -> None:
         """Go on with these rows only."""
