@@ -157,6 +157,22 @@ def test_broken_drafts_are_rejected_and_replaced():
         assert accepted_len.tolist() == [0] and next_ids.tolist() == [1]
 
 
+@pytest.mark.parametrize("dead", [-torch.inf, torch.inf, torch.nan])
+@pytest.mark.parametrize("verification", ["token", "block"])
+def test_a_draft_behind_which_nothing_may_follow_stands_as_often_as_others(verification, dead):
+    """As an end that is drafted where processors then ban every token: it must not become rarer for that."""
+    num_rows, p, q = 20_000, torch.tensor([0.2, 0.5, 0.3]), torch.tensor([0.5, 0.25, 0.25])
+    drafts = torch.multinomial(q.repeat(num_rows, 2).view(-1, 3), 1).view(num_rows, 2)
+    scores = p.log().repeat(num_rows, 3, 1)
+    scores[drafts[:, 0] == 1, 1:] = dead
+    candidates = dense(q.repeat(num_rows, 2, 1))
+    accepted_len, next_ids = verify_sampled(drafts, candidates, scores, verification=verification)
+    first = torch.where(accepted_len > 0, drafts[:, 0], next_ids)
+    assert chisquare(torch.bincount(first, minlength=3).double(), p.double() * num_rows).pvalue > 1e-6
+    # Whoever goes on behind it is told that there is no token.
+    assert (next_ids[(accepted_len > 0) & (drafts[:, 0] == 1)] == 3).all()
+
+
 def test_draw_follows_the_weights():
     weights = torch.tensor([1.0, 0.0, 2.0, 5.0])
     counts = torch.bincount(draw(weights.repeat(20_000, 1)), minlength=4).double()

@@ -49,7 +49,8 @@ def verify_sampled(
     """Accept a prefix of each block and draw the next token, so that tokens follow the target's distribution exactly.
 
     A row's length may depend on its drafts as a stopping time does: whether slot k is offered, on those before it. A
-    slot whose candidates all have probability 0, or one that is not finite, ends its row's offer.
+    slot whose candidates all have probability 0, or one that is not finite, ends its row's offer. So does one where
+    the target has no distribution, as behind a draft after which processors ban every token.
 
     Args:
         draft_ids (`torch.LongTensor` of shape `(batch, slots)`): Drafted tokens.
@@ -86,7 +87,7 @@ def verify_sampled(
     drawn_p = _probs_at(target_scores, draft_ids.unsqueeze(-1), log_norms).squeeze(-1)
     drawn_q = candidates.prob_of(draft_ids)
     # A mass that is not finite compares as False, too.
-    is_offered = candidates.probs.sum(-1) > 0
+    is_offered = (candidates.probs.sum(-1) > 0) & log_norms.isfinite()
     if lengths is not None:
         is_offered &= _is_offered(num_slots, lengths)
     lengths = _count_leading(is_offered)

@@ -106,6 +106,18 @@ def test_candidates_that_are_all_forbidden_end_the_draft(small_target, options):
     assert sampled_p_value(small_target, drafter, 900, 3, speculation, accepted_lens=(0, 1), **options) > 1e-6
 
 
+@pytest.mark.parametrize("num_candidates", [1, 4])
+def test_top_h_of_candidates_that_are_all_forbidden(num_candidates):
+    """It refuses what is no distribution, which plain generate() does not come by."""
+    target, ids = make_target(), make_prompt(5, batch_size=3)
+    options = {"suppress_tokens": list(range(2, 60)), "do_sample": True, "top_k": 1, "max_new_tokens": 20}
+    plain = target.generate(ids, **options, top_h=0.4)
+    for drafter in (TableDrafter(64), TableDrafter(64, scale=torch.nan)):
+        speculation = SpeculationConfig(num_candidates=num_candidates, safety_net=False)
+        out = target.generate(ids, **options, top_h=0.4, assistant_model=drafter, speculation=speculation)
+        assert out.tolist() == plain.tolist()
+
+
 def test_one_stream_for_drafts_and_verification_is_caught(small_target, monkeypatch):
     """Draws of a block and of its verification must be independent."""
     picker_of = sampling.TokenChooser.draft_picker

@@ -70,7 +70,14 @@ def process_by_length(
         `torch.FloatTensor` of shape `(rows, positions, vocab)`.
     """
     if type(processor) in PREFIX_FREE:
-        return processor(ids[:, : min(lens)], scores.flatten(0, 1)).view(scores.shape)
+        flat = scores.flatten(0, 1)
+        if type(processor) is not logits_process.TopHLogitsWarper:
+            return processor(ids[:, : min(lens)], flat).view(scores.shape)
+        # It refuses scores that are no distribution, as of a draft's candidates that are all banned, or behind a draft
+        # that plain generate() does not get to. Those stay what they are.
+        is_usable = flat.amax(-1, keepdim=True).isfinite()
+        processed = processor(ids[:, : min(lens)], torch.where(is_usable, flat, 0.0))
+        return torch.where(is_usable, processed, flat).view(scores.shape)
     num_positions = scores.shape[1]
     if min(lens) == max(lens):
         of_rows = for_rows(processor, row_ids, batch_size)
