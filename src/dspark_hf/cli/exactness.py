@@ -67,6 +67,8 @@ def _table(result: dict[str, Any]) -> Table:
         found = f"{check['num_prompts']} prompts, {len(check['differences'])} differ, {check['num_ties']} ties"
         table.add_row(f"greedy, {family}", f"{found}; rounds by accepted length {lens}")
     for check in result["sampling"]:
-        name = f"sampling, {check['mode']}, batch {check['batch_size']}"
+        candidates = "all" if check["num_candidates"] is None else check["num_candidates"]
+        how = f"by {check['verification']}, {candidates} candidates"
+        name = f"sampling, {check['mode']}, {how}, batch {check['batch_size']}"
         table.add_row(name, f"p = {check['p_value']:.3f} over {check['num_samples']} samples")
     return table

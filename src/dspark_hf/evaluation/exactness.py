@@ -66,12 +66,16 @@ class SamplingCheck:
 
     Args:
         mode (`str`): Which of `SAMPLING_OPTIONS`.
+        verification (`str`): How drafts were judged.
+        num_candidates (`int`, *optional*): Candidates of a slot; all tokens if None.
         batch_size (`int`): Rows of a call.
         num_samples (`int`): Samples.
         p_value (`float`): Chance of samples that far from the exact distribution.
     """
 
     mode: str
+    verification: str
+    num_candidates: int | None
     batch_size: int
     num_samples: int
     p_value: float
@@ -163,6 +167,7 @@ def check_sampling(
     Returns:
         [`SamplingCheck`].
     """
+    speculation = speculation or SpeculationConfig()
     options = {"top_k": 0, "pad_token_id": 0, **SAMPLING_OPTIONS[mode]}
     joint = exact_joint(target, input_ids, _NUM_TOKENS, **options)
     counts = torch.zeros_like(joint)
@@ -180,4 +185,11 @@ def check_sampling(
             **options,
         )
         counts.index_put_(tuple(out[:, width : width + _NUM_TOKENS].T), torch.ones((), dtype=counts.dtype), True)
-    return SamplingCheck(mode, batch_size, num_calls * batch_size, chi_square_p_value(counts, joint))
+    return SamplingCheck(
+        mode,
+        speculation.verification,
+        speculation.num_candidates,
+        batch_size,
+        num_calls * batch_size,
+        chi_square_p_value(counts, joint),
+    )

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,9 @@ _SPECULATIONS = (
 )
 _VOCAB_SIZES = (5, 48)
 _PROMPTS_OF_A_PAIR = 20  # checked with one random target, and kept together
-_BATCH_SIZES = (1, 3, 64)
+_NUM_CANDIDATES = (1, 4, 64, None)
+_VERIFICATIONS = ("block", "token")
+_BATCH_SIZES = (1, 3, 8, 64)
 
 
 def run_exactness(
@@ -94,8 +96,14 @@ def run_exactness(
                 report(family, num_done + greedy[family].num_prompts)
             num_done += greedy[family].num_prompts
         sampling = [
-            SamplingCheck(**kept.part(f"sampling {mode} {size}", partial(_check_mode, mode, num_samples, size, seed)))
+            SamplingCheck(
+                **kept.part(
+                    f"sampling {mode} {verification} {size}",
+                    partial(_check_mode, mode, verification, num_samples, size, seed),
+                )
+            )
             for mode in SAMPLING_OPTIONS
+            for verification in _VERIFICATIONS
             for size in _BATCH_SIZES
         ]
     # The chance that one of so many honest tests falls below is 0.1%.
@@ -126,18 +134,20 @@ def _check_pair(family: str, num_prompts: int, seed: str) -> dict[str, Any]:
             drafter,
             inputs,
             max_new_tokens=generator.randint(1, 24),
-            speculation=generator.choice(_SPECULATIONS),
+            speculation=replace(generator.choice(_SPECULATIONS), num_candidates=generator.choice(_NUM_CANDIDATES)),
             pad_token_id=0,
             **options,
         )
     return check.as_dict()
 
 
-def _check_mode(mode: str, num_samples: int, batch_size: int, seed: int) -> dict[str, Any]:
+def _check_mode(mode: str, verification: str, num_samples: int, batch_size: int, seed: int) -> dict[str, Any]:
     """A [`SamplingCheck`] of one mode; all modes have the same target and drafter."""
     target, drafter = _tiny_pair("llama", _VOCAB_SIZES[0], random.Random(seed))
-    generator = random.Random(f"{seed} {mode} {batch_size}")
-    speculation = generator.choice(_SPECULATIONS)
+    generator = random.Random(f"{seed} {mode} {verification} {batch_size}")
+    speculation = replace(
+        generator.choice(_SPECULATIONS), num_candidates=generator.choice(_NUM_CANDIDATES), verification=verification
+    )
     torch.manual_seed(generator.randrange(2**31))
     # Rows of a large batch are samples too, and cost little.
     few = num_samples if batch_size > 3 else -(-num_samples // 8)
