@@ -117,7 +117,7 @@ def main():
         for data in args.data
         for prompt in load_prompts(data, args.limit)
     ]
-    report = {}
+    report, alone = {}, SpeculationConfig(prompt_lookup=False, safety_net=False)
     for temperature, top_p in MODES:
         name = f"T={temperature:g}" + (f" top_p={top_p}" if top_p < 1 else "")
         options = {"max_new_tokens": args.max_new_tokens, "do_sample": temperature > 0}
@@ -130,9 +130,7 @@ def main():
         for ids in prompts:
             if args.verification:
                 judge = sampling.verify_sampled = Judge()
-                target.generate(
-                    ids, assistant_model=drafter, speculation=SpeculationConfig(safety_net=False), **options
-                )
+                target.generate(ids, assistant_model=drafter, speculation=alone, **options)
                 sampling.verify_sampled = judge.verify
                 if judge.sums:
                     token, block, rounds = map(sum, zip(*judge.sums, strict=True))

@@ -54,7 +54,7 @@ def test_a_replay_is_what_generate_does(record, data, tiny_target_dir, tiny_draf
     net = SafetyNet(has_net)
     for prompt, answer in zip(load_prompts(data), answers, strict=True):
         inputs = encode_prompts([prompt], tokenizer)
-        speculation = SpeculationConfig(safety_net=has_net)
+        speculation = SpeculationConfig(safety_net=has_net, prompt_lookup=False)
         target.generate(**inputs, assistant_model=drafter, speculation=speculation, max_new_tokens=40, do_sample=False)
         stats = drafter.last_stats
         rounds = replay(answer["lens"], 4, 40, net, RoundCost(torch.device("cpu")))

@@ -37,7 +37,7 @@ def test_limit_takes_from_the_top(write):
         ([], "no conversations"),
         (["", " "], "no conversations"),
         ([{"turns": ["fine"]}, "{broken"], "line 2"),
-        ([{"text": "no turns"}], "line 1.*Expected one of 'messages', 'conversations', 'turns', 'prompt'"),
+        ([{"text": "no turns"}], "line 1.*Expected one of 'messages', 'conversations', 'prompt'"),
         ([{"turns": []}], "line 1"),
         ([{"messages": [{"role": "assistant", "content": "hello"}]}], "record 1: no user message"),
     ],

@@ -70,6 +70,7 @@ def test_names_are_text_in_every_table(name):
     )
     summary = cache._summary(type("Built", (), {**vars(built), "__len__": lambda self: 1})())
     measured = {"data": name, "num_prompts": 1, "dtype": "x", "tau": 1.0, "num_rounds": 1, "accepted_per_slot": [],
+                "lookup_share": 0.0,
                 "speculative": {"tokens_per_second": 1.0, "tokens": 1}, "plain": None, "time_share": None}  # fmt: skip
     for thing in (train._result_table({"eval_tau": 1.0}, recipe), bench._table(measured), plain(summary)):
         out = printed(thing)

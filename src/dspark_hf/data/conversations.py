@@ -148,10 +148,11 @@ def _as_message(message: Any) -> Any:
         given["role"] = _OTHER_ROLES.get(given["role"], given["role"])
     if isinstance(given.get("content"), list | tuple):
         given["content"] = _joined(given["content"])
-    if given.get("tool_calls"):
+    if isinstance(given.get("tool_calls"), list | tuple) and given["tool_calls"]:
         given["tool_calls"] = [_as_call(call) for call in given["tool_calls"]]
         return {**given, "content": given.get("content")}
-    given.pop("tool_calls", None)
+    if (calls := given.pop("tool_calls", None)) is not None and not isinstance(calls, list | tuple):
+        raise ValueError(f"Expected tool_calls to be a list, got {calls!r:.80}.")
     # An absent text is shown as it was given.
     return given if "content" in given or "content" not in message else {**given, "content": None}
 

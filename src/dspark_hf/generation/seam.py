@@ -135,8 +135,8 @@ def _wrap_generate(original: Callable) -> Callable:
         given = dict(zip(names[1:], args, strict=False)) | kwargs
         if isinstance(given.get("assistant_model"), str | os.PathLike):
             raise ValueError(
-                f"assistant_model must be a model in memory, got the name {os.fspath(given['assistant_model'])!r}. "
-                "Load it once: AutoDrafter.from_pretrained(...) for a drafter, AutoModelForCausalLM for another model."
+                f"assistant_model={os.fspath(given['assistant_model'])!r} is a name: pass a model in memory, such as "
+                "AutoDrafter.from_pretrained(name) for a drafter, or AutoModelForCausalLM's for another model."
             )
         has_own_loop = given.get("custom_generate") is not None
         if given.get("assistant_model") is None and speculation is not False and not has_own_loop:
@@ -145,11 +145,6 @@ def _wrap_generate(original: Callable) -> Callable:
                 given["assistant_model"] = _made_ready(self, attached)
             elif lookup := getattr(speculation, "prompt_lookup", None):
                 given["assistant_model"] = lookup
-        if isinstance(given.get("assistant_model"), str | os.PathLike):
-            raise ValueError(
-                f"assistant_model={given['assistant_model']!r} is a name: pass the model, such as "
-                "AutoDrafter.from_pretrained(name)."
-            )
         if not _is_drafter(given.get("assistant_model")):
             if speculation is None or speculation is False:
                 return original(self, *args, **kwargs)

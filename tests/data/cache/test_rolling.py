@@ -114,7 +114,7 @@ def test_bad_settings(source, tmp_path):
     with pytest.raises(ValueError, match="dtype must be one of"):
         RollingFeatures(source, tmp_path, 10, dtype="int2")
     RollingFeatures(source, tmp_path, 10)
-    with pytest.raises(ValueError, match="dtype: 'bf16' before, 'int8' now"):
+    with pytest.raises(ValueError, match=r"dtype \(--dtype\): 'bf16' before, 'int8' now"):
         RollingFeatures(source, tmp_path, 10, dtype="int8")
 
 

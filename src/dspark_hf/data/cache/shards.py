@@ -161,7 +161,7 @@ class ShardReader:
             if shape[:1] != self._offsets[-1:]:
                 raise ValueError(
                     f"{path}: {name} has shape {shape}, but {shard.record_path.name} speaks of {self._offsets[-1]} "
-                    f"tokens. {self._remedy()}"
+                    f"tokens. {_remedy(shard)}"
                 )
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:

@@ -17,7 +17,9 @@ def is_of_drafter(config: Mapping[str, Any]) -> bool:
     Args:
         config (`Mapping`): The fields.
     """
-    architectures = config.get("architectures") or []
+    architectures = config.get("architectures")
+    # A list in every config that is whole; what else it may be is for its reader to refuse.
+    architectures = architectures if isinstance(architectures, list) else []
     if any(hasattr(transformers, str(name)) for name in architectures):
         return False
     is_named = any("Eagle3" in str(name) for name in architectures)
