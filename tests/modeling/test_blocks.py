@@ -92,7 +92,7 @@ def test_cached_rounds(case, lengths):
     for step in range(2):
         ends = [length + 3 * step for length in lengths]
         anchor_ids = torch.stack([ids[row, end] for row, end in enumerate(ends)])
-        hidden = drafter.block_hidden(state, anchor_ids)
+        hidden = drafter.block_hidden(state, anchor_ids)[0]
         for row, end in enumerate(ends):
             torch.testing.assert_close(hidden[row], expected(row, end), **CLOSE)
         more = torch.stack([features[row, end : end + 4] for row, end in enumerate(ends)])
@@ -106,7 +106,7 @@ def test_eager_attention_takes_the_same_masks(case):
     eager.config.decoder_config._attn_implementation = "eager"
     state = eager.start(1)
     eager.extend(state, features[:1, :9])
-    torch.testing.assert_close(eager.block_hidden(state, ids[:1, 9])[0], expected(0, 9), **CLOSE)
+    torch.testing.assert_close(eager.block_hidden(state, ids[:1, 9])[0][0], expected(0, 9), **CLOSE)
 
 
 def test_the_embedding_of_its_own_is_scaled_like_the_targets():

@@ -73,15 +73,15 @@ def test_rows_of_different_length_equal_single_rows(target):
     drafter.extend(state, features, counts)
     more, kept = torch.randn(3, 4, 96), [1, 4, 2]
     drafter.extend(state, more, kept)
-    together = drafter.block_hidden(state, anchors)
+    together = drafter.block_hidden(state, anchors)[0]
     for row in range(3):
         single = drafter.start(1)
         context = torch.cat([features[row, : counts[row]], more[row, : kept[row]]]).unsqueeze(0)
         drafter.extend(single, context)
-        alone = drafter.block_hidden(single, anchors[row : row + 1])
+        alone = drafter.block_hidden(single, anchors[row : row + 1])[0]
         torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-4)
     state.select([2, 0])
-    torch.testing.assert_close(drafter.block_hidden(state, anchors[[2, 0]]), together[[2, 0]], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(drafter.block_hidden(state, anchors[[2, 0]])[0], together[[2, 0]], rtol=1e-4, atol=1e-4)
 
 
 def test_context_grows_in_place_and_can_be_cropped(target):
@@ -91,11 +91,11 @@ def test_context_grows_in_place_and_can_be_cropped(target):
     for start in range(0, 700, 7):
         drafter.extend(state, features[:, start : start + 7])
     drafter.extend(whole, features)
-    expected = drafter.block_hidden(whole, anchor)
-    torch.testing.assert_close(drafter.block_hidden(state, anchor), expected, rtol=1e-4, atol=1e-4)
+    expected = drafter.block_hidden(whole, anchor)[0]
+    torch.testing.assert_close(drafter.block_hidden(state, anchor)[0], expected, rtol=1e-4, atol=1e-4)
     drafter.extend(state, torch.randn(1, 5, 96))
     state.crop([700])
-    torch.testing.assert_close(drafter.block_hidden(state, anchor), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(drafter.block_hidden(state, anchor)[0], expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="Cannot crop a context"):
         state.crop([701])
 
@@ -111,8 +111,8 @@ def test_expected_context_is_not_copied(target):
         places.add(state.update(torch.zeros(1, 2, 1, 8), torch.zeros(1, 2, 1, 8), 0)[0].data_ptr())
     assert len(places) == 1
     drafter.extend(whole, features)
-    expected = drafter.block_hidden(whole, anchor)
-    torch.testing.assert_close(drafter.block_hidden(state, anchor), expected, rtol=1e-4, atol=1e-4)
+    expected = drafter.block_hidden(whole, anchor)[0]
+    torch.testing.assert_close(drafter.block_hidden(state, anchor)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_context_that_lacks_tokens(target):
@@ -124,7 +124,7 @@ def test_context_that_lacks_tokens(target):
     state.move_to([10, 2])
     drafter.extend(state, features[:, 4:])
     assert state.context_lens == [9, 7] and state.positions(2, "cpu").tolist() == [[15, 16], [7, 8]]
-    blocks = drafter.block_hidden(state, anchors)
+    blocks = drafter.block_hidden(state, anchors)[0]
     for row, kept, missing in ((0, 4, 6), (1, 2, 0)):
         single = drafter.start(1)
         drafter.extend(single, features[row : row + 1, :kept])
@@ -132,10 +132,10 @@ def test_context_that_lacks_tokens(target):
         single.move_to([kept + missing])
         for context in (single, without):
             drafter.extend(context, features[row : row + 1, 4:])
-        alone = drafter.block_hidden(single, anchors[row : row + 1])
+        alone = drafter.block_hidden(single, anchors[row : row + 1])[0]
         torch.testing.assert_close(blocks[row : row + 1], alone, rtol=1e-4, atol=1e-4)
         # Where the gap stands between two parts of the context, it matters how wide it is.
-        other = drafter.block_hidden(without, anchors[row : row + 1])
+        other = drafter.block_hidden(without, anchors[row : row + 1])[0]
         assert torch.allclose(alone, other, atol=1e-4) == (missing == 0)
     state.select([1])
     assert state.positions(1, "cpu").tolist() == [[7]]
@@ -263,7 +263,7 @@ def test_a_checkpoint_whose_frequencies_depend_on_the_length(target, tmp_path, f
     state = loaded.start(1)
     for piece in features[:, :118].split(50, 1):
         loaded.extend(state, piece)
-    torch.testing.assert_close(loaded.block_hidden(state, ids[:, 118]), trained[:, 1])
+    torch.testing.assert_close(loaded.block_hidden(state, ids[:, 118])[0], trained[:, 1])
     # Within the original length the layers turn by the angles that transformers has for it.
     positions = torch.arange(30).unsqueeze(0)
     stock = loaded.family.rotary_cls(loaded.config.decoder_config)

@@ -1,7 +1,7 @@
 """The reference implementation's numbers, reproduced in float32 within 1e-5.
 
-Every folder under `$DSPARK_GOLDEN_DIR` is a case: config.json, model.safetensors, inputs.safetensors,
-expected.safetensors, loss.json.
+Every folder under `$DSPARK_GOLDEN_DIR` is a case: config.json, model.safetensors, expected.safetensors, and with a
+training batch inputs.safetensors and loss.json. A case without copies of embedding and head is a whole repository.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from dspark_hf import AutoDrafter
 from dspark_hf.ops.blocks import block_targets, slot_weights
@@ -19,14 +20,22 @@ from dspark_hf.trainers.objective import DistillObjective
 
 GOLDEN = Path(os.environ.get("DSPARK_GOLDEN_DIR") or Path(__file__).parents[1] / "golden")
 CASES = sorted(path.parent for path in GOLDEN.glob("*/expected.safetensors"))
+TRAINING_CASES = [path for path in CASES if (path / "inputs.safetensors").exists()]
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(params=CASES, ids=lambda path: path.name)
+def load(path):
+    drafter = AutoDrafter.from_pretrained(path)
+    if drafter.embed_tokens is None:
+        drafter.bind(AutoModelForCausalLM.from_pretrained(path))
+    return drafter
+
+
+@pytest.fixture(params=TRAINING_CASES, ids=lambda path: path.name)
 def case(request):
     path = request.param
     return (
-        AutoDrafter.from_pretrained(path),
+        load(path),
         load_file(path / "inputs.safetensors"),
         load_file(path / "expected.safetensors"),
         json.loads((path / "loss.json").read_text()),
@@ -102,14 +111,17 @@ def test_loss(case):
     )
 
 
-def test_two_cached_rounds(case):
-    drafter, _, expected, _ = case
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.name)
+def test_two_cached_rounds(path):
+    drafter, expected = load(path), load_file(path / "expected.safetensors")
     state = drafter.start(1)
     for step in (0, 1):
         drafter.extend(state, expected[f"decode{step}.features"])
         anchor_ids = expected[f"decode{step}.anchor"]
-        hidden = drafter.block_hidden(state, anchor_ids)
+        hidden, read = drafter.block_hidden(state, anchor_ids)
         check(hidden, expected[f"decode{step}.hidden"])
+        if f"decode{step}.pre_norm" in expected:
+            check(read, expected[f"decode{step}.pre_norm"])
         seen = []
 
         def pick(logits, token_ids, drafted_ids, seen=seen):
@@ -121,3 +133,18 @@ def test_two_cached_rounds(case):
         check(torch.stack(seen, 1), expected[f"decode{step}.logits"])
         if f"decode{step}.confidence_logits" in expected:
             check(proposal.confidence_logits, expected[f"decode{step}.confidence_logits"])
+
+
+@pytest.mark.parametrize("path", [path for path in CASES if path not in TRAINING_CASES], ids=lambda path: path.name)
+def test_a_training_pass_gives_what_the_rounds_give(path):
+    drafter, expected = load(path), load_file(path / "expected.safetensors")
+    rounds = ("decode0", "decode1")
+    features = torch.cat([expected[f"{name}.features"] for name in rounds], 1)
+    anchors = torch.tensor([[expected["decode0.features"].shape[1], features.shape[1]]])
+    ids = torch.zeros(1, features.shape[1] + 1, dtype=torch.int64)
+    ids[0, anchors[0]] = torch.cat([expected[f"{name}.anchor"] for name in rounds])
+    output = drafter(ids, features, anchors, torch.ones_like(anchors, dtype=torch.bool))
+    check(output.hidden[0], torch.cat([expected[f"{name}.hidden"] for name in rounds]))
+    confidence = torch.cat([expected[f"{name}.confidence_logits"] for name in rounds])
+    # Later slots read tokens that were drafted in the rounds.
+    check(output.confidence_logits[0, :, 0], confidence[:, 0])

@@ -9,6 +9,8 @@ from typing import Any
 from dspark_hf.modeling import DFlashModel, DraftModel, DSparkConfig, DSparkModel, Eagle3Config, Eagle3Model
 from dspark_hf.publishing.folder import kind
 
+from .deepseek_v4 import flat_fields, has_stages, refuse_relatives
+
 KEY_MAPPING = {r"^logit_head\.": "", r"^midlayer\.": "layers.0."}
 _FIELDS = DSparkConfig.own_fields() | Eagle3Config.own_fields()
 # The classes whose configs mean what SpecForge and z-lab mean, wherever their fields stand.
@@ -68,6 +70,9 @@ def _flat(config: Mapping[str, Any], names: Collection[str], where: str) -> dict
         taps = config.get(name)
         if taps is not None and not (isinstance(taps, list) and all(type(tap) is int for tap in taps)):
             raise ValueError(f"{where}: {name} in config.json must be a list of layers, got {taps!r:.80}.")
+    if has_stages(config, names):
+        return flat_fields(config, names, where)
+    refuse_relatives(config, names, where)
     if "speculators_model_type" in config:
         return _from_speculators(config, names, where)
     if any(name.startswith("midlayer.") for name in names):
@@ -76,13 +81,6 @@ def _flat(config: Mapping[str, Any], names: Collection[str], where: str) -> dict
         return _from_nested(config, names, where)
     if "target_layer_ids" in config and ("block_size" in config or "ttt_length" in config):
         return dict(config)
-    if "dspark_block_size" in config:
-        raise ValueError(
-            f"{where} is a DeepSeek-V4 target with its drafter inside (tensors mtp.*), which is not read: its stages "
-            "are whole layers of the target, quantised mixtures of experts with hyper-connections, attention sinks "
-            "and names of their own. Serve it with an engine, or train a drafter of its own: "
-            "DSparkModel.from_target(target, family='qwen3')."
-        )
     raise ValueError(
         f"{where} is no DSpark drafter nor another that is read: its config.json has neither target_layer_ids with "
         "block_size (DSpark, DFlash) or ttt_length (EAGLE-3), nor dflash_config, nor speculators_model_type; "

@@ -1,6 +1,7 @@
 """AutoDrafter: any drafter checkpoint, from a folder or the Hub."""
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -15,6 +16,7 @@ from transformers.utils import cached_file
 from dspark_hf.files import read_json
 from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.configuration.recognition import is_of_drafter
+from dspark_hf.modeling.fingerprint import public_name
 from dspark_hf.modeling.vocabulary import check_vocabulary
 from dspark_hf.publishing.contents import SUBFOLDER
 from dspark_hf.publishing.hub_errors import explained_load
@@ -22,6 +24,7 @@ from dspark_hf.publishing.weight_index import read_weight_map
 
 from .adapters import ADAPTER_CONFIG, base_of_adapter, put_on
 from .convert import KEY_MAPPING, drafter_class, flat_config
+from .deepseek_v4 import as_plain, check_memory, has_stages, stages_alone
 from .trust import check_named
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -84,46 +87,69 @@ class AutoDrafter:
         is_composite = kwargs.get("subfolder") is None and not is_of_drafter(config)
         if is_composite and _find(repo_or_dir, f"{SUBFOLDER}/{_CONFIG}", where, hub):
             return cls.from_pretrained(repo_or_dir, subfolder=SUBFOLDER, **_without(kwargs, "subfolder"))
-        names = _tensor_names(repo_or_dir, where, hub)
-        _check_names(names, where)
-        model_cls, config = _drafter_config(config, names, where)
-        if config.own_lm_head and "lm_head.bias" in names:
-            raise ValueError(f"The output head in {where} has a bias, which a drafter's own cannot have.")
-        dtype = kwargs.get("dtype", "auto")
-        if dtype != "auto" and not _is_dtype(dtype):
-            raise ValueError(
-                f"dtype={dtype!r} for {where} is no torch dtype; use e.g. 'bfloat16', 'float32' or 'auto'."
-            )
-        # A checkpoint may carry copies of the target's embedding and head; without them the drafter borrows later.
-        kwargs["own_embeddings"] = {"embed_tokens.weight", "lm_head.weight"} <= names
-        kwargs = {"config": config, "key_mapping": KEY_MAPPING, **kwargs}
+        return _load_checkpoint(config, repo_or_dir, where, hub, kwargs).eval()
+
+
+def _load_checkpoint(
+    raw: dict[str, Any], repo_or_dir: str, where: str, hub: dict[str, Any], kwargs: dict[str, Any]
+) -> DraftModel:
+    weight_map = _weight_map(repo_or_dir, where, hub)
+    names = set(weight_map)
+    _check_names(names, where)
+    model_cls, config = _drafter_config(raw, names, where)
+    if config.own_lm_head and "lm_head.bias" in names:
+        raise ValueError(f"The output head in {where} has a bias, which a drafter's own cannot have.")
+    dtype = kwargs.get("dtype", "auto")
+    if dtype != "auto" and not _is_dtype(dtype):
+        raise ValueError(f"dtype={dtype!r} for {where} is no torch dtype; use e.g. 'bfloat16', 'float32' or 'auto'.")
+    # A checkpoint may carry copies of the target's embedding and head; without them the drafter borrows later.
+    kwargs = {"config": config, "own_embeddings": {"embed_tokens.weight", "lm_head.weight"} <= names, **kwargs}
+    if not has_stages(raw, names):
+        options = {"key_mapping": KEY_MAPPING, **kwargs}
+        return _checked(*_load_weights(model_cls, repo_or_dir, where, options), names, where)
+    config.target_name_or_path = public_name(repo_or_dir)
+    options = _without(kwargs, *HUB_ARGUMENTS, "subfolder")
+    find = partial(_shard, repo_or_dir, where=where, hub=hub)
+    check_memory(config, dtype, kwargs.get("device_map"), where)
+    with stages_alone(raw, config, weight_map, find, where) as (folder, stages_cls):
+        drafter = _checked(*_load_weights(stages_cls, folder, where, options), names, where)
+    return as_plain(drafter, repo_or_dir)
+
+
+def _load_weights(
+    model_cls: type[DraftModel], folder: str, where: str, options: dict[str, Any]
+) -> tuple[DraftModel, dict[str, Any]]:
+    """The drafter, and what transformers reports of names that are missing or too many."""
+    try:
+        return model_cls.from_pretrained(folder, output_loading_info=True, **options)
+    except FileNotFoundError as error:
+        raise ValueError(f"The checkpoint {where} is not whole: {error}. Fetch it again.") from error
+    except (OSError, ImportError):
+        raise
+    # Sizes and names that contradict each other, or the weights, end in any error of torch's and transformers'.
+    except Exception as error:
+        raise ValueError(
+            f"The weights in {where} do not fit its config.json: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _checked(drafter: DraftModel, report: dict[str, Any], names: set[str], where: str) -> DraftModel:
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"The checkpoint {where} lacks {len(missing)} tensors that its config.json asks for, e.g. "
+            f"{missing[:3]}; it holds {len(names)}. Fetch it again, or correct config.json."
+        )
+    if unexpected := sorted(report["unexpected_keys"]):
+        raise ValueError(
+            f"The checkpoint {where} holds {len(unexpected)} tensors that its config.json does not explain, e.g. "
+            f"{unexpected[:3]}; without them drafts would be wrong. Correct config.json."
+        )
+    if drafter.has_reduced_vocabulary:
         try:
-            drafter, report = model_cls.from_pretrained(repo_or_dir, output_loading_info=True, **kwargs)
-        except FileNotFoundError as error:
-            raise ValueError(f"The checkpoint {where} is not whole: {error}. Fetch it again.") from error
-        except (OSError, ImportError):
-            raise
-        # Sizes and names that contradict each other, or the weights, end in any error of torch's and transformers'.
-        except Exception as error:
-            raise ValueError(
-                f"The weights in {where} do not fit its config.json: {type(error).__name__}: {error}"
-            ) from error
-        if missing := sorted(report["missing_keys"]):
-            raise ValueError(
-                f"The checkpoint {where} lacks {len(missing)} tensors that its config.json asks for, e.g. "
-                f"{missing[:3]}; it holds {len(names)}. Fetch it again, or correct config.json."
-            )
-        if unexpected := sorted(report["unexpected_keys"]):
-            raise ValueError(
-                f"The checkpoint {where} holds {len(unexpected)} tensors that its config.json does not explain, e.g. "
-                f"{unexpected[:3]}; without them drafts would be wrong. Correct config.json."
-            )
-        if drafter.has_reduced_vocabulary:
-            try:
-                check_vocabulary(drafter.t2d, drafter.d2t)
-            except ValueError as error:
-                raise ValueError(f"The checkpoint {where} cannot be used. {error}") from error
-        return drafter.eval()
+            check_vocabulary(drafter.t2d, drafter.d2t)
+        except ValueError as error:
+            raise ValueError(f"The checkpoint {where} cannot be used. {error}") from error
+    return drafter
 
 
 def _without(kwargs: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -165,10 +191,11 @@ def _is_dtype(name: Any) -> bool:
     return isinstance(getattr(torch, str(name).removeprefix("torch."), None), torch.dtype)
 
 
-def _tensor_names(repo_or_dir: str, where: str, hub: dict[str, Any]) -> set[str]:
+def _weight_map(repo_or_dir: str, where: str, hub: dict[str, Any]) -> dict[str, str]:
+    """The file of each tensor."""
     index = _find(repo_or_dir, _INDEX, where, hub)
     if index is not None:
-        return set(read_weight_map(index))
+        return read_weight_map(index)
     weights = _find(repo_or_dir, _WEIGHTS, where, hub)
     if weights is None and _find(repo_or_dir, _PICKLE, where, hub):
         raise ValueError(
@@ -180,9 +207,18 @@ def _tensor_names(repo_or_dir: str, where: str, hub: dict[str, Any]) -> set[str]
         raise ValueError(f"There is no {_WEIGHTS} in {where}; fetch the drafter's weights, or save it again.")
     try:
         with safe_open(weights, framework="pt") as file:
-            return set(file.keys())
+            return dict.fromkeys(file.keys(), _WEIGHTS)
     except SafetensorError as error:
         raise ValueError(f"{weights} cannot be read ({error}); the file is damaged, fetch it again.") from error
+
+
+def _shard(repo_or_dir: str, name: str, *, where: str, hub: dict[str, Any]) -> str:
+    path = _find(repo_or_dir, name, where, hub, is_needed=True)
+    if path is None:
+        raise ValueError(
+            f"{where} lacks {name}, which its index names as a file of the drafter. Fetch it, or the whole again."
+        )
+    return path
 
 
 def _check_names(names: set[str], where: str) -> None:

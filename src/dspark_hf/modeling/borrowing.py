@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from dspark_hf.ops.output_head import OutputHead
 
-from .configuration.drafter import DraftConfig, check_taps
+from .configuration.drafter import DraftConfig
 from .fingerprint import target_fingerprint
 from .placement import loaded
 from .plain_head import plain_rows
@@ -137,7 +137,7 @@ def check_fit(config: DraftConfig, target: PreTrainedModel, *, check_name: bool 
                 f"The {what} differs between {sides}: {ours} and {theirs}. Use the drafter that was trained for this "
                 "target, or train one: DSparkModel.from_target(target)."
             )
-    check_taps(config.target_layer_ids, text_config.num_hidden_layers)
+    config.check_taps(text_config.num_hidden_layers)
     config.check_length(getattr(text_config, "max_position_embeddings", None))
     if target.get_output_embeddings() is None:
         raise ValueError(f"{sides} do not fit: the target has no output head. Load it with AutoModelForCausalLM.")

@@ -77,9 +77,9 @@ class CompiledDrafter:
                 ids, confidence = compiled(_draft, self._drafter)(self._drafter, traced, anchors, num_candidates)
             return Proposal(ids[:, :num_slots], None, None if confidence is None else confidence[:, :num_slots])
         with open_sizes():
-            hidden, logits = compiled(_draft_logits, self._drafter)(self._drafter, traced, anchors)
+            read, logits = compiled(_draft_logits, self._drafter)(self._drafter, traced, anchors)
         best = self._drafter.best_entries(logits[:, :num_slots], num_candidates)
-        return self._drafter.pick_slots(hidden[:, :num_slots], *best, anchor_ids, pick)
+        return self._drafter.pick_slots(read[:, :num_slots], *best, anchor_ids, pick)
 
 
 def _append(drafter: Any, state: TracedState, features: Tensor) -> None:
@@ -87,14 +87,14 @@ def _append(drafter: Any, state: TracedState, features: Tensor) -> None:
 
 
 def _draft_logits(drafter: Any, state: TracedState, anchor_ids: Tensor) -> tuple[Tensor, Tensor]:
-    hidden = drafter.block_hidden(state, anchor_ids)
-    return hidden, drafter.base_logits(hidden)
+    hidden, read = drafter.block_hidden(state, anchor_ids)
+    return read, drafter.base_logits(hidden)
 
 
 def _draft(
     drafter: Any, state: TracedState, anchor_ids: Tensor, num_candidates: int | None
 ) -> tuple[Tensor, Tensor | None]:
-    hidden = drafter.block_hidden(state, anchor_ids)
+    hidden, read = drafter.block_hidden(state, anchor_ids)
     best = drafter.best_entries(drafter.base_logits(hidden), num_candidates)
-    proposal = drafter.pick_slots(hidden, *best, anchor_ids, None)
+    proposal = drafter.pick_slots(read, *best, anchor_ids, None)
     return proposal.ids, proposal.confidence_logits

@@ -41,20 +41,31 @@ class DraftState:
     Args:
         batch_size (`int`): Number of rows.
         num_layers (`int`): Number of draft layers.
+        window (`int`, *optional*): How many of a row's last tokens are kept, where blocks see no others; all, if not
+            given.
     """
 
-    def __init__(self, batch_size: int, num_layers: int):
+    def __init__(self, batch_size: int, num_layers: int, window: int | None = None):
+        self._window = window
+        # Tokens read of each row; the first `_dropped` of them are no longer held.
         self.context_lens: list[int] = [0] * batch_size
-        # Position of each row's column 0: not 0 where the context lacks what stands at the start of a text.
+        self._dropped: list[int] = [0] * batch_size
+        # Position of each row's first token: not 0 where the context lacks what stands at the start of a text.
         self._first_positions: list[int] = [0] * batch_size
         self._num_expected = 0
         self._keys: list[Tensor | None] = [None] * num_layers
         self._values: list[Tensor | None] = [None] * num_layers
 
     @property
+    def held_lens(self) -> list[int]:
+        """Tokens that each row's columns hold."""
+        return [length - count for length, count in zip(self.context_lens, self._dropped, strict=True)]
+
+    @property
     def is_uniform(self) -> bool:
-        """Whether all rows have the same length."""
-        return min(self.context_lens) == max(self.context_lens)
+        """Whether all rows hold as many tokens."""
+        lens = self.held_lens
+        return min(lens) == max(lens)
 
     def positions(self, num_tokens: int, device: torch.device) -> Tensor:
         """Positions `(batch, num_tokens)` of the next tokens; `(1, num_tokens)` when they are the same in all rows."""
@@ -72,7 +83,8 @@ class DraftState:
 
     def expect(self, num_tokens: int) -> None:
         """Make room for so many more tokens of each row with the next write, instead of growing towards them."""
-        self._num_expected = max(self.context_lens) + num_tokens
+        # What leaves a window makes room for what enters it.
+        self._num_expected = max(self.context_lens) + num_tokens if self._window is None else 0
 
     @property
     def is_empty(self) -> bool:
@@ -81,24 +93,36 @@ class DraftState:
 
     def reserve(self, num_tokens: int) -> tuple[list[Tensor], list[Tensor]]:
         """Make room for so many more tokens of each row; returns the buffers of keys and of values, which exist."""
-        num_columns = max(max(self.context_lens) + num_tokens, self._num_expected)
+        num_columns = max(max(self.held_lens) + num_tokens, self._num_expected)
         for buffers in (self._keys, self._values):
             buffers[:] = [self._reserve(buffer, buffer, num_columns) for buffer in buffers]
         return self._keys, self._values
 
     def block_mask(self, num_tokens: int, device: torch.device, view: LayerView = FULL_VIEW) -> Tensor | None:
         """Which columns a block may see, `(batch, 1, 1 or num_tokens, columns)` bool; None where it may see all."""
-        num_columns = max(self.context_lens) + num_tokens
-        if view.window is not None and view.window >= num_columns:
-            view = view._replace(window=None)
+        num_columns = max(self.held_lens) + num_tokens
+        if view.window is not None and view.window >= num_columns - (num_tokens if view.is_anchored else 0):
+            view = view._replace(window=None, is_anchored=False)
         if self.is_uniform and view == FULL_VIEW:
             return None
-        lens = torch.tensor(self.context_lens[:1] if self.is_uniform else self.context_lens, device=device)
+        lens = torch.tensor(self.held_lens[:1] if self.is_uniform else self.held_lens, device=device)
         return _block_mask(lens.unsqueeze(1) + torch.arange(num_tokens, device=device), num_columns, view)
 
     def advance(self, counts: Sequence[int]) -> None:
         """Keep the first `counts[row]` tokens of the latest `update`."""
         self.context_lens = [length + int(count) for length, count in zip(self.context_lens, counts, strict=True)]
+        if self._window is not None and max(self.held_lens) > self._window:
+            self._drop_before_window()
+
+    def _drop_before_window(self) -> None:
+        """Move each row's window to the front, over what stands before it."""
+        too_many = [max(length - self._window, 0) for length in self.held_lens]
+        for buffer in (*self._keys, *self._values):
+            starts = torch.tensor(too_many, device=buffer.device).unsqueeze(1)
+            columns = starts + torch.arange(self._window, device=buffer.device)  # [B, window]
+            rows = torch.arange(len(too_many), device=buffer.device).unsqueeze(1)
+            buffer[:, :, : self._window] = buffer[rows, :, columns].transpose(1, 2)
+        self._dropped = [count + more for count, more in zip(self._dropped, too_many, strict=True)]
 
     def crop(self, lengths: Sequence[int]) -> None:
         """Shorten each row's context to `lengths[row]` tokens.
@@ -115,6 +139,7 @@ class DraftState:
                 "from 0 to the row's present length."
             )
         self.context_lens = lengths
+        self._dropped = [min(count, length) for count, length in zip(self._dropped, lengths, strict=True)]
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order."""
@@ -125,6 +150,7 @@ class DraftState:
                     index = torch.tensor(list(rows), device=buffer.device) if index is None else index
                     buffers[layer] = buffer.index_select(0, index.to(buffer.device))
         self.context_lens = [self.context_lens[row] for row in rows]
+        self._dropped = [self._dropped[row] for row in rows]
         self._first_positions = [self._first_positions[row] for row in rows]
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
@@ -136,13 +162,13 @@ class DraftState:
 
     def _write(self, buffers: list[Tensor | None], new: Tensor, layer_idx: int) -> Tensor:
         num_tokens = new.shape[2]
-        end = max(self.context_lens) + num_tokens
+        end = max(self.held_lens) + num_tokens
         buffer = self._reserve(buffers[layer_idx], new, max(end, self._num_expected))
         buffers[layer_idx] = buffer
         if self.is_uniform:
             buffer[:, :, end - num_tokens : end] = new
         else:
-            ends = torch.tensor(self.context_lens, device=new.device).unsqueeze(1)
+            ends = torch.tensor(self.held_lens, device=new.device).unsqueeze(1)
             columns = ends + torch.arange(num_tokens, device=new.device)  # [B, T]
             rows = torch.arange(new.shape[0], device=new.device).unsqueeze(1)
             buffer[rows, :, columns] = new.transpose(1, 2).to(buffer.dtype)
@@ -175,12 +201,12 @@ class TracedState:
 
     def __init__(self, state: DraftState, num_tokens: int, device: torch.device):
         self._keys, self._values = state.reserve(num_tokens)
-        starts = torch.tensor(state.context_lens, device=device).unsqueeze(1)
+        starts = torch.tensor(state.held_lens, device=device).unsqueeze(1)
         self._columns = starts + torch.arange(num_tokens, device=device)  # [B, T]
         self._rows = torch.arange(len(starts), device=device).unsqueeze(1)
         self._positions = state.positions(num_tokens, device).expand(len(starts), -1).contiguous()
         # Of the columns that are seen, compiled code reads the number.
-        self._seen = torch.empty(max(state.context_lens) + num_tokens, dtype=torch.bool, device=device)
+        self._seen = torch.empty(max(state.held_lens) + num_tokens, dtype=torch.bool, device=device)
         for buffer in (*self._keys, *self._values):
             mark_open(buffer, 0, 2)
         for tensor in (self._columns, self._rows, self._positions):
@@ -211,6 +237,10 @@ def _block_mask(places: Tensor, num_columns: int, view: LayerView) -> Tensor:
     mask = (columns <= places[:, -1:])[:, None, None, :]
     if view == FULL_VIEW:
         return mask
+    if view.is_anchored:
+        # The first token behind the context is the anchor.
+        mask = mask & (columns >= places[:, :1] - view.window)[:, None, None, :]
+        view = view._replace(window=None)
     distance = (places.unsqueeze(-1) - columns).unsqueeze(1)  # [B, 1, T, columns]
     if view.is_causal:
         mask = mask & (distance >= 0)

@@ -56,10 +56,15 @@ class DraftModel(PreTrainedModel):
     ]
 
     def __init__(self, config: DraftConfig, own_embeddings: bool = False):
-        super().__init__(config)
         decoder, hidden_size = config.decoder_config, config.hidden_size
-        decoder._attn_implementation = config._attn_implementation
         self.family = get_family(decoder.model_type)
+        # transformers asks for these while it makes and loads a model.
+        self._supports_sdpa = not self.family.has_sinks
+        self._keep_in_fp32_modules_strict = self.family.float32_names
+        self._check_attention(config._attn_implementation)
+        super().__init__(config)
+        decoder._attn_implementation = config._attn_implementation
+        decoder._experts_implementation = config._experts_implementation
         self.fc = nn.Linear(len(config.target_layer_ids) * hidden_size, hidden_size, bias=False)
         self.input_norm: nn.Module | None = None  # of all features, before fc
         self.norm = self.family.norm_cls(hidden_size, eps=decoder.rms_norm_eps)
@@ -77,8 +82,31 @@ class DraftModel(PreTrainedModel):
         self.borrowed: Borrowed | None = None
         self.last_stats = None
 
+    def _check_attention(self, name: str | None) -> None:
+        if self.family.has_sinks and name not in (None, "eager"):
+            raise ValueError(
+                f"{self.family.engine_name}-shaped draft layers have attention sinks, which "
+                f"attn_implementation={name!r} would drop: drafts would be wrong. Use 'eager', or leave it out."
+            )
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
+        """As of [`~transformers.PreTrainedModel.set_attn_implementation`].
+
+        Args:
+            attn_implementation (`str` or `dict`): Its name, or names by part.
+            args, kwargs: As there.
+
+        Raises:
+            `ValueError`: If it would drop the attention sinks of the draft layers.
+        """
+        is_dict = isinstance(attn_implementation, dict)
+        for name in attn_implementation.values() if is_dict else [attn_implementation]:
+            self._check_attention(name)
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        self.family.init_weights(module, self.config.initializer_range)
         if module is self.rotary_emb:
             # Loading leaves frequencies empty, and knows how to fill in only those of families with one table.
             for name, buffer in self.family.rotary(self.config.decoder_config).named_buffers():

@@ -41,11 +41,13 @@ class DSparkModel(DraftModel):
         for layer in self.layers:
             layer.self_attn.is_causal = False
             layer._can_checkpoint_with_cache = True  # TrainingContext.update has no side effect
+        self.hc_head = self.family.collapse(decoder)
         self._views, self._layer_types = config.layer_views, config.attention_types()
         head_cls = MARKOV_HEADS[config.markov_head_type]
         self.markov_head = head_cls(config.vocab_size, hidden_size, rank, self.num_outputs) if rank > 0 else None
         num_inputs = hidden_size + (rank if config.confidence_head_with_markov else 0)
-        self.confidence_head = ConfidenceHead(num_inputs) if config.enable_confidence_head else None
+        has_bias = self.family.has_confidence_bias
+        self.confidence_head = ConfidenceHead(num_inputs, has_bias) if config.enable_confidence_head else None
         self.post_init()
 
     def project(self, features: Tensor) -> Tensor:
@@ -55,6 +57,8 @@ class DSparkModel(DraftModel):
     def _decode(
         self, hidden: Tensor, positions: Tensor, context: Any, mask_of: Callable[[LayerView], Tensor | None]
     ) -> Tensor:
+        """States of the tokens after all layers, before the final norm."""
+        hidden = self.family.lift(self.config.decoder_config, hidden)
         masks = {view: self._attention_mask(mask_of(view), hidden.dtype) for view in set(self._views)}
         ropes = self._ropes(hidden, positions)
         for layer, view, layer_type in zip(self.layers, self._views, self._layer_types, strict=True):
@@ -66,7 +70,12 @@ class DSparkModel(DraftModel):
                 position_embeddings=ropes[layer_type],
                 is_causal=False,
             )
-        return self.norm(hidden)
+        return hidden if self.hc_head is None else self.hc_head(hidden)
+
+    def _normed(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """States after the final norm, for the output head, and those that the other heads read."""
+        hidden = self.norm(states)
+        return hidden, states if self.family.heads_read_raw else hidden
 
     def _ropes(self, hidden: Tensor, positions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         return {layer_type: self.rope(hidden, positions, layer_type) for layer_type in set(self._layer_types)}
@@ -111,13 +120,14 @@ class DSparkModel(DraftModel):
         positions = (anchors.unsqueeze(-1) + offsets).flatten(1)  # [B, A*G]
         hidden = self._embed_blocks(input_ids.gather(1, anchors).flatten()).view(batch_size, positions.shape[1], -1)
         mask_of = partial(training_mask, anchors, anchor_mask, context.shape[1], block_size)
-        hidden = self._decode(hidden, positions, TrainingContext(key_values), mask_of)
-        hidden = hidden.view(batch_size, num_anchors, block_size, -1)[:, :, block_size - self.config.num_slots :]
+        states = self._decode(hidden, positions, TrainingContext(key_values), mask_of)
+        states = states.view(batch_size, num_anchors, block_size, -1)[:, :, block_size - self.config.num_slots :]
+        hidden, read = self._normed(states)
 
         previous = positions.view(batch_size, num_anchors, block_size)[..., : self.config.num_slots]
         previous = previous.clamp_max(input_ids.shape[1] - 1).flatten(1)
         prev_ids = input_ids.gather(1, previous).view(batch_size, num_anchors, -1)  # [B, A, n]
-        output = BlockOutput(hidden, self._markov_states(prev_ids, hidden), self._confidence(hidden, prev_ids))
+        output = BlockOutput(hidden, self._markov_states(prev_ids, read), self._confidence(read, prev_ids))
         return output if objective is None else objective(self, output)
 
     def _embed_blocks(self, anchor_ids: Tensor) -> Tensor:
@@ -142,7 +152,9 @@ class DSparkModel(DraftModel):
         return self.confidence_head(hidden, embeds)
 
     def _empty_context(self, batch_size: int) -> DraftState:
-        return DraftState(batch_size, len(self.layers))
+        # What no block sees again is not kept.
+        windows = {view.window if view.is_anchored else None for view in self._views}
+        return DraftState(batch_size, len(self.layers), window=windows.pop() if len(windows) == 1 else None)
 
     @torch.no_grad()
     def extend(
@@ -194,8 +206,8 @@ class DSparkModel(DraftModel):
         if pick is None and self.markov_head is None:
             # The best of all is the best of any number of them.
             num_candidates = None
-        hidden = self.block_hidden(state, anchor_ids)[:, :num_slots]
-        return self.pick_slots(hidden, *self.best_entries(self.base_logits(hidden), num_candidates), anchor_ids, pick)
+        hidden, read = (states[:, :num_slots] for states in self.block_hidden(state, anchor_ids))
+        return self.pick_slots(read, *self.best_entries(self.base_logits(hidden), num_candidates), anchor_ids, pick)
 
     @torch.no_grad()
     def pick_slots(
@@ -204,7 +216,7 @@ class DSparkModel(DraftModel):
         """Go through the slots from left to right, each with the sequential head's bias, and choose their tokens.
 
         Args:
-            hidden (`torch.Tensor` of shape `(batch, slots, hidden)`): Block hidden states.
+            hidden (`torch.Tensor` of shape `(batch, slots, hidden)`): Block states that the heads read.
             logits (`torch.Tensor` of shape `(batch, slots, k)`): The output head's logits of each slot's candidates.
             entries (`torch.LongTensor` of shape `(batch, slots, k)`, *optional*): Which entries of the draft
                 vocabulary those are; all, if not given.
@@ -226,13 +238,22 @@ class DSparkModel(DraftModel):
         return Proposal(ids, None if drawn_from[0] is None else Candidates.stack(drawn_from), confidence)
 
     @torch.no_grad()
-    def block_hidden(self, state: DraftState | TracedState, anchor_ids: Tensor) -> Tensor:
-        """Block hidden states `(batch, slots, hidden)` after the final norm, before any head."""
+    def block_hidden(self, state: DraftState | TracedState, anchor_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Block hidden states before any head.
+
+        Args:
+            state ([`DraftState`]): The context; it is not changed.
+            anchor_ids (`torch.LongTensor` of shape `(batch,)`): The last known token of each row.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]` of shape `(batch, slots, hidden)`: those after the final norm, which
+            the output head reads, and those that the other heads read; the same in most families.
+        """
         block_size = self.config.block_size
         positions = state.positions(block_size, anchor_ids.device)
         mask_of = partial(state.block_mask, block_size, anchor_ids.device)
-        hidden = self._decode(self._embed_blocks(anchor_ids), positions, state, mask_of)
-        return hidden[:, block_size - self.config.num_slots :]
+        states = self._decode(self._embed_blocks(anchor_ids), positions, state, mask_of)
+        return self._normed(states[:, block_size - self.config.num_slots :])
 
 
 class DFlashModel(DSparkModel):

@@ -88,11 +88,16 @@ MARKOV_HEADS: dict[str, type[MarkovHead]] = {"vanilla": MarkovHead, "gated": Gat
 
 
 class ConfidenceHead(nn.Module):
-    """Logit of P(slot accepted | all earlier slots accepted), from `[h_k; W1[x_{k-1}]]` or from `h_k` alone."""
+    """Logit of P(slot accepted | all earlier slots accepted), from `[h_k; W1[x_{k-1}]]` or from `h_k` alone.
 
-    def __init__(self, num_inputs: int):
+    Args:
+        num_inputs (`int`): Width of what it reads.
+        bias (`bool`, *optional*, defaults to `True`): Whether it has a bias.
+    """
+
+    def __init__(self, num_inputs: int, bias: bool = True):
         super().__init__()
-        self.proj = nn.Linear(num_inputs, 1)
+        self.proj = nn.Linear(num_inputs, 1, bias=bias)
 
     def forward(self, hidden: Tensor, prev_embeds: Tensor | None) -> Tensor:
         """

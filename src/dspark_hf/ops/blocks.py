@@ -15,10 +15,13 @@ class LayerView(NamedTuple):
     Attributes:
         window (`int`, *optional*): Tokens that an input sees, itself included, counted back from it; all, if None.
         is_causal (`bool`): Whether an input sees those before it in the block only, or the whole block.
+        is_anchored (`bool`): Whether the window is counted back from the anchor, which is not included, so that all
+            inputs of a block see the same context.
     """
 
     window: int | None = None
     is_causal: bool = False
+    is_anchored: bool = False
 
 
 FULL_VIEW = LayerView()
@@ -76,7 +79,8 @@ def training_mask(
     context = context.repeat_interleave(block_size, dim=1)  # [B, A*G, C]
     offsets = torch.arange(block_size, device=anchors.device).repeat(anchors.shape[1])
     if view.window is not None:
-        first = anchors.repeat_interleave(block_size, dim=1) + offsets - view.window + 1  # [B, A*G]
+        nearest = 0 if view.is_anchored else offsets + 1
+        first = anchors.repeat_interleave(block_size, dim=1) + nearest - view.window  # [B, A*G]
         context &= columns >= first.unsqueeze(-1)
     blocks = torch.arange(anchors.shape[1], device=anchors.device).repeat_interleave(block_size)
     own = blocks.unsqueeze(1) == blocks

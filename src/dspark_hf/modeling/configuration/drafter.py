@@ -41,7 +41,8 @@ class DraftConfig(PreTrainedConfig):
         decoder_config (`PreTrainedConfig`):
             The draft decoder: a stock config of one of the families.
         target_layer_ids (`list[int]`):
-            Target layers whose raw outputs are the features, 0-based and ascending; never the last layer.
+            Target layers whose raw outputs are the features, 0-based and ascending; not the last layer, but for
+            DeepSeek-V4-shaped drafters.
         num_target_layers (`int`, *optional*):
             Layers of the target. Some checkpoints do not tell; binding the drafter fills it in.
         num_anchors (`int`, *optional*, defaults to 512):
@@ -89,7 +90,7 @@ class DraftConfig(PreTrainedConfig):
         self._check_ranges()
 
     def _check_ranges(self) -> None:
-        check_taps(self.target_layer_ids, self.num_target_layers)
+        self.check_taps(self.num_target_layers)
         if self.draft_vocab_size is not None and not 1 <= self.draft_vocab_size <= self.vocab_size:
             raise ValueError(
                 f"draft_vocab_size={self.draft_vocab_size} must be 1 to {self.vocab_size}, the target's vocabulary."
@@ -98,6 +99,11 @@ class DraftConfig(PreTrainedConfig):
             raise ValueError(f"num_anchors must be >= 1, got {self.num_anchors}.")
         self.check_length(getattr(self.decoder_config, "max_position_embeddings", None))
         self._check_layer_types()
+
+    def check_taps(self, num_target_layers: int | None) -> None:
+        """Raise `ValueError` if a target of so many layers cannot be tapped so; `None` is an unknown number."""
+        family = get_family(self.decoder_config.model_type)
+        check_taps(self.target_layer_ids, num_target_layers, with_last=family.may_tap_last)
 
     def check_length(self, num_positions: int | None) -> None:
         """Raise `ValueError` if a proposal is longer than so many positions; `None` is an unknown number."""
@@ -202,8 +208,9 @@ class DraftConfig(PreTrainedConfig):
 
     @classmethod
     def default_family(cls, text_config: PreTrainedConfig) -> str:
-        """The target's own family where there is one, else `"qwen3"`."""
-        return text_config.model_type if text_config.model_type in FAMILIES else DEFAULT_FAMILY
+        """The target's own family where there is one for new drafters, else `"qwen3"`."""
+        family = FAMILIES.get(text_config.model_type)
+        return text_config.model_type if family is not None and family.is_default else DEFAULT_FAMILY
 
     def name_target(self, target: PreTrainedModel) -> None:
         """Record another target, for which the drafter is trained from now on: its name and fingerprint."""
@@ -257,14 +264,28 @@ class DraftConfig(PreTrainedConfig):
         return {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
 
 
-def check_taps(target_layer_ids: list[int], num_target_layers: int | None) -> None:
-    """Raise `ValueError` unless these are ascending ids of layers below the last; `None` is an unknown number."""
+def check_taps(target_layer_ids: list[int], num_target_layers: int | None, *, with_last: bool = False) -> None:
+    """Check which layers are tapped.
+
+    Args:
+        target_layer_ids (`list[int]`): The layers.
+        num_target_layers (`int`, *optional*): Layers of the target; unknown, if None.
+        with_last (`bool`, *optional*, defaults to `False`): Whether the last layer may be among them.
+
+    Raises:
+        `ValueError`: Unless these are ascending ids of layers that can be tapped.
+    """
     last = max(target_layer_ids, default=0) + 1 if num_target_layers is None else num_target_layers - 1
     if (
         not target_layer_ids
-        or any(not 0 <= tap < last for tap in target_layer_ids)
+        or any(not 0 <= tap < last + with_last for tap in target_layer_ids)
         or sorted(set(target_layer_ids)) != list(target_layer_ids)
     ):
+        if with_last:
+            raise ValueError(
+                f"target_layer_ids must be ascending ids from 0 to {last} for a target of {last + 1} layers, got "
+                f"{target_layer_ids}."
+            )
         raise ValueError(
             f"target_layer_ids must be ascending ids from 0 to {last - 1} for a target of "
             f"{last + 1} layers (its last layer, {last}, is read after the final norm "

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 
 from dspark_hf.modeling.drafting import LossWeights
+from dspark_hf.modeling.families import get_family
 from dspark_hf.ops.blocks import LayerView
 
 from .drafter import DraftConfig
@@ -33,7 +34,8 @@ class DSparkConfig(DraftConfig):
             gives G - 1 slots.
         is_causal (`bool`, *optional*):
             Whether a block input sees only the inputs before it, in every layer. If not given, it does so in sliding
-            layers and sees the whole block in the others, as engines read checkpoints that do not tell.
+            layers and sees the whole block in the others, as engines read checkpoints that do not tell;
+            DeepSeek-V4's layers see it in any case.
         kwargs: The fields of [`DraftConfig`].
 
     Raises:
@@ -89,6 +91,8 @@ class DSparkConfig(DraftConfig):
         """What the block inputs of each draft layer see."""
         sliding = [layer_type == "sliding_attention" for layer_type in self.attention_types()]
         window = getattr(self.decoder_config, "sliding_window", None)
+        if get_family(self.decoder_config.model_type).has_anchored_window:
+            return [LayerView(window if slides else None, bool(self.is_causal), slides) for slides in sliding]
         return [
             LayerView(window if slides else None, slides if self.is_causal is None else self.is_causal)
             for slides in sliding

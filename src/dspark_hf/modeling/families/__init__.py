@@ -1,11 +1,13 @@
 """The decoder families a drafter can be built from, by transformers `model_type`."""
 
+from .deepseek_v4 import DeepseekV4
 from .family import Family
 from .gemma4 import Gemma4
 from .llama import Llama
 from .qwen3 import Qwen3
 
 FAMILIES: dict[str, Family] = {
+    "deepseek_v4": DeepseekV4(),
     "gemma4_text": Gemma4(),
     "gemma4_unified_text": Gemma4(),
     "llama": Llama(),

@@ -49,6 +49,13 @@ class Family:
     rotary_cls: type[nn.Module]
     apply_rotary: staticmethod
     has_eagle3 = True  # whether its layer can be an EAGLE-3 drafter's
+    is_default = True  # whether a target of this shape gets such a drafter, if none is asked for
+    has_sinks = False  # whether attention has sinks, which only its eager form knows of
+    has_anchored_window = False  # whether sliding windows are counted from the anchor, and shared by the block
+    may_tap_last = False  # whether drafters read the target's last layer, too
+    heads_read_raw = False  # whether the heads read block states before the final norm
+    has_confidence_bias = True
+    float32_names: tuple[str, ...] = ()  # what loading leaves in float32
 
     def make_config(self, **fields: Any) -> PreTrainedConfig:
         """The draft decoder's config with these fields, as checkpoints and users name them.
@@ -56,7 +63,7 @@ class Family:
         Raises:
             `ValueError`: If they ask for layers that a drafter cannot have, or a size is none.
         """
-        _check_sizes(fields)
+        check_sizes(fields)
         rope = fields.get("rope_parameters")
         rope = {**fields, **(rope if isinstance(rope, dict) else {})}
         if rope.get("partial_rotary_factor") not in (None, 1):
@@ -123,6 +130,17 @@ class Family:
         """What embeddings are multiplied with; the target's own module does so by itself."""
         return 1.0
 
+    def lift(self, config: PreTrainedConfig, hidden: Tensor) -> Tensor:
+        """Embeddings `(batch, tokens, hidden)` as the first layer takes them."""
+        return hidden
+
+    def collapse(self, config: PreTrainedConfig) -> nn.Module | None:
+        """What makes states `(batch, tokens, hidden)` of the last layer's output; None where they are such."""
+        return None
+
+    def init_weights(self, module: nn.Module, std: float) -> None:
+        """Fill in fresh weights of a module that transformers does not know in general."""
+
     def rotary(self, config: PreTrainedConfig) -> nn.Module:
         """Tables for [`Family.rope`]. What depends on the length in them is always that of the original length."""
         rotary = self.rotary_cls(config)
@@ -157,7 +175,8 @@ class Family:
         return attention.k_proj(context).view(shape)
 
 
-def _check_sizes(fields: Mapping[str, Any]) -> None:
+def check_sizes(fields: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if a field of a decoder's config that counts something does not, or names no activation."""
     for name in _SIZES:
         value = fields.get(name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):

@@ -1,0 +1,176 @@
+"""The weights of the drafter inside a DeepSeek-V4 checkpoint: only files that hold them are fetched and opened.
+
+transformers reads the released names and numbers, FP8 and FP4 among them, as it does for the target; both are exact in
+bfloat16, since their scales are powers of two.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import get_max_memory
+from safetensors import SafetensorError, safe_open
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+from transformers.utils import logging
+
+from dspark_hf.modeling import DSparkConfig, DSparkModel
+
+from .layout import PREFIX
+
+_INDEX = "model.safetensors.index.json"
+_GB = 10**9
+# Packed pairs of FP4 numbers have a scale for each of these many inputs of a row.
+_FP4_BLOCK = (1, 32)
+# The drafter's own names; transformers would take its norm for that of a compressor. The rest are the target's.
+_RENAMES = (
+    (r"^mtp\.\d+\.main_proj\.", "fc."),
+    (r"^mtp\.\d+\.main_norm\.", "hidden_norm."),
+    (r"^mtp\.\d+\.norm\.", "norm."),
+    (r"^mtp\.\d+\.hc_head_fn", "hc_head.hc_fn"),
+    (r"^mtp\.\d+\.hc_head_base", "hc_head.hc_base"),
+    (r"^mtp\.\d+\.hc_head_scale", "hc_head.hc_scale"),
+    (r"^mtp\.\d+\.markov_head\.", "markov_head."),
+    (r"^mtp\.\d+\.confidence_head\.", "confidence_head."),
+    (r"^mtp\.", "layers."),
+)
+
+logger = logging.get_logger(__name__)
+
+
+class StagesModel(DSparkModel):
+    """A [`DSparkModel`] while released stages are loaded: transformers finds the names of tensors by a class's."""
+
+
+register_checkpoint_conversion_mapping(
+    StagesModel.__name__,
+    [WeightRenaming(source_patterns=theirs, target_patterns=ours) for theirs, ours in _RENAMES]
+    + get_checkpoint_conversion_mapping("deepseek_v4"),
+    overwrite=True,
+)
+
+
+@contextmanager
+def stages_alone(
+    raw: Mapping[str, Any], config: DSparkConfig, weight_map: Mapping[str, str], find: Callable[[str], str], where: str
+) -> Iterator[tuple[str, type[DSparkModel]]]:
+    """Make a folder of the drafter's files alone, which transformers can load.
+
+    Args:
+        raw (`Mapping`): The config.json of target and drafter.
+        config ([`DSparkConfig`]): The drafter's; it is told how the weights are stored.
+        weight_map (`Mapping[str, str]`): The file of each tensor.
+        find (`Callable`): Gives a file's path, and fetches it first if need be.
+        where (`str`): Where the checkpoint lies, for messages.
+
+    Yields:
+        `tuple[str, type]`: The folder, with an index of the drafter's tensors, and the class to load it with.
+
+    Raises:
+        `ValueError`: If a file is not there or damaged, or a scale is none of its weight's.
+    """
+    own = {name: file for name, file in weight_map.items() if name.startswith(PREFIX)}
+    paths = {file: find(file) for file in sorted(set(own.values()))}
+    quantisation = raw.get("quantization_config") or {"quant_method": "fp8"}
+    if check_scales(own, paths, tuple(quantisation.get("weight_block_size") or (128, 128)), where):
+        config.quantization_config = {**quantisation, "dequantize": True}
+    with tempfile.TemporaryDirectory() as folder:
+        for file, path in paths.items():
+            (Path(folder) / file).symlink_to(Path(path).resolve())
+        index = {"metadata": {"total_size": 0}, "weight_map": own}
+        (Path(folder) / _INDEX).write_text(json.dumps(index), encoding="utf-8")
+        yield folder, StagesModel
+
+
+def as_plain(drafter: StagesModel, name_or_path: str) -> DSparkModel:
+    """The drafter without traces of how it was stored: it is saved as any other.
+
+    Args:
+        drafter ([`StagesModel`]): The drafter.
+        name_or_path (`str`): Where it comes from.
+    """
+    drafter.__class__ = DSparkModel
+    for name in ("_weight_conversions", "hf_quantizer", "is_quantized", "quantization_method"):
+        vars(drafter).pop(name, None)
+    if hasattr(drafter.config, "quantization_config"):
+        del drafter.config.quantization_config
+    drafter.config._name_or_path = drafter.name_or_path = name_or_path
+    return drafter
+
+
+def check_memory(config: DSparkConfig, dtype: Any, device_map: Any, where: str) -> None:
+    """Say how large the drafter is, and raise `ValueError` if that is more than there is room for.
+
+    Args:
+        config ([`DSparkConfig`]): The drafter's.
+        dtype (`str` or `torch.dtype`): That of its weights; `"auto"` for the checkpoint's own.
+        device_map (`str`, `dict` or `torch.device`, *optional*): Where they go; memory of the host, if not given.
+        where (`str`): Where the checkpoint lies, for messages.
+    """
+    dtype = config.dtype if dtype == "auto" else dtype
+    dtype = getattr(torch, str(dtype or "bfloat16").removeprefix("torch."))
+    with torch.device("meta"):
+        num_bytes = sum(weight.numel() for weight in DSparkModel(config).parameters()) * dtype.itemsize
+    free = get_max_memory()
+    place = "this machine and its GPUs"
+    if device_map is None or str(device_map) == "cpu":
+        free, place = {"cpu": free.get("cpu", 0)}, "this machine's memory"
+    elif str(device_map).startswith("cuda") and not isinstance(device_map, dict):
+        index = torch.device(device_map).index or 0
+        free, place = {index: free.get(index, 0)}, f"GPU {index}"
+    size = f"The drafter in {where} takes {num_bytes / _GB:.1f} GB in {str(dtype).removeprefix('torch.')}"
+    if num_bytes > sum(free.values()):
+        raise ValueError(
+            f"{size}, and {place} has {sum(free.values()) / _GB:.1f} GB free. Use a larger one, spread it "
+            "(device_map='auto'), or serve the checkpoint with an engine that keeps it quantised."
+        )
+    if num_bytes > _GB:
+        logger.warning(f"{size}; {place} has {sum(free.values()) / _GB:.1f} GB free.")
+
+
+def check_scales(own: Mapping[str, str], paths: Mapping[str, str], block: tuple[int, ...], where: str) -> bool:
+    """Check, by the files' headers alone, that each quantised weight has a scale for each of its blocks.
+
+    Args:
+        own (`Mapping[str, str]`): The file of each tensor of the drafter.
+        paths (`Mapping[str, str]`): The path of each file.
+        block (`tuple[int, int]`): Rows and columns of an FP8 block.
+        where (`str`): Where the checkpoint lies, for messages.
+
+    Returns:
+        `bool`: Whether there are quantised weights.
+
+    Raises:
+        `ValueError`: If a scale has another shape, or is missing, or a file cannot be read or lacks a tensor.
+    """
+    headers: dict[str, tuple[list[int], str]] = {}
+    for file, path in paths.items():
+        try:
+            with safe_open(path, framework="pt") as opened:
+                for name in [name for name, its_file in own.items() if its_file == file]:
+                    part = opened.get_slice(name)
+                    headers[name] = part.get_shape(), part.get_dtype()
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{where}: {file} is damaged, or the index does not belong to it ({error}). Fetch it again."
+            ) from error
+    quantised = [
+        name for name, (_, dtype) in headers.items() if name.endswith(".weight") and dtype in ("F8_E4M3", "I8")
+    ]
+    for name in quantised:
+        shape, dtype = headers[name]
+        rows, columns = _FP4_BLOCK if dtype == "I8" else block
+        num_columns = shape[1] * (2 if dtype == "I8" else 1)
+        scale = name.removesuffix("weight") + "scale"
+        found = headers.get(scale, (None, None))[0]
+        if shape[0] % rows or num_columns % columns or found != [shape[0] // rows, num_columns // columns]:
+            raise ValueError(
+                f"{where}: {name} has {shape[0]} rows of {num_columns} numbers in blocks of {rows}x{columns}, and "
+                f"{scale} has the shape {found}; there must be one scale a block. The checkpoint is none of the "
+                "released form, or damaged: fetch it again."
+            )
+    return bool(quantised)

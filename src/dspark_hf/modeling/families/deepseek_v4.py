@@ -1,0 +1,90 @@
+"""DeepSeek-V4-shaped drafters: the stages that its released checkpoints carry as `mtp.*`.
+
+A stage is a layer of the target: hyper-connection streams, attention with sinks and one head for keys and values, a
+mixture of experts. A block sees a window of context that is counted from its anchor.
+Shapes: B batch, T tokens, M streams, E hidden size, C context tokens, D head dim.
+"""
+
+from dataclasses import fields as fields_of
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, initialization
+from transformers.models.deepseek_v4 import modeling_deepseek_v4 as stock
+from transformers.models.deepseek_v4.configuration_deepseek_v4 import DeepseekV4Config
+
+from .family import Family, check_sizes
+
+_KINDS = {"layer_types": "sliding_attention", "mlp_layer_types": "moe"}
+
+
+class DeepseekV4(Family):
+    """DeepSeek-V4: layers on several residual streams, without compressed tokens."""
+
+    engine_name = "DeepseekV4"
+    config_cls = DeepseekV4Config
+    layer_cls = stock.DeepseekV4DecoderLayer
+    norm_cls = stock.DeepseekV4RMSNorm
+    rotary_cls = stock.DeepseekV4RotaryEmbedding
+    has_eagle3 = False
+    is_default = False
+    has_sinks = True
+    has_anchored_window = True
+    may_tap_last = True
+    heads_read_raw = True
+    has_confidence_bias = False
+    float32_names = tuple(stock.DeepseekV4PreTrainedModel._keep_in_fp32_modules_strict)
+
+    def make_config(self, **fields: Any) -> PreTrainedConfig:
+        check_sizes(fields)
+        num_layers = fields.get("num_hidden_layers", 1)
+        for name, kind in _KINDS.items():
+            if set(fields.get(name) or [kind]) != {kind}:
+                raise ValueError(
+                    f"DeepSeek-V4-shaped draft layers are of the kind {kind!r} alone, got {name}={fields[name]}."
+                )
+        return self.config_cls(**{**fields, **{name: [kind] * num_layers for name, kind in _KINDS.items()}})
+
+    def decoder_config(self, target: PreTrainedConfig, num_hidden_layers: int, **overrides: Any) -> PreTrainedConfig:
+        if target.model_type != self.config_cls.model_type:
+            raise ValueError(
+                f"A DeepSeek-V4-shaped drafter takes its sizes from a DeepSeek-V4 target, and this is a "
+                f"{target.model_type} one; choose another family, e.g. 'qwen3'."
+            )
+        own = {field.name for field in fields_of(self.config_cls)} - {
+            field.name for field in fields_of(PreTrainedConfig)
+        }
+        inherited = {name: getattr(target, name) for name in own - set(_KINDS)}
+        tokens = {name: getattr(target, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        return self.make_config(**{**inherited, **tokens, **overrides, "num_hidden_layers": num_hidden_layers})
+
+    def lift(self, config: PreTrainedConfig, hidden: Tensor) -> Tensor:
+        return hidden.unsqueeze(2).repeat(1, 1, config.hc_mult, 1)  # [B, T, M, E]
+
+    def collapse(self, config: PreTrainedConfig) -> nn.Module:
+        return stock.DeepseekV4HyperHead(config)
+
+    def rope(self, rotary: nn.Module, hidden: Tensor, positions: Tensor, layer_type: str) -> dict[str, tuple]:
+        return {"main": rotary(hidden, positions, layer_type="main")}
+
+    def context_kv(self, attention: nn.Module, context: Tensor, rope: dict[str, tuple]) -> tuple[Tensor, Tensor]:
+        # One head, whose keys are its values.
+        states = attention.kv_norm(attention.kv_proj(context)).unsqueeze(1)  # [B, 1, C, D]
+        states = stock.apply_rotary_pos_emb(states, *rope["main"])
+        return states, states
+
+    def init_weights(self, module: nn.Module, std: float) -> None:
+        for kind, normal, zeros, ones in (
+            (stock.DeepseekV4TopKRouter, ("weight",), ("e_score_correction_bias",), ()),
+            (stock.DeepseekV4Experts, ("gate_up_proj", "down_proj"), (), ()),
+            (stock.DeepseekV4Attention, (), ("sinks",), ()),
+            (stock.DeepseekV4HyperConnection, ("fn",), ("base",), ("scale",)),
+            (stock.DeepseekV4HyperHead, ("hc_fn",), ("hc_base",), ("hc_scale",)),
+        ):
+            if isinstance(module, kind):
+                for name in normal:
+                    initialization.normal_(getattr(module, name), mean=0.0, std=std)
+                for name in zeros:
+                    initialization.zeros_(getattr(module, name))
+                for name in ones:
+                    initialization.ones_(getattr(module, name))
