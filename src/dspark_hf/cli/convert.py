@@ -33,7 +33,6 @@ def convert(
 
     from dspark_hf.hub.embedded import resolve_drafter, resolve_target
     from dspark_hf.hub.load import AutoDrafter
-    from dspark_hf.modeling.configuration.drafter import check_taps
     from dspark_hf.publishing.hub_errors import explained_load
 
     places = {name: value for name, value in (("subfolder", subfolder), ("revision", revision)) if value is not None}
@@ -41,7 +40,7 @@ def convert(
     if target is not None:
         with explained_load(target):
             num_layers = AutoConfig.from_pretrained(resolve_target(target)).get_text_config().num_hidden_layers
-        check_taps(drafter.config.target_layer_ids, num_layers)
+        drafter.config.check_taps(num_layers)
         drafter.config.num_target_layers = num_layers
     if drafter.config.num_target_layers is None:
         raise ValueError(f"{source} does not tell how many layers its target has; name the target with --target.")

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from dspark_hf.modeling.borrowing import output_head
 from dspark_hf.modeling.plain_head import is_quantised
-from dspark_hf.modeling.taps import merge_streams
+from dspark_hf.modeling.taps import Taps
 from dspark_hf.modeling.wrappers import unwrap
 from dspark_hf.ops.distill_loss import streamed_log_norm
 
@@ -36,7 +36,8 @@ class TargetFeatures:
     def __init__(self, target: PreTrainedModel, target_layer_ids: Sequence[int]):
         self.target = unwrap(target).eval()
         self._is_checked = False
-        self.taps = [layer + 1 for layer in target_layer_ids]
+        self._taps = Taps(self.target, target_layer_ids)
+        self.target_layer_ids = list(target_layer_ids)
         # The last entry of hidden_states is post-norm: the output head applies to it directly.
         self.last = target.config.get_text_config().num_hidden_layers
 
@@ -53,11 +54,11 @@ class TargetFeatures:
         """
         device = self.target.device
         # A trainer's autocast is not for the target: features are those that generation and a cache have.
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False), self._taps.in_pass():
             outputs = self.target(
                 input_ids=input_ids.to(device),
                 attention_mask=None if attention_mask is None else attention_mask.to(device),
-                output_hidden_states=[*self.taps, self.last],
+                output_hidden_states=[*self._taps.entries, self.last],
                 use_cache=False,
                 # An index, not a count: a slice of the last position is not contiguous, and some backends then copy
                 # the output head once per row to multiply it.
@@ -67,7 +68,7 @@ class TargetFeatures:
         if not self._is_checked:
             self._check_head(states[self.last][:, 0], outputs.logits[:, 0])
             self._is_checked = True
-        return torch.cat([merge_streams(states[tap]) for tap in self.taps], -1), states[self.last]
+        return torch.cat(self._taps.read(states), -1), states[self.last]
 
     def _check_head(self, hidden: Tensor, logits: Tensor) -> None:
         head = self.target.get_output_embeddings()

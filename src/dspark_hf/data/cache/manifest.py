@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dspark_hf.modeling import DraftConfig
 from dspark_hf.modeling.configuration.drafter import check_taps
+from dspark_hf.modeling.families import FAMILIES
 from dspark_hf.modeling.fingerprint import public_name
 from dspark_hf.modeling.wrappers import unwrap
 from dspark_hf.provenance import changes
@@ -82,7 +83,9 @@ class Manifest:
             `ValueError`: If a tap is out of range.
         """
         config = target.config.get_text_config()
-        check_taps(target_layer_ids, config.num_hidden_layers)
+        family = FAMILIES.get(config.model_type)
+        with_last = family is not None and family.may_tap_last
+        check_taps(target_layer_ids, config.num_hidden_layers, with_last=with_last)
         return cls(
             target=public_name(target.name_or_path) or type(target).__name__,
             revision=getattr(target.config, "_commit_hash", None),
@@ -134,7 +137,8 @@ class Manifest:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{path}: {name} must be true or false, got {getattr(self, name)!r:.80}.")
         try:
-            check_taps(self.target_layer_ids, self.num_target_layers)
+            # Whether the last layer may be among them is the drafter's to say.
+            check_taps(self.target_layer_ids, self.num_target_layers, with_last=True)
             check_dtype(self.dtype)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error

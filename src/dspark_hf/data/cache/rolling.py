@@ -59,7 +59,7 @@ class RollingFeatures:
             raise ValueError(f"The budget must be at least 1 byte, got {budget}.")
         self.source, self.target, self.folder, self.dtype = source, source.target, Path(folder), dtype
         check_dtype(dtype)
-        taps = [tap - 1 for tap in source.taps]
+        taps = source.target_layer_ids
         wanted = Manifest.describe(source.target, None, taps, max_length=0, dtype=dtype, log_norm=False)
         self._shape = (len(taps), wanted.hidden_size, False)
         self.folder.mkdir(parents=True, exist_ok=True)

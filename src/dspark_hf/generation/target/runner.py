@@ -16,7 +16,7 @@ from dspark_hf.generation.rollback.compaction import compact, is_compactable
 from dspark_hf.generation.rollback.interruption import Interruption
 from dspark_hf.generation.rollback.rewinding import MAX_REPLAYED, Rewinder
 from dspark_hf.modeling.cache_name import CACHE_NAME
-from dspark_hf.modeling.taps import merge_streams
+from dspark_hf.modeling.taps import Taps
 
 from .columns import ColumnInputs, reads_columns
 from .layout import PromptLayout
@@ -34,7 +34,7 @@ class TargetRunner:
 
     Args:
         model (`PreTrainedModel`): The target.
-        tap_layer_ids (`list[int]`): Layers to tap; the tap of layer i is `hidden_states[i + 1]`.
+        tap_layer_ids (`list[int]`): Layers to tap, see [`Taps`].
         model_kwargs (`dict`): What `generate()` prepared for the forward passes.
         layout ([`PromptLayout`]): Where the prompt stands.
         max_length (`int`): Most token ids of a row, those of the prompt included.
@@ -56,7 +56,7 @@ class TargetRunner:
         recorder: StateRecorder | None = None,
     ):
         self._model = model
-        self._taps = [layer_id + 1 for layer_id in tap_layer_ids]
+        self._taps = Taps(model, tap_layer_ids)
         self.cache: Cache = model_kwargs[CACHE_NAME]
         self._kwargs = dict(model_kwargs)
         self._embeds = self._kwargs.pop("inputs_embeds", None)
@@ -263,20 +263,20 @@ class TargetRunner:
         # The prompt, and what is processed anew, is one pass in plain `generate()`, too.
         is_whole = self.is_anew or options.get("is_first_iteration", False)
         self._interruption.is_in_pass = True
-        with nullcontext() if is_whole else self._rotary.in_steps():
+        with self._taps.in_pass(), nullcontext() if is_whole else self._rotary.in_steps():
             if self.recorder is None:
-                outputs = self._model(**inputs, output_hidden_states=self._taps or False, return_dict=True)
+                outputs = self._model(**inputs, output_hidden_states=self._taps.entries or False, return_dict=True)
             else:
                 records = {"output_attentions": True} if self.recorder.attentions is not None else {}
                 outputs = self._model(**inputs, **records, output_hidden_states=True, return_dict=True)
                 self.outputs = outputs
         self._interruption.is_in_pass = False
-        if self._taps and outputs.hidden_states is None:
+        if self._taps.entries and outputs.hidden_states is None:
             raise ValueError(
                 f"{type(self._model).__name__} returns no hidden states, so a drafter cannot read it. Generate "
                 "without a drafter."
             )
-        self._taps_of_pass = [merge_streams(outputs.hidden_states[tap]) for tap in self._taps]
+        self._taps_of_pass = self._taps.read(outputs.hidden_states)
         if self.is_anew:
             num_inputs = options["next_sequence_length"]
             self._taps_of_pass = [tap[:, -num_inputs:] for tap in self._taps_of_pass]
