@@ -26,8 +26,11 @@ _INDEX = "model.safetensors.index.json"
 _GB = 10**9
 # Packed pairs of FP4 numbers have a scale for each of these many inputs of a row.
 _FP4_BLOCK = (1, 32)
-# The drafter's own names; transformers would take its norm for that of a compressor. The rest are the target's.
+_NOT_OURS = "target."
+# The drafter's own names; transformers would take its norm for that of a compressor. The rest are the target's. A file
+# may hold tensors of both: those of the target's layers must not be taken for stages.
 _RENAMES = (
+    (r"^(?!mtp\.)", _NOT_OURS),
     (r"^mtp\.\d+\.main_proj\.", "fc."),
     (r"^mtp\.\d+\.main_norm\.", "hidden_norm."),
     (r"^mtp\.\d+\.norm\.", "norm."),
@@ -44,6 +47,8 @@ logger = logging.get_logger(__name__)
 
 class StagesModel(DSparkModel):
     """A [`DSparkModel`] while released stages are loaded: transformers finds the names of tensors by a class's."""
+
+    _keys_to_ignore_on_load_unexpected = [*DSparkModel._keys_to_ignore_on_load_unexpected, rf"^{_NOT_OURS}"]
 
 
 register_checkpoint_conversion_mapping(
