@@ -1,7 +1,7 @@
 """DSparkForCausalLM: a target and its drafter from one repository.
 
 Its root is the target's checkpoint, or only names it (`base_model_name_or_path` in config.json); `dspark/` holds the
-drafter in the flat layout.
+drafter in the flat layout. Releases of DeepSeek-V4 hold both in one checkpoint.
 """
 
 import functools
@@ -22,6 +22,7 @@ from dspark_hf.publishing.cards.facts import known_repo
 from dspark_hf.publishing.contents import SUBFOLDER
 from dspark_hf.publishing.hub_errors import explained_load
 
+from .deepseek_v4 import tells_of_stages
 from .load import HUB_ARGUMENTS, AutoDrafter
 from .trust import check_named, trusting
 
@@ -56,7 +57,8 @@ class DSparkForCausalLM:
         """Load a target and its drafter.
 
         Args:
-            repo_or_dir (`str` or `os.PathLike`): A composite repository or a folder.
+            repo_or_dir (`str` or `os.PathLike`): A composite repository or a folder, or a release of DeepSeek-V4 with
+                its drafter inside.
             target (`str`, *optional*): The repository that the composite one names as its target, where you name it
                 too: `trust_remote_code` then holds for its code.
             kwargs: As for [`~transformers.AutoModelForCausalLM.from_pretrained`]: `dtype`, `device_map`, `revision`,
@@ -75,7 +77,9 @@ class DSparkForCausalLM:
         root = kwargs.get("subfolder") or ""
         # The small one first: what is missing or does not fit is told before the target is fetched.
         options = hub | {name: kwargs[name] for name in ("dtype",) if name in kwargs}
-        drafter = AutoDrafter.from_pretrained(repo_or_dir, subfolder=_join(root, SUBFOLDER), **options)
+        drafter = AutoDrafter.from_pretrained(
+            repo_or_dir, subfolder=_drafter_folder(repo_or_dir, root, hub), **options
+        )
         config = _root_config(repo_or_dir, root, hub)
         base, base_revision = config.get(_BASE), config.get(_BASE_REVISION)
         if base is not None:
@@ -221,6 +225,16 @@ def save_reference(folder: str | os.PathLike, config: Any, base: str, revision: 
         )
     named = {_BASE: base} | ({_BASE_REVISION: revision} if revision else {})
     write_json(Path(folder) / "config.json", json.loads(config.to_json_string()) | named)
+
+
+def _drafter_folder(repo_or_dir: str, root: str, hub: dict[str, Any]) -> str:
+    """Where the drafter is: `dspark/`, unless the root's own checkpoint holds it."""
+    options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False, **hub}
+    folder = _join(root, SUBFOLDER)
+    path = cached_file(repo_or_dir, _join(root, "config.json"), **options)
+    if path is None or not tells_of_stages(read_json(path)):
+        return folder
+    return root if cached_file(repo_or_dir, _join(folder, "config.json"), **options) is None else folder
 
 
 def _root_config(repo_or_dir: str, root: str, hub: dict[str, Any]) -> dict[str, Any]:

@@ -30,10 +30,15 @@ _BY_LAYER = {"layer_types", "mlp_layer_types"}
 _WAY_OUT = "Serve it with an engine, or train a drafter of its own: DSparkModel.from_target(target, family='qwen3')."
 
 
+def tells_of_stages(config: Mapping[str, Any]) -> bool:
+    """Whether the fields are those of a DeepSeek-V4 target with a DSpark drafter inside."""
+    return config.get("model_type") == _FAMILY and any(name.startswith("dspark_") for name in config)
+
+
 def has_stages(config: Mapping[str, Any], names: Collection[str]) -> bool:
     """Whether fields and tensors are those of a DeepSeek-V4 target with a DSpark drafter inside."""
-    has_fields = config.get("model_type") == _FAMILY and any(name.startswith("dspark_") for name in config)
-    return has_fields and any(name.startswith(PREFIX) and ".main_proj." in name for name in names)
+    has_tensors = any(name.startswith(PREFIX) and ".main_proj." in name for name in names)
+    return has_tensors and tells_of_stages(config)
 
 
 def refuse_relatives(config: Mapping[str, Any], names: Collection[str], where: str) -> None:
