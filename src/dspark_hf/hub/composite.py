@@ -231,10 +231,14 @@ def _drafter_folder(repo_or_dir: str, root: str, hub: dict[str, Any]) -> str:
     """Where the drafter is: `dspark/`, unless the root's own checkpoint holds it."""
     options = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False, **hub}
     folder = _join(root, SUBFOLDER)
-    path = cached_file(repo_or_dir, _join(root, "config.json"), **options)
-    if path is None or not tells_of_stages(read_json(path)):
+    try:
+        path = cached_file(repo_or_dir, _join(root, "config.json"), **options)
+        is_inside = path is not None and tells_of_stages(read_json(path))
+        is_inside = is_inside and cached_file(repo_or_dir, _join(folder, "config.json"), **options) is None
+    except OSError:
+        # Whoever reads the drafter says what is wrong.
         return folder
-    return root if cached_file(repo_or_dir, _join(folder, "config.json"), **options) is None else folder
+    return root if is_inside else folder
 
 
 def _root_config(repo_or_dir: str, root: str, hub: dict[str, Any]) -> dict[str, Any]:
