@@ -100,15 +100,33 @@ def test_a_file_that_holds_tensors_of_both(folder, tmp_path, is_quantised):
     assert found.keys() == expected.keys() and all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
-def test_blocks_of_the_released_size():
-    numbers = torch.randint(0, 256, (256, 128), generator=torch.Generator().manual_seed(0))
-    numbers = numbers.to(torch.uint8).view(torch.float8_e4m3fn)
-    codes = torch.where(numbers.float().isnan(), torch.zeros(()), numbers.float()).to(torch.float8_e4m3fn)
-    scale = torch.tensor([[2.0**-9], [2.0**3]])
-    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
-
-    read = Fp8Dequantize(None)._dequantize_one(codes, scale.to(torch.float8_e8m0fnu), torch.bfloat16)
-    assert torch.equal(read.float(), codes.float() * scale.repeat_interleave(128, 0))
+def test_blocks_of_the_released_size(tmp_path):
+    sizes = {"hidden_size": 128, "q_lora_rank": 128, "head_dim": 128, "num_attention_heads": 2, "o_groups": 1,
+             "o_lora_rank": 128, "moe_intermediate_size": 128, "vocab_size": 193}  # fmt: skip
+    # How many rows and columns there are of what is not as in the golden case.
+    shapes = {"main_proj": (128, 384), "wq_b": (256, 128), "wo_a": (128, 256), "hc_attn_fn": (24, 512),
+              "hc_ffn_fn": (24, 512), "hc_head_fn": (4, 512), "gate.weight": (6, 128), "markov": (193, 16),
+              "confidence": (1, 144), "attn_sink": (2,)}  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    shutil.copytree(GOLDEN, tmp_path / "wide", ignore=shutil.ignore_patterns("expected*", "target*", "*00001*"))
+    change_config(tmp_path / "wide", **sizes)
+    for shard in (tmp_path / "wide").glob("*.safetensors"):
+        grown = {}
+        for name, weight in load_file(shard).items():
+            shape = next((shape for part, shape in shapes.items() if part in name), None)
+            if shape is None and not name.endswith((".gate.bias", "_base", "_scale")):
+                shape = (128,) * weight.dim()
+            grown[name] = weight if shape is None else torch.randn(shape, generator=generator)
+        save_file(grown, shard, {"format": "pt"})
+    numbers = write_released(tmp_path / "released", tmp_path / "wide", (128, 128))
+    drafter = AutoDrafter.from_pretrained(tmp_path / "released")
+    layer = drafter.layers[0]
+    for name, weight in {
+        "mtp.0.main_proj.weight": drafter.fc.weight,
+        "mtp.0.attn.wq_b.weight": layer.self_attn.q_b_proj.weight,
+        "mtp.0.ffn.experts.2.w3.weight": layer.mlp.experts.gate_up_proj[2, 128:],
+    }.items():
+        assert torch.equal(weight.float(), numbers[name].float()), name
 
 
 def test_where_memory_is_too_small_it_is_told_before_anything_is_read(folder, monkeypatch):

@@ -130,8 +130,8 @@ def check_memory(config: DSparkConfig, dtype: Any, device_map: Any, where: str) 
     size = f"The drafter in {where} takes {num_bytes / _GB:.1f} GB in {str(dtype).removeprefix('torch.')}"
     if num_bytes > sum(free.values()):
         raise ValueError(
-            f"{size}, and {place} has {sum(free.values()) / _GB:.1f} GB free. Use a larger one, spread it "
-            "(device_map='auto'), or serve the checkpoint with an engine that keeps it quantised."
+            f"{size}, and {place} has {sum(free.values()) / _GB:.1f} GB free. Use a larger one, or "
+            "serve the checkpoint with an engine that keeps it quantised."
         )
     if num_bytes > _GB:
         logger.warning(f"{size}; {place} has {sum(free.values()) / _GB:.1f} GB free.")
