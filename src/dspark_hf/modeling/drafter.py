@@ -61,7 +61,7 @@ class DraftModel(PreTrainedModel):
         # transformers asks for these while it makes and loads a model.
         self._supports_sdpa = not self.family.has_sinks
         self._keep_in_fp32_modules_strict = self.family.float32_names
-        self._check_attention(config._attn_implementation)
+        self.family.check_attention(config._attn_implementation)
         super().__init__(config)
         decoder._attn_implementation = config._attn_implementation
         decoder._experts_implementation = config._experts_implementation
@@ -82,13 +82,6 @@ class DraftModel(PreTrainedModel):
         self.borrowed: Borrowed | None = None
         self.last_stats = None
 
-    def _check_attention(self, name: str | None) -> None:
-        if self.family.has_sinks and name not in (None, "eager"):
-            raise ValueError(
-                f"{self.family.engine_name}-shaped draft layers have attention sinks, which "
-                f"attn_implementation={name!r} would drop: drafts would be wrong. Use 'eager', or leave it out."
-            )
-
     def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
         """As of [`~transformers.PreTrainedModel.set_attn_implementation`].
 
@@ -101,7 +94,7 @@ class DraftModel(PreTrainedModel):
         """
         is_dict = isinstance(attn_implementation, dict)
         for name in attn_implementation.values() if is_dict else [attn_implementation]:
-            self._check_attention(name)
+            self.family.check_attention(name)
         super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -130,6 +130,14 @@ class Family:
         """What embeddings are multiplied with; the target's own module does so by itself."""
         return 1.0
 
+    def check_attention(self, name: str | None) -> None:
+        """Raise `ValueError` if an attention implementation would drop sinks; None is transformers' choice."""
+        if self.has_sinks and name not in (None, "eager"):
+            raise ValueError(
+                f"{self.engine_name}-shaped draft layers have attention sinks, which attn_implementation={name!r} would "
+                "drop: drafts would be wrong. Use 'eager', or leave it out."
+            )
+
     def lift(self, config: PreTrainedConfig, hidden: Tensor) -> Tensor:
         """Embeddings `(batch, tokens, hidden)` as the first layer takes them."""
         return hidden
