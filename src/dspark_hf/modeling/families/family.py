@@ -134,8 +134,8 @@ class Family:
         """Raise `ValueError` if an attention implementation would drop sinks; None is transformers' choice."""
         if self.has_sinks and name not in (None, "eager"):
             raise ValueError(
-                f"{self.engine_name}-shaped draft layers have attention sinks, which attn_implementation={name!r} would "
-                "drop: drafts would be wrong. Use 'eager', or leave it out."
+                f"{self.engine_name}-shaped draft layers have attention sinks, which attn_implementation={name!r} "
+                "would drop: drafts would be wrong. Use 'eager', or leave it out."
             )
 
     def lift(self, config: PreTrainedConfig, hidden: Tensor) -> Tensor:
