@@ -49,3 +49,14 @@ def test_wrong_paths_are_told_as_by_other_commands(dspark, speculator, tmp_path)
     for source, target in ((tmp_path / "absent", "org/target"), (speculator, tmp_path / "absent")):
         outcome = dspark("convert", source, tmp_path / "flat", "--target", target)
         assert outcome.code == 2 and f"There is no folder {tmp_path / 'absent'}" in outcome.err
+
+
+def test_beside_a_target(dspark, tmp_path, tiny_drafter_dir, tiny_target_dir):
+    out, both = str(tmp_path / "both"), ("--format", "v4")
+    for arguments, message in (
+        (("--format", "v5"), "--format must be flat or v4, got 'v5'"),
+        (both, "name its folder with --target, got None"),
+        ((*both, "--target", "org/Model"), "name its folder with --target, got 'org/Model'"),
+    ):
+        outcome = dspark("convert", tiny_drafter_dir, out, *arguments)
+        assert outcome.code != 0 and message in outcome.err

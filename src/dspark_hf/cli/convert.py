@@ -17,8 +17,12 @@ def convert(
         str | None,
         typer.Option(help="Its target, where the source does not tell how many layers that has (speculators)."),
     ] = None,
+    form: Annotated[
+        str,
+        typer.Option("--format", help="flat, or v4: a DeepSeek-V4-shaped drafter beside its --target, a folder."),
+    ] = "flat",
 ) -> None:
-    """Read a drafter of DeepSpec, speculators, SpecForge or z-lab, and write it in the flat layout.
+    """Read a drafter in any packaging, and write it in the flat layout, or as DeepSeek-V4's releases have theirs.
 
     Copies of the target's embedding and output head are left out.
 
@@ -26,11 +30,19 @@ def convert(
 
         dspark convert org/Model-speculator.dspark runs/converted --target org/Model
         dspark convert org/Model-DFlash-b16 runs/dflash
+        dspark convert runs/drafter runs/both --format v4 --target models/DeepSeek-V4-Flash
     """
+    if form not in ("flat", "v4"):
+        raise ValueError(f"--format must be flat or v4, got {form!r}.")
+    if form == "v4" and (target is None or not Path(target).is_dir()):
+        raise ValueError(
+            f"--format v4 writes beside the target's files: name its folder with --target, got {target!r}."
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty; give a new folder.")
     from transformers import AutoConfig
 
+    from dspark_hf.hub.deepseek_v4.writing import write_stages
     from dspark_hf.hub.embedded import resolve_drafter, resolve_target
     from dspark_hf.hub.load import AutoDrafter
     from dspark_hf.publishing.hub_errors import explained_load
@@ -44,5 +56,8 @@ def convert(
         drafter.config.num_target_layers = num_layers
     if drafter.config.num_target_layers is None:
         raise ValueError(f"{source} does not tell how many layers its target has; name the target with --target.")
-    drafter.save_pretrained(folder)
+    if form == "v4":
+        write_stages(drafter, target, folder)
+    else:
+        drafter.save_pretrained(folder)
     typer.echo(visible(f"{type(drafter).__name__} of {drafter.config.num_slots} slots -> {folder}"))

@@ -9,7 +9,7 @@ from dspark_hf.modeling.families import get_family
 PREFIX = "mtp."
 _FAMILY = "deepseek_v4"
 # The released config's names for what the flat layout calls otherwise.
-_OWN = {
+OWN = {
     "dspark_block_size": "block_size",
     "dspark_noise_token_id": "mask_token_id",
     "dspark_target_layer_ids": "target_layer_ids",
@@ -17,7 +17,7 @@ _OWN = {
     "num_hidden_layers": "num_target_layers",
 }
 # Heads that no field tells of: all releases have the same.
-_HEADS = {
+HEADS = {
     "markov_head_type": "vanilla",
     "enable_confidence_head": True,
     "confidence_head_with_markov": True,
@@ -81,7 +81,7 @@ def flat_fields(config: Mapping[str, Any], names: Collection[str], where: str) -
     Raises:
         `ValueError`: If a field or a stage is missing.
     """
-    if missing := sorted(name for name in _OWN if config.get(name) is None):
+    if missing := sorted(name for name in OWN if config.get(name) is None):
         raise ValueError(
             f"{where}: config.json lacks {missing}, which say how its drafter is shaped. Fetch it again, or write "
             "them as the release has them."
@@ -89,7 +89,7 @@ def flat_fields(config: Mapping[str, Any], names: Collection[str], where: str) -
     num_stages = count_stages(config, names, where)
     decoder = {field.name for field in fields(get_family(_FAMILY).config_cls)} - _BY_LAYER | _READ
     flat = {name: value for name, value in config.items() if name in decoder and value is not None}
-    flat |= {ours: config[theirs] for theirs, ours in _OWN.items()} | _HEADS
+    flat |= {ours: config[theirs] for theirs, ours in OWN.items()} | HEADS
     for name in ("architectures", "transformers_version"):
         flat.pop(name, None)
     dtype = config.get("dtype") or config.get("torch_dtype")

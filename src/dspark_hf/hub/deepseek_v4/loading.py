@@ -22,15 +22,13 @@ from dspark_hf.modeling import DSparkConfig, DSparkModel
 
 from .layout import PREFIX
 
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 _GB = 10**9
 # Packed pairs of FP4 numbers have a scale for each of these many inputs of a row.
 _FP4_BLOCK = (1, 32)
 _NOT_OURS = "target."
-# The drafter's own names; transformers would take its norm for that of a compressor. The rest are the target's. A file
-# may hold tensors of both: those of the target's layers must not be taken for stages.
-_RENAMES = (
-    (r"^(?!mtp\.)", _NOT_OURS),
+# The drafter's own names; transformers would take its norm for that of a compressor. The rest are the target's.
+RENAMES = (
     (r"^mtp\.\d+\.main_proj\.", "fc."),
     (r"^mtp\.\d+\.main_norm\.", "hidden_norm."),
     (r"^mtp\.\d+\.norm\.", "norm."),
@@ -53,7 +51,9 @@ class StagesModel(DSparkModel):
 
 register_checkpoint_conversion_mapping(
     StagesModel.__name__,
-    [WeightRenaming(source_patterns=theirs, target_patterns=ours) for theirs, ours in _RENAMES]
+    # A file may hold tensors of both: those of the target's layers must not be taken for stages.
+    [WeightRenaming(source_patterns=r"^(?!mtp\.)", target_patterns=_NOT_OURS)]
+    + [WeightRenaming(source_patterns=theirs, target_patterns=ours) for theirs, ours in RENAMES]
     + get_checkpoint_conversion_mapping("deepseek_v4"),
     overwrite=True,
 )
@@ -87,7 +87,7 @@ def stages_alone(
         for file, path in paths.items():
             (Path(folder) / file).symlink_to(Path(path).resolve())
         index = {"metadata": {"total_size": 0}, "weight_map": own}
-        (Path(folder) / _INDEX).write_text(json.dumps(index), encoding="utf-8")
+        (Path(folder) / INDEX).write_text(json.dumps(index), encoding="utf-8")
         yield folder, StagesModel
 
 

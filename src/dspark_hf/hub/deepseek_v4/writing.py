@@ -1,0 +1,107 @@
+"""A DeepSeek-V4-shaped drafter written beside its target, in the form of the releases, with unquantised weights."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, revert_weight_conversion
+
+from dspark_hf.files import read_json, write_json
+from dspark_hf.modeling import DSparkModel
+from dspark_hf.publishing.weight_index import read_weight_map
+
+from .layout import HEADS, OWN, PREFIX
+from .loading import INDEX, RENAMES
+
+# Rules for what stages do not have, whose names would take those of what they do.
+_OF_TARGET = (r"\.norm\.", "^hc_head_fn", "^hc_head_base", "^hc_head_scale")
+
+
+def write_stages(drafter: DSparkModel, target: str | os.PathLike, folder: str | os.PathLike) -> None:
+    """Write a checkpoint with target and drafter in it, which [`AutoDrafter`] reads as it does a release.
+
+    The target's files are linked, or copied where that cannot be. Fields and tensors are those of the releases, but
+    the drafter's weights are not quantised.
+
+    Args:
+        drafter ([`DSparkModel`]): A DeepSeek-V4-shaped drafter with the heads of the releases.
+        target (`str` or `os.PathLike`): The target's folder, with an index of its weights.
+        folder (`str` or `os.PathLike`): The folder to write, empty or absent.
+
+    Raises:
+        `ValueError`: If the form has no place for such a drafter, or the target is none for it or has one already.
+    """
+    target, folder = Path(target), Path(folder)
+    raw, weight_map = read_json(target / "config.json"), read_weight_map(target / INDEX)
+    _check(drafter, raw, weight_map, target)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in target.iterdir():
+        if path.is_file() and path.name not in ("config.json", INDEX):
+            _link(path, folder / path.name)
+    stages: dict[str, dict[str, Tensor]] = {}
+    for name, weight in released_tensors(drafter).items():
+        stages.setdefault(name.split(".")[1], {})[name] = weight.detach().cpu().contiguous()
+    for number, tensors in stages.items():
+        file = f"model-mtp-{number}.safetensors"
+        save_file(tensors, folder / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file)
+    write_json(folder / INDEX, {"metadata": {}, "weight_map": weight_map})
+    fields = {theirs: getattr(drafter.config, ours) for theirs, ours in OWN.items()}
+    raw |= fields | {"n_mtp_layers": len(stages)}
+    if isinstance(raw.get("compress_ratios"), list):
+        raw["compress_ratios"] = raw["compress_ratios"][: raw["num_hidden_layers"]] + [0] * len(stages)
+    write_json(folder / "config.json", raw)
+
+
+def released_tensors(drafter: DSparkModel) -> dict[str, Tensor]:
+    """The drafter's tensors by the names of the releases."""
+    last = drafter.config.num_hidden_layers - 1
+    own = [
+        WeightRenaming(
+            source_patterns=theirs.replace(r"\d+", "0" if "main_" in theirs else str(last)), target_patterns=to
+        )
+        for theirs, to in RENAMES
+    ]
+    shared = get_checkpoint_conversion_mapping("deepseek_v4")
+    drafter._weight_conversions = own + [rule for rule in shared if rule.source_patterns[0] not in _OF_TARGET]
+    try:
+        return revert_weight_conversion(drafter, drafter.state_dict())
+    finally:
+        del drafter._weight_conversions
+
+
+def _check(drafter: DSparkModel, raw: dict[str, Any], weight_map: dict[str, str], target: Path) -> None:
+    config = drafter.config
+    found = {name: getattr(config, name, None) for name in HEADS}
+    if config.decoder_config.model_type != "deepseek_v4" or found != HEADS or drafter.has_reduced_vocabulary:
+        raise ValueError(
+            f"DeepSeek-V4's form holds a DeepSeek-V4-shaped drafter of all tokens with {HEADS}, got one of shape "
+            f"{config.decoder_config.model_type!r} with {found}, draft_vocab_size={config.draft_vocab_size}. Save it "
+            "in the flat layout."
+        )
+    sides = (config.hidden_size, config.num_target_layers), (raw.get("hidden_size"), raw.get("num_hidden_layers"))
+    if raw.get("model_type") != "deepseek_v4" or sides[0] != sides[1]:
+        raise ValueError(
+            f"The drafter is for a DeepSeek-V4 target of (hidden size, layers) {sides[0]}, and {target} is a "
+            f"{raw.get('model_type')} one of {sides[1]}. Name the target that it was trained for."
+        )
+    kept = ("moe_intermediate_size", "n_routed_experts", "num_experts_per_tok", "num_attention_heads", "head_dim")
+    other = {name for name in kept if raw.get(name, "") != getattr(config.decoder_config, name)}
+    if other:
+        raise ValueError(
+            f"In DeepSeek-V4's form a drafter has its target's sizes, and this one has its own {sorted(other)}. "
+            "Save it in the flat layout."
+        )
+    if any(name.startswith(PREFIX) for name in weight_map):
+        raise ValueError(f"{target} has tensors {PREFIX}* already; take them out of its files and its index first.")
+
+
+def _link(source: Path, place: Path) -> None:
+    try:
+        os.link(source.resolve(), place)
+    except OSError:
+        shutil.copyfile(source, place)

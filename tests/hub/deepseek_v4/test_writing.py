@@ -1,0 +1,69 @@
+"""A drafter written beside its target in the form of the releases is read again as it was."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from dspark_hf import AutoDrafter, DSparkForCausalLM
+from dspark_hf.hub.deepseek_v4.writing import released_tensors, write_stages
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "v4_dspark"
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """The golden target without its drafter."""
+    folder = Path(shutil.copytree(GOLDEN, tmp_path / "plain", ignore=shutil.ignore_patterns("expected*", "target*")))
+    weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+    own = {name: file for name, file in weight_map.items() if not name.startswith("mtp.")}
+    for file in set(weight_map.values()) - set(own.values()):
+        (folder / file).unlink()
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": own}))
+    config = json.loads((folder / "config.json").read_text())
+    fields = {name: value for name, value in config.items() if not name.startswith("dspark_")}
+    (folder / "config.json").write_text(json.dumps(fields | {"compress_ratios": config["compress_ratios"][:3]}))
+    return folder
+
+
+def test_names_and_numbers_are_those_of_the_release():
+    weight_map = json.loads((GOLDEN / INDEX).read_text())["weight_map"]
+    found = released_tensors(AutoDrafter.from_pretrained(GOLDEN))
+    assert found.keys() == {name for name in weight_map if name.startswith("mtp.")}
+    for name, weight in found.items():
+        with safe_open(GOLDEN / weight_map[name], "pt") as file:
+            assert torch.equal(file.get_tensor(name), weight), name
+
+
+def test_it_is_read_again_and_drafts(plain, tmp_path):
+    drafter = AutoDrafter.from_pretrained(GOLDEN)
+    expected = {name: value.clone() for name, value in drafter.state_dict().items()}
+    write_stages(drafter, plain, tmp_path / "both")
+    again = AutoDrafter.from_pretrained(tmp_path / "both")
+    ours, theirs = again.config.to_dict(), AutoDrafter.from_pretrained(GOLDEN).config.to_dict()
+    assert {name for name in ours if ours[name] != theirs[name]} <= {"target_name_or_path", "_name_or_path"}
+    assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
+    model = DSparkForCausalLM.from_pretrained(tmp_path / "both", index_topk=64)
+    ids = torch.arange(40, 52).unsqueeze(0)
+    out = model.generate(ids, max_new_tokens=8, do_sample=False)
+    assert torch.equal(out, model.generate(ids, max_new_tokens=8, do_sample=False, speculation=False))
+
+
+def test_what_the_form_has_no_place_for_is_refused(plain, tmp_path):
+    drafter = AutoDrafter.from_pretrained(GOLDEN)
+    with pytest.raises(ValueError, match=r"has tensors mtp\.\* already"):
+        write_stages(drafter, GOLDEN, tmp_path / "both")
+    drafter.config.decoder_config.n_routed_experts = 4
+    with pytest.raises(ValueError, match=r"has its own \['n_routed_experts'\]"):
+        write_stages(drafter, plain, tmp_path / "both")
+    drafter.config.num_target_layers = 5
+    with pytest.raises(ValueError, match=r"\(64, 5\), and .*plain is a deepseek_v4 one of \(64, 3\)"):
+        write_stages(drafter, plain, tmp_path / "both")
+    drafter.config.sample_from_anchor = False
+    with pytest.raises(ValueError, match="Save it in the flat layout"):
+        write_stages(drafter, plain, tmp_path / "both")
+    assert not (tmp_path / "both").exists()
