@@ -69,7 +69,7 @@ def measure(kind, args, queue):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = (("vocab_size", 151936), ("rank", 256), ("rows", 8), ("slots", 7), ("candidates", 64), ("repeats", 5))
+    sizes = (("vocab_size", 151936), ("rank", 256), ("rows", 8), ("slots", 7), ("candidates", 512), ("repeats", 5))
     for name, default in sizes:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="bfloat16")

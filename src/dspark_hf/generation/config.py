@@ -38,7 +38,7 @@ class SpeculationConfig:
             Whether rounds go through `torch.compile`: the target's decoder layers, and the passes of a DSpark or
             DFlash drafter. The first rounds wait for it; later calls with the same models do not. Compiled code
             rounds differently, so where two logits lie within rounding of each other the tokens may swap.
-        num_candidates (`int`, *optional*, defaults to 64):
+        num_candidates (`int`, *optional*, defaults to 512):
             How many of the output head's best tokens a slot's draft is chosen among; the sequential head, temperature
             and processors then act on these alone. None for all of them, which costs a product with the whole
             vocabulary for each slot.
@@ -63,7 +63,7 @@ class SpeculationConfig:
     cost_aware: bool = False
     check_target: bool = True
     compile: bool = False
-    num_candidates: int | None = 64
+    num_candidates: int | None = 512
     verification: Literal["block", "token"] = "block"
     seed: int | None = None
     measure_time: bool | None = None
