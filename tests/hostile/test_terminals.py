@@ -13,6 +13,7 @@ from dspark_hf.cli import bench, cache, train
 from dspark_hf.cli.main import app
 from dspark_hf.cli.stream import DRAFTED_STYLE, RoundStreamer
 from dspark_hf.cli.terminal import plain, visible
+from dspark_hf.cli.upload import show_files
 from dspark_hf.trainers.recipes.recipe import Recipe
 
 SEQUENCES = [
@@ -86,3 +87,10 @@ def test_errors_are_one_line_of_text(monkeypatch, tmp_path, name):
     result = CliRunner().invoke(app, ["cache", "--out", str(tmp_path), "--verify"], color=True)
     assert result.exit_code == 2 and controls(OWN.sub("", result.output)) == []
     assert f"error: There is no {' '.join(visible(name).split())} here." in result.output
+
+
+@pytest.mark.parametrize("name", SEQUENCES[:4], ids=ascii)
+def test_an_upload_shows_names_as_text(capsys, name):
+    show_files([name, "config.json"], [name], err=False)
+    shown = capsys.readouterr()
+    assert controls(shown.out + shown.err) == [] and shown.out.endswith("config.json\n")

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dspark_hf.cli.terminal import visible
+
 
 def push(
     folder: Annotated[Path, typer.Argument(help="The drafter's folder, as save_pretrained or training wrote it.")],
@@ -125,7 +127,7 @@ class _Push:
         if not is_generated(card):
             typer.echo("README.md was not written by this command: kept (--overwrite-card replaces it)", err=True)
         if self.dry_run:
-            typer.echo(f"\n{card}")
+            typer.echo(visible(f"\n{card}"))
             return
         confirm_upload(facts.repo_id, str(self.drafter), private=self.options["private"], yes=self.yes,
                        revision=self.options["revision"])  # fmt: skip

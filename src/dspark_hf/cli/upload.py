@@ -7,6 +7,7 @@ import typer
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from dspark_hf.cli.terminal import visible
 from dspark_hf.publishing.hub_errors import explained_push
 
 
@@ -25,16 +26,16 @@ def confirm_upload(repo_id: str, folder: str, *, private: bool | None, yes: bool
     with explained_push(repo_id):
         repo_id, visibility = _visibility(repo_id, private)
     branch = f", branch {revision}" if revision else ""
-    typer.echo(f"Uploads {folder} to {repo_id} ({visibility}{branch}).", err=True)
+    typer.echo(visible(f"Uploads {folder} to {repo_id} ({visibility}{branch})."), err=True)
     if not yes and not typer.confirm("Go on?", err=True):
         raise ValueError("Nothing was uploaded.")
 
 
 def show_files(files: Sequence[str], left_behind: Sequence[str], *, err: bool) -> None:
     """List what goes, and say what does not; with `err` on stderr."""
-    typer.echo("\n".join(files), err=err)
+    typer.echo(visible("\n".join(files)), err=err)
     if left_behind:
-        typer.echo(f"stays here: {', '.join(left_behind)}", err=True)
+        typer.echo(visible(f"stays here: {', '.join(left_behind)}"), err=True)
 
 
 def _visibility(repo_id: str, private: bool | None) -> tuple[str, str]:
