@@ -222,6 +222,12 @@ def test_what_is_missing_is_told_before_the_target_is_fetched(hub, pushed_target
         DSparkForCausalLM.from_pretrained(tmp_path / "only")
 
 
+def test_another_target_than_the_one_held_is_refused(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds the weights of its target.*target='org/Other'. Leave it out"):
+        DSparkForCausalLM.from_pretrained(tmp_path, target="org/Other")
+
+
 def test_a_drafter_of_another_shape_is_refused(target):
     other = DSparkModel.from_target(target, target_layer_ids=[0])
     other.config.num_target_layers = 9

@@ -70,7 +70,7 @@ class DSparkForCausalLM:
             [`DSparkForCausalLM`]: In evaluation mode.
 
         Raises:
-            `ValueError`: If there is no drafter, the two do not fit, `target` is not the one that is named, a
+            `ValueError`: If there is no drafter, the two do not fit, `target` is not the one that is named or held, a
                 repository names a folder of this machine, or code of a repository that you did not name would run.
         """
         repo_or_dir, hub = str(repo_or_dir), {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
@@ -86,6 +86,11 @@ class DSparkForCausalLM:
             check_named(base, repo_or_dir, target)
             kwargs = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
             kwargs["revision"] = base_revision or "main"
+        elif target not in (None, repo_or_dir):
+            raise ValueError(
+                f"{repo_or_dir} holds the weights of its target and names no other, got target={target!r}. Leave it "
+                "out, or join that target with AutoDrafter.from_pretrained and attach_drafter."
+            )
         named = (repo_or_dir, target)
         with explained_load(base or repo_or_dir), trusting(named, base or repo_or_dir, config, kwargs) as arguments:
             model = AutoModelForCausalLM.from_pretrained(base or repo_or_dir, **arguments)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
+from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -78,7 +79,9 @@ def _with_anchors(
             f"None of the {left_out.num_rows} conversations in {what} has an answer of two tokens within max_length="
             f"{max_length}: {left_out.reasons()}. Give other data, or raise max_length where that is the reason."
         )
-    left_out.tell(what)
+    # Every process reads all rows.
+    if PartialState().is_main_process:
+        left_out.tell(what)
     return kept
 
 
