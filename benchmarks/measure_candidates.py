@@ -22,7 +22,7 @@ from dspark_hf.evaluation import encode_prompts, load_prompts
 from dspark_hf.hub.embedded import resolve_drafter, resolve_target
 from dspark_hf.ops.verify import block_chances
 
-NUM_CANDIDATES = (4, 16, 32, 64, 128, 256, None)
+NUM_CANDIDATES = (4, 16, 32, 64, 128, 256, 512, None)
 MODES = ((0.0, 1.0), (0.7, 1.0), (1.0, 1.0), (1.0, 0.9))
 
 
