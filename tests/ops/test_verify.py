@@ -180,6 +180,28 @@ def test_draw_follows_the_weights():
     assert chisquare(counts[[0, 2, 3]], torch.tensor([1.0, 2.0, 5.0]).double() / 8 * 20_000).pvalue > 1e-6
 
 
+@pytest.mark.parametrize("vocab", [66_000, 65_536, 2_000])
+def test_draw_is_the_inverse_of_the_running_sum(vocab):
+    """Large vocabularies are summed by chunks: the same token, the last one too, and none without weight."""
+    weights = (4 * torch.randn(300, vocab, generator=torch.Generator().manual_seed(0))).softmax(-1)
+    weights[:, ::3] = 0
+    weights[0], weights[0, vocab - 1], weights[1], weights[2, 5] = 0, 1e-30, 0, torch.nan
+    sums = weights.double().cumsum(-1)
+    uniform = torch.rand(300, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = torch.searchsorted(sums, uniform * sums[:, -1:], right=True)[:, 0]
+    drawn = draw(weights, torch.Generator().manual_seed(1))
+    assert drawn[:3].tolist() == [vocab - 1, vocab, vocab]
+    assert torch.equal(drawn[3:], expected[3:])
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1.0 - 2.0**-53])
+def test_draw_stays_inside_the_chunk_that_it_found(monkeypatch, uniform):
+    monkeypatch.setattr(torch, "rand", lambda shape, **kwargs: torch.full(shape, uniform, dtype=torch.float64))
+    weights = torch.zeros(1, 70_000)
+    weights[0, [700, 1500, 69_990]] = torch.tensor([0.1, 0.3, 1e-8])
+    assert draw(weights).item() == (700 if uniform == 0.0 else 69_990)
+
+
 def test_residual_falls_back_to_p():
     p = torch.tensor([[0.25, 0.75], [0.6, 0.4]])
     weights = residual(p, dense(torch.tensor([[0.25, 0.75], [0.5, 0.5]])))

@@ -13,6 +13,9 @@ from .candidates import Candidates
 
 Verification = Literal["block", "token"]
 
+# Tokens that are summed first, where the vocabulary is at least so large.
+_CHUNK, _MANY = 512, 65_536
+
 
 def verify_greedy(draft_ids: Tensor, target_ids: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Accept the longest prefix of each block that equals the target's own choices.
@@ -82,12 +85,11 @@ def verify_sampled(
             f"candidates must be what the drafts were drawn from, of shape {tuple(draft_ids.shape)} and a number for "
             f"each slot, got {got}."
         )
-    # One position at a time, since exp() of all of them would be as large as the logits are.
-    log_norms = torch.stack([target_scores[:, slot].float().logsumexp(-1) for slot in range(num_slots)], 1)  # [B, n]
-    drawn_p = _probs_at(target_scores, draft_ids.unsqueeze(-1), log_norms).squeeze(-1)
+    p = _probs_at(target_scores, torch.cat([draft_ids.unsqueeze(-1), candidates.ids], -1))  # [B, n, 1 + k]
+    drawn_p, candidate_p = p[..., 0], p[..., 1:]
     drawn_q = candidates.prob_of(draft_ids)
     # A mass that is not finite compares as False, too.
-    is_offered = (candidates.probs.sum(-1) > 0) & log_norms.isfinite()
+    is_offered = (candidates.probs.sum(-1) > 0) & drawn_p.isfinite()
     if lengths is not None:
         is_offered &= _is_offered(num_slots, lengths)
     lengths = _count_leading(is_offered)
@@ -98,7 +100,6 @@ def verify_sampled(
         accepted_len = _count_leading(passed & _is_offered(num_slots, lengths))
         budget = 1.0
     else:
-        candidate_p = _probs_at(target_scores, candidates.ids, log_norms)  # [B, n, k]
         chances, budgets = block_chances(drawn_p, drawn_q, candidate_p, candidates.probs, lengths)
         places = torch.arange(1, num_slots + 1, device=draft_ids.device)
         accepted_len = torch.where(uniform < chances, places, 0).amax(-1)
@@ -203,13 +204,27 @@ def draw(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
         caller to find without waiting for the device here.
     """
     # One uniform number a row, where torch.multinomial draws one for every token: 20 times as fast at V = 49,152 on a
-    # CPU. The first sum above the threshold belongs to a token of positive weight.
-    sums = weights.cumsum(-1, dtype=torch.float64)
-    total = sums[:, -1:]
+    # CPU.
     uniform = torch.rand((weights.shape[0], 1), generator=generator, device=weights.device, dtype=torch.float64)
-    # The product may round up to the total, which no sum exceeds.
-    threshold = torch.minimum(uniform * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(sums, threshold, right=True).squeeze(1)
+    vocab, end = weights.shape[1], weights.shape[1] // _CHUNK * _CHUNK
+    if vocab < _MANY:
+        sums = weights.cumsum(-1, dtype=torch.float64)
+        return torch.searchsorted(sums, _below(uniform * sums[:, -1:], sums), right=True).squeeze(1)
+    # Sums of chunks, and a running sum inside one of them: no float64 numbers for the whole vocabulary.
+    chunks = weights[:, :end].unflatten(1, (end // _CHUNK, _CHUNK)).sum(-1, dtype=torch.float64)
+    sums = torch.cat([chunks, weights[:, end:].sum(-1, keepdim=True, dtype=torch.float64)], 1).cumsum(-1)
+    threshold = _below(uniform * sums[:, -1:], sums)
+    chunk = torch.searchsorted(sums, threshold, right=True)  # [B, 1], past the last where there is no distribution
+    before = torch.where(chunk > 0, sums.gather(1, (chunk - 1).clamp_min(0)), 0.0)
+    ids = chunk * _CHUNK + torch.arange(_CHUNK, device=weights.device)
+    inner = weights.gather(1, ids.clamp_max(vocab - 1)).where(ids < vocab, 0.0).cumsum(-1, dtype=torch.float64)
+    place = torch.searchsorted(inner, _below(threshold - before, inner), right=True)
+    return (chunk * _CHUNK + place).clamp_max(vocab).squeeze(1)
+
+
+def _below(threshold: Tensor, sums: Tensor) -> Tensor:
+    # Rounding may lift it to the total, which no sum exceeds. The first sum above it belongs to a positive weight.
+    return torch.minimum(threshold, sums[:, -1:].nextafter(torch.zeros_like(threshold)))
 
 
 def survival(confidence_logits: Tensor) -> Tensor:
@@ -224,9 +239,11 @@ def survival(confidence_logits: Tensor) -> Tensor:
     return confidence_logits.float().sigmoid().cumprod(-1)
 
 
-def _probs_at(scores: Tensor, ids: Tensor, log_norms: Tensor) -> Tensor:
-    """Probabilities of some tokens `(batch, slots, k)` at each slot."""
-    return (scores[:, : ids.shape[1]].gather(-1, ids).float() - log_norms.unsqueeze(-1)).exp()
+def _probs_at(scores: Tensor, ids: Tensor) -> Tensor:
+    # One position at a time, since probabilities of all of them would be as large as the logits. A position without a
+    # distribution has none that is finite.
+    slots = [scores[:, slot].float().softmax(-1).gather(1, ids[:, slot]) for slot in range(ids.shape[1])]
+    return torch.stack(slots, 1)
 
 
 def _is_offered(num_slots: int, lengths: Tensor) -> Tensor:
