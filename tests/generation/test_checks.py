@@ -181,6 +181,37 @@ def test_gradient_checkpointing(family):
     assert target.eval().generate(ids, **options).shape == (1, 17)
 
 
+@pytest.mark.parametrize(
+    ("family", "flag", "refused"),
+    [("gemma3_text", True, True), ("gemma4_text", "all", True), ("gemma4_text", "vision", False)],
+)
+def test_tokens_that_see_what_stands_behind_them_are_no_target(family, flag, refused):
+    target = make_target(family, use_bidirectional_attention=flag)
+    ids = make_prompt(6)
+    drafter, plain = greedy_oracle(target, ids, [3, 0, 4], max_new_tokens=12)
+    options = {"assistant_model": drafter, "max_new_tokens": 12, "do_sample": False}
+    if refused:
+        with pytest.raises(ValueError, match="see what stands behind them .use_bidirectional_attention.*without a"):
+            target.generate(ids, **options)
+    else:
+        assert target.generate(ids, **options).tolist() == plain.tolist()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"use_cache": False}, "use_cache=False is not supported together with a drafter: set it to True"),
+        ({"guidance_scale": 1.5}, "guidance_scale=1.5 lets LlamaForCausalLM read a second text in turns"),
+    ],
+)
+def test_frequencies_that_depend_on_what_was_read_before(option, message):
+    rope = {"rope_type": "dynamic", "rope_theta": 1e2, "factor": 64.0}
+    target = make_target("llama", max_position_embeddings=32, rope_parameters=rope)
+    ids = make_prompt(6)
+    with pytest.raises(ValueError, match=message):
+        target.generate(ids, assistant_model=TableDrafter(64), max_new_tokens=4, do_sample=False, **option)
+
+
 def test_use_cache_false_is_overruled(target):
     """As in transformers' assisted decoding: drafts are verified behind a cache. The tokens are the same."""
     ids = make_prompt(5)

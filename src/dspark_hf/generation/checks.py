@@ -21,6 +21,7 @@ from .target.compiled import decoder_layers
 from .target.layout import PromptLayout
 from .target.own_inputs import grows_own_inputs
 from .target.peft_hooks import hook_arguments, prepares_elsewhere
+from .target.rotary import varies_with_length
 from .target.row_attention import can_swap
 
 # Options that would be ignored or break exactness, their values where nobody sets them, and what to do instead.
@@ -97,6 +98,11 @@ def check_options(model: PreTrainedModel, generation_config: GenerationConfig) -
             "drafts would change what they are to be verified by. Load it with is_decoder=True, or generate without a "
             "drafter."
         )
+    if getattr(model.config.get_text_config(decoder=True), "use_bidirectional_attention", None) in (True, "all"):
+        raise ValueError(
+            f"Tokens of {name} see what stands behind them (use_bidirectional_attention in its config), so drafts "
+            "would change what they are to be verified by; generate without a drafter."
+        )
     if keeps_unknown_state(model):
         raise ValueError(
             f"{name} keeps a state that rejected tokens cannot be taken out of, so it cannot verify drafts; "
@@ -132,6 +138,12 @@ def check_options(model: PreTrainedModel, generation_config: GenerationConfig) -
         raise ValueError(
             f"An activated LoRA (aLoRA) of {name} counts tokens from the end of each forward pass, so a block of "
             "drafts is not what single tokens are; generate without a drafter."
+        )
+    if generation_config.guidance_scale not in (None, 1) and varies_with_length(model):
+        raise ValueError(
+            f"guidance_scale={generation_config.guidance_scale} lets {name} read a second text in turns with the "
+            "first, and its rotary frequencies depend on which it read before, so a block of drafts is not what "
+            "single tokens are: leave it out, or generate without a drafter."
         )
     for option, unset, instead in _UNSUPPORTED:
         value = getattr(generation_config, option)

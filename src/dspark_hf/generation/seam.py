@@ -200,6 +200,7 @@ def _wrap_validate(original: Callable) -> Callable:
     def validate(self, generation_mode, generation_config, generation_mode_kwargs):
         from .checks import check_drafter, check_mode, check_options
         from .config import SpeculationConfig
+        from .target.rotary import varies_with_length
 
         drafter = generation_mode_kwargs.get("assistant_model")
         if not _is_drafter(drafter):
@@ -207,8 +208,9 @@ def _wrap_validate(original: Callable) -> Callable:
         check_drafter(drafter, _speculation.get() or SpeculationConfig())
         check_mode(generation_mode, generation_config)
         # This config is the call's own, and the cache is prepared after this. Plain decoding without a cache gives the
-        # same tokens.
-        generation_config.use_cache = True
+        # same tokens, unless it gives the whole text other frequencies at each step.
+        if not varies_with_length(self):
+            generation_config.use_cache = True
         check_options(self, generation_config)
         if "assistant_tokenizer" in generation_mode_kwargs:
             raise ValueError(

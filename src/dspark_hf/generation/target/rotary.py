@@ -140,6 +140,11 @@ class RotaryStepper:
                 key[0].forward(position_ids=positions, **given)
 
 
+def varies_with_length(model: PreTrainedModel) -> bool:
+    """Whether rotary frequencies of a target may depend on how long a pass is."""
+    return any(_varying_types(module) for module in model.modules())
+
+
 def _varying_types(module: nn.Module) -> list[str]:
     """Rope types of a rotary module whose frequencies may depend on the length of a pass."""
     types = getattr(module, "rope_type", None)
