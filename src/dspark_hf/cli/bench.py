@@ -15,10 +15,13 @@ from dspark_hf.cli.options import (
     DtypeOption,
     JsonOption,
     MaxNewTokensOption,
+    ReasoningEffortOption,
     ResumeOption,
     SeedOption,
     TargetOption,
     TemperatureOption,
+    ThinkingOption,
+    TrustOption,
 )
 from dspark_hf.cli.terminal import plain
 
@@ -47,6 +50,9 @@ def generate(
     rival_lookup: Annotated[
         int, typer.Option(min=0, help="Also time transformers' prompt lookup with so many tokens; 0 leaves it out.")
     ] = 0,
+    thinking: ThinkingOption = None,
+    reasoning_effort: ReasoningEffortOption = None,
+    trust_remote_code: TrustOption = False,
     json: JsonOption = None,
     resume: ResumeOption = False,
 ) -> None:
@@ -82,12 +88,14 @@ def generate(
         lookup=lookup,
         compile=compile,
         rival_lookup=rival_lookup,
+        thinking=thinking,
+        reasoning_effort=reasoning_effort,
     )
     prompts = load_prompts(data, limit)
     check_output(json)
     journal = journal_path(json, resume)
     console = Console(highlight=False)
-    models = load_models(target, drafter, dtype=dtype, device=device)
+    models = load_models(target, drafter, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     names = {"target": target, "drafter": drafter, "data": str(data), "dtype": check_dtype(dtype)}
     done: list[Comparison] = []
     with _progress_bar(console) as bar:

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dspark_hf.cli.options import KeepSpecialTokensOption, StrictOption, TargetOption
+from dspark_hf.cli.options import KeepSpecialTokensOption, StrictOption, TargetOption, TrustOption
 from dspark_hf.cli.terminal import plain
 
 
@@ -22,6 +22,7 @@ def cache(
     max_length: Annotated[int, typer.Option(min=1, help="Tokens of a conversation that are used.")] = 4096,
     keep_special_tokens: KeepSpecialTokensOption = False,
     strict: StrictOption = False,
+    trust_remote_code: TrustOption = False,
     target_dtype: Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto (as saved).")] = "auto",
     shard_mb: Annotated[int, typer.Option(min=1, help="Size of a shard, in megabytes.")] = 256,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens per forward pass.")] = 4096,
@@ -53,14 +54,12 @@ def cache(
         raise ValueError("Say what to run the target on: --data FILE.jsonl.")
     if drafter is not None and tap:
         raise ValueError("--drafter names the taps already; give either it or --tap.")
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     from dspark_hf.cli import models
     from dspark_hf.data.cache import codecs
     from dspark_hf.data.conversation_files import iterate_places
     from dspark_hf.data.left_out import LeftOut
-    from dspark_hf.hub.embedded import resolve_target
-    from dspark_hf.publishing.hub_errors import explained_load
 
     target_dtype = models.check_dtype(target_dtype, "--target-dtype", auto=True)
     dtype = models.DTYPES.get(dtype, dtype)
@@ -68,9 +67,9 @@ def cache(
     left_out = LeftOut(strict)
     rows = [record for path in data for _, record in iterate_places(path, left_out)]
     left_out.tell(", ".join(map(str, data)))
-    path = resolve_target(target)
-    with explained_load(target):
-        config, tokenizer = AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    tokenizer = models.load_target_tokenizer(target, trust_remote_code=trust_remote_code)
+    with models.target_place(target, trust_remote_code) as (path, trust):
+        config = AutoConfig.from_pretrained(path, **trust)
     taps = _taps(config, drafter, tap)
     options = {"tokenizer": tokenizer, "max_length": max_length, "log_norm": log_norm}
     options["keep_special_tokens"] = keep_special_tokens
@@ -80,7 +79,7 @@ def cache(
         console.print(_estimate_table(estimate_target_cache(config, rows, num_taps=len(taps), **options)))
         return
     options["strict"] = strict
-    built = _build(path, target_dtype, rows, out, taps, dtype, shard_mb * 2**20, batch_tokens, options)
+    built = _build(path, trust, target_dtype, rows, out, taps, dtype, shard_mb * 2**20, batch_tokens, options)
     if built is None:
         return
     console.print(plain(_summary(built)))
@@ -88,8 +87,8 @@ def cache(
         console.print(plain(f"Uploaded: {built.push_to_hub(push_to_hub, private=private or None).commit_url}"))
 
 
-def _build(path: str, target_dtype: str, rows: list, out: Path, taps: list[int], dtype: str, shard_bytes: int,
-           batch_tokens: int, options: dict[str, Any]) -> Any:  # fmt: skip
+def _build(path: str, trust: dict[str, Any], target_dtype: str, rows: list, out: Path, taps: list[int], dtype: str,
+           shard_bytes: int, batch_tokens: int, options: dict[str, Any]) -> Any:  # fmt: skip
     """The cache, in the first process; `None` in the others."""
     from transformers import AutoModelForCausalLM
 
@@ -97,7 +96,7 @@ def _build(path: str, target_dtype: str, rows: list, out: Path, taps: list[int],
     from dspark_hf.data.cache.processes import process_state
 
     state = process_state()
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=target_dtype).to(state.device).eval()
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=target_dtype, **trust).to(state.device).eval()
     built = build_target_cache(
         model,
         rows,

@@ -14,6 +14,7 @@ from dspark_hf.cli.options import (
     JsonOption,
     MaxNewTokensOption,
     TargetOption,
+    TrustOption,
 )
 
 PROMPTS = (
@@ -33,6 +34,7 @@ def demo(
     max_new_tokens: MaxNewTokensOption = 96,
     dtype: DtypeOption = "bfloat16",
     device: DeviceOption = "auto",
+    trust_remote_code: TrustOption = False,
     json: JsonOption = None,
 ) -> None:
     """Answer a few prompts with a drafter, text as it is made, and compare with plain generate().
@@ -51,7 +53,7 @@ def demo(
         f"{len(PROMPTS)} questions, answered while you read; each is then answered without lookup and by plain "
         "generate() too, and a table compares the three.\n"
     )
-    models = load_models(target, drafter, dtype=dtype, device=device)
+    models = load_models(target, drafter, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     result = _run(models, max_new_tokens, console)
     console.print(_table(result))
     if json is not None:

@@ -10,9 +10,12 @@ from dspark_hf.cli.options import (
     DrafterOption,
     DtypeOption,
     MaxNewTokensOption,
+    ReasoningEffortOption,
     SeedOption,
     TargetOption,
     TemperatureOption,
+    ThinkingOption,
+    TrustOption,
 )
 
 
@@ -25,6 +28,9 @@ def generate(
     seed: SeedOption = 0,
     dtype: DtypeOption = "bfloat16",
     device: DeviceOption = "auto",
+    thinking: ThinkingOption = None,
+    reasoning_effort: ReasoningEffortOption = None,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Answer one prompt, drafted and accepted tokens in green.
 
@@ -37,8 +43,8 @@ def generate(
     from dspark_hf.evaluation import DecodingSettings, encode_prompts, generate_speculative
 
     settings = DecodingSettings(max_new_tokens, temperature)
-    models = load_models(target, drafter, dtype=dtype, device=device)
-    inputs = encode_prompts([prompt], models.tokenizer)
+    models = load_models(target, drafter, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    inputs = encode_prompts([prompt], models.tokenizer, thinking=thinking, reasoning_effort=reasoning_effort)
     streamer = RoundStreamer(models.tokenizer, Console(highlight=False))
     run = generate_speculative(models.target, models.drafter, inputs, settings, seed=seed, streamer=streamer)
     # On stderr, so that the answer alone can be piped on.

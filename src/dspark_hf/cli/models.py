@@ -1,5 +1,7 @@
 """From the names on the command line to models in memory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,9 @@ class LoadedModels:
     drafter: Any
 
 
-def load_models(target: str, drafter: str, *, dtype: str, device: str) -> LoadedModels:
+def load_models(
+    target: str, drafter: str, *, dtype: str, device: str, trust_remote_code: bool = False
+) -> LoadedModels:
     """Load what the options `--target`, `--drafter`, `--dtype` and `--device` name.
 
     Args:
@@ -31,6 +35,7 @@ def load_models(target: str, drafter: str, *, dtype: str, device: str) -> Loaded
         drafter (`str`): A repository, a folder or `embedded`.
         dtype (`str`): `float32`, `bfloat16` or `float16`, or a short name of one.
         device (`str`): As torch writes it, or `auto`.
+        trust_remote_code (`bool`): Whether code of the target's repository may run.
 
     Returns:
         [`LoadedModels`].
@@ -43,25 +48,58 @@ def load_models(target: str, drafter: str, *, dtype: str, device: str) -> Loaded
     from dspark_hf.hub.embedded import resolve_drafter
 
     drafter = resolve_drafter(drafter)
-    model, tokenizer = load_target(target, dtype=dtype, device=device)
+    model, tokenizer = load_target(target, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     draft_model = AutoDrafter.from_pretrained(drafter, dtype=dtype).to(model.device).eval()
     return LoadedModels(model, tokenizer, draft_model.bind(model))
 
 
-def load_target(target: str, *, dtype: str, device: str, attention: str | None = None) -> tuple[Any, Any]:
+def load_target(
+    target: str, *, dtype: str, device: str, attention: str | None = None, trust_remote_code: bool = False
+) -> tuple[Any, Any]:
     """Load a target, in evaluation mode, and its tokenizer; arguments as of [`load_models`].
 
     `attention` is transformers' `attn_implementation`.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+
+    place = _device(device)
+    # The small one first: whether its chats can be rendered is told before the target is fetched.
+    tokenizer = load_target_tokenizer(target, trust_remote_code=trust_remote_code)
+    with target_place(target, trust_remote_code) as (path, trust):
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention, **trust)
+    return model.to(place).eval(), tokenizer
+
+
+def load_target_tokenizer(target: str, *, trust_remote_code: bool = False) -> Any:
+    """Load a target's tokenizer, with what renders its chats.
+
+    Raises:
+        `ValueError`: If that is code which may not run.
+    """
+    from dspark_hf.data.encoding_file import load_tokenizer
+
+    with target_place(target, trust_remote_code) as (path, trust):
+        return load_tokenizer(path, **trust)
+
+
+@contextmanager
+def target_place(target: str, trust_remote_code: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where a target lies, and the arguments with which its own code may run, and no other repository's.
+
+    Raises:
+        `ValueError`: If code of another repository would run, or the Hub does not answer.
+    """
+    from transformers import PreTrainedConfig
 
     from dspark_hf.hub.embedded import resolve_target
+    from dspark_hf.hub.trust import trusting
     from dspark_hf.publishing.hub_errors import explained_load
 
-    place, path = _device(device), resolve_target(target)
+    path = resolve_target(target)
     with explained_load(target):
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
-        return model.to(place).eval(), AutoTokenizer.from_pretrained(path)
+        raw = PreTrainedConfig.get_config_dict(path)[0] if trust_remote_code else {}
+        with trusting((path,), path, raw, {"trust_remote_code": trust_remote_code}) as trust:
+            yield path, trust
 
 
 def check_dtype(dtype: str, option: str = "--dtype", *, auto: bool = False) -> str:

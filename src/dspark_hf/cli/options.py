@@ -22,6 +22,20 @@ KeepSpecialTokensOption = Annotated[
     bool,
     typer.Option("--keep-special-tokens", help="Keep conversations whose text spells special tokens of the target."),
 ]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Let code of the target's repository run: its model, and the file that renders its chats.",
+    ),
+]
+ThinkingOption = Annotated[
+    bool | None,
+    typer.Option("--thinking/--no-thinking", help="Whether the target thinks, by its chat template."),
+]
+ReasoningEffortOption = Annotated[
+    str | None, typer.Option(help="How much it thinks, in words of its chat template: high, max, ...")
+]
 StrictOption = Annotated[
     bool,
     typer.Option("--strict", help="Stop at a conversation that cannot be read or encoded."),

@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from dspark_hf.cli.options import DeviceOption, KeepSpecialTokensOption, SeedOption, TargetOption, TemperatureOption
+from dspark_hf.cli.options import (
+    DeviceOption,
+    KeepSpecialTokensOption,
+    ReasoningEffortOption,
+    SeedOption,
+    TargetOption,
+    TemperatureOption,
+    ThinkingOption,
+    TrustOption,
+)
 from dspark_hf.cli.terminal import visible
 
 
@@ -27,9 +36,9 @@ def regenerate(
     batch_size: Annotated[int, typer.Option(help="Answers written at once by a local target.")] = 128,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 160,
     temperature: TemperatureOption = 0.0,
-    thinking: Annotated[
-        bool | None, typer.Option("--thinking/--no-thinking", help="enable_thinking of the chat template.")
-    ] = None,
+    thinking: ThinkingOption = None,
+    reasoning_effort: ReasoningEffortOption = None,
+    trust_remote_code: TrustOption = False,
     keep_special_tokens: KeepSpecialTokensOption = False,
     seed: SeedOption = 0,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto (as saved).")] = "bfloat16",
@@ -70,7 +79,8 @@ def regenerate(
         check_absent(out)
     settings = {"seed": seed, "exclude": exclude, "without_loops": without_loops, "resume": resume}
     answers = {"max_new_tokens": max_new_tokens, "temperature": temperature, "thinking": thinking}
-    loading = {"dtype": dtype, "device": device, "attention": attention}
+    answers["reasoning_effort"] = reasoning_effort
+    loading = {"dtype": dtype, "device": device, "attention": attention, "trust_remote_code": trust_remote_code}
     source = {"split": split, "limit": limit}
     if server is not None:
         from dspark_hf.data.regeneration.server import ServerAnswerer, regenerate_with_server

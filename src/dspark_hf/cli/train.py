@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperCommand
 
-from dspark_hf.cli.options import StrictOption
+from dspark_hf.cli.options import StrictOption, TrustOption
 from dspark_hf.cli.terminal import plain
 
 
@@ -37,6 +37,7 @@ def train(
     config: Annotated[Path | None, typer.Option(help="Recipe, a YAML file; see examples/recipes.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint.")] = False,
     strict: StrictOption = False,
+    trust_remote_code: TrustOption = False,
     estimate: Annotated[bool, typer.Option("--estimate", help="Print disk and memory and stop.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="With push_to_hub, upload without asking.")] = False,
 ) -> None:
@@ -61,7 +62,7 @@ def train(
     recipe = load_recipe(config, [*(overrides or ()), *(["strict=true"] if strict else [])])
     console = Console(highlight=False)
     if estimate:
-        _print_estimate(recipe, console)
+        _print_estimate(recipe, console, trust_remote_code)
         return
     # Before anything is loaded.
     training = recipe.training_arguments()
@@ -71,20 +72,19 @@ def train(
         _ask(training, yes)
     if absent := [file for file in recipe.data or () if not Path(file).is_file()]:
         raise ValueError(f"There is no file {absent[0]} (data of the recipe). Write it with `dspark regenerate`.")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     from dspark_hf import AutoDrafter
-    from dspark_hf.hub.embedded import resolve_drafter, resolve_target
-    from dspark_hf.publishing.hub_errors import explained_load
+    from dspark_hf.cli.models import load_target_tokenizer, target_place
+    from dspark_hf.hub.embedded import resolve_drafter
     from dspark_hf.trainers.recipes.run import train_drafter
 
-    path = resolve_target(recipe.target)
+    tokenizer = load_target_tokenizer(recipe.target, trust_remote_code=trust_remote_code)
     drafter = None
     if recipe.start_from is not None:
         drafter = AutoDrafter.from_pretrained(resolve_drafter(recipe.start_from))
-    with explained_load(recipe.target):
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        target = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+    with target_place(recipe.target, trust_remote_code) as (path, trust):
+        target = AutoModelForCausalLM.from_pretrained(path, dtype="auto", **trust)
     trainer, metrics = train_drafter(recipe, target, tokenizer, training, drafter=drafter, resume=resume)
     if trainer.is_world_process_zero():
         console.print(_result_table(metrics, recipe))
@@ -115,18 +115,17 @@ def _result_table(metrics: dict[str, Any], recipe: Any) -> Table:
     return table
 
 
-def _print_estimate(recipe: Any, console: Console) -> None:
+def _print_estimate(recipe: Any, console: Console, trust_remote_code: bool) -> None:
     from transformers import AutoConfig
 
-    from dspark_hf.hub.embedded import resolve_target
-    from dspark_hf.publishing.hub_errors import explained_load
+    from dspark_hf.cli.models import target_place
     from dspark_hf.trainers.recipes.estimate import estimate_training
 
     config = None
     if not recipe.estimate.get("target"):
-        with explained_load(recipe.target):
-            config = AutoConfig.from_pretrained(resolve_target(recipe.target))
-    found = estimate_training(recipe, config, _counted_tokens(recipe, config))
+        with target_place(recipe.target, trust_remote_code) as (path, trust):
+            config = AutoConfig.from_pretrained(path, **trust)
+    found = estimate_training(recipe, config, _counted_tokens(recipe, config, trust_remote_code))
     table = Table(title=plain(f"{recipe.target}, features: {recipe.features}", "table.title"), show_header=False)
     table.add_row("drafter", f"{found.num_parameters / 1e6:.1f}M parameters")
     for name in ("memory", "drafter", "target", "activations", "batch", "loss"):
@@ -144,21 +143,19 @@ def _print_estimate(recipe: Any, console: Console) -> None:
         console.print(plain(note))
 
 
-def _counted_tokens(recipe: Any, config: Any) -> int | None:
+def _counted_tokens(recipe: Any, config: Any, trust_remote_code: bool) -> int | None:
     """Tokens of the recipe's data, if they are there; of many conversations, estimated from some."""
     if not recipe.data or not all(Path(file).is_file() for file in recipe.data):
         return None
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
+    from dspark_hf.cli.models import load_target_tokenizer
     from dspark_hf.data.cache import estimate_target_cache
     from dspark_hf.data.conversation_files import iterate_places
     from dspark_hf.data.left_out import LeftOut
-    from dspark_hf.hub.embedded import resolve_target
-    from dspark_hf.publishing.hub_errors import explained_load
 
     config = config or AutoConfig.for_model(**recipe.estimate["target"])
-    with explained_load(recipe.target):
-        tokenizer = AutoTokenizer.from_pretrained(resolve_target(recipe.target))
+    tokenizer = load_target_tokenizer(recipe.target, trust_remote_code=trust_remote_code)
     rows = [row for file in recipe.data for _, row in iterate_places(file, LeftOut(recipe.strict))]
     options = {"max_length": recipe.max_length, "keep_special_tokens": recipe.keep_special_tokens}
     return estimate_target_cache(config, rows, num_taps=1, tokenizer=tokenizer, **options).num_tokens

@@ -8,13 +8,18 @@ from typing import Any
 from jinja2 import TemplateError
 
 from dspark_hf.data.conversations import as_messages, call_names, check_messages
+from dspark_hf.data.encoding_file import encoding_file, has_chat_form
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _MARK = "\u2402answer\u2403"
 
 
 def prompt_ids(
-    tokenizer, conversation: str | Sequence[str] | Sequence[dict], *, thinking: bool | None = None
+    tokenizer,
+    conversation: str | Sequence[str] | Sequence[dict],
+    *,
+    thinking: bool | None = None,
+    reasoning_effort: str | None = None,
 ) -> list[int]:
     """Tokenize a prompt up to the point where the target starts to answer.
 
@@ -23,6 +28,8 @@ def prompt_ids(
         conversation (`str`, `list[str]` or `list[dict]`): One user turn, or several, or messages. A tokenizer without
             a chat template takes the single turn as raw text.
         thinking (`bool`, *optional*): `enable_thinking` of the chat template; the template's own choice, if not given.
+            An encoding file ([`~data.encoding_file.EncodingFile`]) does not think then.
+        reasoning_effort (`str`, *optional*): `reasoning_effort` of the chat template or the encoding file.
 
     Returns:
         `list[int]`: Token ids, ending with the template's opening of an assistant turn.
@@ -33,11 +40,12 @@ def prompt_ids(
     """
     messages = as_messages(conversation)
     check_messages(messages)
-    if tokenizer.chat_template is None:
+    if not has_chat_form(tokenizer):
         if len(messages) > 1:
             raise ValueError(f"{_no_template(tokenizer)} Without one, only a single turn can be taken as raw text.")
         return tokenizer(messages[0]["content"])["input_ids"]
-    text = _render(tokenizer, messages, add_generation_prompt=True, **_template_options(thinking))
+    options = _template_options(thinking, reasoning_effort)
+    text = render(tokenizer, messages, add_generation_prompt=True, **options)
     return _tokenize(tokenizer, text)["input_ids"]
 
 
@@ -48,16 +56,18 @@ def encode_conversation(
     *,
     complete: bool = True,
     thinking: bool | None = None,
+    reasoning_effort: str | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     answer_ids: Sequence[int] | None = None,
 ) -> dict[str, list]:
     """Tokenize a conversation and mark the tokens that the target produces: each answer and its end-of-turn token.
 
-    The mask comes from the chat template's `{% generation %}` blocks where it has them. Otherwise each assistant turn
-    is located by rendering the conversation up to its opening and up to its end. Where a template shows earlier
-    answers otherwise than the last one, such as without their thoughts, what it shows of them is marked. The last
-    answer is taken word by word where it was cut off, or where the template would change it (close a thought, strip
-    white space): the target wrote what stands in its `content`, right behind the opening.
+    The mask comes from the chat template's `{% generation %}` blocks where it has them. Otherwise, and with a file in
+    its place ([`~data.encoding_file.EncodingFile`]), each assistant turn is located by rendering the conversation up
+    to its opening and up to its end. Where a template shows earlier answers otherwise than the last one, such as
+    without their thoughts, what it shows of them is marked. The last answer is taken word by word where it was cut
+    off, or where the template would change it (close a thought, strip white space): the target wrote what stands in
+    its `content`, right behind the opening.
 
     Without a chat template, which base models do not have, a conversation is a prompt and an answer, and their text is
     taken raw, as [`prompt_ids`] does; behind it stands the tokenizer's end of text.
@@ -68,7 +78,9 @@ def encode_conversation(
         max_length (`int`, *optional*): Keep at most this many tokens, from the start.
         complete (`bool`, *optional*, defaults to `True`): `False` if the last answer was cut off: the target would
             have gone on where it ends.
-        thinking (`bool`, *optional*): `enable_thinking` of the chat template, as when the answers were made.
+        thinking (`bool`, *optional*): `enable_thinking` of the chat template, as when the answers were made. An
+            encoding file thinks, if not given, where the last answer has thoughts.
+        reasoning_effort (`str`, *optional*): `reasoning_effort` of the chat template or the encoding file, likewise.
         tools (`list[dict]`, *optional*): Functions that the chat template shows.
         answer_ids (`list[int]`, *optional*): Of a raw answer, its end included, as the target made them.
 
@@ -83,10 +95,12 @@ def encode_conversation(
     check_messages(messages)
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}. Leave it out for no limit.")
-    if tokenizer.chat_template is None:
+    if not has_chat_form(tokenizer):
         input_ids, loss_mask = _encode_raw(tokenizer, messages, complete, answer_ids)
         return {"input_ids": input_ids[:max_length], "loss_mask": loss_mask[:max_length]}
-    options = _template_options(thinking) | ({"tools": list(tools)} if tools else {})
+    if thinking is None and encoding_file(tokenizer) is not None and messages[-1].get("reasoning_content"):
+        thinking = True
+    options = _template_options(thinking, reasoning_effort) | ({"tools": list(tools)} if tools else {})
     _check_shown(tokenizer, messages, options)
     written = _written(tokenizer, messages, complete, options)
     if written is None:
@@ -95,7 +109,7 @@ def encode_conversation(
             _unmark_end_of_turn(tokenizer, input_ids, loss_mask)
     else:
         input_ids, loss_mask = _encode(tokenizer, messages[:-1], options | {"add_generation_prompt": True})
-        opening = _render(tokenizer, messages[:-1], **options | {"add_generation_prompt": True})
+        opening = render(tokenizer, messages[:-1], **options | {"add_generation_prompt": True})
         answer_ids = _continued(tokenizer, input_ids, opening, written)
         input_ids, loss_mask = input_ids + answer_ids, loss_mask + [True] * len(answer_ids)
     return {"input_ids": input_ids[:max_length], "loss_mask": loss_mask[:max_length]}
@@ -133,7 +147,7 @@ def _check_shown(tokenizer, messages: Sequence[dict], options: dict[str, Any]) -
     names, thoughts = call_names(messages), messages[-1].get("reasoning_content")
     if not names and not thoughts:
         return
-    text = _render(tokenizer, messages, **options)
+    text = render(tokenizer, messages, **options)
     missing = "the last answer's thoughts" if thoughts and str(thoughts).strip() not in text else ""
     missing = next((f"a call of {name!r}" for name in names if name not in text), missing)
     if missing:
@@ -147,18 +161,23 @@ def _written(tokenizer, messages: Sequence[dict], complete: bool, options: dict[
         return None  # what stands beside the content, such as thoughts, only the template can put in its place
     if not complete:
         return last["content"]
-    turn = _render(tokenizer, messages, **options)
-    opening = _render(tokenizer, messages[:-1], **options | {"add_generation_prompt": True})
-    if not turn.startswith(opening) or last["content"] in turn[len(opening) :]:
+    turn = render(tokenizer, messages, **options)
+    opening = render(tokenizer, messages[:-1], **options | {"add_generation_prompt": True})
+    if not turn.startswith(opening):
         return None
-    marked = _render(tokenizer, [*messages[:-1], {**last, "content": _MARK}], **options)
+    if last["content"] in turn[len(opening) :]:
+        before = turn[len(opening) :].split(last["content"])[0].strip() if last["content"] else ""
+        # What the template puts before an answer that has it already, such as the end of thoughts, was written once.
+        if not before or before not in last["content"]:
+            return None
+    marked = render(tokenizer, [*messages[:-1], {**last, "content": _MARK}], **options)
     after = marked.partition(_MARK)[2]
     return last["content"] + (_end_of_turn(tokenizer, after) or after) if marked.count(_MARK) == 1 else None
 
 
 def _encode(tokenizer, messages: Sequence[dict], options: dict[str, Any]) -> tuple[list[int], list[bool]]:
     """Ids and mask of a conversation as the template shows it."""
-    if not _GENERATION_TAG.search(tokenizer.get_chat_template()):
+    if encoding_file(tokenizer) is not None or not _GENERATION_TAG.search(tokenizer.get_chat_template()):
         return _encode_by_prefixes(tokenizer, messages, options)
     encoded = _apply_template(
         tokenizer, messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **options
@@ -168,7 +187,7 @@ def _encode(tokenizer, messages: Sequence[dict], options: dict[str, Any]) -> tup
 
 def _encode_by_prefixes(tokenizer, messages: Sequence[dict], options: dict[str, Any]) -> tuple[list[int], list[bool]]:
     """Mark the tokens of each answer's text."""
-    text = _render(tokenizer, messages, **options)
+    text = render(tokenizer, messages, **options)
     encoded = _tokenize(tokenizer, text, return_offsets_mapping=True)
     input_ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     loss_mask = [False] * len(input_ids)
@@ -189,14 +208,14 @@ def _encode_by_prefixes(tokenizer, messages: Sequence[dict], options: dict[str, 
 
 def _find_answer(tokenizer, messages: Sequence[dict], i: int, text: str, options: dict[str, Any]) -> tuple[int, int]:
     """Where the turn of message `i` stands in the rendered conversation, from behind its opening."""
-    opening = _render(tokenizer, messages[:i], **options | {"add_generation_prompt": True})
-    turn = _render(tokenizer, messages[: i + 1], **options | {"add_generation_prompt": False})
+    opening = render(tokenizer, messages[:i], **options | {"add_generation_prompt": True})
+    turn = render(tokenizer, messages[: i + 1], **options | {"add_generation_prompt": False})
     if turn.startswith(opening) and text.startswith(turn):
         return len(opening), len(turn)
     if i < len(messages) - 1:
         # What another text in its place leaves as it is, is not the answer's.
         others = [*messages[:i], {**messages[i], "content": _MARK}, *messages[i + 1 :]]
-        marked = _render(tokenizer, others, **options)
+        marked = render(tokenizer, others, **options)
         after = marked.partition(_MARK)[2]
         if marked.count(_MARK) == 1 and text.endswith(after):
             last = len(text) - len(after)
@@ -221,7 +240,21 @@ def _unmark_end_of_turn(tokenizer, input_ids: list[int], loss_mask: list[bool]) 
     loss_mask[last:] = [False] * (len(loss_mask) - last)
 
 
-def _render(tokenizer, messages: Sequence[dict], add_generation_prompt: bool = False, **options: Any) -> str:
+def render(tokenizer, messages: Sequence[dict], add_generation_prompt: bool = False, **options: Any) -> str:
+    """The text of a conversation, by the tokenizer's chat template or its encoding file.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The target's tokenizer.
+        messages (`list[dict]`): Messages.
+        add_generation_prompt (`bool`, *optional*, defaults to `False`): Whether the opening of an answer stands at the
+            end; an encoding file opens one behind whatever is no answer.
+        options: For the template; `enable_thinking`, `reasoning_effort` and `tools` for the file too.
+
+    Raises:
+        `ValueError`: If the conversation is refused.
+    """
+    if (file := encoding_file(tokenizer)) is not None:
+        return file.render(messages, thinking=options.pop("enable_thinking", None), **options)
     return _apply_template(tokenizer, messages, tokenize=False, add_generation_prompt=add_generation_prompt, **options)
 
 
@@ -237,8 +270,9 @@ def _apply_template(tokenizer, messages: Sequence[dict], **options: Any) -> Any:
         ) from error
 
 
-def _template_options(thinking: bool | None) -> dict[str, bool]:
-    return {} if thinking is None else {"enable_thinking": thinking}
+def _template_options(thinking: bool | None, reasoning_effort: str | None) -> dict[str, Any]:
+    options = {"enable_thinking": thinking, "reasoning_effort": reasoning_effort}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _tokenize(tokenizer, text: str, return_offsets_mapping: bool = False) -> dict:

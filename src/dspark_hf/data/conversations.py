@@ -41,8 +41,8 @@ def conversation_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         `dict`: `messages`; `complete` (`False` if the last answer was cut off by a length limit); and, where the row
-        has them, `thinking` (whether the chat template had `enable_thinking` on), `tools` (for the template) and
-        `answer_ids` (the ids of the last answer, its end included, as the target made them).
+        has them, `thinking` (whether the chat template had `enable_thinking` on), `reasoning_effort` and `tools` (for
+        the template) and `answer_ids` (the ids of the last answer, its end included, as the target made them).
 
     Raises:
         `ValueError`: If the row has no messages, or a value cannot be used.
@@ -58,6 +58,9 @@ def conversation_of(row: Mapping[str, Any]) -> dict[str, Any]:
     extras = {"thinking": row.get("thinking"), "tools": _tools(row), "answer_ids": row.get("answer_ids")}
     if not isinstance(extras["thinking"], bool | None):
         raise ValueError(f"Expected 'thinking' to be true, false or absent, got {extras['thinking']!r}.")
+    if not isinstance(row.get("reasoning_effort"), str | None):
+        raise ValueError(f"Expected 'reasoning_effort' to be text or absent, got {row['reasoning_effort']!r}.")
+    extras["reasoning_effort"] = row.get("reasoning_effort")
     ids = extras["answer_ids"]
     if ids is not None and not (
         isinstance(ids, list | tuple) and ids and all(type(one) is int and one >= 0 for one in ids)

@@ -44,6 +44,7 @@ class BenchmarkSettings:
         compile (`bool`, *optional*, defaults to `False`): Whether DSpark's rounds go through `torch.compile`.
         rival_lookup (`int`, *optional*, defaults to 0): Tokens that transformers' own prompt lookup drafts in runs to
             compare with, one prompt a call; 0 leaves them out.
+        thinking, reasoning_effort (*optional*): As of [`~data.chat.prompt_ids`].
 
     Raises:
         `ValueError`: If a number is out of its range, transformers' prompt lookup is asked for prompts in batches, or
@@ -60,6 +61,8 @@ class BenchmarkSettings:
     lookup: bool | None = None
     compile: bool = False
     rival_lookup: int = 0
+    thinking: bool | None = None
+    reasoning_effort: str | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -121,7 +124,8 @@ def run_benchmark(
     """
     decoding = settings.decoding()
     size = settings.batch_size
-    batches = [encode_prompts(prompts[start : start + size], tokenizer) for start in range(0, len(prompts), size)]
+    form = {"thinking": settings.thinking, "reasoning_effort": settings.reasoning_effort}
+    batches = [encode_prompts(prompts[at : at + size], tokenizer, **form) for at in range(0, len(prompts), size)]
     copies = PrecisionCopies(target)
     with Journal(journal, _made_with(target, drafter, batches, settings), resume=resume) as kept:
         warm_up(target, drafter, batches[0], decoding)

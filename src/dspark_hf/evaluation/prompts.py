@@ -30,7 +30,9 @@ def load_prompts(path: str | Path, limit: int | None = None) -> list[list[dict[s
     return [_until_first_user(record["messages"], path, number) for number, record in enumerate(records, start=1)]
 
 
-def encode_prompts(prompts: Sequence[Any], tokenizer: Any) -> dict[str, torch.Tensor]:
+def encode_prompts(
+    prompts: Sequence[Any], tokenizer: Any, *, thinking: bool | None = None, reasoning_effort: str | None = None
+) -> dict[str, torch.Tensor]:
     """Turn prompts into one left-padded batch for `generate()`.
 
     Each goes through the chat template, with the opening of an answer; without a template its text is taken raw.
@@ -38,6 +40,7 @@ def encode_prompts(prompts: Sequence[Any], tokenizer: Any) -> dict[str, torch.Te
     Args:
         prompts (`Sequence`): One row each: text, or messages as [`load_prompts`] gives them.
         tokenizer (`PreTrainedTokenizerBase`): The target's.
+        thinking, reasoning_effort (*optional*): As of [`~data.chat.prompt_ids`].
 
     Returns:
         `dict` with `input_ids` and `attention_mask` (`torch.LongTensor` of shape `(batch, seq)`).
@@ -46,7 +49,8 @@ def encode_prompts(prompts: Sequence[Any], tokenizer: Any) -> dict[str, torch.Te
         `ValueError`: If a prompt encodes to no tokens, or if rows need padding and the tokenizer has neither a pad
             nor an eos token.
     """
-    rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    form = {"thinking": thinking, "reasoning_effort": reasoning_effort}
+    rows = [prompt_ids(tokenizer, prompt, **form) for prompt in prompts]
     if not all(rows):
         raise ValueError(f"The prompt {prompts[rows.index([])]!r} encodes to no tokens. Leave it out of the data.")
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

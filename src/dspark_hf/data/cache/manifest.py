@@ -237,9 +237,10 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def template_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What tells chat templates apart; None of a tokenizer without one."""
+    """What tells chat templates, and files in their place, apart; None of a tokenizer without either."""
     if tokenizer.chat_template is None:
-        return None
+        file = getattr(tokenizer, "encoding_file", None)
+        return None if file is None else file.digest
     return hashlib.sha256(json.dumps(tokenizer.chat_template, sort_keys=True).encode()).hexdigest()
 
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 
 from dspark_hf.data.chat import prompt_ids
+from dspark_hf.data.encoding_file import encoding_file, has_chat_form
 from dspark_hf.data.generating import end_ids, sampling_options, write_on
 from dspark_hf.data.special_tokens import spelled_token
 
@@ -17,6 +18,7 @@ class Answerer:
         max_new_tokens (`int`): Longest answer.
         temperature (`float`): 0 for greedy answers.
         thinking (`bool`, *optional*): `enable_thinking` of the chat template.
+        reasoning_effort (`str`, *optional*): `reasoning_effort` of the chat template or the encoding file.
         keep_special_tokens (`bool`): Whether prompts may spell special tokens of the tokenizer.
     """
 
@@ -28,12 +30,16 @@ class Answerer:
         max_new_tokens: int,
         temperature: float = 0.0,
         thinking: bool | None = None,
+        reasoning_effort: str | None = None,
         keep_special_tokens: bool = False,
     ):
         if temperature < 0:
             raise ValueError(f"temperature must be 0 (greedy) or above, got {temperature}.")
         self.target, self.tokenizer, self.max_new_tokens = target, tokenizer, max_new_tokens
-        self.thinking, self.keep_special_tokens = thinking, keep_special_tokens
+        self.keep_special_tokens = keep_special_tokens
+        given = {"thinking": thinking, "reasoning_effort": reasoning_effort}
+        # How prompts are rendered; records say it, so that training renders them alike.
+        self.form = {name: value for name, value in given.items() if value is not None}
         self.end_ids = end_ids(target, tokenizer)
         self.sampling = sampling_options(temperature)
         # What answers depend on, for their provenance.
@@ -42,6 +48,7 @@ class Answerer:
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
             "thinking": thinking,
+            **({} if reasoning_effort is None else {"reasoning_effort": reasoning_effort}),
         }
         self.num_tokens, self.seconds = 0, 0.0
 
@@ -58,9 +65,9 @@ class Answerer:
             seed (`int`): Seed of sampled answers.
 
         Returns:
-            `list[dict]`: `{"messages", "complete"}`, and `thinking` if that was chosen, per conversation. It ends
-            where an answer was cut off by `max_new_tokens`, with `complete` false. Of a target without chat template
-            it has the `answer_ids` too.
+            `list[dict]`: `{"messages", "complete"}`, and `thinking` and `reasoning_effort` if chosen, per
+            conversation. It ends where an answer was cut off by `max_new_tokens`, with `complete` false. Of a target
+            without chat template it has the `answer_ids` too.
         """
         queues = [list(messages) for messages in conversations]
         done: list[list[dict]] = [[] for _ in queues]
@@ -72,14 +79,13 @@ class Answerer:
                     done[i].append(queues[i].pop(0))
             rows = [i for i in rows if done[i][-1]["role"] == "user"]
             for i, (text, ids, end) in zip(rows, self._answer_once([done[i] for i in rows], seed), strict=True):
-                done[i].append({"role": "assistant", "content": text})
                 complete[i] = end is not None
-                if self.tokenizer.chat_template is None:
+                done[i].append(self._message(done[i], text, ids, end))
+                if not has_chat_form(self.tokenizer):
                     # Raw text need not become the same ids again.
                     raw[i] = {"answer_ids": ids + [end] * complete[i]}
-        noted = {} if self.thinking is None else {"thinking": self.thinking}
         return [
-            {"messages": messages, "complete": ended, **noted, **ids}
+            {"messages": messages, "complete": ended, **self.form, **ids}
             for messages, ended, ids in zip(done, complete, raw, strict=True)
         ]
 
@@ -92,7 +98,7 @@ class Answerer:
                 "set keep_special_tokens."
             )
         first = next(i for i, message in enumerate(messages) if message["role"] == "user")
-        num_tokens = len(prompt_ids(self.tokenizer, messages[: first + 1], thinking=self.thinking))
+        num_tokens = len(prompt_ids(self.tokenizer, messages[: first + 1], **self.form))
         longest = getattr(self.target.config.get_text_config(), "max_position_embeddings", None)
         if longest is not None and num_tokens + self.max_new_tokens > longest:
             raise ValueError(
@@ -100,11 +106,24 @@ class Answerer:
                 f"go beyond the {longest} that it can attend to. Shorten it, or lower max_new_tokens."
             )
 
+    def _message(self, messages: list[dict], text: str, ids: list[int], end: int | None) -> dict:
+        """What was written, its thoughts apart where an encoding file tells them and puts them back as they were."""
+        plain = {"role": "assistant", "content": text}
+        file = encoding_file(self.tokenizer)
+        if file is None or end is None:
+            return plain
+        written = self.tokenizer.decode([*ids, end])
+        parsed = file.parse(written, self.form.get("thinking"))
+        if parsed is None:
+            return plain
+        opening = file.render(messages, **self.form)
+        return parsed if file.render([*messages, parsed], **self.form) == opening + written else plain
+
     def _answer_once(self, conversations: list[list[dict]], seed: int) -> list[tuple[str, list[int], int | None]]:
         if not conversations:
             return []
         start = time.perf_counter()
-        prompts = [prompt_ids(self.tokenizer, messages, thinking=self.thinking) for messages in conversations]
+        prompts = [prompt_ids(self.tokenizer, messages, **self.form) for messages in conversations]
         answers = []
         for ids, end in write_on(
             self.target, prompts, self.end_ids, seed, **self.sampling, max_new_tokens=self.max_new_tokens

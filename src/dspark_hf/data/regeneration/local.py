@@ -32,6 +32,7 @@ def synthesize(
     openings: str | os.PathLike | None = None,
     temperature: float = 0.0,
     thinking: bool | None = None,
+    reasoning_effort: str | None = None,
     exclude: str | os.PathLike | None = None,
     without_loops: bool = False,
     resume: bool = False,
@@ -54,6 +55,7 @@ def synthesize(
             ([`~data.regeneration.synthesis.load_openings`]). Left out, the target invents whole turns.
         temperature (`float`): Temperature of the answers; 0 for greedy ones.
         thinking (`bool`, *optional*): `enable_thinking` of the chat template; its own choice, if not given.
+        reasoning_effort (`str`, *optional*): `reasoning_effort` of the chat template or the encoding file.
         exclude (`str` or `os.PathLike`, *optional*): JSONL file whose prompts must not occur, such as held-out data.
         without_loops (`bool`): Put conversations whose answer ends in one piece said over and over
             ([`~data.regeneration.loops.ends_in_loop`]) into `<out_path>.loops.jsonl`; they do not count.
@@ -76,7 +78,8 @@ def synthesize(
     )
     starts = load_openings(openings) if openings is not None else [""]
     sampler = PromptSampler(target, tokenizer, top_k=top_k, max_prompt_tokens=max_prompt_tokens, openings=starts)
-    answerer = Answerer(target, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, thinking=thinking)
+    form = {"thinking": thinking, "reasoning_effort": reasoning_effort}
+    answerer = Answerer(target, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature, **form)
     settings = {
         "kind": "synthesize",
         **answerer.settings,
@@ -116,6 +119,7 @@ def regenerate(
     max_new_tokens: int = 256,
     temperature: float = 0.0,
     thinking: bool | None = None,
+    reasoning_effort: str | None = None,
     keep_special_tokens: bool = False,
     exclude: str | os.PathLike | None = None,
     without_loops: bool = False,
@@ -137,8 +141,8 @@ def regenerate(
         limit (`int`, *optional*): Take so many prompts from the top.
         keep_special_tokens (`bool`, *optional*, defaults to `False`): Whether prompts that spell special tokens of the
             tokenizer, which can forge turns, are asked; otherwise they fail.
-        seed, batch_size, max_new_tokens, temperature, thinking, exclude, without_loops, resume, progress: As in
-            [`synthesize`].
+        seed, batch_size, max_new_tokens, temperature, exclude, without_loops, resume, progress: As in [`synthesize`].
+        thinking, reasoning_effort: As in [`synthesize`].
 
     Returns:
         `int`: Conversations in the file.
@@ -153,6 +157,7 @@ def regenerate(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         thinking=thinking,
+        reasoning_effort=reasoning_effort,
         keep_special_tokens=keep_special_tokens,
     )
     settings = {

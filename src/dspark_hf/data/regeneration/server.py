@@ -26,6 +26,7 @@ class ServerAnswerer:
         temperature (`float`, *optional*, defaults to 0.0): 0 for greedy answers.
         thinking (`bool`, *optional*): Passed to the chat template as `enable_thinking`; the template's own choice, if
             not given.
+        reasoning_effort (`str`, *optional*): Passed on in each request.
         api_key (`str`, *optional*): Key of the server.
         max_retries (`int`, *optional*, defaults to 5): Attempts after the first, with growing pauses, where the server
             is busy or fails.
@@ -44,6 +45,7 @@ class ServerAnswerer:
         max_new_tokens: int = 2048,
         temperature: float = 0.0,
         thinking: bool | None = None,
+        reasoning_effort: str | None = None,
         api_key: str | None = None,
         max_retries: int = 5,
         timeout: float = 600.0,
@@ -71,9 +73,11 @@ class ServerAnswerer:
         self.options: dict[str, Any] = {"model": model, "max_tokens": max_new_tokens, "temperature": temperature}
         if thinking is not None:
             self.options["extra_body"] = {"chat_template_kwargs": {"enable_thinking": thinking}}
-        self.noted = {} if thinking is None else {"thinking": thinking}
+        effort = {} if reasoning_effort is None else {"reasoning_effort": reasoning_effort}
+        self.options |= effort
+        self.noted = ({} if thinking is None else {"thinking": thinking}) | effort
         # What answers depend on, for their provenance.
-        self.settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "thinking": thinking}
+        self.settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "thinking": thinking, **effort}
         self.num_tokens = 0
 
     async def answer(self, messages: Sequence[dict], seed: int) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import os
 import torch
 from transformers import LogitsProcessor
 
+from dspark_hf.data.chat import render
+from dspark_hf.data.encoding_file import has_chat_form
 from dspark_hf.data.generating import end_ids, sampling_options, write_on
 from dspark_hf.files import read_text
 
@@ -62,14 +64,14 @@ class PromptSampler:
     """
 
     def __init__(self, target, tokenizer, *, top_k: int = 40, max_prompt_tokens: int = 40, openings=("",)):
-        if tokenizer.chat_template is None:
+        if not has_chat_form(tokenizer):
             raise ValueError(
                 f"The tokenizer of {tokenizer.name_or_path!r} has no chat template, so the target cannot be asked to "
                 "invent a user turn. Use an instruction-tuned target, or give prompts of your own."
             )
         self.target, self.tokenizer = target, tokenizer
         self.top_k, self.max_prompt_tokens = top_k, max_prompt_tokens
-        rendered = tokenizer.apply_chat_template([{"role": "user", "content": _MARK}], tokenize=False)
+        rendered = render(tokenizer, [{"role": "user", "content": _MARK}])
         opening, mark, closing = rendered.partition(_MARK)
         if not mark:
             raise ValueError(
