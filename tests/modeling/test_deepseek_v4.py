@@ -118,9 +118,32 @@ def test_a_fresh_drafter_has_the_sizes_of_its_target(target):
     assert DSparkConfig.from_target(target).decoder_config.model_type == "qwen3"
 
 
+def test_layers_may_be_dense(target, tmp_path):
+    fields = {"num_hidden_layers": 2, "target_layer_ids": [1, 2], "block_size": 5, "markov_rank": 8}
+    fields |= {"n_routed_experts": 0, "moe_intermediate_size": 48}
+    drafter = DSparkModel.from_target(
+        target, family="deepseek_v4", n_routed_experts=0, moe_intermediate_size=48, **fields
+    )
+    names = {name for name, _ in drafter.named_parameters() if ".mlp." in name}
+    assert names == {f"layers.{i}.mlp.{part}_proj.weight" for i in (0, 1) for part in ("gate", "up", "down")}
+    assert drafter.layers[0].mlp.up_proj.weight.shape == (48, 64)
+    drafter.save_pretrained(tmp_path)
+    drafter, again = (one.bind(target).eval() for one in (drafter, AutoDrafter.from_pretrained(tmp_path)))
+    proposals = []
+    for one in (drafter, again):
+        state = one.start(1)
+        one.extend(state, features(20)[..., : 2 * 64])
+        proposals.append(one.propose(state, torch.tensor([5])).ids)
+    assert torch.equal(*proposals) and again.config.decoder_config.n_routed_experts == 0
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda config: DSparkConfig.from_target(config, family="deepseek_v4", n_routed_experts=-1),
+         "n_routed_experts must be a whole number, 0 for dense layers, got -1"),
+        (lambda config: DSparkConfig.from_target(config, family="deepseek_v4", n_routed_experts=1),
+         "num_experts_per_tok=2 of n_routed_experts=1: give fewer of the former, or n_routed_experts=0"),
         (lambda config: DSparkConfig.from_target(AutoConfig.for_model("llama"), family="deepseek_v4"),
          "takes its sizes from a DeepSeek-V4 target, and this is a llama one"),
         (lambda config: DSparkConfig.from_target(config, family="deepseek_v4", layer_types=["sliding_attention",

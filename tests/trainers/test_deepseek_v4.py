@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dspark_hf import AutoDrafter, DSparkModel
+from dspark_hf import AutoDrafter, DSparkModel, TargetCache, build_target_cache
 
 FOLDER = Path(__file__).parents[1] / "golden" / "v4_dspark"
 
@@ -34,3 +34,23 @@ def test_it_trains_and_drafts(make_trainer, losses, tmp_path, checkpoints_gradie
     ids = torch.tensor([rows[0]["input_ids"][:9]])
     plain = target.generate(ids, max_new_tokens=10, do_sample=False)
     assert torch.equal(target.generate(ids, assistant_model=again, max_new_tokens=10, do_sample=False), plain)
+
+
+@pytest.mark.parametrize("num_experts", [4, 0])
+def test_states_of_a_cache_train_it_as_those_of_the_target_do(make_trainer, losses, tmp_path, num_experts):
+    target = AutoModelForCausalLM.from_pretrained(FOLDER).eval()
+    generator = torch.Generator().manual_seed(0)
+    texts = [torch.randint(2, 180, (length,), generator=generator).tolist() for length in (30, 24, 18, 12)]
+    rows = [{"input_ids": text, "loss_mask": [True] * len(text)} for text in texts]
+    # The last layer is among the taps: a cache holds the mean of its raw streams, and the state behind the norm too.
+    fields = {"target_layer_ids": [0, 2], "n_routed_experts": num_experts, "markov_rank": 8, "num_anchors": 8}
+    build_target_cache(target, rows, tmp_path / "cache", target_layer_ids=[0, 2], dtype="fp32", batch_tokens=1)
+    histories = []
+    for name, source in (("online", rows), ("cached", TargetCache(tmp_path / "cache"))):
+        torch.manual_seed(0)
+        drafter = DSparkModel.from_target(target, family="deepseek_v4", num_hidden_layers=1, block_size=5, **fields)
+        trainer = make_trainer(tmp_path / name, source, drafter=drafter, target=target, max_steps=4,
+                               per_device_train_batch_size=1)  # fmt: skip
+        trainer.train()
+        histories.append(losses(trainer))
+    assert len(histories[0]) == 4 and histories[0] == histories[1]

@@ -141,7 +141,8 @@ def test_shipped_recipes_state_what_is_computed(path):
 
 def test_every_target_has_a_recipe():
     assert {path.stem for path in RECIPES} >= {
-        "qwen3-4b", "qwen3-8b", "qwen3-14b", "gemma4-12b", "llama-3.1-8b", "deepseek-v4-flash", "embedded"
+        "qwen3-4b", "qwen3-8b", "qwen3-14b", "gemma4-12b", "llama-3.1-8b", "deepseek-v4-flash", "deepseek-v4-pro",
+        "embedded"
     }  # fmt: skip
 
 

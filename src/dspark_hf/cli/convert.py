@@ -42,7 +42,7 @@ def convert(
         raise ValueError(f"{folder} is not empty; give a new folder.")
     from transformers import AutoConfig
 
-    from dspark_hf.hub.deepseek_v4.writing import write_stages
+    from dspark_hf.hub.deepseek_v4.writing import engines_of, write_stages
     from dspark_hf.hub.embedded import resolve_drafter, resolve_target
     from dspark_hf.hub.load import AutoDrafter
     from dspark_hf.publishing.hub_errors import explained_load
@@ -61,3 +61,5 @@ def convert(
     else:
         drafter.save_pretrained(folder)
     typer.echo(visible(f"{type(drafter).__name__} of {drafter.config.num_slots} slots -> {folder}"))
+    if form == "v4":
+        typer.echo(visible(engines_of(folder)))

@@ -9,8 +9,11 @@ import torch
 from huggingface_hub import HfApi
 
 from dspark_hf import AutoDrafter, DSparkForCausalLM
+from dspark_hf.data.chat import prompt_ids
+from dspark_hf.data.encoding_file import load_tokenizer
 
-sys.path.append(str(Path(__file__).parent))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[2] / "data")]
+from encoders import without_template, write_encoding  # noqa: E402
 from released import write_released  # noqa: E402
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "v4_dspark"
@@ -71,3 +74,14 @@ def test_only_the_drafters_files_are_fetched_and_a_composite_names_its_base(hub,
     assert {path.name for path in (tmp_path / "named").rglob("*.safetensors")} == {"model.safetensors"}
     again = DSparkForCausalLM.from_pretrained(tmp_path / "named", target="org/Model")
     assert again.name_or_path == "org/Model" and again.drafter.config.target_layer_ids == [0, 1, 2]
+
+
+def test_the_repository_chats_as_the_readme_says(release, tiny_tokenizer):
+    # The golden checkpoint has 193 tokens, which are enough for letters.
+    without_template(tiny_tokenizer).save_pretrained(release)
+    write_encoding(release)
+    model = DSparkForCausalLM.from_pretrained(release, **WITH_ALL_ENTRIES)
+    tokenizer = load_tokenizer(release, trust_remote_code=True)
+    ids = [one for one in prompt_ids(tokenizer, "Why is the sky blue?", thinking=True) if one < 193]
+    out = model.generate(torch.tensor([ids]), **LENGTH)
+    assert out.shape == (1, len(ids) + 12) and model.drafter.last_stats.rounds > 0

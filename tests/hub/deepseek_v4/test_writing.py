@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from dspark_hf import AutoDrafter, DSparkForCausalLM
-from dspark_hf.hub.deepseek_v4.writing import released_tensors, write_stages
+from dspark_hf.hub.deepseek_v4.writing import engines_of, released_tensors, write_stages
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "v4_dspark"
 INDEX = "model.safetensors.index.json"
@@ -51,6 +51,32 @@ def test_it_is_read_again_and_drafts(plain, tmp_path):
     ids = torch.arange(40, 52).unsqueeze(0)
     out = model.generate(ids, max_new_tokens=8, do_sample=False)
     assert torch.equal(out, model.generate(ids, max_new_tokens=8, do_sample=False, speculation=False))
+
+
+def test_a_trained_one_goes_through_the_command(plain, tmp_path, dspark):
+    AutoDrafter.from_pretrained(GOLDEN, dtype="bfloat16").save_pretrained(tmp_path / "trained")
+    (plain / "encoding").mkdir()
+    (plain / "encoding" / "encoding_dsv4.py").write_text("x = 1")
+    outcome = dspark("convert", tmp_path / "trained", tmp_path / "both", "--format", "v4", "--target", plain)
+    assert outcome.code == 0, outcome.err
+    assert "Target and drafter are unquantised: SGLang builds both so" in outcome.out
+    assert (tmp_path / "both" / "encoding" / "encoding_dsv4.py").read_text() == "x = 1"
+    stages = sorted((tmp_path / "both").glob("model-mtp-*.safetensors"))
+    assert [path.name for path in stages] == [f"model-mtp-{number}.safetensors" for number in range(3)]
+    expected = AutoDrafter.from_pretrained(tmp_path / "trained").state_dict()
+    found = AutoDrafter.from_pretrained(tmp_path / "both").state_dict()
+    assert found["fc.weight"].dtype == torch.bfloat16
+    assert all(
+        torch.equal(value, found[name]) and value.dtype == found[name].dtype for name, value in expected.items()
+    )
+
+    config = json.loads((tmp_path / "both" / "config.json").read_text())
+    (tmp_path / "both" / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "fp8"}})
+    )
+    assert "quantised (fp8), which the drafter's are not: SGLang builds the drafter by that" in engines_of(
+        tmp_path / "both"
+    )
 
 
 def test_what_the_form_has_no_place_for_is_refused(plain, tmp_path):

@@ -39,9 +39,9 @@ def write_stages(drafter: DSparkModel, target: str | os.PathLike, folder: str | 
     raw, weight_map = read_json(target / "config.json"), read_weight_map(target / INDEX)
     _check(drafter, raw, weight_map, target)
     folder.mkdir(parents=True, exist_ok=True)
-    for path in target.iterdir():
+    for path in [*target.iterdir(), *target.glob("encoding/*.py")]:
         if path.is_file() and path.name not in ("config.json", INDEX):
-            _link(path, folder / path.name)
+            _link(path, folder / path.relative_to(target))
     stages: dict[str, dict[str, Tensor]] = {}
     for name, weight in released_tensors(drafter).items():
         stages.setdefault(name.split(".")[1], {})[name] = weight.detach().cpu().contiguous()
@@ -100,7 +100,27 @@ def _check(drafter: DSparkModel, raw: dict[str, Any], weight_map: dict[str, str]
         raise ValueError(f"{target} has tensors {PREFIX}* already; take them out of its files and its index first.")
 
 
+def engines_of(folder: str | os.PathLike) -> str:
+    """Which engines take such a checkpoint, in a sentence.
+
+    Args:
+        folder (`str` or `os.PathLike`): What [`write_stages`] wrote.
+    """
+    stored = read_json(Path(folder) / "config.json").get("quantization_config")
+    if not stored:
+        return (
+            "Target and drafter are unquantised: SGLang builds both so from config.json (its code was read, not run); "
+            "vLLM was not tried."
+        )
+    return (
+        f"config.json says that weights are quantised ({stored.get('quant_method', 'fp8')}), and the drafter's are not: "
+        "SGLang builds the drafter by that field too and will not take these, vLLM was not tried. dspark_hf reads "
+        "them; for an engine, quantise mtp.* as the target is, or write it beside an unquantised target."
+    )
+
+
 def _link(source: Path, place: Path) -> None:
+    place.parent.mkdir(exist_ok=True)
     try:
         os.link(source.resolve(), place)
     except OSError:

@@ -18,12 +18,28 @@ from .family import Family, check_sizes
 _KINDS = {"layer_types": "sliding_attention", "mlp_layer_types": "moe"}
 
 
+class DenseMLP(stock.DeepseekV4MLP):
+    """What stands in the place of a mixture of experts: one expert of `moe_intermediate_size`, without a router."""
+
+    def forward(self, hidden_states: Tensor, input_ids: Tensor | None = None) -> Tensor:
+        return super().forward(hidden_states)
+
+
+class DraftLayer(stock.DeepseekV4DecoderLayer):
+    """A layer that may be dense: with `n_routed_experts=0`."""
+
+    def __init__(self, config: PreTrainedConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        if config.n_routed_experts == 0:
+            self.mlp = DenseMLP(config)
+
+
 class DeepseekV4(Family):
     """DeepSeek-V4: layers on several residual streams, without compressed tokens."""
 
     engine_name = "DeepseekV4"
     config_cls = DeepseekV4Config
-    layer_cls = stock.DeepseekV4DecoderLayer
+    layer_cls = DraftLayer
     norm_cls = stock.DeepseekV4RMSNorm
     rotary_cls = stock.DeepseekV4RotaryEmbedding
     has_eagle3 = False
@@ -37,6 +53,14 @@ class DeepseekV4(Family):
 
     def make_config(self, **fields: Any) -> PreTrainedConfig:
         check_sizes(fields)
+        num_experts, num_used = fields.get("n_routed_experts"), fields.get("num_experts_per_tok")
+        if num_experts is not None and (not isinstance(num_experts, int) or num_experts < 0):
+            raise ValueError(f"n_routed_experts must be a whole number, 0 for dense layers, got {num_experts!r:.80}.")
+        if num_experts and isinstance(num_used, int) and num_used > num_experts:
+            raise ValueError(
+                f"A token takes num_experts_per_tok={num_used} of n_routed_experts={num_experts}: give fewer of the "
+                "former, or n_routed_experts=0 for dense layers."
+            )
         num_layers = fields.get("num_hidden_layers", 1)
         for name, kind in _KINDS.items():
             if set(fields.get(name) or [kind]) != {kind}:

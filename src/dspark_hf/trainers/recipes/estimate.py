@@ -13,6 +13,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, P
 
 from dspark_hf.data.cache import cache_bytes_per_token
 from dspark_hf.modeling import DraftConfig, DraftModel
+from dspark_hf.modeling.families import get_family
 from dspark_hf.publishing.cards.serving import not_served
 from dspark_hf.trainers.arguments import DraftTrainingArguments
 
@@ -35,7 +36,8 @@ class TrainingEstimate:
         drafter (`int`): Its float32 weights, gradients and two AdamW states, and its bfloat16 copies under autocast.
         target (`int`): bfloat16 weights of the target where it runs in the loop or decodes held-out prompts, else of
             its embedding and head.
-        activations (`int`): What the draft layers keep for the backward pass.
+        activations (`int`): What the draft layers keep for the backward pass; with checkpointing what is left of it
+            and one layer's.
         batch (`int`): Features and last hidden states of a batch.
         loss (`int`): Logits of draft and target and their gradients, a chunk at a time.
         notes (`list[str]`): What to know before training: engines that will not serve the drafter, and what a reduced
@@ -87,7 +89,12 @@ def estimate_training(
     is_reduced = config.draft_vocab_size is not None
     per_token = cache_bytes_per_token(len(config.target_layer_ids), config.hidden_size, log_norm=is_reduced)
     vocab_size = config.draft_vocab_size or config.vocab_size
-    is_checkpointed = recipe.training.get("activation_checkpointing") or recipe.training.get("gradient_checkpointing")
+    sizes = (recipe.drafter_cls, config, batch_size, recipe.max_length, num_anchors)
+    activations = saved_bytes(*sizes)
+    if recipe.training.get("activation_checkpointing") or recipe.training.get("gradient_checkpointing"):
+        stored = saved_bytes(*sizes, is_checkpointed=True)
+        # While a layer is computed again, what it saves is there too.
+        activations = stored + (activations - stored) // config.num_hidden_layers
     return TrainingEstimate(
         cache_per_token=per_token,
         cache=None if num_tokens is None else {name: round(size * num_tokens) for name, size in per_token.items()},
@@ -95,9 +102,7 @@ def estimate_training(
         num_parameters=num_parameters,
         drafter=(4 * 4 + 2) * num_parameters,
         target=2 * _target_parameters(recipe, target_config.get_text_config()),
-        activations=saved_bytes(
-            recipe.drafter_cls, config, batch_size, recipe.max_length, num_anchors, bool(is_checkpointed)
-        ),
+        activations=activations,
         batch=2 * width * batch_size * recipe.max_length,
         loss=4 * 4 * chunk_size * vocab_size,
         notes=not_served(json.loads(config.to_json_string())) + _hints(recipe, target_config, num_parameters),
@@ -140,14 +145,16 @@ def saved_bytes(
 ) -> int:
     """What a training pass of a drafter in bfloat16 keeps for its backward pass, counted on a model without storage.
 
-    Attention is taken to keep its inputs, its mask and its output, as fused kernels do.
+    Attention is taken to keep its inputs, its mask and its output, as fused kernels do; with sinks, which only its
+    eager form knows of, all that this one keeps.
     """
+    attention = "eager" if get_family(config.decoder_config.model_type).has_sinks else _COUNTED
     AttentionInterface.register(_COUNTED, _counted_attention)
     dtype = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.bfloat16)
         with torch.device("meta"):
-            model = drafter_cls._from_config(config, own_embeddings=True, attn_implementation=_COUNTED).train()
+            model = drafter_cls._from_config(config, own_embeddings=True, attn_implementation=attention).train()
             ids = torch.zeros(batch_size, num_tokens, dtype=torch.int64)
             anchors = torch.zeros(batch_size, num_anchors, dtype=torch.int64)
             features = torch.zeros(batch_size, num_tokens, model.fc.in_features)
