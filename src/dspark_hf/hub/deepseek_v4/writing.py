@@ -113,9 +113,9 @@ def engines_of(folder: str | os.PathLike) -> str:
             "vLLM was not tried."
         )
     return (
-        f"config.json says that weights are quantised ({stored.get('quant_method', 'fp8')}), and the drafter's are not: "
-        "SGLang builds the drafter by that field too and will not take these, vLLM was not tried. dspark_hf reads "
-        "them; for an engine, quantise mtp.* as the target is, or write it beside an unquantised target."
+        f"config.json says that weights are quantised ({stored.get('quant_method', 'fp8')}), and the drafter's are "
+        "not: SGLang builds the drafter by that field too and will not take these, vLLM was not tried. dspark_hf "
+        "reads them; for an engine, quantise mtp.* as the target is, or write it beside an unquantised target."
     )
 
 
