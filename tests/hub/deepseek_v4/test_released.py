@@ -138,6 +138,13 @@ def test_where_memory_is_too_small_it_is_told_before_anything_is_read(folder, mo
         AutoDrafter.from_pretrained(folder)
 
 
+def test_its_size_is_told_first_and_a_bar_shows_how_far_it_is(folder, monkeypatch, caplog, capfd):
+    monkeypatch.setattr("dspark_hf.hub.deepseek_v4.loading._GB", 10**4)
+    AutoDrafter.from_pretrained(folder)
+    assert "some-model takes" in caplog.text and "GB in float32; this machine's memory has" in caplog.text
+    assert "Loading weights" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
