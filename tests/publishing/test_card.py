@@ -13,8 +13,9 @@ from dspark_hf import AutoDrafter, DFlashModel, DraftTrainingArguments, Eagle3Mo
 from dspark_hf.publishing import CardFacts, add_evaluation, push_folder, write_card, write_training_record
 from dspark_hf.publishing.cards.card import is_generated
 from dspark_hf.publishing.cards.plots import calibration_error
-from dspark_hf.publishing.cards.serving import serving_commands, sglang_problems, vllm_problems
+from dspark_hf.publishing.cards.serving import serving_commands
 from dspark_hf.publishing.commands import shorten_command
+from dspark_hf.publishing.engines import Checkpoint
 from dspark_hf.publishing.folder import DrafterFolder
 
 BINS = [
@@ -158,33 +159,10 @@ def test_figures_stay_with_their_weights(hub, evaluated, tiny_drafter_dir):
     assert "2.46" not in hub.files("org/drafter")["README.md"].decode()
 
 
-@pytest.mark.parametrize(
-    ("changes", "vllm", "sglang"),
-    [
-        ({}, [], []),
-        ({"markov_head_type": "rnn"}, ["vanilla sequential head only, not rnn"], []),
-        ({"markov_rank": 0}, [], ["needs a sequential head"]),
-        ({"draft_vocab_size": 100}, ["no reduced draft vocabulary"], ["no reduced draft vocabulary"]),
-        ({"architectures": ["LlamaDSparkModel"]}, ["no LlamaDSparkModel"], ["no LlamaDSparkModel"]),
-        ({"architectures": ["Gemma4DSparkModel"], "model_type": "gemma4_text"}, [], ["no Gemma 4"]),
-    ],
-)
-def test_engines_are_offered_what_they_load(changes, vllm, sglang):
-    config = {
-        "architectures": ["Qwen3DSparkModel"], "model_type": "qwen3", "block_size": 7, "markov_rank": 8,
-        "markov_head_type": "vanilla", "vocab_size": 260, "sample_from_anchor": True,
-    } | changes  # fmt: skip
-    for problems, expected in ((vllm_problems(config), vllm), (sglang_problems(config), sglang)):
-        assert len(problems) == len(expected)
-        assert all(part in problem for part, problem in zip(expected, problems, strict=True))
-    for one, expected in zip(serving_commands(config, "org/drafter", "org/Model"), (vllm, sglang), strict=True):
-        assert (one.command is None) == bool(expected)
-
-
 def test_serving_commands(folder):
     config = json.loads((folder / "config.json").read_text())
     config |= {"architectures": ["Qwen3DSparkModel"], "block_size": 16, "sample_from_anchor": False}
-    alone = [one.command for one in serving_commands(config, "org/drafter", "org/Model")]
+    alone = [one.command for one in serving_commands(Checkpoint(config), "org/drafter", "org/Model")]
     assert alone[0] == (
         'vllm serve org/Model --speculative-config \'{"method":"dspark","model":"org/drafter",'
         '"num_speculative_tokens":15,"draft_sample_method":"probabilistic"}\''
@@ -193,7 +171,7 @@ def test_serving_commands(folder):
         "python -m sglang.launch_server --model-path org/Model --speculative-algorithm DSPARK "
         "--speculative-draft-model-path org/drafter"
     )
-    inside = serving_commands(config, "org/Model-DSpark", "org/Model-DSpark", "dspark")[0].command
+    inside = serving_commands(Checkpoint(config), "org/Model-DSpark", "org/Model-DSpark", "dspark")[0].command
     assert inside.startswith('hf download org/Model-DSpark --include "dspark/*" --local-dir Model-DSpark\nvllm serve')
     assert '"model":"Model-DSpark/dspark"' in inside
     (folder / "config.json").write_text(json.dumps(config))
@@ -289,7 +267,7 @@ def test_other_kinds_have_cards_too(model_cls, tiny_target_dir, tmp_path):
     text, name = card(tmp_path), {DFlashModel: "A DFlash", Eagle3Model: "An EAGLE-3"}[model_cls]
     assert f"{name} drafter for [org/Model](https://huggingface.co/org/Model)" in text
     assert "up to 7 drafts a round" in text and "head" not in text.split("## Use")[0]
-    reason = {DFlashModel: "it has no LlamaDSparkModel", Eagle3Model: "it reads EAGLE-3 drafters in the layouts of"}
+    reason = {DFlashModel: "it has no LlamaDSparkModel", Eagle3Model: "it reads EAGLE-3 drafters in"}
     for engine in ("vLLM", "SGLang"):
         assert f"{engine} cannot load this drafter: {reason[model_cls]}" in text
     assert "What loads it is transformers with dspark_hf, as above." in text

@@ -216,4 +216,4 @@ def test_an_estimate_tells_what_a_large_vocabulary_costs():
     recipe.drafter["draft_vocab_size"] = 32768
     notes = estimate_training(recipe).notes
     assert not any("would leave" in note for note in notes)
-    assert any("vLLM will not serve" in note and "no reduced draft vocabulary" in note for note in notes)
+    assert any("vLLM will not serve" in note and "rows of a reduced draft vocabulary" in note for note in notes)

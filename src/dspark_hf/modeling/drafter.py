@@ -3,6 +3,8 @@
 Shapes: B batch, L taps, E hidden size, V vocabulary, n slots.
 """
 
+import json
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,10 +12,12 @@ import torch
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
+from transformers.utils import logging
 
 from dspark_hf.ops.candidates import Candidates
 from dspark_hf.ops.output_head import OutputHead, shape_logits
 from dspark_hf.publishing import push_model
+from dspark_hf.publishing.engines import Checkpoint, not_served
 
 from .borrowing import Borrowed, check_fit, logit_softcap
 from .configuration.drafter import DraftConfig
@@ -23,6 +27,8 @@ from .families import get_family
 from .placement import compute_device, compute_dtype
 from .vocabulary import check_vocabulary, entry_tokens, token_entries, vocabulary_buffers
 from .wrappers import unwrap
+
+logger = logging.get_logger(__name__)
 
 
 class DraftModel(PreTrainedModel):
@@ -205,6 +211,23 @@ class DraftModel(PreTrainedModel):
         if self.borrowed is not None:
             self.borrowed.renew()
         return self._empty_context(batch_size)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
+        """Save the drafter in the flat layout, and say which engines will not serve it, once for each reason.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): The folder, made where there is none.
+            is_main_process (`bool`, *optional*, defaults to `True`): Whether this process is the one that writes.
+            kwargs: As of [`~transformers.PreTrainedModel.save_pretrained`].
+        """
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            self.tell_engines()
+
+    def tell_engines(self) -> None:
+        """Warn of the engines that will not serve what `save_pretrained` writes, once for each reason."""
+        for told in not_served(Checkpoint(json.loads(self.config.to_json_string()))):
+            logger.warning_once(told)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
         """Upload the drafter in the flat layout, with a card, in one commit.

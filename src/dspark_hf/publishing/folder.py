@@ -7,10 +7,9 @@ was trained) and `evaluations/*.json` (what it reached).
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from dspark_hf.files import read_json
 
@@ -20,14 +19,13 @@ from .contents import (
     CALIBRATION,
     CONFIG,
     EVALUATIONS,
-    INDEX,
     RECORDS,
     TRAINING,
     WEIGHTS,
     matching,
 )
 from .records import check_calibration, check_config, check_evaluation, check_training, is_number
-from .weight_index import read_weight_map
+from .weight_index import read_stored
 
 _HELD_OUT = "eval_results.json"
 
@@ -40,7 +38,8 @@ class DrafterFolder:
         path (`Path`): The folder.
         config (`dict`): `config.json`.
         adapter (`dict` or `None`): `adapter_config.json`, if the weights are an adapter of another drafter.
-        num_parameters (`int`): Entries of all weights.
+        num_parameters (`int`): Entries of all floating-point weights.
+        shapes (`dict`): The shapes of all tensors, by name.
         calibration (`dict` or `None`): `calibration.json`.
         training (`dict` or `None`): `training.json`.
         evaluations (`dict`): The evaluations by name, in alphabetical order.
@@ -49,6 +48,7 @@ class DrafterFolder:
     path: Path
     config: dict[str, Any]
     num_parameters: int
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     adapter: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
     training: dict[str, Any] | None = None
@@ -73,7 +73,9 @@ class DrafterFolder:
             )
         check_config(config, path / CONFIG)
         adapter = read_json(path / ADAPTER_CONFIG) if (path / ADAPTER_CONFIG).is_file() else None
-        drafter = cls(path, config, count_parameters(path), adapter)
+        stored = read_stored(path, WEIGHTS if adapter is None else ADAPTER_WEIGHTS)
+        num_parameters = sum(prod(one.shape) for one in stored.values() if one.dtype.startswith(("F", "BF")))
+        drafter = cls(path, config, num_parameters, {name: one.shape for name, one in stored.items()}, adapter)
         drafter = drafter.with_records({name: path / name for name in matching(path, RECORDS)})
         if "held_out" in (drafter.training or {}):
             return drafter
@@ -130,30 +132,3 @@ def num_slots(config: dict[str, Any]) -> int:
     if "ttt_length" in config:
         return config["ttt_length"]
     return config["block_size"] - (0 if config.get("sample_from_anchor", True) else 1)
-
-
-def count_parameters(path: Path) -> int:
-    """Entries of all floating-point weights of a checkpoint, after checking that it is whole.
-
-    Raises:
-        `ValueError`: If a file is missing or damaged.
-    """
-    shards = {ADAPTER_WEIGHTS if (path / ADAPTER_CONFIG).is_file() else WEIGHTS}
-    if (path / INDEX).is_file():
-        shards = set(read_weight_map(path / INDEX).values())
-    total = 0
-    for name in sorted(shards):
-        if not (path / name).is_file():
-            raise ValueError(f"There is no {name} in {path}; the checkpoint is not whole. Save it again.")
-        try:
-            with safe_open(path / name, framework="pt") as file:
-                slices = [file.get_slice(key) for key in file.keys()]  # noqa: SIM118 (no mapping)
-                shapes = [one.get_shape() for one in slices if one.get_dtype().startswith(("F", "BF"))]
-        except SafetensorError as error:
-            raise ValueError(f"{path / name} cannot be read ({error}); the file is damaged. Save it again.") from error
-        for shape in shapes:
-            count = 1
-            for length in shape:
-                count *= length
-            total += count
-    return total

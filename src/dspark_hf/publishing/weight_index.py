@@ -1,11 +1,50 @@
-"""The index of sharded weights: which file holds which tensor."""
+"""A checkpoint's tensors, read without their numbers: which file holds which, of what shape and type."""
 
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NamedTuple
+
+from safetensors import SafetensorError, safe_open
 
 from dspark_hf.files import read_json
 
+from .contents import INDEX, WEIGHTS
+
 _SUFFIX = ".safetensors"
+
+
+class Stored(NamedTuple):
+    """A tensor in a file: its shape, and its type as safetensors writes it (`BF16`)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def read_stored(folder: str | os.PathLike, weights: str = WEIGHTS) -> dict[str, Stored]:
+    """The tensors of a checkpoint by name, after checking that it is whole.
+
+    Args:
+        folder (`str` or `os.PathLike`): The checkpoint's folder.
+        weights (`str`, *optional*): The file that holds them, where there is no index.
+
+    Raises:
+        `ValueError`: If a file is missing or damaged.
+    """
+    folder, shards, found = Path(folder), {weights}, {}
+    if (folder / INDEX).is_file():
+        shards = set(read_weight_map(folder / INDEX).values())
+    for name in sorted(shards):
+        if not (folder / name).is_file():
+            raise ValueError(f"There is no {name} in {folder}; the checkpoint is not whole. Save it again.")
+        try:
+            with safe_open(folder / name, framework="pt") as file:
+                slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+                found |= {key: Stored(tuple(one.get_shape()), one.get_dtype()) for key, one in slices.items()}
+        except SafetensorError as error:
+            raise ValueError(
+                f"{folder / name} cannot be read ({error}); the file is damaged. Save it again."
+            ) from error
+    return found
 
 
 def read_weight_map(path: str | os.PathLike) -> dict[str, str]:

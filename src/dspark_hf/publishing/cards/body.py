@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 
 from dspark_hf.publishing.contents import ACCEPTANCE, CALIBRATION, RELIABILITY
+from dspark_hf.publishing.engines import Checkpoint
 from dspark_hf.publishing.evaluations import describe
 from dspark_hf.publishing.folder import DrafterFolder, kind, num_slots
 from dspark_hf.publishing.records import HEADS
@@ -134,8 +135,9 @@ def _usage(drafter: DrafterFolder, facts: CardFacts, base_model: str | None) -> 
 def _serving(drafter: DrafterFolder, facts: CardFacts, base_model: str | None) -> dict[str, Any]:
     target = facts.repo_id if facts.subfolder and facts.has_target else base_model
     is_named = facts.repo_id is not None and target is not None
+    checkpoint = Checkpoint(drafter.config, drafter.shapes)
     found = serving_commands(
-        drafter.config, facts.repo_id or "", target or "", facts.subfolder, is_adapter=drafter.adapter is not None
+        checkpoint, facts.repo_id or "", target or "", facts.subfolder, is_adapter=drafter.adapter is not None
     )
     # Why an engine cannot load it is true of any name; a command needs both.
     shown: list[Serving] = [one for one in found if is_named or one.command is None]

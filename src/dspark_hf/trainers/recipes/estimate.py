@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, P
 from dspark_hf.data.cache import cache_bytes_per_token
 from dspark_hf.modeling import DraftConfig, DraftModel
 from dspark_hf.modeling.families import get_family
-from dspark_hf.publishing.cards.serving import not_served
+from dspark_hf.publishing.engines import CONVERT, Checkpoint, not_served
 from dspark_hf.trainers.arguments import DraftTrainingArguments
 
 from .recipe import Recipe
@@ -95,6 +95,7 @@ def estimate_training(
         stored = saved_bytes(*sizes, is_checkpointed=True)
         # While a layer is computed again, what it saves is there too.
         activations = stored + (activations - stored) // config.num_hidden_layers
+    told = not_served(Checkpoint(json.loads(config.to_json_string())))
     return TrainingEstimate(
         cache_per_token=per_token,
         cache=None if num_tokens is None else {name: round(size * num_tokens) for name, size in per_token.items()},
@@ -105,7 +106,7 @@ def estimate_training(
         activations=activations,
         batch=2 * width * batch_size * recipe.max_length,
         loss=4 * 4 * chunk_size * vocab_size,
-        notes=not_served(json.loads(config.to_json_string())) + _hints(recipe, target_config, num_parameters),
+        notes=told + _hints(recipe, target_config, num_parameters),
     )
 
 
@@ -120,7 +121,7 @@ def _hints(recipe: Recipe, target_config: PreTrainedConfig, num_parameters: int)
         return []
     return [
         f"Most of the drafter is there for {vocab_size:,} tokens: draft_vocab_size={_SMALL_VOCABULARY} would leave "
-        f"{smaller / 1e6:.1f}M parameters (engines read no reduced vocabulary in this layout)."
+        f"{smaller / 1e6:.1f}M parameters (of engines vLLM reads a reduced vocabulary: {CONVERT})."
     ]
 
 

@@ -1,6 +1,5 @@
 """From a recipe to a trained drafter in a folder."""
 
-import json
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -20,7 +19,6 @@ from dspark_hf.data.regeneration import synthesize
 from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.vocabulary import frequent_tokens
 from dspark_hf.modeling.wrappers import unwrap
-from dspark_hf.publishing.cards.serving import not_served
 from dspark_hf.trainers.arguments import DraftTrainingArguments
 from dspark_hf.trainers.callbacks import LatestEvaluation
 from dspark_hf.trainers.checkpoints import last_checkpoint
@@ -108,8 +106,7 @@ def _train(
     drafter = drafter.to(training.device).float()
     drafter = drafter if drafter.is_bound_to(target) else drafter.bind(target)
     if training.process_index == 0:
-        for told in not_served(json.loads(unwrap(drafter).config.to_json_string())):
-            logger.warning(told)
+        unwrap(drafter).tell_engines()
     if checkpoint is not None:
         check_same_drafter(checkpoint, unwrap(drafter).config)
     if not recipe.streaming:
