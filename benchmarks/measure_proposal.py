@@ -15,7 +15,7 @@ import time
 import torch
 from measure_loss import PeakMemory
 
-from dspark_hf.modeling.heads import MarkovHead
+from dspark_hf.modeling.heads.markov import MarkovHead
 from dspark_hf.ops.candidates import Candidates
 from dspark_hf.ops.verify import draw, verify_sampled
 

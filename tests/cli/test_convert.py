@@ -1,12 +1,14 @@
-"""`dspark convert`: other packagings, in the flat layout."""
+"""`dspark convert`: from one packaging into another, and which engines load it."""
 
 import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
-from dspark_hf import AutoDrafter
+from dspark_hf import AutoDrafter, DSparkModel
 
 
 @pytest.fixture
@@ -54,9 +56,49 @@ def test_wrong_paths_are_told_as_by_other_commands(dspark, speculator, tmp_path)
 def test_beside_a_target(dspark, tmp_path, tiny_drafter_dir, tiny_target_dir):
     out, both = str(tmp_path / "both"), ("--format", "v4")
     for arguments, message in (
-        (("--format", "v5"), "--format must be flat or v4, got 'v5'"),
+        (("--format", "v5"), "--format must be flat, speculators or v4, got 'v5'"),
         (both, "name its folder with --target, got None"),
         ((*both, "--target", "org/Model"), "name its folder with --target, got 'org/Model'"),
     ):
         outcome = dspark("convert", tiny_drafter_dir, out, *arguments)
         assert outcome.code != 0 and message in outcome.err
+
+
+@pytest.fixture
+def qwen_shaped(tmp_path, tiny_target_dir):
+    """A drafter with a reduced vocabulary that engines have a class for."""
+    fields = {"family": "qwen3", "num_hidden_layers": 1, "target_layer_ids": [0, 2], "markov_rank": 4, "block_size": 4}
+    target = AutoModelForCausalLM.from_pretrained(tiny_target_dir)
+    DSparkModel.from_target(target, **fields, draft_vocab_size=40).save_pretrained(tmp_path / "drafter")
+    return tmp_path / "drafter"
+
+
+def test_a_reduced_vocabulary_becomes_one_that_vllm_serves(dspark, qwen_shaped, tmp_path, tiny_target_dir):
+    outcome = dspark("convert", qwen_shaped, "--check", "vllm")
+    assert outcome.code == 1 and "vLLM (0.33) does not load it: it needs the output head's rows" in outcome.out
+    arguments = ("convert", qwen_shaped, tmp_path / "out", "--format", "speculators", "--check", "vllm")
+    outcome = dspark(*arguments)
+    assert outcome.code == 2 and "name the target with --target" in outcome.err
+    outcome = dspark(*arguments, "--check", "speculators", "--target", tiny_target_dir)
+    assert outcome.code == 0, outcome.err
+    assert "vLLM (0.33) loads it" in outcome.out and "speculators (0.9) loads it" in outcome.out
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["speculators_config"]["verifier"]["name_or_path"] == Path(tiny_target_dir).name
+    outcome = dspark("convert", tmp_path / "out", tmp_path / "back")
+    assert outcome.code == 0, outcome.err
+    first, second = (load_file(folder / "model.safetensors") for folder in (qwen_shaped, tmp_path / "back"))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    outcome = dspark("convert", tmp_path / "back", "--check", "sglang")
+    assert outcome.code == 1 and "SGLang (0.5.23) does not load it: it has no reduced draft vocabulary." in outcome.out
+
+
+def test_a_check_wants_an_engine_or_a_folder(dspark, qwen_shaped, hub):
+    outcome = dspark("convert", qwen_shaped)
+    assert outcome.code == 2 and "Name the folder to write, or an engine with --check." in outcome.err
+    outcome = dspark("convert", qwen_shaped, "--check", "tgi")
+    assert outcome.code == 2 and "an engine called 'tgi' here; known are vllm, sglang" in outcome.err
+    AutoDrafter.from_pretrained(qwen_shaped).push_to_hub("org/drafter")
+    outcome = dspark("convert", "org/drafter", "--check", "sglang")
+    assert outcome.code == 1 and "no reduced draft vocabulary" in outcome.out
+    outcome = dspark("convert", "org/absent", "--check", "sglang")
+    assert outcome.code == 2 and "org/absent" in outcome.err

@@ -1,7 +1,7 @@
-"""`dspark convert`: a drafter in another packaging becomes one in the flat layout."""
+"""`dspark convert`: a drafter from one packaging into another, and which engines load it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,19 +10,35 @@ from dspark_hf.cli.terminal import visible
 
 def convert(
     source: Annotated[str, typer.Argument(help="The drafter: a repository or a folder, in any packaging.")],
-    folder: Annotated[Path, typer.Argument(help="Where it is written; a new or an empty folder.")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="Where it is written; a new or an empty folder. Not needed with --check.")
+    ] = None,
     subfolder: Annotated[str | None, typer.Option(help="Subfolder of the source.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of the source.")] = None,
     target: Annotated[
         str | None,
-        typer.Option(help="Its target, where the source does not tell how many layers that has (speculators)."),
+        typer.Option(
+            help="Its target, where the source does not tell how many layers that has (speculators), or its output "
+            "head is written (a reduced draft vocabulary in speculators' packaging)."
+        ),
     ] = None,
     form: Annotated[
         str,
-        typer.Option("--format", help="flat, or v4: a DeepSeek-V4-shaped drafter beside its --target, a folder."),
+        typer.Option(
+            "--format",
+            help="flat, speculators, or v4: a DeepSeek-V4-shaped drafter beside its --target, a folder.",
+        ),
     ] = "flat",
+    check: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="vllm, sglang, llama.cpp or speculators: say whether it loads what was written, or else the "
+            "source; give it again for more. Where one does not, the exit code is 1."
+        ),
+    ] = None,
 ) -> None:
-    """Read a drafter in any packaging, and write it in the flat layout, or as DeepSeek-V4's releases have theirs.
+    """Read a drafter in any packaging, and write it in another: the flat layout, that of speculators, with which vLLM
+    serves a reduced draft vocabulary, or that of DeepSeek-V4's releases.
 
     Copies of the target's embedding and output head are left out.
 
@@ -30,10 +46,21 @@ def convert(
 
         dspark convert org/Model-speculator.dspark runs/converted --target org/Model
         dspark convert org/Model-DFlash-b16 runs/dflash
+        dspark convert runs/drafter runs/served --format speculators --target org/Model --check vllm
         dspark convert runs/drafter runs/both --format v4 --target models/DeepSeek-V4-Flash
+        dspark convert runs/drafter --check vllm --check sglang
     """
-    if form not in ("flat", "v4"):
-        raise ValueError(f"--format must be flat or v4, got {form!r}.")
+    from dspark_hf.publishing.engines import get_engine
+
+    engines = [get_engine(name) for name in check or ()]
+    if form not in ("flat", "speculators", "v4"):
+        raise ValueError(f"--format must be flat, speculators or v4, got {form!r}.")
+    places = {name: value for name, value in (("subfolder", subfolder), ("revision", revision)) if value is not None}
+    if folder is None:
+        if not engines:
+            raise ValueError("Name the folder to write, or an engine with --check.")
+        _say(engines, _local(source, **places))
+        return
     if form == "v4" and (target is None or not Path(target).is_dir()):
         raise ValueError(
             f"--format v4 writes beside the target's files: name its folder with --target, got {target!r}."
@@ -45,9 +72,9 @@ def convert(
     from dspark_hf.hub.deepseek_v4.writing import engines_of, write_stages
     from dspark_hf.hub.embedded import resolve_drafter, resolve_target
     from dspark_hf.hub.load import AutoDrafter
+    from dspark_hf.hub.packagings import write_packaging
     from dspark_hf.publishing.hub_errors import explained_load
 
-    places = {name: value for name, value in (("subfolder", subfolder), ("revision", revision)) if value is not None}
     drafter = AutoDrafter.from_pretrained(resolve_drafter(source), **places)
     if target is not None:
         with explained_load(target):
@@ -59,7 +86,62 @@ def convert(
     if form == "v4":
         write_stages(drafter, target, folder)
     else:
-        drafter.save_pretrained(folder)
+        if form == "speculators":
+            _prepare(drafter, target)
+        write_packaging(drafter, folder, form)
     typer.echo(visible(f"{type(drafter).__name__} of {drafter.config.num_slots} slots -> {folder}"))
     if form == "v4":
         typer.echo(visible(engines_of(folder)))
+    _say(engines, folder)
+
+
+def _prepare(drafter: Any, target: str | None) -> None:
+    """Bind a drafter whose rows of the target's output head are to be written, and let it name its target."""
+    from dspark_hf.hub.embedded import resolve_target
+    from dspark_hf.modeling.fingerprint import public_name
+    from dspark_hf.publishing.hub_errors import explained_load
+
+    if drafter.has_reduced_vocabulary and not drafter.config.own_lm_head:
+        if target is None:
+            raise ValueError(
+                "The rows of the target's output head belong to a reduced draft vocabulary in speculators' packaging; "
+                "name the target with --target."
+            )
+        from transformers import AutoModelForCausalLM
+
+        with explained_load(target):
+            drafter.bind(AutoModelForCausalLM.from_pretrained(resolve_target(target), dtype="auto"))
+    if drafter.config.target_name_or_path is None and target is not None:
+        drafter.config.target_name_or_path = public_name(target)
+
+
+def _local(source: str, subfolder: str | None = None, revision: str | None = None) -> Path:
+    """The folder of a drafter, fetched if it is a repository's."""
+    from dspark_hf.hub.embedded import resolve_drafter
+
+    place = resolve_drafter(source)
+    if not Path(place).is_dir():
+        from huggingface_hub import snapshot_download
+
+        from dspark_hf.publishing.hub_errors import explained_load
+
+        inside = "" if subfolder is None else f"{subfolder}/"
+        patterns = [f"{inside}config.json", f"{inside}*.safetensors", f"{inside}*.safetensors.index.json"]
+        with explained_load(f"the drafter {source}"):
+            place = snapshot_download(place, revision=revision, allow_patterns=patterns)
+    return Path(place, subfolder or "")
+
+
+def _say(engines: list[Any], folder: Path) -> None:
+    if not engines:
+        return
+    from dspark_hf.publishing.engines import Checkpoint
+
+    checkpoint, is_refused = Checkpoint.read(folder), False
+    for engine in engines:
+        problems = engine.problems(checkpoint)
+        is_refused |= bool(problems)
+        told = f"does not load it: {'; '.join(problems)}." if problems else "loads it, as far as its code says."
+        typer.echo(visible(f"{engine.name} ({engine.release}) {told}"))
+    if is_refused:
+        raise typer.Exit(1)

@@ -1,6 +1,7 @@
 """AutoDrafter: any drafter checkpoint, from a folder or the Hub."""
 
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import NoneType
@@ -23,14 +24,14 @@ from dspark_hf.publishing.hub_errors import explained_load
 from dspark_hf.publishing.weight_index import read_weight_map
 
 from .adapters import ADAPTER_CONFIG, base_of_adapter, put_on
-from .convert import KEY_MAPPING, drafter_class, flat_config
 from .deepseek_v4 import as_plain, check_memory, has_stages, stages_alone
+from .packagings import Packaging, drafter_class, find_packaging, flat_config
+from .packagings.interleaved import is_interleaved, sort_pairs, without_flags
+from .packagings.renaming import key_mapping, without_wrappers
 from .trust import check_named
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLE = "pytorch_model.bin"
-# What wrappers around a model put into the names of its tensors: DDP, torch.compile, FSDP.
-_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module"}
 # What says where files are, for target and drafter alike.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
@@ -94,9 +95,12 @@ def _load_checkpoint(
     raw: dict[str, Any], repo_or_dir: str, where: str, hub: dict[str, Any], kwargs: dict[str, Any]
 ) -> DraftModel:
     weight_map = _weight_map(repo_or_dir, where, hub)
-    names = set(weight_map)
-    _check_names(names, where)
-    model_cls, config = _drafter_config(raw, names, where)
+    stored = without_wrappers(weight_map, where)
+    packaging = _packaging(raw, stored.values(), where)
+    stored = {name: packaging.rename(plain) for name, plain in stored.items()}
+    names = set(stored.values())
+    flat = _flat(packaging, raw, names, where)
+    model_cls, config = _drafter_config(flat, where)
     if config.own_lm_head and "lm_head.bias" in names:
         raise ValueError(f"The output head in {where} has a bias, which a drafter's own cannot have.")
     dtype = kwargs.get("dtype", "auto")
@@ -105,8 +109,13 @@ def _load_checkpoint(
     # A checkpoint may carry copies of the target's embedding and head; without them the drafter borrows later.
     kwargs = {"config": config, "own_embeddings": {"embed_tokens.weight", "lm_head.weight"} <= names, **kwargs}
     if not has_stages(raw, names):
-        options = {"key_mapping": KEY_MAPPING, **kwargs}
-        return _checked(*_load_weights(model_cls, repo_or_dir, where, options), names, where)
+        options = {"key_mapping": key_mapping(stored), **kwargs}
+        drafter = _checked(*_load_weights(model_cls, repo_or_dir, where, options), names, where)
+        # Saving would give the tensors back the names that they had.
+        drafter.__dict__.pop("_weight_conversions", None)
+        if is_interleaved(flat):
+            sort_pairs(drafter)
+        return drafter
     config.target_name_or_path = public_name(repo_or_dir)
     options = _without(kwargs, *HUB_ARGUMENTS, "subfolder")
     find = partial(_shard, repo_or_dir, where=where, hub=hub)
@@ -168,15 +177,31 @@ def _read_config(repo_or_dir: str, where: str, hub: dict[str, Any]) -> dict[str,
     return read_json(path)
 
 
-def _drafter_config(config: dict[str, Any], names: set[str], where: str) -> tuple[type[DraftModel], PreTrainedConfig]:
-    """The drafter's class and its config, from a config.json of any packaging."""
+def _packaging(config: dict[str, Any], names: Collection[str], where: str) -> Packaging:
     for name in ("dtype", "torch_dtype"):
         if config.get(name) not in (None, "auto") and not _is_dtype(config[name]):
             raise ValueError(f"{where}: {name} in config.json is no torch dtype, got {config[name]!r:.80}.")
-    try:
-        flat = flat_config(config, names, where)
+    with _told_of(where):
+        return find_packaging(config, names, where)
+
+
+def _flat(packaging: Packaging, config: dict[str, Any], names: set[str], where: str) -> dict[str, Any]:
+    with _told_of(where):
+        return flat_config(packaging, config, names, where)
+
+
+def _drafter_config(flat: dict[str, Any], where: str) -> tuple[type[DraftModel], PreTrainedConfig]:
+    """The drafter's class and its config, from the fields of the flat layout."""
+    with _told_of(where):
         model_cls = drafter_class(flat)
-        return model_cls, model_cls.config_class.from_dict(flat)
+        return model_cls, model_cls.config_class.from_dict(without_flags(flat))
+
+
+@contextmanager
+def _told_of(where: str) -> Iterator[None]:
+    """Whatever a config.json ends in, as an error that says whose it is."""
+    try:
+        yield
     except (OSError, ImportError):
         raise
     # Fields may be of any type, and meet code that expects its own.
@@ -219,16 +244,6 @@ def _shard(repo_or_dir: str, name: str, *, where: str, hub: dict[str, Any]) -> s
             f"{where} lacks {name}, which its index names as a file of the drafter. Fetch it, or the whole again."
         )
     return path
-
-
-def _check_names(names: set[str], where: str) -> None:
-    for name in sorted(names):
-        if found := _WRAPPERS & set(name.split(".")):
-            prefix = f"{found.pop()}."
-            raise ValueError(
-                f"The tensors in {where} have names with {prefix!r} in them, e.g. {name!r}: a wrapper around the "
-                "drafter was saved. Save the model inside it (accelerator.unwrap_model), or rename its tensors."
-            )
 
 
 def _find(repo_or_dir: str, name: str, where: str, hub: dict[str, Any], *, is_needed: bool = False) -> str | None:

@@ -19,7 +19,7 @@ from .configuration.dspark import DFlashConfig, DSparkConfig
 from .context import DraftState, TracedState, TrainingContext
 from .drafter import DraftModel
 from .drafting import BlockOutput, PickFn, Proposal
-from .heads import MARKOV_HEADS, ConfidenceHead
+from .heads import SEQUENTIAL_HEADS, ConfidenceHead
 
 
 class DSparkModel(DraftModel):
@@ -43,8 +43,8 @@ class DSparkModel(DraftModel):
             layer._can_checkpoint_with_cache = True  # TrainingContext.update has no side effect
         self.hc_head = self.family.collapse(decoder)
         self._views, self._layer_types = config.layer_views, config.attention_types()
-        head_cls = MARKOV_HEADS[config.markov_head_type]
-        self.markov_head = head_cls(config.vocab_size, hidden_size, rank, self.num_outputs) if rank > 0 else None
+        make_head = SEQUENTIAL_HEADS[config.markov_head_type]
+        self.markov_head = make_head(config, self.num_outputs) if rank > 0 else None
         num_inputs = hidden_size + (rank if config.confidence_head_with_markov else 0)
         has_bias = self.family.has_confidence_bias
         self.confidence_head = ConfidenceHead(num_inputs, has_bias) if config.enable_confidence_head else None
@@ -141,14 +141,19 @@ class DSparkModel(DraftModel):
             return None
         state, states = None, []
         for slot in range(hidden.shape[-2]):
-            vector, state = self.markov_head.step(self._known(prev_ids[..., slot]), hidden[..., slot, :], state)
+            vector, state = self.markov_head.step(self._previous(prev_ids[..., slot]), hidden[..., slot, :], state)
             states.append(vector)
         return torch.stack(states, -2)
+
+    def _previous(self, prev_ids: Tensor) -> Tensor:
+        """The tokens before slots as the sequential head takes them."""
+        table = getattr(self.markov_head, "markov_w1", None)
+        return self.embed(prev_ids) if table is None else table(self._known(prev_ids))
 
     def _confidence(self, hidden: Tensor, prev_ids: Tensor) -> Tensor | None:
         if self.confidence_head is None:
             return None
-        embeds = self.markov_head.markov_w1(self._known(prev_ids)) if self.config.confidence_head_with_markov else None
+        embeds = self._previous(prev_ids) if self.config.confidence_head_with_markov else None
         return self.confidence_head(hidden, embeds)
 
     def _empty_context(self, batch_size: int) -> DraftState:
@@ -229,7 +234,7 @@ class DSparkModel(DraftModel):
         for slot in range(num_slots):
             slot_logits, slot_entries = logits[:, slot], None if entries is None else entries[:, slot]
             if self.markov_head is not None:
-                vector, markov_state = self.markov_head.step(self._known(prev_ids), hidden[:, slot], markov_state)
+                vector, markov_state = self.markov_head.step(self._previous(prev_ids), hidden[:, slot], markov_state)
                 slot_logits = slot_logits + self.markov_head.bias(vector, slot_entries)
             prev_ids, slot_candidates = self._choose(slot_logits, slot_entries, ids[:, :slot], pick)
             ids[:, slot] = prev_ids

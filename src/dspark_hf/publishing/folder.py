@@ -121,9 +121,11 @@ def held_out_figures(path: Path) -> dict[str, float]:
 
 
 def kind(config: dict[str, Any]) -> str:
-    """DSpark, DFlash or EAGLE-3."""
+    """DSpark, Domino, DFlash or EAGLE-3."""
     if "ttt_length" in config:
         return "EAGLE-3"
+    if config.get("markov_rank") and config.get("markov_head_type") == "domino":
+        return "Domino"
     return "DSpark" if config.get("markov_rank") or config.get("enable_confidence_head") else "DFlash"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-HEADS = {"vanilla": "a vanilla", "gated": "a gated", "rnn": "a recurrent"}
+HEADS = {"vanilla": "a vanilla", "gated": "a gated", "rnn": "a recurrent", "domino": "a Domino"}
 
 
 def is_number(value: Any) -> bool:

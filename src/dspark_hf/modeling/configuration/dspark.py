@@ -23,8 +23,12 @@ class DSparkConfig(DraftConfig):
             Token whose embedding fills the block after the anchor.
         markov_rank (`int`, *optional*, defaults to 256):
             Rank r of the sequential head; 0 leaves it out.
-        markov_head_type (`"vanilla"`, `"gated"` or `"rnn"`, *optional*, defaults to `"vanilla"`):
+        markov_head_type (`"vanilla"`, `"gated"`, `"rnn"` or `"domino"`, *optional*, defaults to `"vanilla"`):
             Form of the sequential head.
+        gru_hidden_dim (`int`, *optional*):
+            Size of the recurrence of a `"domino"` head, which has no other; as wide as the drafter, if not given.
+        pure_draft_prefix_len (`int`, *optional*, defaults to 1):
+            Slots at the block's start that a `"domino"` head gives no bias: 0 or 1.
         enable_confidence_head (`bool`, *optional*, defaults to `True`):
             Whether the drafter predicts which slots survive.
         confidence_head_with_markov (`bool`, *optional*, defaults to `True`):
@@ -51,7 +55,9 @@ class DSparkConfig(DraftConfig):
     block_size: int = 7
     mask_token_id: int = 0
     markov_rank: int = 256
-    markov_head_type: Literal["vanilla", "gated", "rnn"] = "vanilla"
+    markov_head_type: Literal["vanilla", "gated", "rnn", "domino"] = "vanilla"
+    gru_hidden_dim: int | None = None
+    pure_draft_prefix_len: int = 1
     enable_confidence_head: bool = True
     confidence_head_with_markov: bool = True
     sample_from_anchor: bool = True
@@ -60,10 +66,19 @@ class DSparkConfig(DraftConfig):
     def __post_init__(self, **kwargs):
         if self.markov_rank == 0:
             self.confidence_head_with_markov = False
+        if self.markov_head_type == "domino":
+            self.confidence_head_with_markov = False  # there is no table of tokens that it could read
         super().__post_init__(**kwargs)
+        if self.markov_head_type == "domino" and self.gru_hidden_dim is None:
+            self.gru_hidden_dim = self.hidden_size
 
     def _check_ranges(self) -> None:
         super()._check_ranges()
+        if self.pure_draft_prefix_len not in (0, 1) or (self.gru_hidden_dim is not None and self.gru_hidden_dim < 1):
+            raise ValueError(
+                "pure_draft_prefix_len must be 0 or 1 and gru_hidden_dim at least 1, got "
+                f"{self.pure_draft_prefix_len} and {self.gru_hidden_dim}."
+            )
         if self.num_slots < 1:
             raise ValueError(
                 f"block_size={self.block_size} with sample_from_anchor={self.sample_from_anchor} leaves no slot to "
@@ -107,6 +122,9 @@ class DSparkConfig(DraftConfig):
         flat = super().to_diff_dict()
         if self.markov_rank == 0:
             del flat["markov_head_type"]
+        if self.markov_head_type != "domino" or self.markov_rank == 0:
+            del flat["pure_draft_prefix_len"]
+            flat.pop("gru_hidden_dim", None)
         if not self.enable_confidence_head:
             del flat["confidence_head_with_markov"]
         return flat

@@ -69,7 +69,8 @@ class Family:
         if rope.get("partial_rotary_factor") not in (None, 1):
             raise ValueError(
                 f"{self.engine_name}-shaped draft layers rotate whole heads, got partial_rotary_factor="
-                f"{rope['partial_rotary_factor']}. Leave it out of a new drafter; one that was trained so is not read."
+                f"{rope['partial_rotary_factor']}. Leave it out of a new drafter. Of released ones DeepSpec's copy it "
+                "from their target's config and rotate whole heads: remove it there; one trained so is not read."
             )
         return self.config_cls(**fields)
 

@@ -19,6 +19,7 @@ from .serving import Serving, serving_commands
 
 _PAPERS = {
     "DSpark": "https://arxiv.org/abs/2607.05147",
+    "Domino": "https://arxiv.org/abs/2605.29707",
     "DFlash": "https://arxiv.org/abs/2602.06036",
     "EAGLE-3": "https://arxiv.org/abs/2503.01840",
 }

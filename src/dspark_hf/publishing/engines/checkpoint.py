@@ -54,10 +54,19 @@ class Checkpoint:
         return "speculators_model_type" in self.config
 
     @property
+    def nested(self) -> Mapping[str, Any] | None:
+        """The section that SpecForge's packaging has for the drafter's fields; None in others."""
+        return self.config.get("dflash_config")
+
+    @property
     def kind(self) -> str:
-        """`dspark`, `dflash` or `eagle3`; of others the name that speculators' packaging gives."""
+        """`dspark`, `dflash`, `domino` or `eagle3`; of others the name that their packaging gives."""
         if self.is_speculators:
             return str(self.config["speculators_model_type"])
+        if self.nested is not None:
+            return self.nested.get("projector_type") or ("dspark" if "DSpark" in self.architecture else "dflash")
+        if self.config.get("markov_head_type") == "domino":
+            return "domino"
         if "ttt_length" in self.config:
             return "eagle3"
         has_heads = self.config.get("markov_rank") or self.config.get("enable_confidence_head")
@@ -89,7 +98,7 @@ class Checkpoint:
         return self.config.get("markov_head_type") or "vanilla"
 
     def has(self, name: str) -> bool:
-        """Whether it holds a tensor."""
+        """Whether it holds a tensor, or will."""
         if self.shapes is not None:
             return name in self.shapes
         written = {"lm_head.weight": bool(self.config.get("own_lm_head")), "d2t": self.is_reduced}
@@ -112,7 +121,12 @@ class Checkpoint:
 
     def _expected(self) -> dict[str, tuple[int, ...]]:
         hidden, vocab = self.decoder.get("hidden_size"), self.decoder.get("vocab_size")
-        taps = self.config.get("target_layer_ids") or self.config.get("aux_hidden_state_layer_ids") or []
+        taps = (
+            (self.nested or {}).get("target_layer_ids")
+            or self.config.get("target_layer_ids")
+            or self.config.get("aux_hidden_state_layer_ids")
+            or []
+        )
         outputs = self.config["draft_vocab_size"] if self.is_reduced else vocab
         expected = {"fc.weight": (hidden, len(taps) * (hidden or 0)), "hidden_norm.weight": (hidden,)}
         if self.rank:

@@ -17,6 +17,8 @@ def problems(checkpoint: Checkpoint) -> list[str]:
     """
     if checkpoint.kind == "eagle3":
         return ["what it demands of EAGLE-3 drafters is not known here"]
+    if checkpoint.kind == "domino":
+        return ["its files have no place for Domino's head"]
     found = []
     if not checkpoint.is_speculators and checkpoint.architecture not in _ARCHITECTURES:
         found.append(f"its converter has no {checkpoint.architecture}")

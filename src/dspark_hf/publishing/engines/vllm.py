@@ -20,6 +20,10 @@ def problems(checkpoint: Checkpoint) -> list[str]:
     """
     if checkpoint.is_speculators:
         return _of_speculators(checkpoint)
+    if checkpoint.kind == "domino":
+        return ["it has no Domino head"]
+    if checkpoint.nested is not None:
+        return _nested(checkpoint)
     if checkpoint.kind == "eagle3":
         return [f"it reads EAGLE-3 drafters in speculators' packaging alone; {CONVERT} writes that"]
     found = []
@@ -28,6 +32,13 @@ def problems(checkpoint: Checkpoint) -> list[str]:
     if "markov_rank" not in checkpoint.config:
         found.append("it reads markov_rank from config.json, which lacks it")
     return found + _heads(checkpoint) + _vocabulary(checkpoint) + _gemma4(checkpoint) + checkpoint.contradictions()
+
+
+def _nested(checkpoint: Checkpoint) -> list[str]:
+    """SpecForge's packaging: DSpark by its class and layers, DFlash as z-lab has it."""
+    if checkpoint.kind == "dspark" and "markov_rank" not in checkpoint.config:
+        return ["it reads markov_rank at the top of config.json, where it is missing"]
+    return _heads(checkpoint) + _vocabulary(checkpoint) + checkpoint.contradictions()
 
 
 def _of_speculators(checkpoint: Checkpoint) -> list[str]:
@@ -50,6 +61,9 @@ def _of_speculators(checkpoint: Checkpoint) -> list[str]:
         found.append(f"it builds Qwen3 layers of this packaging, and these are {layers}")
     if kind == "dflash" and config.get("sample_from_anchor"):
         found.append("its DFlash drops the anchor's output (sample_from_anchor must be false)")
+    types = set(checkpoint.decoder.get("layer_types") or [])
+    if kind == "dflash" and len(types) > 1 and not config.get("sliding_window_non_causal", True):
+        found.append("its DFlash has one causality for all layers: sliding_window_non_causal must be true")
     return found + _heads(checkpoint) + _vocabulary(checkpoint) + checkpoint.contradictions()
 
 

@@ -1,0 +1,120 @@
+"""The packagings of drafters, each a file: how a checkpoint of any becomes one in the flat layout, and back.
+
+A new one is a file with a [`Packaging`] and a line in [`PACKAGINGS`].
+"""
+
+import os
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from dspark_hf.hub.deepseek_v4 import refuse_relatives
+from dspark_hf.modeling import DFlashModel, DraftModel, DSparkModel, Eagle3Model
+from dspark_hf.publishing.folder import kind
+
+from .flat import Flat
+from .midlayer import Midlayer
+from .packaging import NEUTRAL, Packaging
+from .specforge import SpecForge
+from .speculators import Speculators
+from .stages import Stages
+
+# Asked in this order whether a checkpoint is theirs.
+PACKAGINGS: list[Packaging] = [Stages(), Speculators(), Midlayer(), SpecForge(), Flat()]
+
+_SECTIONS = ("dflash_config", "dspark_config", "speculators_config", "transformer_layer_config")
+_TAPS = ("target_layer_ids", "aux_hidden_state_layer_ids", "eagle_aux_hidden_state_layer_ids")
+
+
+def find_packaging(config: Mapping[str, Any], names: Collection[str], where: str) -> Packaging:
+    """The packaging of a checkpoint.
+
+    Args:
+        config (`Mapping`): The config.json.
+        names (`Collection[str]`): Names of the checkpoint's tensors.
+        where (`str`): Where the checkpoint lies, for messages.
+
+    Raises:
+        `ValueError`: If it is no drafter's, or a section of the config holds what it cannot.
+    """
+    for name in _SECTIONS:
+        if not isinstance(config.get(name), dict | None):
+            raise ValueError(f"{where}: {name} in config.json must hold fields, got {config[name]!r:.80}.")
+    architectures = config.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise ValueError(f"{where}: architectures in config.json must be a list of names, got {architectures!r:.80}.")
+    for name in _TAPS:
+        taps = config.get(name)
+        if taps is not None and not (isinstance(taps, list) and all(type(tap) is int for tap in taps)):
+            raise ValueError(f"{where}: {name} in config.json must be a list of layers, got {taps!r:.80}.")
+    packaging = next((one for one in PACKAGINGS if one.is_of(config, names)), None)
+    if packaging is None or packaging.name != Stages.name:
+        refuse_relatives(config, names, where)
+    if packaging is None:
+        raise ValueError(
+            f"{where} is no DSpark drafter nor another that is read: its config.json has neither target_layer_ids "
+            "with block_size (DSpark, DFlash) or ttt_length (EAGLE-3), nor dflash_config, nor speculators_model_type; "
+            f"found model_type={config.get('model_type')!r}. A target is loaded with AutoModelForCausalLM."
+        )
+    return packaging
+
+
+def flat_config(packaging: Packaging, config: Mapping[str, Any], names: Collection[str], where: str) -> dict[str, Any]:
+    """The config.json of a packaging in the flat layout.
+
+    Args:
+        packaging ([`Packaging`]): The packaging.
+        config (`Mapping`): The config.json.
+        names (`Collection[str]`): Names of the checkpoint's tensors in the flat layout.
+        where (`str`): Where the checkpoint lies, for messages.
+
+    Returns:
+        `dict[str, Any]`: The fields; what [`interleaved`] reads is still among them.
+
+    Raises:
+        `ValueError`: If it is a drafter of a kind that is not read.
+    """
+    flat = packaging.flat(config, names, where)
+    if flat.get("draft_vocab_size") == flat.get("vocab_size") and "d2t" not in names:
+        # Some trainers write the field for a whole vocabulary, too.
+        flat.pop("draft_vocab_size", None)
+    width = flat.pop("target_hidden_size", None)
+    if width is not None and width != flat["hidden_size"]:
+        raise ValueError(
+            f"{where} is {flat['hidden_size']} wide and its target {width}; a drafter must be as wide as its target."
+        )
+    for name, neutral in NEUTRAL.items():
+        if flat.get(name) not in (None, neutral):
+            raise ValueError(
+                f"{where} has {name}={flat[name]!r} in its config.json, a variant that is not read: its drafts would "
+                f"be wrong. Known is {name}={neutral!r}."
+            )
+    if "ttt_length" not in flat and flat.get("mask_token_id") is None:
+        raise ValueError(
+            f"{where} does not say which token fills its blocks; add mask_token_id to config.json, as in training."
+        )
+    return flat
+
+
+def drafter_class(flat: Mapping[str, Any]) -> type[DraftModel]:
+    """The class of a drafter, from its flat config."""
+    return {"DSpark": DSparkModel, "Domino": DSparkModel, "DFlash": DFlashModel, "EAGLE-3": Eagle3Model}[kind(flat)]
+
+
+def write_packaging(drafter: DraftModel, folder: str | os.PathLike, name: str) -> None:
+    """Write a drafter in a packaging.
+
+    Args:
+        drafter ([`DraftModel`]): The drafter.
+        folder (`str` or `os.PathLike`): The folder to write, empty or absent.
+        name (`str`): The packaging's name, e.g. `"speculators"`.
+
+    Raises:
+        `ValueError`: If there is no such packaging, or it has no place for this drafter.
+    """
+    found = {packaging.name: packaging for packaging in PACKAGINGS}
+    if name not in found:
+        raise ValueError(f"There is no packaging called {name!r}; known are {', '.join(found)}.")
+    found[name].write(drafter, folder)
+
+
+__all__ = ["PACKAGINGS", "Packaging", "drafter_class", "find_packaging", "flat_config", "write_packaging"]

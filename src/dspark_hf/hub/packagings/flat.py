@@ -1,0 +1,25 @@
+"""The flat layout: DeepSpec's releases, and what `save_pretrained` writes."""
+
+import os
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from dspark_hf.modeling import DraftModel
+
+from .packaging import Packaging
+
+
+class Flat(Packaging):
+    """The drafter's fields beside its layers'."""
+
+    name = "flat"
+
+    def is_of(self, config: Mapping[str, Any], names: Collection[str]) -> bool:
+        return "target_layer_ids" in config and ("block_size" in config or "ttt_length" in config)
+
+    def flat(self, config: Mapping[str, Any], names: Collection[str], where: str) -> dict[str, Any]:
+        # Trainers leave these behind, and engines pass over them.
+        return {name: value for name, value in config.items() if name not in ("auto_map", "projector_type")}
+
+    def write(self, drafter: DraftModel, folder: str | os.PathLike) -> None:
+        drafter.save_pretrained(folder)

@@ -1,0 +1,37 @@
+"""Names of tensors on their way from a file to a drafter."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+# What wrappers around a model put into the names of its tensors: DDP, torch.compile, FSDP.
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module"}
+# What a model that holds the drafter's layers puts before them.
+_HOLDER = "model."
+
+
+def without_wrappers(names: Iterable[str], where: str) -> dict[str, str]:
+    """Each name, and what it is without the parts that wrappers put into it.
+
+    Args:
+        names (`Iterable[str]`): Names of a checkpoint's tensors.
+        where (`str`): Where the checkpoint lies, for messages.
+
+    Raises:
+        `ValueError`: If two tensors would have the same name.
+    """
+    plain: dict[str, str] = {}
+    for name in sorted(names):
+        parts = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        short = parts.removeprefix(_HOLDER)
+        if short in plain:
+            raise ValueError(
+                f"{where} holds {plain[short]!r} and {name!r}, which without the parts that wrappers put into names "
+                "are the same tensor. Save the model inside the wrapper (accelerator.unwrap_model), once."
+            )
+        plain[short] = name
+    return {name: short for short, name in plain.items()}
+
+
+def key_mapping(names: Mapping[str, str]) -> dict[str, str]:
+    """A `key_mapping` for `from_pretrained`, of the names that change alone."""
+    return {f"^{re.escape(old)}$": new for old, new in names.items() if old != new}
