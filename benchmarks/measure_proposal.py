@@ -24,7 +24,7 @@ def sparse_round(head, base, anchors, scores, num_candidates):
     best, entries = base.topk(num_candidates, dim=-1)
     previous, ids, drawn_from = anchors, [], []
     for slot in range(base.shape[1]):
-        vector, _ = head.step(previous, None, None)
+        vector, _ = head.step(head.markov_w1(previous), None, None)
         logits = best[:, slot] + head.bias(vector, entries[:, slot])
         probs = logits.float().softmax(-1)
         previous = entries[:, slot].gather(1, draw(probs).unsqueeze(1)).squeeze(1)
@@ -36,7 +36,7 @@ def sparse_round(head, base, anchors, scores, num_candidates):
 def whole_round(head, base, anchors, scores, _):
     previous, ids, probs = anchors, [], []
     for slot in range(base.shape[1]):
-        vector, _ = head.step(previous, None, None)
+        vector, _ = head.step(head.markov_w1(previous), None, None)
         q = (base[:, slot] + head.bias(vector)).float().softmax(-1)
         previous = draw(q)
         ids.append(previous)

@@ -56,7 +56,7 @@ def test_wrong_paths_are_told_as_by_other_commands(dspark, speculator, tmp_path)
 def test_beside_a_target(dspark, tmp_path, tiny_drafter_dir, tiny_target_dir):
     out, both = str(tmp_path / "both"), ("--format", "v4")
     for arguments, message in (
-        (("--format", "v5"), "--format must be flat, speculators or v4, got 'v5'"),
+        (("--format", "v5"), "--format must be flat, speculators, specforge or v4, got 'v5'"),
         (both, "name its folder with --target, got None"),
         ((*both, "--target", "org/Model"), "name its folder with --target, got 'org/Model'"),
     ):

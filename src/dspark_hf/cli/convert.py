@@ -26,7 +26,7 @@ def convert(
         str,
         typer.Option(
             "--format",
-            help="flat, speculators, or v4: a DeepSeek-V4-shaped drafter beside its --target, a folder.",
+            help="flat, speculators, specforge, or v4: a DeepSeek-V4-shaped drafter beside its --target, a folder.",
         ),
     ] = "flat",
     check: Annotated[
@@ -53,8 +53,8 @@ def convert(
     from dspark_hf.publishing.engines import get_engine
 
     engines = [get_engine(name) for name in check or ()]
-    if form not in ("flat", "speculators", "v4"):
-        raise ValueError(f"--format must be flat, speculators or v4, got {form!r}.")
+    if form not in ("flat", "speculators", "specforge", "v4"):
+        raise ValueError(f"--format must be flat, speculators, specforge or v4, got {form!r}.")
     places = {name: value for name, value in (("subfolder", subfolder), ("revision", revision)) if value is not None}
     if folder is None:
         if not engines:

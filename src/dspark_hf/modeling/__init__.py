@@ -11,7 +11,11 @@ from .drafting import BlockOutput, LossWeights, Proposal
 from .dspark import DFlashModel, DSparkModel
 from .eagle3 import Eagle3Model
 
+# What a recipe calls them. In this order a checkpoint in the flat layout is asked whose it is.
+ALGORITHMS: dict[str, type[DraftModel]] = {"dspark": DSparkModel, "dflash": DFlashModel, "eagle3": Eagle3Model}
+
 __all__ = [
+    "ALGORITHMS",
     "BlockOutput",
     "DFlashConfig",
     "DFlashModel",

@@ -8,8 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from dspark_hf.hub.deepseek_v4 import refuse_relatives
-from dspark_hf.modeling import DFlashModel, DraftModel, DSparkModel, Eagle3Model
-from dspark_hf.publishing.folder import kind
+from dspark_hf.modeling import ALGORITHMS, DraftModel
 
 from .flat import Flat
 from .midlayer import Midlayer
@@ -97,7 +96,7 @@ def flat_config(packaging: Packaging, config: Mapping[str, Any], names: Collecti
 
 def drafter_class(flat: Mapping[str, Any]) -> type[DraftModel]:
     """The class of a drafter, from its flat config."""
-    return {"DSpark": DSparkModel, "Domino": DSparkModel, "DFlash": DFlashModel, "EAGLE-3": Eagle3Model}[kind(flat)]
+    return next(model_cls for model_cls in ALGORITHMS.values() if model_cls.config_class.describes(flat))
 
 
 def write_packaging(drafter: DraftModel, folder: str | os.PathLike, name: str) -> None:

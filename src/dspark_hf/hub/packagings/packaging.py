@@ -4,10 +4,8 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from dspark_hf.modeling import DraftModel, DSparkConfig, Eagle3Config
+from dspark_hf.modeling import ALGORITHMS, DraftModel
 
-# The fields that our configs have, whose names other packagings share.
-FIELDS = DSparkConfig.own_fields() | Eagle3Config.own_fields()
 # What changes a drafter's arithmetic without adding a tensor, and the value that changes nothing.
 NEUTRAL = {
     "input_embedding_scale": 1,
@@ -66,6 +64,12 @@ class Packaging:
             `ValueError`: If this packaging has no place for such a drafter, or is not written at all.
         """
         raise ValueError(f"Drafters are not written in the packaging {self.name}; write the flat layout.")
+
+
+def known_fields() -> set[str]:
+    """Names of fields that drafters of any kind have here, which other packagings share, and of those refused."""
+    own = set().union(*(model_cls.config_class.own_fields() for model_cls in ALGORITHMS.values()))
+    return own | set(NEUTRAL) | {"target_hidden_size"}
 
 
 def with_heads(flat: dict[str, Any], names: Collection[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dspark_hf.files import write_json
 from dspark_hf.modeling import DraftModel
 
 from .interleaved import FLAGS
-from .packaging import FIELDS, NEUTRAL, WAY_OUT, Packaging, with_heads
+from .packaging import WAY_OUT, Packaging, known_fields, with_heads
 
 # The classes whose configs mean what SpecForge and z-lab mean, wherever their fields stand.
 _ARCHITECTURES = ("DFlashDraftModel", "DFlash2DraftModel", "DSparkDraftModel", "DominoDraftModel")
@@ -55,7 +55,7 @@ class SpecForge(Packaging):
                 f"{', '.join(_CLASSES)}. {WAY_OUT}"
             )
         flat = {name: value for name, value in config.items() if name not in (*_SECTIONS, "auto_map")}
-        known = FIELDS | set(NEUTRAL) | {"final_logit_softcapping", "target_hidden_size", *FLAGS}
+        known = known_fields() | {"final_logit_softcapping", *FLAGS}
         flat |= {name: value for name, value in nested.items() if name in known}
         if flat.get("target_layer_ids") is None:
             raise ValueError(

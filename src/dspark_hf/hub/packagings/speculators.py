@@ -11,7 +11,7 @@ from torch import Tensor
 from dspark_hf.files import write_json
 from dspark_hf.modeling import DraftModel, DSparkModel, Eagle3Config
 
-from .packaging import FIELDS, NEUTRAL, WAY_OUT, Packaging, with_heads
+from .packaging import WAY_OUT, Packaging, known_fields, with_heads
 
 _VERSION = "0.9.0"
 _CLASSES = {"dspark": "DSparkSpeculator", "dflash": "DFlashSpeculator", "eagle3": "Eagle3Speculator"}
@@ -48,7 +48,7 @@ class Speculators(Packaging):
                 f"{where} reads the target's embeddings (layer 0 of {taps}), which is not supported. {WAY_OUT}"
             )
         speculation = config.get("speculators_config") or {}
-        known = FIELDS | set(NEUTRAL) | {"target_hidden_size"}
+        known = known_fields()
         flat = {name: value for name, value in config["transformer_layer_config"].items() if not name.startswith("_")}
         flat |= {name: value for name, value in config.items() if name in known and value is not None}
         flat |= {

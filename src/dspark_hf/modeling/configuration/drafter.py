@@ -130,6 +130,11 @@ class DraftConfig(PreTrainedConfig):
         """Attention of each draft layer: `"full_attention"` or `"sliding_attention"`."""
         return getattr(self.decoder_config, "layer_types", None) or ["full_attention"] * self.num_hidden_layers
 
+    @classmethod
+    def describes(cls, flat: dict[str, Any]) -> bool:
+        """Whether a `config.json` in the flat layout is that of a drafter of this kind."""
+        raise NotImplementedError
+
     @property
     def num_slots(self) -> int:
         """Tokens a proposal may have."""

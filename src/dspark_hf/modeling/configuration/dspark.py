@@ -101,6 +101,10 @@ class DSparkConfig(DraftConfig):
                 f"(block_size={self.block_size}), got sliding_window={window}."
             )
 
+    @classmethod
+    def describes(cls, flat: dict[str, Any]) -> bool:
+        return "block_size" in flat and bool(flat.get("markov_rank") or flat.get("enable_confidence_head"))
+
     @property
     def layer_views(self) -> list[LayerView]:
         """What the block inputs of each draft layer see."""
@@ -156,6 +160,10 @@ class DFlashConfig(DSparkConfig):
                 f"A DFlash drafter has no heads, got markov_rank={self.markov_rank} and "
                 f"enable_confidence_head={self.enable_confidence_head}; use DSparkConfig for a drafter with heads."
             )
+
+    @classmethod
+    def describes(cls, flat: dict[str, Any]) -> bool:
+        return "block_size" in flat and not super().describes(flat)
 
     @property
     def loss_weights(self) -> LossWeights:

@@ -73,6 +73,10 @@ class Eagle3Config(DraftConfig):
         family = super().default_family(text_config)
         return family if get_family(family).has_eagle3 else DEFAULT_FAMILY
 
+    @classmethod
+    def describes(cls, flat: dict[str, Any]) -> bool:
+        return "ttt_length" in flat
+
     @property
     def num_slots(self) -> int:
         """Tokens a proposal may have."""

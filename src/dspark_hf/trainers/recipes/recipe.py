@@ -12,13 +12,12 @@ import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
 
 from dspark_hf.files import read_text, write_text
-from dspark_hf.modeling import DFlashModel, DraftModel, DSparkModel, Eagle3Model
+from dspark_hf.modeling import ALGORITHMS, DraftModel
 from dspark_hf.modeling.families import DEFAULT_FAMILY, FAMILIES
 from dspark_hf.trainers.arguments import DraftTrainingArguments
 
 from .consent import check_consent, check_no_token
 
-ALGORITHMS: dict[str, type[DraftModel]] = {"dspark": DSparkModel, "dflash": DFlashModel, "eagle3": Eagle3Model}
 _SECTIONS = ("training", "drafter", "lora", "estimate")
 # What people call fields whose names do not look like it.
 _OTHER_NAMES = {"rank": "r", "lora_rank": "r", "lr": "learning_rate", "batch_size": "per_device_train_batch_size"}
