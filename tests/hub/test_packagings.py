@@ -266,7 +266,7 @@ def test_redhat_and_makora(target, tmp_path, fields, num_tokens, flag):
     # nvidia/NVIDIA-Nemotron-3.5-Lightning-30B-A3B-NVFP4-DSpark
     ({"attention_sink_bias": True, "sample_from_anchor": False,
       "dflash_config": {"causal": True, "use_swa": True, "swa_window_size": 1024}}, "attention_sink_bias=True"),
-    ({"enable_qwen35_gated_q_proj": True}, "enable_qwen35_gated_q_proj=True"),  # stanleyphoong/Ornith-1.0-9B-DSpark
+    ({"enable_qwen35_gated_q_proj": True}, "enable_qwen35_gated_q_proj=True"),  # in layers that have no gate
     ({"model_type": "minimax_m3"}, "No drafter family is called 'minimax_m3'"),
     ({"log_snr_conditioning": True}, "log_snr_conditioning=True"),
     # satgeze/Qwen3.6-27B-DSpark: copied from its target's config, and not what the drafter does.
@@ -277,6 +277,18 @@ def test_what_is_not_read_of_public_drafters(target, tmp_path, fields, message):
     drafter = make(target)
     with pytest.raises(ValueError, match=message):
         write(tmp_path, drafter.config.to_diff_dict() | fields, drafter)
+
+
+def test_ornith(target, tmp_path):
+    """stanleyphoong/Ornith-1.0-9B-DSpark: Qwen3.5's gated attention, of which a quarter of each head is rotated."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    drafter = make(target, family="qwen3_5_text", rope_parameters=rope)
+    assert drafter.layers[0].self_attn.q_proj.out_features == 2 * 32
+    assert drafter.rotary_emb.inv_freq.shape == (drafter.config.decoder_config.head_dim // 4,)
+    config = drafter.config.to_diff_dict()
+    assert config["architectures"] == ["Qwen35DSparkModel"]
+    config |= {"model_type": "qwen3_5", "enable_qwen35_gated_q_proj": True, "attn_output_gate": True}
+    assert_same(drafter, write(tmp_path, config, drafter), target)
 
 
 @pytest.mark.parametrize("prefix", ["", "logit_head.", "midlayer."])

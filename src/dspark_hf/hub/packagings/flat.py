@@ -19,7 +19,10 @@ class Flat(Packaging):
 
     def flat(self, config: Mapping[str, Any], names: Collection[str], where: str) -> dict[str, Any]:
         # Trainers leave these behind, and engines pass over them.
-        return {name: value for name, value in config.items() if name not in ("auto_map", "projector_type")}
+        left_out = {"auto_map", "projector_type"}
+        if str(config.get("model_type")).startswith("qwen3_5"):
+            left_out.add("enable_qwen35_gated_q_proj")  # as the layer is
+        return {name: value for name, value in config.items() if name not in left_out}
 
     def write(self, drafter: DraftModel, folder: str | os.PathLike) -> None:
         drafter.save_pretrained(folder)

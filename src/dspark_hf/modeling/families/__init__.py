@@ -5,6 +5,7 @@ from .family import Family
 from .gemma4 import Gemma4
 from .llama import Llama
 from .qwen3 import Qwen3
+from .qwen3_5 import Qwen35
 
 FAMILIES: dict[str, Family] = {
     "deepseek_v4": DeepseekV4(),
@@ -12,6 +13,8 @@ FAMILIES: dict[str, Family] = {
     "gemma4_unified_text": Gemma4(),
     "llama": Llama(),
     "qwen3": Qwen3(),
+    "qwen3_5": Qwen35(),
+    "qwen3_5_text": Qwen35(),
 }
 DEFAULT_FAMILY = "qwen3"
 
