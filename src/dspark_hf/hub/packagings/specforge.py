@@ -16,6 +16,7 @@ from .packaging import WAY_OUT, Packaging, known_fields, with_heads
 # The classes whose configs mean what SpecForge and z-lab mean, wherever their fields stand.
 _ARCHITECTURES = ("DFlashDraftModel", "DFlash2DraftModel", "DSparkDraftModel", "DominoDraftModel")
 _SECTIONS = ("dflash_config", "dspark_config")
+_NOT_OF_LAYERS = ("auto_map", "projector_type", "emb_dim", "shift_label")
 _BORROWED = ("embed_tokens", "lm_head")
 # Older files have the heads in a module of their own.
 _HEADS = "logit_head."
@@ -54,7 +55,7 @@ class SpecForge(Packaging):
                 f"{where} is a drafter with projector_type={kind!r}, which is not read; known are "
                 f"{', '.join(_CLASSES)}. {WAY_OUT}"
             )
-        flat = {name: value for name, value in config.items() if name not in (*_SECTIONS, "auto_map")}
+        flat = {name: value for name, value in config.items() if name not in (*_SECTIONS, *_NOT_OF_LAYERS)}
         known = known_fields() | {"final_logit_softcapping", *FLAGS}
         flat |= {name: value for name, value in nested.items() if name in known}
         if flat.get("target_layer_ids") is None:
@@ -66,7 +67,7 @@ class SpecForge(Packaging):
             flat["model_type"] = "qwen3"
         flat = {"sample_from_anchor": kind == "dspark", "block_size": 16} | flat | nested_windows(config)
         if kind == "domino":
-            flat |= _domino_fields(flat | nested, where)
+            flat |= _domino_fields({**config, **nested}, where)
         return with_heads(flat, names)
 
     def write(self, drafter: DraftModel, folder: str | os.PathLike) -> None:

@@ -1,4 +1,4 @@
-"""Qwen3.5-shaped drafters: a gate on attention's output, norms whose weights count from one, part of a head rotated."""
+"""Qwen3.5-shaped drafters: a gate on attention's output, norms' weights counted from one, part of a head rotated."""
 
 from typing import Any
 

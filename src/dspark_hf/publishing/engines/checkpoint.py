@@ -41,7 +41,7 @@ class Checkpoint:
         if not (folder / CONFIG).is_file():
             raise ValueError(f"There is no {CONFIG} in {folder}; name a folder that holds a drafter.")
         config = read_json(folder / CONFIG)
-        if any(name.startswith("dspark_") for name in config):
+        if "dspark_block_size" in config:
             raise ValueError(
                 f"{folder} is a target with its drafter inside, as DeepSeek-V4's releases are; what engines demand of "
                 "those is not known here. Check a drafter that stands alone."
