@@ -22,7 +22,7 @@ from transformers.utils import logging
 from dspark_hf import DSparkModel, PromptLookup, SpeculationConfig
 from dspark_hf.generation.decode import SpeculativeLoop
 
-VOCAB, NEW_TOKENS, MOST_PARAMETERS = 64, 12, 5_000_000
+VOCAB, NEW_TOKENS, MOST_PARAMETERS = 64, 12, 20_000_000
 # Sizes by the names that configs have for them. A config without a name keeps its own value.
 SIZES = {
     "vocab_size": VOCAB, "hidden_size": 32, "d_model": 32, "n_embd": 32, "dim_model": 32, "emb_dim": 32,
@@ -63,7 +63,8 @@ OWN: dict[str, dict[str, Any]] = {
         "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
         "mlp_layer_types": ["moe"] * 4, "partial_rotary_factor": 0.5, "initializer_range": 0.2,
     },
-    "zaya": {"layer_types": ["hybrid", "hybrid_sliding", "hybrid", "hybrid_sliding"], "router_hidden_size": 16},
+    "zaya": {"layer_types": ["hybrid", "hybrid_sliding", "hybrid", "hybrid_sliding"], "router_hidden_size": 16,
+             "num_experts_per_tok": 1},
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
                "num_key_value_heads": 4, "n_mamba_heads": 4},
     "kimi_linear": {"num_key_value_heads": 4, "q_lora_rank": None, "qk_rope_head_dim": 4, "linear_num_heads": 4,
@@ -71,7 +72,13 @@ OWN: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"num_key_value_heads": 4, "q_lora_rank": 16, "qk_rope_head_dim": 4},
     "qwen3_next": {"num_experts": 0, "mlp_only_layers": [0, 1, 2, 3]},
     "gpt_oss": {"num_local_experts": 4},
-    **{name: {"num_key_value_heads": 4} for name in ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32",
+    "mamba2": {"num_heads": 4, "head_dim": 16},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 8},
+    "xmod": {"default_language": "en_XX"},
+    **{name: {"bos_token_id": 1} for name in ("cwm", "emu3", "mllama", "modernbert-decoder")},
+    **{name: {"num_key_value_heads": 4} for name in ("dots3_note", "dots3_note_text",
+       "axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32",
        "glm4_moe_lite", "glm_moe_dsa", "longcat_flash", "minicpm3", "sarvam_mla", "youtu")},
 }  # fmt: skip
 _LINEAR = ["linear_attention", "linear_attention", "full_attention", "linear_attention"]

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from transformers import AutoConfig, GPTNeoXConfig, LlamaConfig, Phi3Config, Qwen3Config
+from transformers import AutoConfig, AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Phi3Config, Qwen3Config
 
-from dspark_hf import DFlashConfig, DSparkConfig, Eagle3Config
+from dspark_hf import DFlashConfig, DSparkConfig, DSparkModel, Eagle3Config
 from dspark_hf.modeling.configuration.drafter import spread_taps
 
 TARGET = LlamaConfig(
@@ -168,3 +168,15 @@ def test_draft_layers_that_rotate_a_part_of_each_head_are_refused(family):
     for fields in ({"rope_parameters": rope}, {"partial_rotary_factor": 0.5}):
         with pytest.raises(ValueError, match="rotate whole heads, got partial_rotary_factor=0.5"):
             DSparkConfig.from_dict(flat | fields)
+
+
+def test_targets_whose_configs_lack_what_a_drafter_inherits():
+    """Pegasus names no beginning of text, CodeGen no padding, Mamba has no heads; RemBERT's head is wider than it."""
+    for model_type in ("pegasus", "codegen", "mamba"):
+        config = DSparkConfig.from_target(AutoConfig.for_model(model_type))
+        assert config.decoder_config.num_attention_heads >= 1
+    fields = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "is_decoder": True,
+              "intermediate_size": 48, "input_embedding_size": 32, "output_embedding_size": 48}  # fmt: skip
+    target = AutoModelForCausalLM.from_config(AutoConfig.for_model("rembert", **fields))
+    with pytest.raises(ValueError, match="output head of RemBertForCausalLM is 48 wide and its layers are 32"):
+        DSparkModel.from_target(target, num_hidden_layers=1, target_layer_ids=[0])

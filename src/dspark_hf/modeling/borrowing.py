@@ -141,6 +141,17 @@ def check_fit(config: DraftConfig, target: PreTrainedModel, *, check_name: bool 
     config.check_length(getattr(text_config, "max_position_embeddings", None))
     if target.get_output_embeddings() is None:
         raise ValueError(f"{sides} do not fit: the target has no output head. Load it with AutoModelForCausalLM.")
+    modules = (
+        ("embedding", "embedding_dim", target.get_input_embeddings()),
+        ("output head", "in_features", target.get_output_embeddings()),
+    )
+    for what, attribute, module in modules:
+        width = getattr(module, attribute, config.hidden_size)
+        if width != config.hidden_size:
+            raise ValueError(
+                f"The {what} of {target_name} is {width} wide and its layers are {config.hidden_size}, so a drafter "
+                "cannot borrow it; generate without a drafter."
+            )
     if check_name and config.target_name_or_path is not None and not is_made_for(config, target):
         is_told = config.target_fingerprint is not None and target_fingerprint(target) is not None
         told = "neither name nor weights agree" if is_told else "the names differ, and its weights cannot be compared"

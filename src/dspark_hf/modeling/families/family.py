@@ -90,7 +90,8 @@ class Family:
         self, target: PreTrainedConfig, num_hidden_layers: int, layer: PreTrainedConfig, **overrides: Any
     ) -> dict[str, Any]:
         # A target of another family may lack a name; its own config class decides what the name would mean.
-        num_heads = overrides.get("num_attention_heads", layer.num_attention_heads)
+        of_target = getattr(layer, "num_attention_heads", None) or max(1, target.hidden_size // 64)
+        num_heads = overrides.get("num_attention_heads", of_target)
         return {
             "vocab_size": target.vocab_size,
             "hidden_size": target.hidden_size,
@@ -102,9 +103,7 @@ class Family:
             "rope_parameters": self._rope_parameters(target),
             "rms_norm_eps": getattr(target, "rms_norm_eps", 1e-6),
             "initializer_range": getattr(target, "initializer_range", 0.02),
-            "bos_token_id": target.bos_token_id,
-            "eos_token_id": target.eos_token_id,
-            "pad_token_id": target.pad_token_id,
+            **{name: getattr(target, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
             "hidden_act": "silu",
             "attention_bias": False,
             "tie_word_embeddings": False,
