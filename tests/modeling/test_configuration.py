@@ -175,8 +175,9 @@ def test_targets_whose_configs_lack_what_a_drafter_inherits():
     for model_type in ("pegasus", "codegen", "mamba"):
         config = DSparkConfig.from_target(AutoConfig.for_model(model_type))
         assert config.decoder_config.num_attention_heads >= 1
-    fields = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "is_decoder": True,
-              "intermediate_size": 48, "input_embedding_size": 32, "output_embedding_size": 48}  # fmt: skip
+    fields = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4,
+              "is_decoder": True, "intermediate_size": 48, "input_embedding_size": 32,
+              "output_embedding_size": 48}  # fmt: skip
     target = AutoModelForCausalLM.from_config(AutoConfig.for_model("rembert", **fields))
     with pytest.raises(ValueError, match="output head of RemBertForCausalLM is 48 wide and its layers are 32"):
         DSparkModel.from_target(target, num_hidden_layers=1, target_layer_ids=[0])
