@@ -6,7 +6,17 @@ from contextlib import nullcontext
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_convert import HEADS, TAPS, VOCAB, assert_same, decoder_fields, make, speculators_config, target, write
+from written_drafters import (
+    HEADS,
+    TAPS,
+    VOCAB,
+    assert_same,
+    decoder_fields,
+    make,
+    make_target,
+    speculators_config,
+    write,
+)
 
 from dspark_hf import AutoDrafter, DFlashModel, DSparkModel, Eagle3Model
 from dspark_hf.hub.packagings import PACKAGINGS, write_packaging
@@ -14,8 +24,12 @@ from dspark_hf.hub.packagings.interleaved import sort_pairs
 from dspark_hf.ops.blocks import LayerView
 from dspark_hf.publishing.engines import ENGINES, Checkpoint
 
-__all__ = ["target"]
 WINDOW = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6}
+
+
+@pytest.fixture(scope="module")
+def target():
+    return make_target()
 
 
 def assert_bit_equal(first, second):
