@@ -69,7 +69,7 @@ def test_every_parameter_learns(pair):
 def test_checkpointed_gradients(pair):
     expected = {name: gradient.clone() for name, gradient in gradients(pair[0]).items()}
     drafter = copy.deepcopy(pair[0]).train()
-    drafter.gradient_checkpointing_enable()
+    drafter.activation_checkpointing_enable()
     for name, gradient in gradients(drafter).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
 
