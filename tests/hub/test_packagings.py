@@ -110,6 +110,7 @@ def test_to_specforge_and_back(target, tmp_path, model_cls, fields):
 def test_a_reduced_vocabulary_is_served(target, tmp_path, model_cls):
     fields = {"sample_from_anchor": False} if model_cls is DFlashModel else {}
     drafter = make(target, model_cls, draft_vocab_size=20, **fields)
+    drafter.config.target_name_or_path = "org/Target"
     drafter.save_pretrained(tmp_path / "flat")
     if model_cls is not Eagle3Model:
         (problem,) = ENGINES["vllm"].problems(Checkpoint.read(tmp_path / "flat"))

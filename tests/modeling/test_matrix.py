@@ -105,7 +105,8 @@ def test_saved_and_loaded(pair, tmp_path):
 def test_auto_classes(pair, tmp_path):
     pair[0].save_pretrained(tmp_path)
     assert type(AutoDrafter.from_pretrained(tmp_path)) is type(pair[0])
-    with pytest.raises(ValueError, match="AutoDrafter.from_pretrained"):
+    # Where shapes differ from an ordinary model's, transformers is the first to see it.
+    with pytest.raises((ValueError, RuntimeError), match="AutoDrafter.from_pretrained|ignore_mismatched_sizes"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).model_type == pair[0].config.decoder_config.model_type
     for told in not_served(Checkpoint.read(tmp_path)):
@@ -113,7 +114,9 @@ def test_auto_classes(pair, tmp_path):
 
 
 def test_bfloat16(pair, tmp_path):
-    drafter = copy.deepcopy(pair[0]).to(torch.bfloat16)
+    pair[0].save_pretrained(tmp_path / "float32")
+    # Some families keep some weights in float32.
+    drafter = AutoDrafter.from_pretrained(tmp_path / "float32", dtype="bfloat16").bind(pair[1])
     assert all(buffer.dtype == torch.float32 for buffer in drafter.rotary_emb.buffers())
     drafter.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"

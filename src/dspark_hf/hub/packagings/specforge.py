@@ -96,7 +96,7 @@ class SpecForge(Packaging):
             )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        theirs = {ours: name for name, ours in _DOMINO.items()}
+        theirs = {ours: name for name, ours in _DOMINO.items()} if kind == "domino" else {}
         tensors = {theirs.get(name, name): tensor for name, tensor in drafter.state_dict().items()}
         tensors = {name: tensors[name].cpu().contiguous() for name in tensors if name.split(".")[0] not in _BORROWED}
         save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
