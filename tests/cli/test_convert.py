@@ -58,6 +58,7 @@ def test_beside_a_target(dspark, tmp_path, tiny_drafter_dir, tiny_target_dir):
     for arguments, message in (
         (("--format", "v5"), "--format must be flat, speculators, specforge or v4, got 'v5'"),
         (both, "name its folder with --target, got None"),
+        ((*both, "--check", "vllm"), "--check knows nothing of --format v4"),
         ((*both, "--target", "org/Model"), "name its folder with --target, got 'org/Model'"),
     ):
         outcome = dspark("convert", tiny_drafter_dir, out, *arguments)

@@ -55,6 +55,10 @@ def convert(
     engines = [get_engine(name) for name in check or ()]
     if form not in ("flat", "speculators", "specforge", "v4"):
         raise ValueError(f"--format must be flat, speculators, specforge or v4, got {form!r}.")
+    if form == "v4" and engines:
+        raise ValueError(
+            "--check knows nothing of --format v4, which says by itself which engines take what it wrote."
+        )
     places = {name: value for name, value in (("subfolder", subfolder), ("revision", revision)) if value is not None}
     if folder is None:
         if not engines:
