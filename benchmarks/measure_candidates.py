@@ -117,7 +117,7 @@ def main():
         for data in args.data
         for prompt in load_prompts(data, args.limit)
     ]
-    report, alone = {}, SpeculationConfig(prompt_lookup=False, safety_net=False)
+    report, alone = {}, SpeculationConfig(prompt_lookup=False, policy="fixed")
     for temperature, top_p in MODES:
         name = f"T={temperature:g}" + (f" top_p={top_p}" if top_p < 1 else "")
         options = {"max_new_tokens": args.max_new_tokens, "do_sample": temperature > 0}

@@ -47,7 +47,7 @@ def main():
         "plain": lambda inputs, settings: generate_plain(target, inputs, settings),
         "net": lambda inputs, settings: generate_speculative(target, drafter, inputs, settings),
         "no net": lambda inputs, settings: generate_speculative(
-            target, drafter, inputs, replace(settings, safety_net=False)
+            target, drafter, inputs, replace(settings, policy="fixed")
         ),
     }
     ratios = {"net": [], "no net": []}

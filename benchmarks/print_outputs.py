@@ -72,10 +72,10 @@ def options_of(name: str) -> dict[str, tuple[SpeculationConfig, dict]]:
     lookup = {} if name == "lookup" else {"prompt_lookup": True}
     filters = {"repetition_penalty": 1.2, "temperature": 0.8, "top_p": 0.9}
     return {
-        "greedy": (SpeculationConfig(safety_net=False), {"do_sample": False}),
+        "greedy": (SpeculationConfig(policy="fixed"), {"do_sample": False}),
         "net": (SpeculationConfig(), {"do_sample": False}),
         "short": (SpeculationConfig(**threshold, **lookup), {"do_sample": False, "repetition_penalty": 1.3}),
-        "drawn": (SpeculationConfig(seed=7, safety_net=False, **lookup), {"do_sample": True, **filters}),
+        "drawn": (SpeculationConfig(seed=7, policy="fixed", **lookup), {"do_sample": True, **filters}),
     }
 
 

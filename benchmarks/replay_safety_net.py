@@ -12,9 +12,9 @@ import json
 from pathlib import Path
 
 import torch
+from dspark_hf.generation.lengths.cost import RoundCost
 
 from dspark_hf.generation.lengths import safety
-from dspark_hf.generation.lengths.cost import RoundCost
 
 CPU = torch.device("cpu")
 

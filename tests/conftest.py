@@ -55,9 +55,10 @@ def fixed_seed():
 
 @pytest.fixture(autouse=True)
 def whole_blocks(request, monkeypatch):
-    """All slots are drafted for every row of a batch, so that much is tested; not in tests marked `cost`."""
+    """More tokens cost nothing, so that all slots are verified and much is tested; not in tests marked `cost`."""
     if "cost" not in request.keywords:
-        monkeypatch.setattr("dspark_hf.generation.lengths.cost._BUDGET_OF_CORE", 1000)
+        monkeypatch.setattr("dspark_hf.generation.lengths.step_cost._TOKENS_OF_CORE", 10**6)
+        monkeypatch.setattr("dspark_hf.generation.lengths.step_cost._ANY_MORE", 0.0)
 
 
 @pytest.fixture(scope="session", autouse=True)

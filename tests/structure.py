@@ -34,9 +34,10 @@ ALLOWED = {
 }
 # The floors of generation/, from the ground up: a part may import parts of lower floors, and files of its own floor.
 FLOORS = (
+    {"lengths"},
     {"stats", "prompt_lookup", "config", "request"},
     {"tokens", "rollback"},
-    {"target", "lengths"},
+    {"target"},
     {"drafts"},
     {"decode"},
     {"checks", "entry"},

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dspark_hf.data.cache import TargetCache, build_target_cache
-    from dspark_hf.generation import PromptLookup, SpeculationConfig, SpeculationStats, attach_drafter, detach_drafter
+    from dspark_hf.generation import (
+        AcceptanceEstimator,
+        Calibration,
+        PrefixScheduler,
+        PromptLookup,
+        SpeculationConfig,
+        SpeculationStats,
+        StepCost,
+        attach_drafter,
+        detach_drafter,
+    )
     from dspark_hf.hub.composite import DSparkForCausalLM
     from dspark_hf.hub.load import AutoDrafter
     from dspark_hf.modeling import (
@@ -26,7 +36,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AcceptanceEstimator",
     "AutoDrafter",
+    "Calibration",
     "DFlashConfig",
     "DFlashModel",
     "DSparkConfig",
@@ -36,9 +48,11 @@ __all__ = [
     "DraftTrainingArguments",
     "Eagle3Config",
     "Eagle3Model",
+    "PrefixScheduler",
     "PromptLookup",
     "SpeculationConfig",
     "SpeculationStats",
+    "StepCost",
     "TargetCache",
     "attach_drafter",
     "build_target_cache",
@@ -46,7 +60,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AcceptanceEstimator": "dspark_hf.generation",
     "AutoDrafter": "dspark_hf.hub.load",
+    "Calibration": "dspark_hf.generation",
     "DFlashConfig": "dspark_hf.modeling",
     "DFlashModel": "dspark_hf.modeling",
     "DSparkConfig": "dspark_hf.modeling",
@@ -56,9 +72,11 @@ _HOMES = {
     "DraftTrainingArguments": "dspark_hf.trainers",
     "Eagle3Config": "dspark_hf.modeling",
     "Eagle3Model": "dspark_hf.modeling",
+    "PrefixScheduler": "dspark_hf.generation",
     "PromptLookup": "dspark_hf.generation",
     "SpeculationConfig": "dspark_hf.generation",
     "SpeculationStats": "dspark_hf.generation",
+    "StepCost": "dspark_hf.generation",
     "TargetCache": "dspark_hf.data.cache",
     "attach_drafter": "dspark_hf.generation",
     "build_target_cache": "dspark_hf.data.cache",

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from dspark_hf.generation.lengths.cost import RoundCost
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from dspark_hf import DSparkModel, SpeculationConfig
 from dspark_hf.evaluation import encode_prompts, load_prompts
-from dspark_hf.generation.lengths.cost import RoundCost
 from dspark_hf.generation.lengths.safety import SafetyNet
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"

@@ -174,7 +174,7 @@ def test_faster_plain_dtype_restates_the_ratio(pair, tiny_tokenizer, monkeypatch
     assert result["ratio"]["median_to_fastest_plain"] == pytest.approx(result["ratio"]["median"] / 4)
 
 
-def test_the_safety_net_is_off_where_quality_is_measured():
-    assert BenchmarkSettings().decoding().safety_net
-    assert not BenchmarkSettings(tau_only=True).decoding().safety_net
-    assert not BenchmarkSettings(safety_net=False).decoding().safety_net
+def test_every_slot_is_verified_where_quality_is_measured():
+    assert BenchmarkSettings().decoding().policy == "auto"
+    assert BenchmarkSettings(tau_only=True).decoding().policy == "fixed"
+    assert BenchmarkSettings(policy="lagged").decoding().policy == "lagged"

@@ -129,10 +129,12 @@ class TableDrafter(FakeDrafter):
     Args:
         vocab_size: Vocabulary.
         scale: Spread of the logits; 0 drafts uniformly.
+        sway: What each number of a token before a slot adds to its confidence.
     """
 
-    def __init__(self, vocab_size, scale=2.0, **kwargs):
+    def __init__(self, vocab_size, scale=2.0, sway=0.1, **kwargs):
         super().__init__(**kwargs)
+        self.sway = sway
         generator = torch.Generator().manual_seed(1)
         self.table = scale * torch.randn(vocab_size, vocab_size, generator=generator)
 
@@ -146,8 +148,13 @@ class TableDrafter(FakeDrafter):
             previous = token_ids.gather(1, places.unsqueeze(1)).squeeze(1)
             ids[:, slot] = previous
             drawn_from.append(None if probs is None else Candidates(token_ids, probs))
-        confidence = torch.linspace(2.0, -2.0, num_slots).expand(ids.shape[0], -1) + 0.1 * ids.float() - 1.0
-        return Proposal(ids, None if drawn_from[0] is None else Candidates.stack(drawn_from), confidence)
+        confidence = torch.linspace(2.0, -2.0, num_slots).expand(ids.shape[0], -1) + self._bias(anchor_ids, ids) - 1.0
+        candidates = None if drawn_from[0] is None else Candidates.stack(drawn_from)
+        return Proposal(ids, candidates, confidence, None if candidates is None else candidates.max_probs)
+
+    def _bias(self, anchor_ids, ids):
+        """What tokens add to the confidence of slots: of each slot, the token before it."""
+        return self.sway * torch.cat([anchor_ids.unsqueeze(1), ids[:, :-1]], 1).float()
 
 
 def greedy_oracle(target, input_ids, pattern, max_new_tokens=64, attention_mask=None, **kwargs):

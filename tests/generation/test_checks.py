@@ -64,10 +64,6 @@ def guarded(target, monkeypatch):
         ({"assistant_tokenizer": object(), "tokenizer": object()}, "assistant_tokenizer is not supported"),
         ({"speculation": "fast"}, "speculation must be a SpeculationConfig, got 'fast'"),
         ({"speculation": False}, "speculation=False and assistant_model=drafter contradict"),
-        (
-            {"speculation": SpeculationConfig(confidence_threshold=0.3)},
-            "confidence_threshold=0.3 needs a drafter with a confidence head",
-        ),
     ],
 )
 def test_options(guarded, kwargs, message):
@@ -332,7 +328,7 @@ def test_target_without_hidden_states(target, monkeypatch):
         ({"confidence_threshold": -0.1}, "confidence_threshold must be a number"),
         ({"confidence_threshold": "high"}, "confidence_threshold must be a number"),
         ({"prompt_lookup": 4}, "prompt_lookup must be a PromptLookup, True, False or None, got 4"),
-        ({"safety_net": None}, r"safety_net must be one of \[True, False\], got None"),
+        ({"policy": None}, "policy must be one of auto, lagged, early_stop, threshold, fixed, got None"),
         ({"seed": 1.5}, "seed must be an int from 0 to 2..63 - 1, or None, got 1.5"),
         ({"seed": 2**63}, "seed must be an int from 0 to"),
         ({"check_target": "yes"}, r"check_target must be one of \[True, False\], got 'yes'"),

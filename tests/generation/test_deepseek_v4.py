@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parents[1] / "golden" / "v4_dspark"
 # Of few tokens, a drafter that knows nothing guesses some.
 VOCAB = 6
 GREEDY = {"do_sample": False, "repetition_penalty": 1.3, "eos_token_id": None, "pad_token_id": None}
-ALONE = SpeculationConfig(safety_net=False, prompt_lookup=False)
+ALONE = SpeculationConfig(policy="fixed", prompt_lookup=False)
 
 
 @pytest.fixture(scope="module")

@@ -215,7 +215,7 @@ def test_custom_generate_needs_no_seam(target, drafter):
                 made.append("end")
 
         decode = functools.partial(speculative_generate, streamer=Streamer())
-        speculation = SpeculationConfig(max_draft_len=2, safety_net=False)
+        speculation = SpeculationConfig(max_draft_len=2, policy="fixed")
         target.generate(ids, custom_generate=decode, drafter=drafter, speculation=speculation, **GREEDY)
         assert made == [*plain[0, 7:].tolist(), "end"]
         assert max(drafter.last_stats.verified_lens) == 2

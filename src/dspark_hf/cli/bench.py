@@ -15,6 +15,7 @@ from dspark_hf.cli.options import (
     DtypeOption,
     JsonOption,
     MaxNewTokensOption,
+    PolicyOption,
     ReasoningEffortOption,
     ResumeOption,
     SeedOption,
@@ -38,7 +39,7 @@ def generate(
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts a call.")] = 1,
     seed: SeedOption = 0,
     tau_only: Annotated[bool, typer.Option("--tau-only", help="Leave the plain runs out.")] = False,
-    safety_net: Annotated[bool, typer.Option(help="Whether drafting is cut back where it does not pay.")] = True,
+    policy: PolicyOption = "auto",
     dtype_prompts: Annotated[
         int, typer.Option(min=0, help="Prompts on which plain generate() is timed in other dtypes; 0 leaves it out.")
     ] = 3,
@@ -83,7 +84,7 @@ def generate(
         batch_size=batch_size,
         seed=seed,
         tau_only=tau_only,
-        safety_net=safety_net,
+        policy=policy,
         num_dtype_prompts=dtype_prompts,
         lookup=lookup,
         compile=compile,

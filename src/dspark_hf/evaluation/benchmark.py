@@ -34,9 +34,9 @@ class BenchmarkSettings:
         temperature (`float`, *optional*, defaults to 0.0): 0 decodes greedily.
         batch_size (`int`, *optional*, defaults to 1): Prompts per call.
         seed (`int`, *optional*, defaults to 0): Seed of the first call; every further call adds 1.
-        tau_only (`bool`, *optional*, defaults to `False`): Whether to leave the plain runs out. The safety net and
-            lookup, which hide how bad a drafter is, are then off.
-        safety_net (`bool`, *optional*, defaults to `True`): Whether drafting is cut back where it does not pay.
+        tau_only (`bool`, *optional*, defaults to `False`): Whether to leave the plain runs out. Then every slot is
+            verified and nothing looked up, which would hide how bad a drafter is.
+        policy (`str`, *optional*, defaults to `"auto"`): How many drafts are verified ([`PrefixScheduler`]).
         num_dtype_prompts (`int`, *optional*, defaults to 3): Prompts on which plain generation is timed in float32
             and bfloat16 too, to compare with the faster one; 0 leaves that out.
         lookup (`bool`, *optional*): Whether DSpark looks drafts up in the text first; by default as `generate()`
@@ -56,7 +56,7 @@ class BenchmarkSettings:
     batch_size: int = 1
     seed: int = 0
     tau_only: bool = False
-    safety_net: bool = True
+    policy: str = "auto"
     num_dtype_prompts: int = 3
     lookup: bool | None = None
     compile: bool = False
@@ -83,8 +83,8 @@ class BenchmarkSettings:
 
     def decoding(self) -> DecodingSettings:
         """The settings that each call shares."""
-        safety_net, lookup = (False, False) if self.tau_only else (self.safety_net, self.lookup)
-        return DecodingSettings(self.max_new_tokens, self.temperature, lookup, safety_net, self.compile)
+        policy, lookup = ("fixed", False) if self.tau_only else (self.policy, self.lookup)
+        return DecodingSettings(self.max_new_tokens, self.temperature, lookup, policy, self.compile)
 
 
 def run_benchmark(

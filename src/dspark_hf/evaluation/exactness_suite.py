@@ -34,7 +34,7 @@ _GREEDY_OPTIONS: tuple[dict[str, Any], ...] = (
 )
 # Whole blocks for all rows of a large batch, fewer drafts, and lengths that differ; alone and with lookup.
 _SPECULATIONS = (
-    SpeculationConfig(prompt_lookup=False, safety_net=False),
+    SpeculationConfig(prompt_lookup=False, policy="fixed"),
     SpeculationConfig(),
     SpeculationConfig(prompt_lookup=False, max_draft_len=2),
     SpeculationConfig(confidence_threshold=0.3),

@@ -20,7 +20,7 @@ class DecodingSettings:
             distribution is sampled at that temperature, without top-k and top-p.
         lookup (`bool`, *optional*): Whether runs with a drafter look drafts up in the text first; by default as
             `generate()` does by itself (`SpeculationConfig.prompt_lookup`).
-        safety_net (`bool`, *optional*, defaults to `True`): Whether drafting is cut back where it does not pay.
+        policy (`str`, *optional*, defaults to `"auto"`): How many drafts are verified ([`PrefixScheduler`]).
         compile (`bool`, *optional*, defaults to `False`): Whether rounds with a drafter go through `torch.compile`.
 
     Raises:
@@ -30,7 +30,7 @@ class DecodingSettings:
     max_new_tokens: int = 128
     temperature: float = 0.0
     lookup: bool | None = None
-    safety_net: bool = True
+    policy: str = "auto"
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -130,9 +130,7 @@ def generate_speculative(
     Returns:
         [`Run`] whose stats are the drafter's `last_stats`.
     """
-    speculation = SpeculationConfig(
-        prompt_lookup=settings.lookup, safety_net=settings.safety_net, compile=settings.compile
-    )
+    speculation = SpeculationConfig(prompt_lookup=settings.lookup, policy=settings.policy, compile=settings.compile)
     extra = {"streamer": streamer, "assistant_model": drafter, "speculation": speculation}
     run = _timed(target, inputs, settings, seed, extra)
     return Run(run.ids, run.seconds, drafter.last_stats)

@@ -10,22 +10,34 @@ if TYPE_CHECKING:
     from .attach import attach_drafter, detach_drafter
     from .config import SpeculationConfig
     from .entry import speculative_generate
+    from .lengths.calibration import Calibration
+    from .lengths.estimator import AcceptanceEstimator
+    from .lengths.scheduler import PrefixScheduler
+    from .lengths.step_cost import StepCost
     from .prompt_lookup import PromptLookup
     from .stats import SpeculationStats
 
 __all__ = [
+    "AcceptanceEstimator",
+    "Calibration",
+    "PrefixScheduler",
     "PromptLookup",
     "SpeculationConfig",
     "SpeculationStats",
+    "StepCost",
     "attach_drafter",
     "detach_drafter",
     "speculative_generate",
 ]
 
 _HOMES = {
+    "AcceptanceEstimator": "lengths.estimator",
+    "Calibration": "lengths.calibration",
+    "PrefixScheduler": "lengths.scheduler",
     "PromptLookup": "prompt_lookup",
     "SpeculationConfig": "config",
     "SpeculationStats": "stats",
+    "StepCost": "lengths.step_cost",
     "attach_drafter": "attach",
     "detach_drafter": "attach",
     "speculative_generate": "entry",

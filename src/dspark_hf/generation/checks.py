@@ -55,12 +55,6 @@ def check_drafter(drafter: Any, speculation: SpeculationConfig) -> None:
     if not isinstance(speculation, SpeculationConfig):
         instead = f" Write SpeculationConfig(**{speculation!r})." if isinstance(speculation, dict) else ""
         raise ValueError(f"speculation must be a SpeculationConfig, got {speculation!r}.{instead}")
-    num_processes = _num_processes()
-    if speculation.cost_aware and num_processes > 1:
-        raise ValueError(
-            f"cost_aware=True lets the clock decide how much is drafted, and the {num_processes} processes of this "
-            "group, which may share a target, have clocks of their own: leave it out."
-        )
     if isinstance(drafter, PromptLookup):
         if speculation.prompt_lookup not in (None, drafter):
             raise ValueError(
@@ -68,11 +62,6 @@ def check_drafter(drafter: Any, speculation: SpeculationConfig) -> None:
                 "is a PromptLookup itself: leave one of them out."
             )
         return
-    if speculation.confidence_threshold > 0 and not getattr(drafter.config, "enable_confidence_head", False):
-        raise ValueError(
-            f"confidence_threshold={speculation.confidence_threshold} needs a drafter with a confidence head, and "
-            f"this {type(drafter).__name__} has none; leave it at 0, or limit drafts with max_draft_len."
-        )
 
 
 def check_mode(mode: GenerationMode, generation_config: GenerationConfig) -> None:
@@ -254,9 +243,3 @@ def check_chunks(layout: PromptLayout, model_kwargs: dict[str, Any], generation_
             f"prefill_chunk_size={chunk_size} would split the prompt, and with it {others}, which is not supported "
             "together with a drafter: leave prefill_chunk_size out, or generate without a drafter."
         )
-
-
-def _num_processes() -> int:
-    """Processes that may share a target with this one, itself included."""
-    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if is_distributed else 1

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from .lengths.scheduler import PrefixScheduler
 from .prompt_lookup import PromptLookup
 
 
@@ -14,24 +15,19 @@ class SpeculationConfig:
 
     Args:
         max_draft_len (`int`, *optional*):
-            Most drafts that a round verifies of a row. Defaults to all slots of the drafter, and in large batches to
-            fewer, so that all rows together have about 8 for each thread of a CPU, at least 16, and 256
-            elsewhere ([`RoundCost`]).
+            Most drafts that a round verifies of a row. Defaults to all slots of the drafter.
+        policy (`str` or [`PrefixScheduler`], *optional*, defaults to `"auto"`):
+            How many slots are picked and verified, and whether drafting pauses where it does not pay: the name of a
+            [`PrefixScheduler`]'s policy, or one with options of its own. `"auto"` warns if next to nothing is
+            accepted; `"fixed"` always drafts and verifies every slot.
         confidence_threshold (`float`, *optional*, defaults to 0.0):
-            Least survival (probability that a slot and all before it are accepted, from the drafter's confidence head)
-            of a slot that is verified. 0 verifies every slot. Costs one more host synchronisation per round.
+            Above 0, the least survival (probability that a slot and all before it are accepted) of a slot that is
+            verified: short for `PrefixScheduler("threshold", threshold=...)`.
         prompt_lookup ([`PromptLookup`] or `bool`, *optional*):
             Whether rows whose latest tokens occurred before are drafted what followed there, and only the others by
             the drafter. By default it is so in calls of at most 4 rows that are not compiled, where it wins; `True`,
             which stands for `PromptLookup()`, asks for it everywhere and `False` nowhere. Without a drafter, lookup
             alone drafts where it is asked for, and this object's `prompt_lookup.last_stats` tell what happened.
-        safety_net (`bool`, *optional*, defaults to `True`):
-            Whether drafting pauses where it does not pay ([`SafetyNet`]), a warning says so if next to nothing is
-            accepted, and large batches get fewer drafts. Without, every slot is always drafted.
-        cost_aware (`bool`, *optional*, defaults to `False`):
-            Whether the clock tells what a drafted round costs in plain steps, how many drafts are worth that, and
-            when none are ([`Pace`]). Without, that is estimated ([`RoundCost`]). What is drafted then depends on time,
-            so a seed does not repeat a sampled run.
         check_target (`bool`, *optional*, defaults to `True`):
             Whether a drafter that was made for another target is refused.
         compile (`bool`, *optional*, defaults to `False`):
@@ -57,10 +53,9 @@ class SpeculationConfig:
     """
 
     max_draft_len: int | None = None
+    policy: str | PrefixScheduler = "auto"
     confidence_threshold: float = 0.0
     prompt_lookup: PromptLookup | bool | None = None
-    safety_net: bool = True
-    cost_aware: bool = False
     check_target: bool = True
     compile: bool = False
     num_candidates: int | None = 512
@@ -96,20 +91,28 @@ class SpeculationConfig:
         if not (self.prompt_lookup in (None, False) or isinstance(self.prompt_lookup, PromptLookup)):
             raise ValueError(f"prompt_lookup must be a PromptLookup, True, False or None, got {self.prompt_lookup!r}.")
         for name, allowed in (
-            ("safety_net", (True, False)),
-            ("cost_aware", (True, False)),
             ("check_target", (True, False)),
             ("compile", (True, False)),
             ("measure_time", (True, False, None)),
         ):
             if not any(getattr(self, name) is value for value in allowed):
                 raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}.")
-
-        if self.cost_aware and not self.safety_net:
+        if self.confidence_threshold > 0 and self.policy not in ("auto", "threshold"):
             raise ValueError(
-                "cost_aware=True lets the safety net look at the clock, and safety_net=False takes the net away: "
-                "leave one of them out."
+                f"confidence_threshold={self.confidence_threshold} verifies by a threshold, and "
+                f"policy={self.policy!r} does not: leave one of the two out."
             )
+        # Whatever it is, an unknown name is refused here.
+        self.scheduler  # noqa: B018
+
+    @property
+    def scheduler(self) -> PrefixScheduler:
+        """How many drafts are verified, with all options."""
+        if isinstance(self.policy, PrefixScheduler):
+            return self.policy
+        if self.confidence_threshold > 0:
+            return PrefixScheduler("threshold", threshold=self.confidence_threshold)
+        return PrefixScheduler(self.policy)
 
 
 def _is_int(value: object) -> bool:

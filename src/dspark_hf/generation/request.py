@@ -82,6 +82,12 @@ class Request:
         return asked or None
 
     @property
+    def temperature(self) -> float:
+        """That tokens are drawn at; 0 in greedy decoding."""
+        config = self.generation_config
+        return (1.0 if config.temperature is None else float(config.temperature)) if config.do_sample else 0.0
+
+    @property
     def has_user_cache(self) -> bool:
         """Whether the cache is the caller's own."""
         return getattr(self.cache, "_is_user_defined", False)

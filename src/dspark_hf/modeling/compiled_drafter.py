@@ -74,8 +74,11 @@ class CompiledDrafter:
         mark_open(anchors)
         if pick is None:
             with open_sizes():
-                ids, confidence = compiled(_draft, self._drafter)(self._drafter, traced, anchors, num_candidates)
-            return Proposal(ids[:, :num_slots], None, None if confidence is None else confidence[:, :num_slots])
+                ids, confidence, max_probs = compiled(_draft, self._drafter)(
+                    self._drafter, traced, anchors, num_candidates
+                )
+            confidence = None if confidence is None else confidence[:, :num_slots]
+            return Proposal(ids[:, :num_slots], None, confidence, max_probs[:, :num_slots])
         with open_sizes():
             read, logits = compiled(_draft_logits, self._drafter)(self._drafter, traced, anchors)
         best = self._drafter.best_entries(logits[:, :num_slots], num_candidates)
@@ -93,8 +96,8 @@ def _draft_logits(drafter: Any, state: TracedState, anchor_ids: Tensor) -> tuple
 
 def _draft(
     drafter: Any, state: TracedState, anchor_ids: Tensor, num_candidates: int | None
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor]:
     hidden, read = drafter.block_hidden(state, anchor_ids)
     best = drafter.best_entries(drafter.base_logits(hidden), num_candidates)
     proposal = drafter.pick_slots(read, *best, anchor_ids, None)
-    return proposal.ids, proposal.confidence_logits
+    return proposal.ids, proposal.confidence_logits, proposal.max_probs

@@ -350,8 +350,11 @@ class DraftModel(PreTrainedModel):
 
     def _choose(
         self, logits: Tensor, entries: Tensor | None, drafted_ids: Tensor, pick: PickFn | None
-    ) -> tuple[Tensor, Candidates | None]:
-        """A slot's tokens `(batch,)` and what they were drawn from, given the logits `(batch, k)` of some entries."""
+    ) -> tuple[Tensor, Candidates | None, Tensor]:
+        """A slot's tokens `(batch,)`, what they were drawn from, and its largest probability `(batch,)`.
+
+        Logits `(batch, k)` are those of some entries.
+        """
         if pick is None:
             # The index of max() is that of argmax(), which is several times as slow in bfloat16 on a CPU.
             places, probs = logits.max(-1).indices, None
@@ -360,7 +363,10 @@ class DraftModel(PreTrainedModel):
             places, probs = pick(logits, token_ids, drafted_ids)
         chosen = places if entries is None else entries.gather(1, places.unsqueeze(1)).squeeze(1)
         ids = self._entry_tokens(chosen, logits)
-        return ids, None if probs is None else Candidates(token_ids, probs)
+        if probs is not None:
+            return ids, Candidates(token_ids, probs), probs.amax(-1)
+        logits = logits.float()
+        return ids, None, (logits.amax(-1) - logits.logsumexp(-1)).exp()
 
     def _entry_tokens(self, entries: Tensor | None, logits: Tensor) -> Tensor:
         """Tokens of entries of the draft vocabulary; of all, `(batch, draft_vocab)` without storage, if not given."""

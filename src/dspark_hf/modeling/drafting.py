@@ -21,11 +21,15 @@ class Proposal:
             What `ids` were drawn from; None where drafting is greedy.
         confidence_logits (`torch.Tensor` of shape `(batch, slots)`, *optional*):
             Logits of P(slot accepted | all earlier accepted).
+        max_probs (`torch.FloatTensor` of shape `(batch, slots)`, *optional*):
+            Largest probability of each slot's distribution, which is known before its token is; without the caller's
+            processors and temperature where drafting is greedy.
     """
 
     ids: Tensor
     candidates: Candidates | None = None
     confidence_logits: Tensor | None = None
+    max_probs: Tensor | None = None
 
 
 @dataclass

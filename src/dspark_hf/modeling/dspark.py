@@ -229,18 +229,20 @@ class DSparkModel(DraftModel):
             pick (`Callable`, *optional*): As of [`DSparkModel.propose`].
         """
         num_slots = hidden.shape[1]
-        prev_ids, markov_state, drawn_from = anchor_ids, None, []
+        prev_ids, markov_state, drawn_from, max_probs = anchor_ids, None, [], []
         ids = anchor_ids.new_empty(anchor_ids.shape[0], num_slots)
         for slot in range(num_slots):
             slot_logits, slot_entries = logits[:, slot], None if entries is None else entries[:, slot]
             if self.markov_head is not None:
                 vector, markov_state = self.markov_head.step(self._previous(prev_ids), hidden[:, slot], markov_state)
                 slot_logits = slot_logits + self.markov_head.bias(vector, slot_entries)
-            prev_ids, slot_candidates = self._choose(slot_logits, slot_entries, ids[:, :slot], pick)
+            prev_ids, slot_candidates, max_prob = self._choose(slot_logits, slot_entries, ids[:, :slot], pick)
             ids[:, slot] = prev_ids
             drawn_from.append(slot_candidates)
+            max_probs.append(max_prob)
         confidence = self._confidence(hidden, torch.cat([anchor_ids.unsqueeze(1), ids[:, :-1]], 1))
-        return Proposal(ids, None if drawn_from[0] is None else Candidates.stack(drawn_from), confidence)
+        candidates = None if drawn_from[0] is None else Candidates.stack(drawn_from)
+        return Proposal(ids, candidates, confidence, torch.stack(max_probs, 1))
 
     @torch.no_grad()
     def block_hidden(self, state: DraftState | TracedState, anchor_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -231,7 +231,7 @@ class Eagle3Model(DraftModel):
         """
         num_slots, lens = self._slots_to_draft(num_slots), state.context_lens
         ids = anchor_ids.new_empty(anchor_ids.shape[0], num_slots)
-        hidden, prev_ids, drawn_from = state.last_features(), anchor_ids, []
+        hidden, prev_ids, drawn_from, max_probs = state.last_features(), anchor_ids, [], []
         if pick is None:
             # Without a sequential head the best of all is the best of any number of them.
             num_candidates = None
@@ -241,8 +241,10 @@ class Eagle3Model(DraftModel):
             hidden = self.layers[0](hidden, self.embed(prev_ids.unsqueeze(1)), rope, mask, context=state)
             state.advance([1] * len(lens))
             best = self.best_entries(self.base_logits(self.norm(hidden))[:, 0], num_candidates)
-            prev_ids, slot_candidates = self._choose(*best, ids[:, :slot], pick)
+            prev_ids, slot_candidates, max_prob = self._choose(*best, ids[:, :slot], pick)
             ids[:, slot] = prev_ids
             drawn_from.append(slot_candidates)
+            max_probs.append(max_prob)
         state.crop(lens)
-        return Proposal(ids, None if drawn_from[0] is None else Candidates.stack(drawn_from))
+        candidates = None if drawn_from[0] is None else Candidates.stack(drawn_from)
+        return Proposal(ids, candidates, None, torch.stack(max_probs, 1))

@@ -119,7 +119,7 @@ def decode_prompts(
                 synced_gpus=False,  # every process holds the target whole and goes at its own pace
                 assistant_model=drafter,
                 speculation=SpeculationConfig(
-                    prompt_lookup=False, safety_net=False, seed=seed + start, measure_time=False
+                    prompt_lookup=False, policy="fixed", seed=seed + start, measure_time=False
                 ),
             )
             stats.add(drafter.last_stats)

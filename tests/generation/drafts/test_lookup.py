@@ -149,7 +149,7 @@ class TestGreedy:
     def test_a_hit_goes_before_the_drafter(self, target):
         ids = make_prompt(5).repeat(1, 4)
         drafter, plain = greedy_oracle(target, ids, [4], max_new_tokens=30)
-        speculation = SpeculationConfig(prompt_lookup=PromptLookup(num_slots=2), safety_net=False)
+        speculation = SpeculationConfig(prompt_lookup=PromptLookup(num_slots=2), policy="fixed")
         kwargs = {"max_new_tokens": 30, "do_sample": False}
         out = target.generate(ids, assistant_model=drafter, speculation=speculation, **kwargs)
         assert out.tolist() == plain.tolist() and drafter.anchors_were_right
@@ -166,7 +166,7 @@ class TestGreedy:
         drafter, plain = greedy_oracle(target, ids, range(5), max_new_tokens=30, enable_confidence_head=True)
         kwargs = {"max_new_tokens": 30, "do_sample": False}
         for assistant, lookup in ((drafter, PromptLookup(min_ngram=1)), (PromptLookup(min_ngram=1), None)):
-            speculation = SpeculationConfig(prompt_lookup=lookup, confidence_threshold=0.5, safety_net=False)
+            speculation = SpeculationConfig(prompt_lookup=lookup, confidence_threshold=0.5, policy="fixed")
             out = target.generate(ids, assistant_model=assistant, speculation=speculation, **kwargs)
             assert out.tolist() == plain.tolist()
             stats = assistant.last_stats

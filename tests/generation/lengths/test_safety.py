@@ -1,4 +1,4 @@
-"""The safety net: it lets go of a drafter that is never right, tries again, and never touches the output."""
+"""A drafter that is never right is let go of, named, and tried again; the output stays as it is."""
 
 import warnings
 
@@ -8,9 +8,9 @@ from distributions import exact_joint, p_value, sample_joint
 from fake_drafters import OracleDrafter, TableDrafter, greedy_oracle
 from tiny_targets import make_prompt, make_target
 
+import dspark_hf.generation.lengths.account as account
 import dspark_hf.generation.lengths.safety as safety
-from dspark_hf import DSparkModel, PromptLookup, SpeculationConfig
-from dspark_hf.generation.lengths.safety import SafetyNet
+from dspark_hf import DSparkModel, PrefixScheduler, PromptLookup, SpeculationConfig
 
 GREEDY = {"max_new_tokens": 256, "do_sample": False}
 
@@ -19,76 +19,6 @@ GREEDY = {"max_new_tokens": 256, "do_sample": False}
 def long_text(target):
     ids = make_prompt(6)
     return ids, target.generate(ids, **GREEDY)
-
-
-def schedule(gains, net=None, num_slots=7):
-    """Slots that a net allows, round by round of 1.25 steps; `gains(limit, round)` tells what a round then wins."""
-    net = SafetyNet() if net is None else net
-    limits = []
-    for index in range(256):
-        limits.append(net.limit(num_slots))
-        net.learn([gains(limits[-1], index)] if limits[-1] else [], 0.25)
-    return limits
-
-
-class TestNet:
-    def test_a_useless_drafter_costs_little(self):
-        # Four steps at first, then half a step a try, and each pause is twice as long as the one before.
-        drafted = 16 * [7] + 32 * [0] + 2 * [7] + 64 * [0] + 2 * [7] + 128 * [0] + 2 * [7] + 256 * [0]
-        assert schedule(lambda limit, index: 0) == drafted[:256]
-
-    def test_what_costs_more_is_let_go_of_sooner(self):
-        net = SafetyNet()
-        for _ in range(2):
-            assert net.limit(7) == 7
-            net.learn([0], 2.0)
-        assert [net.limit(7), net.was_paused] == [0, True]
-
-    def test_what_is_known_not_to_pay_pauses_at_once(self):
-        net = SafetyNet()
-        net.learn([3], 1.0, pays=False)
-        assert net.limit(7) == 0 and net.has_paused
-
-    def test_pauses_do_not_grow_for_ever(self):
-        net = SafetyNet()
-        limits = sum((schedule(lambda limit, index: 0, net) for _ in range(16)), [])
-        tries = [place for place in range(1, len(limits)) if limits[place] > limits[place - 1]]
-        assert tries[-1] - tries[-2] == tries[-2] - tries[-3] == 258
-
-    def test_a_decent_drafter_is_left_alone(self):
-        # One draft in every other round.
-        assert set(schedule(lambda limit, index: index % 2)) == {7}
-        # And a bad stretch after good times is borne for longer than one at the beginning.
-        assert schedule(lambda limit, index: index < 50)[:83] == 82 * [7] + [0]
-
-    def test_an_unlucky_beginning_is_borne(self):
-        assert set(schedule(lambda limit, index: index > 14)) == {7}
-
-    def test_it_recovers_and_then_pauses_are_short_again(self):
-        limits = schedule(lambda limit, index: int(100 < index < 150))
-        assert limits[48:51] == [7, 7, 0] and limits[112:114] == [0, 0]
-        ends = [place for place in range(114, 255) if limits[place : place + 2] == [7, 0]]
-        assert set(limits[114 : ends[0]]) == {7} and ends[0] > 150
-        assert limits[ends[0] + 1 : ends[0] + 35] == 32 * [0] + 2 * [7]
-
-    def test_rows_count_by_their_mean(self):
-        net = SafetyNet()
-        for _ in range(40):
-            assert net.limit(5) == 5
-            net.learn([0, 0, 1, 0], 0.2)
-        for _ in range(45):
-            net.learn([0, 0, 0, 0], 0.2)
-        assert net.limit(5) == 0 and net.was_paused and net.has_paused
-
-    def test_off(self):
-        net = SafetyNet(enabled=False)
-        assert set(schedule(lambda limit, index: 0, net)) == {7} and not net.has_paused
-
-    def test_rounds_without_a_question_change_nothing(self):
-        net = SafetyNet()
-        for _ in range(100):
-            net.learn([], 0.0)
-        assert net.limit(5) == 5
 
 
 def warned(record):
@@ -126,7 +56,7 @@ def test_a_useless_drafter_is_let_go_of_and_named(target, long_text):
 def test_without_the_net_nothing_is_paused_or_said(target, long_text):
     ids, plain = long_text
     drafter, _ = greedy_oracle(target, ids, [0], max_new_tokens=256)
-    assert generate(target, ids, drafter, safety_net=False) == (plain.tolist(), [])
+    assert generate(target, ids, drafter, policy="fixed") == (plain.tolist(), [])
     assert drafter.last_stats.paused_rounds == 0 and len(drafter.offered) > 240
     assert "paused" not in repr(drafter.last_stats)
 
@@ -157,10 +87,10 @@ def test_sampled_calls_start_anew(target, long_text):
 
 def test_another_binding_is_judged_by_itself(target, long_text):
     drafter = DSparkModel.from_target(target, block_size=4, markov_rank=8, num_hidden_layers=1)
-    known = safety.Evidence.of(drafter, False, 1)
-    assert safety.Evidence.of(drafter, False, 1) is known is not safety.Evidence.of(drafter, False, 2)
+    known = safety.Evidence.of(drafter, 4, False, 1)
+    assert safety.Evidence.of(drafter, 4, False, 1) is known is not safety.Evidence.of(drafter, 4, False, 2)
     drafter.bind(make_target())
-    assert safety.Evidence.of(drafter, False, 1) is not known
+    assert safety.Evidence.of(drafter, 4, False, 1) is not known
 
 
 def test_a_processor_that_drafts_do_not_know_is_named(target, long_text):
@@ -269,15 +199,15 @@ def test_lookup_has_a_net_of_its_own(target, long_text):
 @pytest.mark.parametrize("companion", [False, True])
 def test_the_distribution_is_kept_while_it_lets_go_and_recovers(monkeypatch, companion):
     """With so little credit what is verified depends on what was accepted before, in nearly every round."""
-    monkeypatch.setattr(safety, "_CREDIT", 0.2)
-    monkeypatch.setattr(safety, "_SHORTEST_PAUSE", 1)
+    monkeypatch.setattr(account, "_CREDIT", 0.2)
     torch.manual_seed(0)
     target = make_target(
         vocab_size=5, num_hidden_layers=2, hidden_size=16, head_dim=4, intermediate_size=16, initializer_range=0.4
     )
     ids = make_prompt(4, vocab_size=5).repeat(2, 1)
     drafter = TableDrafter(5, scale=1.0, num_slots=2, taps=(0,))
-    speculation = SpeculationConfig(prompt_lookup=PromptLookup(num_slots=2, min_ngram=1) if companion else None)
+    lookup = PromptLookup(num_slots=2, min_ngram=1) if companion else None
+    speculation = SpeculationConfig(prompt_lookup=lookup, policy=PrefixScheduler(probe_interval=1))
     options = {"do_sample": True, "top_k": 0, "pad_token_id": None}
     joint = exact_joint(target, ids[:1], 4, **options)
     counts, _ = sample_joint(target, drafter, ids, 4, 300, speculation, max_new_tokens=6, **options)

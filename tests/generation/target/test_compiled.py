@@ -16,7 +16,7 @@ from dspark_hf.generation.target.row_attention import Trial
 from dspark_hf.modeling import compiling
 from dspark_hf.modeling.cache_name import CACHE_NAME
 
-COMPILED = SpeculationConfig(compile=True, safety_net=False)
+COMPILED = SpeculationConfig(compile=True, policy="fixed")
 GREEDY = {"max_new_tokens": 24, "do_sample": False}
 
 
@@ -43,7 +43,7 @@ def check_uneven_rows(target, lengths, side, **options):
     oracle, plain = greedy_oracle(
         target, ids, [0, 4, 2, 1, 3], 24, attention_mask=mask, uneven=True, enable_confidence_head=True
     )
-    speculation = SpeculationConfig(compile=True, confidence_threshold=0.5, cost_aware=False, **options)
+    speculation = SpeculationConfig(compile=True, confidence_threshold=0.5, **options)
     out = target.generate(ids, attention_mask=mask, assistant_model=oracle, speculation=speculation, **GREEDY)
     assert out.tolist() == plain.tolist()
     assert oracle.anchors_were_right
@@ -87,7 +87,7 @@ def test_a_drafter_drafts_as_without_and_is_compiled_once(traced, target, drafte
 
     def results(compile):
         for inputs in batches:
-            speculation = SpeculationConfig(compile=compile, safety_net=False, seed=1)
+            speculation = SpeculationConfig(compile=compile, policy="fixed", seed=1)
             out = target.generate(**inputs, assistant_model=drafter, speculation=speculation, **options)
             stats = drafter.last_stats
             yield out.tolist(), stats.accepted_lens, stats.verified_lens

@@ -42,6 +42,6 @@ def test_an_adapter_for_each_row():
     drafter, _ = greedy_oracle(target.get_base_model(), ids, [4, 1, 3], 16, mask, uneven=True)
     for row, row_ids in enumerate(plain.tolist()):
         drafter.rows[row] = [token for token, keep in zip(row_ids, mask[row], strict=False) if keep] + row_ids[9:]
-    keep_drafting = SpeculationConfig(safety_net=False)
+    keep_drafting = SpeculationConfig(policy="fixed")
     out = target.generate(input_ids=ids, assistant_model=drafter, speculation=keep_drafting, **options)
     assert out.tolist() == plain.tolist() and drafter.last_stats.tau > 2

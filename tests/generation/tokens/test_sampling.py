@@ -87,7 +87,7 @@ def test_joint_distribution_of_a_batch(small_target, name, num_samples):
 @pytest.mark.parametrize(("num_candidates", "batch_size"), [(1, 8), (2, 3), (4, 1), (None, 8)])
 def test_joint_distribution_of_few_candidates(small_target, verification, num_candidates, batch_size):
     drafter = TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,))
-    speculation = SpeculationConfig(num_candidates=num_candidates, verification=verification, safety_net=False)
+    speculation = SpeculationConfig(num_candidates=num_candidates, verification=verification, policy="fixed")
     num_samples = 400 if batch_size == 1 else 1200
     lens = (0, 1, 2) if num_candidates == 1 else (0, 1, 2, 3)
     assert (
@@ -102,7 +102,7 @@ def test_joint_distribution_of_few_candidates(small_target, verification, num_ca
 def test_candidates_that_are_all_forbidden_end_the_draft(small_target, options):
     """Of a single candidate nothing may be left; the target's own token then follows."""
     drafter = TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,))
-    speculation = SpeculationConfig(num_candidates=1, safety_net=False)
+    speculation = SpeculationConfig(num_candidates=1, policy="fixed")
     assert sampled_p_value(small_target, drafter, 900, 3, speculation, accepted_lens=(0, 1), **options) > 1e-6
 
 
@@ -113,7 +113,7 @@ def test_top_h_of_candidates_that_are_all_forbidden(num_candidates):
     options = {"suppress_tokens": list(range(2, 60)), "do_sample": True, "top_k": 1, "max_new_tokens": 20}
     plain = target.generate(ids, **options, top_h=0.4)
     for drafter in (TableDrafter(64), TableDrafter(64, scale=torch.nan)):
-        speculation = SpeculationConfig(num_candidates=num_candidates, safety_net=False)
+        speculation = SpeculationConfig(num_candidates=num_candidates, policy="fixed")
         out = target.generate(ids, **options, top_h=0.4, assistant_model=drafter, speculation=speculation)
         assert out.tolist() == plain.tolist()
 
@@ -133,7 +133,7 @@ def test_one_stream_for_drafts_and_verification_is_caught(small_target, monkeypa
     monkeypatch.setattr(sampling.TokenChooser, "_generator", generator)
     drafter = TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,))
     for verification in ("token", "block"):
-        speculation = SpeculationConfig(verification=verification, safety_net=False)
+        speculation = SpeculationConfig(verification=verification, policy="fixed")
         assert sampled_p_value(small_target, drafter, 900, 3, speculation, accepted_lens=()) < 1e-6
 
 

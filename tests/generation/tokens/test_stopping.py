@@ -163,7 +163,7 @@ def test_a_limit_far_away(target, num_rows, returned):
     assert 110 < plain.shape[1] - 9 < 200
     rows = [ids[row, 9 - mask[row].sum() :].tolist() + plain[row, 9:].tolist() for row in range(num_rows)]
     drafter = OracleDrafter(rows, [4, 2, 3, 0], 64, uneven=True)
-    keep_drafting = SpeculationConfig(safety_net=False)
+    keep_drafting = SpeculationConfig(policy="fixed")
     out = target.generate(ids, max_length=int(1e30), assistant_model=drafter, speculation=keep_drafting, **options)
     assert (out.sequences if returned else out).tolist() == plain.tolist()
     assert drafter.last_stats.tau > 2.5

@@ -7,15 +7,11 @@ draft is accepted with the target's probability of it.
 from collections.abc import Iterable
 from itertools import takewhile
 
-import torch
 from torch import Tensor
 
-from dspark_hf.generation.lengths.safety import SafetyNet
+from dspark_hf.generation.lengths.track_record import TrackRecord
 from dspark_hf.generation.prompt_lookup import PromptLookup
 from dspark_hf.generation.tokens.transcript import Transcript
-
-# What the share of right drafts is taken to be before any was seen, and for how many drafts that counts.
-_PRIOR_RATE, _PRIOR_WEIGHT = 0.7, 10
 
 
 class NgramIndex:
@@ -61,17 +57,18 @@ class LookupSource:
 
     Args:
         lookup ([`PromptLookup`]): What to look up.
-        net ([`SafetyNet`]): Limits drafts where the text does not repeat itself.
+        num_rows (`int`): Rows of the batch.
+
+    Attributes:
+        record ([`TrackRecord`]): What its drafts were worth.
     """
 
-    def __init__(self, lookup: PromptLookup, net: SafetyNet):
-        self.num_slots = lookup.num_slots
-        self.net = net
+    def __init__(self, lookup: PromptLookup, num_rows: int):
+        self.record = TrackRecord(lookup.num_slots, num_rows)
         self._lookup = lookup
         self._indexes: list[NgramIndex] = []
         self._num_read: list[int] = []
         self._vocab_size = 0
-        self._num_accepted = self._num_judged = 0
 
     def read_prompt(self, ids: Tensor, mask: Tensor | None, vocab_size: int) -> None:
         """Index each row's prompt, without padding.
@@ -107,31 +104,3 @@ class LookupSource:
             drafts = index.draft(limit) if limit > 0 else []
             found.append(list(takewhile(lambda token: 0 <= token < self._vocab_size, drafts)))
         return found
-
-    def survival(self, num_slots: int) -> Tensor:
-        """Estimated survival `(1, num_slots)`: a row's chances at a slot are what they were in earlier rounds."""
-        rate = (_PRIOR_RATE * _PRIOR_WEIGHT + self._num_accepted) / (_PRIOR_WEIGHT + self._num_judged)
-        return torch.full((1, num_slots), rate, device="cpu").cumprod(-1)
-
-    def learn(
-        self,
-        used: list[bool],
-        lens: list[int],
-        accepted_lens: list[int],
-        gains: list[int],
-        extra: float,
-    ) -> None:
-        """Look at what a verification accepted.
-
-        Args:
-            used (`list[bool]`): Rows whose drafts were looked up.
-            lens (`list[int]`): How many of them were verified.
-            accepted_lens (`list[int]`): How many stood.
-            gains (`list[int]`): How many became output.
-            extra (`float`): Plain steps that they took beyond one, per row.
-        """
-        for was_used, num, accepted_len in zip(used, lens, accepted_lens, strict=True):
-            if was_used:
-                self._num_accepted += accepted_len
-                self._num_judged += min(accepted_len + 1, num)
-        self.net.learn([gain for gain, was_used in zip(gains, used, strict=True) if was_used], extra)

@@ -1,18 +1,20 @@
-"""What is offered to a round's verification: lookup drafts first, else the drafter's, cut by policy and safety net.
+"""What is offered to a round's verification: lookup drafts first, else the drafter's, as the schedule says.
 
 Shapes: B rows at work, n drafts of a round, V vocabulary, L taps, E hidden size.
 """
 
 from dataclasses import dataclass
-from itertools import compress
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dspark_hf.generation.lengths.pace import round_cost
-from dspark_hf.generation.lengths.policy import length_policy
-from dspark_hf.generation.lengths.safety import CollapseWarning, Evidence, SafetyNet
+from dspark_hf.generation.lengths.calibration import slot_temperatures
+from dspark_hf.generation.lengths.safety import CollapseWarning, Evidence
+from dspark_hf.generation.lengths.schedule import Drafted, Schedule
+from dspark_hf.generation.lengths.step_cost import StepCost
+from dspark_hf.generation.lengths.survival import Signals, certain_signals
+from dspark_hf.generation.lengths.track_record import TrackRecord
 from dspark_hf.generation.request import Request
 from dspark_hf.generation.stats import SpeculationStats, Stopwatch
 from dspark_hf.generation.target.peers import Peers
@@ -20,7 +22,6 @@ from dspark_hf.generation.tokens.sampling import TokenChooser
 from dspark_hf.generation.tokens.transcript import Transcript
 from dspark_hf.modeling.drafting import Proposal
 from dspark_hf.ops.candidates import Candidates
-from dspark_hf.ops.verify import survival
 
 from .context import PendingContext
 from .lookup import LookupSource
@@ -78,20 +79,28 @@ class Proposer:
         self._drafter = drafter if has_model else None
         # Then every round must run the drafter, because its embedding and head are sharded.
         self._is_synced = request.synced_gpus
-        self._policy = length_policy(speculation)
-        self._num_slots = self._policy.limit(drafter.config.num_slots) if has_model else 0
+        self._most_slots = speculation.max_draft_len
         self._vocab_size = 0
         self._num_candidates = speculation.num_candidates
-        self._cost = round_cost(speculation, request.device)
-        self._net, self._warning = SafetyNet(speculation.safety_net), None
-        if has_model and speculation.safety_net:
-            evidence = Evidence.of(drafter, chooser.in_order, len(transcript.lens))
-            self._warning = CollapseWarning(drafter, transcript, evidence, is_blind=chooser.in_order)
+        num_rows, lookup, num_slots = len(transcript.lens), request.lookup, 0
+        self._record, self._warning = None, None
+        options, temperatures = speculation.scheduler, None
+        if has_model:
+            num_slots = drafter.config.num_slots
+            temperatures = slot_temperatures(options.calibration, drafter, request.temperature)
+            evidence = Evidence.of(drafter, num_slots, chooser.in_order, num_rows)
             # What is drafted decides which random numbers are drawn: a sampled call starts anew, so that a seed
             # repeats it.
-            self._net = self._net if chooser.do_sample else evidence.net
-        lookup = request.lookup
-        self._lookup = None if lookup is None else LookupSource(lookup, SafetyNet(speculation.safety_net))
+            self._record = TrackRecord(num_slots, num_rows) if chooser.do_sample else evidence.record
+            self._record.predictor.temperatures = temperatures
+            if options.policy == "auto":
+                self._warning = CollapseWarning(drafter, evidence, is_blind=chooser.in_order)
+        self._lookup = None if lookup is None else LookupSource(lookup, num_rows)
+        most_slots = max(num_slots, 0 if lookup is None else lookup.num_slots)
+        cost = StepCost.rule_of_thumb(request.device) if options.step_cost is None else options.step_cost
+        self._schedule = Schedule(options, cost, most_slots)
+        self._parts: list[Drafted] | None = None
+        self._drafted: tuple | None = None
 
     def read_prompt(self, mask: Tensor | None, vocab_size: int) -> None:
         """Look at the prompt, of which the transcript holds the ids.
@@ -117,9 +126,6 @@ class Proposer:
         room = room if most is None else [min(left, most) for left in room]
         with self._watch.part("drafter"):
             found, proposal, lens, asked = self._draft(room)
-        if self._transcript.in_step:
-            # No row can use more drafts than the shortest offer.
-            lens = [min(n for n, is_live in zip(lens, live, strict=True) if is_live)] * len(live)
         num_drafts = max(lens)
         ids, candidates = self._transcript.ids[:, :0], None
         if num_drafts > 0:
@@ -137,69 +143,86 @@ class Proposer:
     def idle(self) -> None:
         """Run the drafter for the sake of other processes, if there are any."""
         if self._is_synced and self._drafter is not None:
-            self._context.propose(self._transcript.anchor_ids, self._num_slots, None, self._num_candidates)
+            num_slots = self._record.num_slots
+            self._context.propose(self._transcript.anchor_ids, num_slots, None, self._num_candidates)
 
-    def learn(
-        self, offer: Offer, accepted_lens: list[int], num_taken: list[int], seconds: float | None = None
-    ) -> None:
+    def learn(self, offer: Offer, accepted_lens: list[int], num_taken: list[int]) -> None:
         """Look at what a verification accepted, before rows leave.
 
         Args:
             offer ([`Offer`]): What was verified.
             accepted_lens (`list[int]`): Drafts that stood, of each row.
             num_taken (`list[int]`): Tokens that each row took, which may be fewer.
-            seconds (`float`, *optional*): Time of the round, if it was taken.
         """
-        gains = [max(count - 1, 0) for count in num_taken]
-        extra = self._extra(offer, seconds)
-        if self._lookup is not None:
-            price = _share(extra, offer.lens, offer.from_lookup)
-            self._lookup.learn(offer.from_lookup, offer.lens, accepted_lens, gains, price)
-        if self._drafter is None:
-            return
-        gains, lens = (list(compress(values, offer.from_drafter)) for values in (gains, offer.lens))
-        self._cost.learn(lens, gains)
-        price = _share(extra, offer.lens, offer.from_drafter)
-        self._net.learn(gains, price, self._cost.pays(self._num_slots))
-        self._stats.paused_rounds += self._net.was_paused
+        if self._drafted is not None:
+            parts = self._read_parts()
+            # Where positions are judged one after the other, rows stop where the first does.
+            stood = [min(pair) for pair in zip(accepted_lens, offer.lens, strict=True)]
+            refused = [taken > num or not self._chooser.in_order for taken, num in zip(num_taken, stood, strict=True)]
+            judged = [
+                num + (num < most and is_refused)
+                for num, most, is_refused in zip(stood, offer.lens, refused, strict=True)
+            ]
+            gains = [max(min(taken - 1, num), 0) for taken, num in zip(num_taken, offer.lens, strict=True)]
+            self._schedule.learn(parts, offer.lens, judged, stood, gains)
         if self._warning is not None:
-            judged = [asked and num > 0 for asked, num in zip(offer.from_drafter, offer.lens, strict=True)]
-            self._warning.learn(offer.ids, judged, accepted_lens, num_taken, self._net.has_paused)
-
-    def _extra(self, offer: Offer, seconds: float | None) -> float:
-        """Note a round's time; plain steps that it took beyond one."""
-        is_drafted = any(offer.from_drafter)
-        # Nothing to learn from rounds of both sources at once, and from those whose drafts a policy has all dropped.
-        has_one_source = self._drafter is None or not any(offer.from_lookup)
-        if seconds is not None and has_one_source and (any(offer.lens) or not is_drafted):
-            self._cost.note(offer.lens, seconds)
-        return self._cost.extra(offer.lens, is_drafted)
+            asked = [was_asked and num > 0 for was_asked, num in zip(offer.from_drafter, offer.lens, strict=True)]
+            new_ids, has_paused = self._transcript.new_ids, self._record.account.has_paused
+            self._warning.learn(offer.ids, asked, accepted_lens, num_taken, new_ids, has_paused)
 
     def _draft(self, room: list[int]) -> tuple[list[list[int]], Proposal | None, list[int], list[bool]]:
         """Lookup drafts and the drafter's proposal for the rows without, drafts per row, and rows it was asked for."""
+        self._schedule.begin(self._transcript.num_left, max(self._transcript.lens))
         found = [[] for _ in room]
         if self._lookup is not None:
-            limit = self._lookup.net.limit(self._policy.limit(self._lookup.num_slots))
+            limit = self._at_most(self._schedule.slots(self._lookup.record, len(room), is_free=True))
             found = self._lookup.draft(self._transcript, [min(limit, space) for space in room])
-            most = self._cost.share(limit, sum(map(bool, found)))
-            found = [drafts[:most] for drafts in found]
-        lens = [len(drafts) for drafts in found]
+        asked = [space > 0 and not drafts for space, drafts in zip(room, found, strict=True)]
         limit = 0
-        if self._drafter is not None:
-            limit = self._net.limit(self._num_slots)
-            limit = self._cost.limit(limit, len(room), max(room) + 1) if limit > 0 else 0
-        asked = [limit > 0 and space > 0 and not drafts for space, drafts in zip(room, found, strict=True)]
+        if self._record is not None and any(asked):
+            limit = self._at_most(self._schedule.slots(self._record, sum(asked)))
+            self._stats.paused_rounds += limit == 0
+        asked = [limit > 0 and was_asked for was_asked in asked]
+        lens = [len(drafts) for drafts in found]
         lens = [min(limit, space) if ask else n for n, ask, space in zip(lens, asked, room, strict=True)]
         proposal = None
         if any(asked):
             longest = max(n for n, ask in zip(lens, asked, strict=True) if ask)
             # Some drafters use embedding and head once a slot.
-            proposal = self._ask_drafter(self._num_slots if self._is_synced else longest)
+            proposal = self._ask_drafter(self._record.num_slots if self._is_synced else longest)
         else:
             self.idle()
-        if self._policy.needs_survival and max(lens) > 0:
-            lens = self._policy.choose(lens, self._survival(found, proposal, max(lens)))
-        return found, proposal, lens, asked
+        live, in_step = self._transcript.live, self._transcript.in_step
+        if in_step:
+            # No row can use more drafts than the shortest offer.
+            level = min(n for n, is_live in zip(lens, live, strict=True) if is_live)
+            lens = [level if is_live else 0 for is_live in live]
+        self._parts, self._drafted = None, (found, asked, proposal, max(lens)) if max(lens) > 0 else None
+        if max(lens) > 0 and self._schedule.cuts_pay(lens):
+            lens = self._schedule.cut(self._read_parts(), lens, in_step)
+        return found, proposal, [max(lens)] * len(lens) if in_step else lens, asked
+
+    def _at_most(self, num_slots: int) -> int:
+        return num_slots if self._most_slots is None else min(num_slots, self._most_slots)
+
+    def _read_parts(self) -> list[Drafted]:
+        """This round's drafts by source, with their survival; waits for the device the first time."""
+        if self._parts is not None:
+            return self._parts
+        found, asked, proposal, num_drafts = self._drafted
+        self._parts = []
+        if any(found):
+            rows = [row for row, drafts in enumerate(found) if drafts]
+            record, width = self._lookup.record, min(num_drafts, self._lookup.record.num_slots)
+            survival = record.predict(certain_signals(len(found), width), len(found), width)
+            self._parts.append(Drafted(record, rows, survival, is_free=True))
+        if proposal is not None:
+            rows, width = [row for row, ask in enumerate(asked) if ask], min(num_drafts, proposal.ids.shape[1])
+            signals = Signals(proposal.confidence_logits, proposal.max_probs).read()
+            signals = {name: values[:, :width] for name, values in signals.items()}
+            survival = self._record.predict(signals, len(found), width)
+            self._parts.append(Drafted(self._record, rows, survival))
+        return self._parts
 
     def _ask_drafter(self, num_slots: int) -> Proposal:
         transcript = self._transcript
@@ -207,16 +230,6 @@ class Proposer:
         transcript.reserve(num_slots)
         pick = self._chooser.draft_picker(transcript.ids, transcript.lens, transcript.row_ids, self._vocab_size)
         return self._context.propose(transcript.anchor_ids, num_slots, pick, self._num_candidates)
-
-    def _survival(self, found: list[list[int]], proposal: Proposal | None, num_drafts: int) -> Tensor:
-        """Survival `(rows, n)`; that of lookup drafts is estimated from earlier rounds."""
-        if proposal is None:
-            return self._lookup.survival(num_drafts).expand(len(found), -1)
-        values = survival(proposal.confidence_logits)
-        if not any(found):
-            return values
-        values = pad(values, (0, num_drafts - values.shape[1]))
-        return torch.where(_are_found(found, values.device), self._lookup.survival(num_drafts).to(values), values)
 
     def _merge(
         self, found: list[list[int]], proposal: Proposal | None, num_drafts: int
@@ -240,15 +253,6 @@ class Proposer:
             drawn, candidates = drawn.pad(num_drafts, num_candidates), candidates.pad(num_drafts, num_candidates)
             candidates = candidates.where(are_found.unsqueeze(-1), drawn)
         return ids, candidates
-
-
-def _share(extra: float, lens: list[int], used: list[bool]) -> float:
-    """A source's part of a round's extra plain steps, by the drafts it made, per row that it made them for."""
-    if not any(used):
-        return 0.0
-    num_own = sum(num for num, is_own in zip(lens, used, strict=True) if is_own)
-    part = num_own / sum(lens) if any(lens) else 1.0
-    return extra * part * len(lens) / sum(used)
 
 
 def _are_found(found: list[list[int]], device: torch.device) -> Tensor:

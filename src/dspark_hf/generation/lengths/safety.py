@@ -1,7 +1,4 @@
-"""A net under drafting: where drafts do not pay, generation goes on without and tries again rarely.
-
-It looks at earlier rounds only, so it can change time and nothing else.
-"""
+"""What is known of a drafter over all calls, and a word about one whose drafts are not accepted."""
 
 import warnings
 import weakref
@@ -9,11 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dspark_hf.generation.tokens.transcript import Transcript
-
-# Plain steps that drafting may lose before it pauses: at first, when it has won more before, and in a later try.
-_CREDIT, _MOST, _TRY = 4.0, 8.0, 0.5
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 32, 256
+from .track_record import TrackRecord
 
 # First slots that must have been judged before a drafter is accused, and the first drafts that tell why.
 _MIN_JUDGED, _MOST_FIRSTS, _MIN_FIRSTS = 24, 20, 8
@@ -21,55 +14,11 @@ _COLLAPSED_RATE = 0.05
 _SHIFTED_RATE = 0.25
 
 
-class SafetyNet:
-    """Decides whether slots may be drafted, from what earlier rounds won.
-
-    An account starts with credit for 4 plain steps. A drafted round costs what it takes longer than a plain step; a
-    draft that stands earns the step that it saves, up to 8 in all. When the account is empty, or drafting is known not
-    to pay, it pauses for 32 rounds, and then has credit for half a step. Each try that fails doubles the pause, up to
-    256 rounds; an account that is back where it started makes it short again.
-
-    Args:
-        enabled (`bool`): Otherwise every slot may be drafted always.
-    """
-
-    def __init__(self, enabled: bool = True):
-        self._enabled = enabled
-        self._balance = _CREDIT
-        self._pause = _SHORTEST_PAUSE
-        self._num_left = 0
-        self.was_paused = False
-        self.has_paused = False
-
-    def limit(self, num_slots: int) -> int:
-        """How many of `num_slots` slots may be drafted in this round: all or none."""
-        self.was_paused = self._num_left > 0
-        return 0 if self.was_paused else num_slots
-
-    def learn(self, gains: list[int], extra: float, pays: bool = True) -> None:
-        """Settle a round's account.
-
-        Args:
-            gains (`list[int]`): Drafts that became output, of each row that was drafted for.
-            extra (`float`): Plain steps that the round took beyond one.
-            pays (`bool`, *optional*, defaults to `True`): False to pause without waiting for the account to be empty.
-        """
-        if self.was_paused:
-            self._num_left -= 1
-        elif gains and self._enabled:
-            self._balance = min(self._balance + sum(gains) / len(gains) - extra, _MOST) if pays else 0.0
-            if self._balance <= 0:
-                self._num_left, self._balance, self.has_paused = self._pause, _TRY, True
-                self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-            elif self._balance >= _CREDIT:
-                self._pause = _SHORTEST_PAUSE
-
-
 class Evidence:
     """What is known of a drafter on its target, from all calls so far.
 
     Attributes:
-        net ([`SafetyNet`]): Its account.
+        record ([`TrackRecord`]): What its rounds told.
         num_judged, num_accepted (`int`): First drafts that were verified, and those of them that stood.
         firsts (`list[tuple[int, list[int], int]]`):
             Some of them, each with its row's new tokens, which grow, and its place there: it may fit elsewhere.
@@ -77,16 +26,16 @@ class Evidence:
 
     _known: "weakref.WeakKeyDictionary[Any, dict[Any, Evidence]]" = weakref.WeakKeyDictionary()
 
-    def __init__(self) -> None:
-        self.net = SafetyNet()
+    def __init__(self, num_slots: int, num_rows: int) -> None:
+        self.record = TrackRecord(num_slots, num_rows)
         self.num_judged = self.num_accepted = 0
         self.firsts: list[tuple[int, list[int], int]] = []
 
     @classmethod
-    def of(cls, drafter: Any, *circumstances: Any) -> "Evidence":
-        """What is known of a drafter under such circumstances; forgotten when it is bound to another target."""
-        binding = getattr(drafter, "borrowed", drafter)
-        return cls._known.setdefault(binding, {}).setdefault(circumstances, cls())
+    def of(cls, drafter: Any, num_slots: int, is_blind: bool, num_rows: int) -> "Evidence":
+        """What is known of a drafter in such calls; forgotten when it is bound to another target."""
+        known = cls._known.setdefault(getattr(drafter, "borrowed", drafter), {})
+        return known.setdefault((num_slots, is_blind, num_rows), cls(num_slots, num_rows))
 
 
 class CollapseWarning:
@@ -94,20 +43,24 @@ class CollapseWarning:
 
     Args:
         drafter ([`DSparkModel`]): The drafter.
-        transcript ([`Transcript`]): The tokens so far.
         evidence ([`Evidence`]): What earlier calls told, to which this one adds.
         is_blind (`bool`): Whether drafts are made without some of the logits processors.
     """
 
     _told: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
-    def __init__(self, drafter: Any, transcript: Transcript, evidence: Evidence, is_blind: bool = False):
-        self._drafter, self._is_blind = drafter, is_blind
-        self._transcript, self._evidence = transcript, evidence
+    def __init__(self, drafter: Any, evidence: Evidence, is_blind: bool = False):
+        self._drafter, self._is_blind, self._evidence = drafter, is_blind, evidence
         self._is_over = drafter in self._told
 
     def learn(
-        self, draft_ids: Tensor, judged: list[bool], accepted_lens: list[int], num_taken: list[int], has_paused: bool
+        self,
+        draft_ids: Tensor,
+        judged: list[bool],
+        accepted_lens: list[int],
+        num_taken: list[int],
+        new_ids: list[list[int]],
+        has_paused: bool,
     ) -> None:
         """Count a verification's first slots, and warn when drafting has paused and hardly any was right.
 
@@ -116,7 +69,8 @@ class CollapseWarning:
             judged (`list[bool]`): Rows whose first slot came from the drafter and was verified.
             accepted_lens (`list[int]`): Drafts that stood, of each row.
             num_taken (`list[int]`): Tokens that each row took.
-            has_paused (`bool`): Whether the net has let go of drafting.
+            new_ids (`list[list[int]]`): New tokens of each row so far; they grow.
+            has_paused (`bool`): Whether drafting was let go of.
         """
         if self._is_over or not any(judged):
             return
@@ -126,7 +80,7 @@ class CollapseWarning:
         evidence.num_accepted += sum(accepted_lens[row] > 0 for row in rows)
         if len(evidence.firsts) < _MOST_FIRSTS:
             for row, draft in zip(rows, draft_ids[rows, 0].tolist(), strict=True):
-                ids = self._transcript.new_ids[row]
+                ids = new_ids[row]
                 evidence.firsts.append((draft, ids, len(ids) - num_taken[row]))
         rate = evidence.num_accepted / evidence.num_judged
         if has_paused and evidence.num_judged >= _MIN_JUDGED and rate < _COLLAPSED_RATE:
@@ -139,7 +93,7 @@ class CollapseWarning:
             f"Hardly any draft is accepted: {self._evidence.num_accepted} of {self._evidence.num_judged} at the first "
             f"slot ({rate:.1%}), where a drafter that fits reaches 30% and more. {self._cause()} The output is not "
             "affected; generation goes on without drafts and tries one now and then. "
-            "SpeculationConfig(safety_net=False) keeps drafting."
+            'SpeculationConfig(policy="fixed") keeps drafting.'
         )
 
     def _cause(self) -> str:

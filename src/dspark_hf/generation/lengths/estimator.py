@@ -1,0 +1,95 @@
+"""How likely a draft is accepted, learned while decoding from how sure the drafter was.
+
+It needs no confidence head, so it works for every drafter.
+Shapes: B rows, n slots.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+# What is believed before anything was seen: weight of logit(max q), common bias, bias of each slot; and how many
+# judged slots each belief counts for.
+_START_WEIGHT, _START_BIAS = 0.5, -0.2
+_TRUST_IN_WEIGHT, _TRUST_IN_BIAS, _TRUST_IN_SLOT = 4.0, 1.0, 4.0
+# Judged slots that are looked at, and how many new ones there are between two fits: at first, and at most.
+_WINDOW, _FIRST_FIT, _NEXT_FIT = 512, 12, 96
+_MOST_LOGIT, _NUM_STEPS, _LONGEST_STEP = 6.0, 6, 2.0
+
+
+class AcceptanceEstimator:
+    """Estimates P(slot k accepted | all before accepted) as `sigmoid(w * logit(max q_k) + b + b_k)`: 2 + n numbers.
+
+    max q_k is the largest probability of the distribution that slot k's draft is drawn from, which is known before
+    the draft is. The numbers are fitted to the latest judged slots by damped Newton steps, drawn to what is believed
+    beforehand as few slots would be.
+
+    Args:
+        num_slots (`int`): Slots of the drafter.
+
+    Raises:
+        `ValueError`: If there is no slot.
+
+    Source: the acceptance estimator of vLLM's adaptive verification.
+    """
+
+    def __init__(self, num_slots: int):
+        if num_slots < 1:
+            raise ValueError(f"num_slots must be at least 1, got {num_slots}.")
+        self.num_slots = num_slots
+        self._believed = np.array([_START_WEIGHT, _START_BIAS, *[0.0] * num_slots])
+        self._trust = np.array([_TRUST_IN_WEIGHT, _TRUST_IN_BIAS, *[_TRUST_IN_SLOT] * num_slots])
+        self._numbers = self._believed.copy()
+        self._seen: deque[tuple[int, float, bool]] = deque(maxlen=_WINDOW)
+        self._num_new, self._next_fit = 0, _FIRST_FIT
+
+    def predict(self, max_probs: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
+        """Chances of slots, given that all before them are accepted.
+
+        Args:
+            max_probs (`numpy.ndarray` of shape `(rows, slots)`): Largest probability of each slot's distribution.
+
+        Returns:
+            `numpy.ndarray` of shape `(rows, slots)`.
+        """
+        logits = _logit(np.asarray(max_probs, dtype=float))
+        weight, bias, of_slot = self._numbers[0], self._numbers[1], self._numbers[2:]
+        return _sigmoid(weight * logits + bias + of_slot[: logits.shape[-1]])
+
+    def note(self, max_probs: Sequence[float], num_judged: int, accepted_len: int) -> None:
+        """Look at what became of a row's drafts.
+
+        Args:
+            max_probs (`Sequence[float]`): Largest probability of each slot's distribution.
+            num_judged (`int`): Slots that were judged: the accepted ones, and the one that was rejected, if any.
+            accepted_len (`int`): Drafts that were accepted.
+        """
+        for slot, logit in enumerate(_logit(np.asarray(max_probs[:num_judged], dtype=float)).tolist()):
+            self._seen.append((slot, logit, slot < accepted_len))
+        self._num_new += num_judged
+        if self._num_new >= self._next_fit:
+            self._num_new, self._next_fit = 0, min(2 * self._next_fit, _NEXT_FIT)
+            self._fit()
+
+    def _fit(self) -> None:
+        slots, logits, accepted = (np.array(values) for values in zip(*self._seen, strict=True))
+        inputs = np.zeros((len(slots), len(self._numbers)))
+        inputs[:, 0], inputs[:, 1] = logits, 1.0
+        inputs[np.arange(len(slots)), 2 + slots] = 1.0
+        for _ in range(_NUM_STEPS):
+            chances = _sigmoid(inputs @ self._numbers)
+            slope = inputs.T @ (chances - accepted) + self._trust * (self._numbers - self._believed)
+            curvature = (inputs.T * (chances * (1 - chances))) @ inputs + np.diag(self._trust)
+            step = np.linalg.solve(curvature, slope)
+            self._numbers -= np.clip(step, -_LONGEST_STEP, _LONGEST_STEP)
+
+
+def _logit(probs: np.ndarray) -> np.ndarray:
+    # What is not a number comes from a drafter that is broken: as good as none.
+    probs = np.clip(np.nan_to_num(probs), 1e-9, 1 - 1e-9)
+    return np.clip(np.log(probs / (1 - probs)), -_MOST_LOGIT, _MOST_LOGIT)
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip(logits, -30, 30)))

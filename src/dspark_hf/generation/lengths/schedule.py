@@ -1,0 +1,241 @@
+"""The decisions of one generation on lengths: whether to draft, how many slots to pick, and how many to verify.
+
+Shapes: R rows at work, n slots.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .prefixes import best_count, early_stop, share_out, walk
+from .scheduler import PrefixScheduler
+from .step_cost import StepCost
+from .track_record import TrackRecord
+
+# Tokens by which lengths may differ in cost without a look at survival, which waits for the device.
+_NEGLIGIBLE = 0.02
+# Variance of the tokens of a round, by the tokens of a round.
+_SPREAD = 1.0
+# Context is looked up in steps of so many tokens.
+_CONTEXT_STEP = 128
+
+
+@dataclass
+class Drafted:
+    """A source's part of a round's drafts.
+
+    Attributes:
+        record ([`TrackRecord`]): The source's.
+        rows (`list[int]`): Rows that it drafted for.
+        survival (`numpy.ndarray` of shape `(rows, slots)`): Of all rows; only its own mean something.
+        is_free (`bool`): Whether drafting itself costs nothing.
+    """
+
+    record: TrackRecord
+    rows: list[int]
+    survival: np.ndarray
+    is_free: bool = False
+
+
+class Schedule:
+    """Decides for one generation. The table of costs stays as it is to the end.
+
+    Args:
+        options ([`PrefixScheduler`]): How to decide.
+        cost ([`StepCost`]): What passes take.
+        most_slots (`int`): Most slots of any source.
+    """
+
+    def __init__(self, options: PrefixScheduler, cost: StepCost, most_slots: int):
+        self.options, self.cost = options, cost
+        self._most_slots = most_slots
+        self._tables: dict[tuple[int, int], np.ndarray] = {}
+        self._seconds, self._draft_seconds, self._num_rows = np.ones(1), 0.0, 1
+        self._earlier: deque[tuple[int, np.ndarray]] = deque(maxlen=2)
+        self._num_probes = 0
+        self._weights = np.ones(1)
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether drafting is left out where it does not pay."""
+        return self.options.policy == "auto"
+
+    def begin(self, left: Sequence[int], context_len: int) -> None:
+        """Begin a round.
+
+        Args:
+            left (`Sequence[int]`): Tokens that each row at work may still make.
+            context_len (`int`): Tokens of the longest.
+        """
+        num_rows = len(left)
+        self._weights = _weights(left)
+        key = num_rows, -(-context_len // _CONTEXT_STEP)
+        if key not in self._tables:
+            verify = self.cost.verify(num_rows * (1 + self._most_slots), key[1] * _CONTEXT_STEP)
+            # A pass over more tokens is never taken to cost less: fewer may stand for that measurement.
+            self._tables[key] = np.minimum.accumulate(verify[: num_rows - 1 : -1])[::-1]
+        # Of a pass that verifies 0, 1, ... drafts of all rows together.
+        self._seconds, self._num_rows = self._tables[key], num_rows
+        self._draft_seconds = self.cost.draft(num_rows)
+
+    def slots(self, record: TrackRecord, num_rows: int, is_free: bool = False) -> int:
+        """How many slots a source should pick for its rows; none where it is not to draft.
+
+        Args:
+            record ([`TrackRecord`]): The source's.
+            num_rows (`int`): Rows that it may draft for.
+            is_free (`bool`, *optional*, defaults to `False`): Whether drafting itself costs nothing.
+        """
+        if not self.is_auto or num_rows == 0:
+            return record.num_slots
+        account = record.account
+        account.pause_len = self.options.probe_interval
+        if account.is_paused:
+            account.wait(self._num_rows)
+        if account.is_paused:
+            return 0
+        if account.is_trying:
+            # Drafts that all stand are the most that there can be.
+            hope = self._gain(np.arange(num_rows * record.num_slots + 1), is_free)
+        elif account.is_winning:
+            return record.num_picked
+        else:
+            hope = self._gain(record.forecast.gains(num_rows, record.num_slots), is_free)
+        if hope < 1 + self.options.min_gain * (record.num_drafted == 0 or account.is_trying):
+            account.pause(self._num_rows)
+            return 0
+        return record.num_slots if self._probes(record) else record.num_picked
+
+    def cut(self, parts: Sequence[Drafted], lens: Sequence[int], in_step: bool = False) -> list[int]:
+        """How many of its drafts each row has verified.
+
+        Args:
+            parts (`Sequence[Drafted]`): The sources' drafts.
+            lens (`Sequence[int]`): Drafts that each row has.
+            in_step (`bool`, *optional*, defaults to `False`): Whether a draft stands only if it does in all rows.
+
+        Returns:
+            `list[int]`: At most `lens`.
+        """
+        survival, ahead = np.zeros((len(lens), max(lens))), np.ones((len(lens), max(lens)))
+        for part in parts:
+            width = min(part.survival.shape[1], max(lens))
+            survival[part.rows, :width] = part.survival[part.rows, :width]
+            rates = part.record.forecast.rates()[: max(lens)]
+            ahead[part.rows, : len(rates)] = rates
+        seconds, groups = self._seconds, len(lens)
+        if in_step:
+            most = min(n for n in lens if n > 0)
+            # One row that stands for all, and takes as many tokens a slot.
+            rows = [row for row, n in enumerate(lens) if n > 0]
+            survival, ahead = survival[rows].prod(0, keepdims=True), ahead[rows].prod(0, keepdims=True)
+            seconds, lens = self._seconds[:: self._num_rows], [most]
+        elif self.is_auto:
+            survival = survival * self._weights[:, None]
+        cut = self._cut(parts, survival, list(lens), ahead, seconds)
+        return cut * groups if in_step else cut
+
+    def _cut(
+        self, parts: Sequence[Drafted], survival: np.ndarray, most: list[int], ahead: np.ndarray, seconds: np.ndarray
+    ) -> list[int]:
+        policy = self.options.policy
+        if policy == "fixed":
+            return most
+        if policy == "threshold":
+            passed = (survival >= self.options.threshold).sum(-1).tolist()
+            return [min(pair) for pair in zip(most, passed, strict=True)]
+        draft_seconds = 0.0 if all(part.is_free for part in parts) else self._draft_seconds
+        if policy == "early_stop":
+            return early_stop(survival, most, seconds)
+        if policy == "lagged":
+            return share_out(survival, most, self._lagged_budget(survival, most, seconds + draft_seconds))
+        lens = walk(survival, most, ahead, seconds, self._price(parts, len(most)))
+        for part in parts:
+            # Otherwise what is taken to be hopeless would never be seen to have become better.
+            if self._probes(part.record) or part.record.account.is_trying:
+                row = part.rows[self._num_probes % len(part.rows)] if len(most) > 1 else 0
+                self._num_probes += 1
+                lens[row] = most[row] if self._probes(part.record) else max(lens[row], min(1, most[row]))
+        return lens
+
+    def learn(
+        self,
+        parts: Sequence[Drafted],
+        lens: Sequence[int],
+        num_judged: Sequence[int],
+        num_stood: Sequence[int],
+        gains: Sequence[int],
+    ) -> None:
+        """Look at what became of a round's drafts.
+
+        Args:
+            parts (`Sequence[Drafted]`): The sources' drafts.
+            lens (`Sequence[int]`): Verified drafts of each row.
+            num_judged (`Sequence[int]`): Of those, the accepted ones, and the one that was rejected, if any.
+            num_stood (`Sequence[int]`): Drafts that were accepted.
+            gains (`Sequence[int]`): Drafts that became output.
+        """
+        if self.options.policy == "fixed":
+            return
+        of_tokens = float(self._seconds[sum(lens)] / self._seconds[0]) - 1
+        of_drafter = self._draft_seconds / float(self._seconds[0])
+        for part in parts:
+            # A source answers for the drafts that it made, and a row of it for its part of that.
+            own = sum(lens[row] for row in part.rows)
+            share = own / sum(lens) if any(lens) else 0.0
+            extra = (of_tokens * share + of_drafter * (not part.is_free)) * len(lens) / len(part.rows)
+            part.record.learn(part.rows, part.survival, lens, num_judged, num_stood)
+            if self.is_auto:
+                gain = sum(gains[row] * float(self._weights[row]) for row in part.rows) / len(part.rows)
+                part.record.settle(gain, extra, len(lens))
+
+    def cuts_pay(self, lens: Sequence[int]) -> bool:
+        """Whether verifying less may save time that is worth anything; survival need not be known otherwise."""
+        if self.options.policy in ("fixed", "threshold"):
+            return self.options.policy == "threshold"
+        return bool((self._seconds[sum(lens)] / self._seconds[0] - 1) * self._num_rows * 2 > _NEGLIGIBLE)
+
+    def _gain(self, gains: np.ndarray, is_free: bool) -> float:
+        """Speed of the best number of drafts, to plain steps."""
+        seconds = self._seconds[: len(gains)] + self._draft_seconds * (not is_free)
+        rows = self._num_rows
+        _, rate = best_count(rows, gains[: len(seconds)], seconds)
+        return rate * self._seconds[0] / rows
+
+    def _price(self, parts: Sequence[Drafted], num_groups: int) -> float:
+        """Tokens that a second is worth, by the speed that drafting has brought."""
+        speeds = []
+        for part in parts:
+            expected = self._gain(part.record.forecast.gains(len(part.rows), part.record.num_slots), part.is_free)
+            speeds.append(part.record.speed(max(1.0, expected)))
+        return max(speeds) * num_groups / self._seconds[0]
+
+    def _lagged_budget(self, survival: np.ndarray, most: list[int], seconds: np.ndarray) -> int:
+        """The best number of drafts by the survival of two rounds before; rounds without such have all verified."""
+        before = self._earlier[0] if len(self._earlier) == 2 else None
+        self._earlier.append((len(most), np.sort(survival, axis=None)[::-1]))
+        if before is None:
+            return sum(most)
+        num_rows, values = before
+        scale = len(most) / num_rows
+        known = np.arange(len(values) + 1) * scale
+        gains = np.interp(np.arange(sum(most) + 1), known, np.concatenate([[0.0], values.cumsum() * scale]))
+        return best_count(len(most), gains, seconds[: len(gains)])[0]
+
+    def _probes(self, record: TrackRecord) -> bool:
+        """Whether this round a row of the source has its whole block verified, whatever is expected of it."""
+        return record.num_drafted % self.options.probe_interval == self.options.probe_interval - 1
+
+
+def _weights(left: Sequence[int]) -> np.ndarray:
+    """What a token of each row is worth, `(rows,)`, 1 on average: a batch takes as long as its last row.
+
+    A row's weight is the chance that it ends last, as far as that can be told: the rounds to come move rows apart by
+    about the root of the tokens that are left.
+    """
+    left = np.asarray(left, dtype=float)
+    spread = np.sqrt(_SPREAD * left.max())
+    chances = np.exp((left - left.max()) / spread)
+    return chances * (len(left) / chances.sum())

@@ -1,0 +1,78 @@
+"""What drafting has won and lost: it is let go of where it loses, and tried again at fixed intervals."""
+
+from dspark_hf.generation.lengths.account import Account
+
+
+def drafted_rounds(gains, account=None, extra=0.25, num_rounds=256):
+    """Whether each of some rounds was drafted; `gains(round)` tells what it then wins."""
+    account = Account() if account is None else account
+    drafted = []
+    for index in range(num_rounds):
+        if account.is_paused:
+            account.wait(num_rows=1)
+        drafted.append(not account.is_paused)
+        if drafted[-1]:
+            account.settle(gains(index), extra, num_rows=1)
+    return drafted
+
+
+def runs(drafted):
+    """Lengths of the runs of equal values."""
+    ends = [place for place in range(1, len(drafted)) if drafted[place] != drafted[place - 1]]
+    return [end - start for start, end in zip([0, *ends], [*ends, len(drafted)], strict=True)]
+
+
+def test_a_useless_drafter_costs_little():
+    # Four steps at first, then half a step a try, at fixed intervals.
+    assert runs(drafted_rounds(lambda index: 0)) == [16, 63, 2, 63, 2, 63, 2, 45]
+
+
+def test_what_costs_more_is_let_go_of_sooner():
+    assert runs(drafted_rounds(lambda index: 0, extra=2.0))[0] == 2
+
+
+def test_a_decent_drafter_is_left_alone():
+    # One draft in every other round.
+    assert all(drafted_rounds(lambda index: index % 2))
+    # And a bad stretch after good times is borne for longer than one at the beginning.
+    assert runs(drafted_rounds(lambda index: index < 50))[:1] == [82]
+
+
+def test_an_unlucky_beginning_is_borne():
+    assert all(drafted_rounds(lambda index: index > 14))
+
+
+def test_it_recovers():
+    lens = runs(drafted_rounds(lambda index: int(75 < index < 150)))
+    assert lens[:2] == [16, 63] and lens[2] > 80
+
+
+def test_a_try_is_over_when_it_has_won_a_credit():
+    account = Account()
+    account.pause(num_rows=1)
+    assert account.is_paused and account.is_trying and account.has_paused
+    for _ in range(account.pause_len):
+        account.wait(num_rows=1)
+    assert not account.is_paused
+    account.settle(3.0, 0.25, num_rows=1)
+    assert account.is_trying and not account.is_winning
+    account.settle(3.0, 0.25, num_rows=1)
+    assert not account.is_trying and account.is_winning
+
+
+def test_many_rows_tell_more_in_a_round():
+    assert [runs(drafted_rounds(lambda index: 0, Account(num_rows)))[0] for num_rows in (1, 4, 16, 64)] == [
+        16,
+        8,
+        4,
+        2,
+    ]
+
+
+def test_a_pause_ends_when_rows_have_left():
+    account = Account(10)
+    account.pause(num_rows=10)
+    account.wait(num_rows=8)
+    assert account.is_paused
+    account.wait(num_rows=6)
+    assert not account.is_paused

@@ -1,0 +1,168 @@
+"""Decisions of a generation: what pays is drafted, what does not is left out, and options are kept to."""
+
+import numpy as np
+import pytest
+import torch
+from fake_drafters import TableDrafter, greedy_oracle
+from tiny_targets import make_prompt
+
+from dspark_hf import PrefixScheduler, PromptLookup, SpeculationConfig, StepCost
+from dspark_hf.generation.lengths.schedule import Drafted, Schedule
+from dspark_hf.generation.lengths.track_record import TrackRecord
+
+pytestmark = pytest.mark.cost
+
+FLAT = StepCost([1, 512], [1], [[1.0, 1.0001]], [1], [0.1])
+DEAR = StepCost([*range(1, 513)], [1], [[1.0 * count for count in range(1, 513)]], [1], [0.1])
+GREEDY = {"max_new_tokens": 120, "do_sample": False}
+
+
+def generated(target, ids, drafter, scheduler, **options):
+    speculation = SpeculationConfig(policy=scheduler, prompt_lookup=False)
+    out = target.generate(ids, assistant_model=drafter, speculation=speculation, **{**GREEDY, **options})
+    return out.tolist(), drafter.last_stats
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_drafts_that_cost_nothing_are_all_verified(target, batch_size):
+    ids = make_prompt(6, batch_size=batch_size)
+    drafter, plain = greedy_oracle(target, ids, [4, 2, 3], max_new_tokens=120)
+    out, stats = generated(target, ids, drafter, PrefixScheduler(step_cost=FLAT))
+    assert out == plain.tolist() and stats.paused_rounds == 0
+    assert [n for n in stats.verified_lens[: 3 * batch_size] if n != 4] == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_drafts_that_cannot_pay_are_not_made(target, batch_size):
+    """A pass that takes as long for each token: even drafts that all stand win nothing."""
+    ids = make_prompt(6, batch_size=batch_size)
+    drafter, plain = greedy_oracle(target, ids, [4], max_new_tokens=120)
+    out, stats = generated(target, ids, drafter, PrefixScheduler(step_cost=DEAR))
+    assert out == plain.tolist() and drafter.offered == []
+    # There is no room for drafts in the last round.
+    assert stats.paused_rounds == stats.rounds - 1 == 118
+
+
+def test_slots_that_never_pay_are_not_picked_for_long(target):
+    ids = make_prompt(6)
+    drafter, plain = greedy_oracle(target, ids, [1], max_new_tokens=120)
+    steep = StepCost([1, 2, 3, 64], [1], [[1.0, 1.1, 2.5, 9.0]], [1], [0.05])
+    out, stats = generated(target, ids, drafter, PrefixScheduler(step_cost=steep))
+    assert out == plain.tolist()
+    assert stats.verified_lens[20:50] == [1] * 30 and drafter.offered[30:50] == [2] * 20
+
+
+def test_whole_blocks_are_tried_at_fixed_intervals(target):
+    ids = make_prompt(6)
+    drafter, _ = greedy_oracle(target, ids, [1], max_new_tokens=120)
+    steep = StepCost([1, 2, 3, 64], [1], [[1.0, 1.1, 2.5, 9.0]], [1], [0.05])
+    _, stats = generated(target, ids, drafter, PrefixScheduler(step_cost=steep, probe_interval=10))
+    assert [place for place, n in enumerate(stats.verified_lens[:55]) if n == 4 and place > 8] == [9, 19, 29, 39, 49]
+
+
+def test_many_rows_get_fewer_drafts(target):
+    lens = {}
+    linear = StepCost([*range(1, 129)], [1], [[1.0 + 0.05 * count for count in range(128)]], [1], [0.05])
+    for batch_size in (1, 12):
+        ids = make_prompt(6, batch_size=batch_size)
+        drafter, plain = greedy_oracle(target, ids, [4, 0, 2, 1], max_new_tokens=60, uneven=True)
+        out, stats = generated(target, ids, drafter, PrefixScheduler(step_cost=linear), max_new_tokens=60)
+        assert out == plain.tolist()
+        lens[batch_size] = stats.verified_tokens / len(stats.verified_lens)
+    assert lens[12] < 0.8 * lens[1]
+
+
+def test_a_batch_waits_for_its_last_row():
+    """Rows that have more to make get drafts before rows that are ahead."""
+    schedule, record = Schedule(PrefixScheduler(step_cost=DEAR), DEAR, 4), TrackRecord(4, 3)
+    for left, expected in (((100, 60, 60), 0), ((60, 100, 60), 1)):
+        schedule.begin(left, 10)
+        lens = schedule.cut([Drafted(record, [0, 1, 2], np.full((3, 4), 0.5))], [1, 1, 1])
+        assert [row for row, n in enumerate(lens) if n] == [expected]
+
+
+def test_rows_in_step_are_decided_together(target):
+    ids = make_prompt(6, batch_size=3)
+    drafter, plain = greedy_oracle(target, ids, [3, 1, 4], max_new_tokens=60, uneven=True)
+
+    def criterion(input_ids, scores):
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    out, stats = generated(
+        target, ids, drafter, PrefixScheduler(step_cost=FLAT), max_new_tokens=60, stopping_criteria=[criterion]
+    )
+    assert out == plain.tolist()
+    rounds = np.array(stats.verified_lens).reshape(-1, 3)
+    assert (rounds == rounds[:, :1]).all() and rounds.max() > 1
+
+
+def test_the_other_policies_are_what_they_are_called(target):
+    ids, made = make_prompt(6), {}
+    for name, scheduler in {
+        "fixed": PrefixScheduler("fixed", step_cost=DEAR),
+        "early_stop": PrefixScheduler("early_stop", step_cost=DEAR),
+        "lagged": PrefixScheduler("lagged", step_cost=DEAR),
+        "threshold": PrefixScheduler("threshold", threshold=0.5),
+    }.items():
+        drafter, plain = greedy_oracle(target, ids, [2], max_new_tokens=40)
+        out, stats = generated(target, ids, drafter, scheduler, max_new_tokens=40)
+        assert out == plain.tolist() and stats.paused_rounds == 0
+        made[name] = stats.verified_lens[:8]
+    # The oracle's head is sure of two slots, and a round that was drafted for has paid for its drafts already.
+    assert made == {"fixed": [4] * 8, "early_stop": [0] * 8, "lagged": [4, 4, *[2] * 6], "threshold": [2] * 8}
+
+
+def test_a_sampled_run_of_many_rows_repeats(target):
+    ids, runs = make_prompt(6, batch_size=8), []
+    for _ in range(2):
+        torch.manual_seed(5)
+        drafter = TableDrafter(64)
+        runs.append(target.generate(ids, assistant_model=drafter, max_new_tokens=40, do_sample=True).tolist())
+    assert runs[0] == runs[1] and max(drafter.last_stats.verified_lens) > 0
+
+
+def test_lookup_that_does_not_pay_leaves_rows_to_the_drafter(target):
+    ids = make_prompt(6)
+    plain = target.generate(ids, **GREEDY)
+    lookup = PromptLookup(num_slots=4, min_ngram=1)
+    speculation = SpeculationConfig(policy=PrefixScheduler(step_cost=DEAR), prompt_lookup=lookup)
+    drafter, _ = greedy_oracle(target, ids, [4], max_new_tokens=120)
+    out = target.generate(ids, assistant_model=drafter, speculation=speculation, **GREEDY)
+    assert out.tolist() == plain.tolist() and drafter.last_stats.lookup_verifications == 0
+
+
+def test_no_more_than_asked_for(target):
+    ids = make_prompt(6)
+    drafter, _ = greedy_oracle(target, ids, [4], max_new_tokens=60)
+    speculation = SpeculationConfig(policy=PrefixScheduler(step_cost=FLAT), max_draft_len=2, prompt_lookup=False)
+    target.generate(ids, assistant_model=drafter, speculation=speculation, max_new_tokens=60, do_sample=False)
+    assert set(drafter.last_stats.verified_lens[:-1]) == {2}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"policy": "clever"}, "policy must be one of auto, lagged, early_stop, threshold, fixed, got 'clever'"),
+        ({"policy": "threshold"}, 'policy="threshold" needs a threshold above 0'),
+        ({"policy": "threshold", "threshold": 1.0}, "threshold must be a number from 0 up to .* 1, got 1.0"),
+        ({"min_gain": -0.1}, "min_gain must be a number from 0 up to"),
+        ({"probe_interval": 0}, "probe_interval must be a positive int, got 0"),
+        ({"step_cost": {"tokens": []}}, "step_cost must be a StepCost, or None, got {'tokens'"),
+        ({"calibration": [1.0]}, r"calibration must be a Calibration, or None, got \[1.0\]"),
+    ],
+)
+def test_options_that_are_none_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        PrefixScheduler(**options)
+
+
+def test_a_config_takes_a_name_or_a_scheduler():
+    assert SpeculationConfig().scheduler == PrefixScheduler()
+    assert SpeculationConfig(policy="lagged").scheduler.policy == "lagged"
+    scheduler = PrefixScheduler("threshold", threshold=0.2)
+    assert SpeculationConfig(confidence_threshold=0.2).scheduler == scheduler
+    assert SpeculationConfig(policy=scheduler).scheduler is scheduler
+    with pytest.raises(ValueError, match="policy must be one of .*, got 3"):
+        SpeculationConfig(policy=3)
+    with pytest.raises(ValueError, match="confidence_threshold=0.2 verifies by a threshold, and policy='fixed' does"):
+        SpeculationConfig(policy="fixed", confidence_threshold=0.2)

@@ -1,0 +1,121 @@
+"""How likely drafts stand: estimates from rounds, the head, the calibrated head, and which of them is believed."""
+
+import numpy as np
+import pytest
+import torch
+
+from dspark_hf import AcceptanceEstimator
+from dspark_hf.generation.lengths.forecast import Forecast
+from dspark_hf.generation.lengths.survival import Signals, SurvivalPredictor, certain_signals
+
+
+def rounds(chance, num_rounds, seed=0, num_slots=3):
+    """Made-up rounds of one row: max q, and how many drafts stand, where `chance(slot, max_q)` is that of one."""
+    rng = np.random.default_rng(seed)
+    for _ in range(num_rounds):
+        max_probs = rng.uniform(0.2, 0.99, num_slots)
+        stood = 0
+        while stood < num_slots and rng.random() < chance(stood, max_probs[stood]):
+            stood += 1
+        yield max_probs, min(stood + 1, num_slots), stood
+
+
+class TestEstimator:
+    def test_it_has_two_numbers_and_one_for_each_slot(self):
+        assert len(AcceptanceEstimator(5)._numbers) == 7
+
+    def test_it_learns_the_chances(self):
+        estimator = AcceptanceEstimator(3)
+
+        def chance(slot, max_q):
+            logit = 0.8 * np.log(max_q / (1 - max_q)) + (0.3, 0.0, -0.6)[slot]
+            return 1 / (1 + np.exp(-logit))
+
+        for max_probs, judged, stood in rounds(chance, 1500):
+            estimator.note(max_probs.tolist(), judged, stood)
+        for max_q in (0.3, 0.6, 0.9):
+            expected = [chance(slot, max_q) for slot in range(3)]
+            assert estimator.predict([[max_q] * 3])[0] == pytest.approx(expected, abs=0.1)
+
+    def test_before_it_has_seen_anything_surer_drafts_are_likelier(self):
+        first = AcceptanceEstimator(2).predict([[0.2, 0.5], [0.9, 1.0]])
+        assert (first[0] < first[1]).all() and ((first > 0) & (first < 1)).all()
+
+    def test_a_useless_drafter_is_soon_seen(self):
+        estimator = AcceptanceEstimator(3)
+        for _ in range(30):
+            estimator.note([0.9, 0.9, 0.9], 1, 0)
+        assert (estimator.predict([[0.9, 0.9, 0.9]]) < 0.15).all()
+
+    def test_what_is_no_number_is_as_good_as_none(self):
+        estimator = AcceptanceEstimator(2)
+        values = estimator.predict([[float("nan"), 2.0]])
+        assert np.isfinite(values).all() and values[0, 0] < 0.1
+        estimator.note([float("nan")] * 2, 1, 0)
+
+    def test_no_slots(self):
+        with pytest.raises(ValueError, match="num_slots must be at least 1, got 0"):
+            AcceptanceEstimator(0)
+
+
+class TestPredictor:
+    def test_signals_are_read_at_once(self):
+        read = Signals(torch.tensor([[1.0, 2.0]], dtype=torch.bfloat16), torch.tensor([[0.5, 0.25]])).read()
+        assert read["logits"].tolist() == [[1.0, 2.0]] and read["max_probs"].tolist() == [[0.5, 0.25]]
+        assert Signals(None, None).read() == {} and list(Signals(None, torch.ones(1, 1)).read()) == ["max_probs"]
+
+    @pytest.mark.parametrize(("sharpness", "used"), [(1.0, "head"), (-1.0, "estimate"), (3.0, "calibrated")])
+    def test_who_predicts_best_is_believed(self, sharpness, used):
+        """A head that is right, one that says the opposite, and one that is three times too sure but calibrated."""
+        predictor, rng = SurvivalPredictor(3), np.random.default_rng(1)
+        predictor.temperatures = [3.0, 3.0, 3.0] if sharpness == 3 else None
+        for _ in range(300):
+            logits = rng.normal(0, 1.5, (1, 3))
+            stood = 0
+            while stood < 3 and rng.random() < 1 / (1 + np.exp(-logits[0, stood])):
+                stood += 1
+            signals = {"logits": sharpness * logits, "max_probs": np.full((1, 3), 0.5)}
+            chances = predictor.predict(signals)
+            survival = predictor.survival(chances)
+            assert (np.diff(survival) <= 0).all()
+            predictor.learn(signals, chances, 0, min(stood + 1, 3), stood)
+        assert predictor.in_use == used
+
+    def test_without_signals_nobody_can_tell(self):
+        predictor = SurvivalPredictor(3)
+        assert predictor.survival(predictor.predict({})) is None
+
+    def test_lookup_learns_how_often_it_hits(self):
+        predictor, signals = SurvivalPredictor(4), certain_signals(1, 4)
+        for _ in range(40):
+            predictor.learn(signals, predictor.predict(signals), 0, 4, 4)
+        assert predictor.survival(predictor.predict(signals))[0, -1] > 0.5
+        for _ in range(200):
+            predictor.learn(signals, predictor.predict(signals), 0, 1, 0)
+        assert predictor.survival(predictor.predict(signals))[0, 0] < 0.4
+
+
+class TestForecast:
+    def test_rates_follow_the_rounds(self):
+        forecast = Forecast(3)
+        before = forecast.rates()
+        for _ in range(100):
+            forecast.learn(2, 1)
+        rates = forecast.rates()
+        assert before.tolist() == [before[0]] * 3
+        assert rates[0] > 0.9 and rates[1] < 0.1
+        # A slot that was never judged goes with the others.
+        assert 0.4 < rates[2] < 0.6
+
+    def test_gains_are_those_of_the_likeliest_slots(self):
+        forecast = Forecast(2)
+        forecast.note(np.array([[0.9, 0.8], [0.3, 0.1]]))
+        assert forecast.gains(2, 2) == pytest.approx([0, 0.9, 1.7, 2.0, 2.1])
+        # Twice as many rows are like twice as many blocks.
+        assert forecast.gains(4, 2) == pytest.approx([0, 0.9, 1.8, 2.6, 3.4, 3.7, 4.0, 4.1, 4.2])
+        assert forecast.gains(2, 1) == pytest.approx([0, 0.9, 1.2])
+
+    def test_slots_that_were_not_picked_go_on_as_before(self):
+        forecast = Forecast(3)
+        forecast.note(np.array([[0.5]]))
+        assert forecast.gains(1, 3)[-1] == pytest.approx(0.5 * (1 + 0.6 + 0.36))
