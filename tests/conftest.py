@@ -61,6 +61,14 @@ def whole_blocks(request, monkeypatch):
         monkeypatch.setattr("dspark_hf.generation.lengths.step_cost._ANY_MORE", 0.0)
 
 
+@pytest.fixture(autouse=True)
+def no_clock(request, monkeypatch):
+    """What rounds took does not correct what they cost, so that all runs are alike; but in tests marked `clock`."""
+    if "clock" not in request.keywords:
+        monkeypatch.setattr("dspark_hf.generation.lengths.cost_log._LEAST_LEFT", 10**9)
+        monkeypatch.setattr("dspark_hf.generation.lengths.cost_log._MIN_TIMES", 10**9)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     # Tiny models run slower on several threads, and test workers share the cores.

@@ -17,6 +17,16 @@ from safetensors import SafetensorError
 _LARGEST = 2**26
 
 
+def cache_root() -> Path:
+    """Return the folder for what this library derives: `$DSPARK_HF_CACHE`, else `dspark_hf` inside `HF_HOME`."""
+    override = os.environ.get("DSPARK_HF_CACHE")
+    if override:
+        return Path(override).expanduser()
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME) / "dspark_hf"
+
+
 @contextmanager
 def whole_file(path: str | os.PathLike, *, durable: bool = False) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it takes that place at the end, or vanishes on any failure.

@@ -1,7 +1,9 @@
 """What a file was made with: versions of packages, and settings that must not change on the way."""
 
 import importlib.metadata
+import platform
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -23,3 +25,13 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         for name in sorted({*before, *now})
         if before.get(name) != now.get(name)
     )
+
+
+def processor_name() -> str:
+    """The processor's name, as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

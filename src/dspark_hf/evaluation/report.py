@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dspark_hf.provenance import installed_versions
+from dspark_hf.provenance import installed_versions, processor_name
 
 _PACKAGES = ("dspark_hf", "torch", "transformers", "accelerate", "peft", "datasets", "huggingface_hub", "gguf")
 
@@ -33,7 +33,7 @@ def machine(device: Any = None) -> dict[str, Any]:
     device = torch.device("cpu") if device is None else torch.device(device)
     return {
         "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name(),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -53,15 +53,6 @@ def provenance(device: Any = None) -> dict[str, Any]:
         "machine": machine(device),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _git_commit() -> str | None:

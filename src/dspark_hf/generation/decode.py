@@ -3,6 +3,8 @@
 Shapes: B batch, n drafts of a round.
 """
 
+import time
+
 from torch import Tensor
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
@@ -120,14 +122,14 @@ class SpeculativeLoop:
     def _round(self) -> None:
         """Propose, verify, settle, learn; then bring cache and context to what stands."""
         transcript = self.transcript
-        live = transcript.live
+        live, started = transcript.live, time.perf_counter()
         offer = self.proposer.propose(self.target.most_drafts(transcript.lens))
         transcript.note_drafts(offer.ids)
         with self.watch.part("target"):
             logits = self.target.verify(transcript.ids, transcript.lens, offer.lens)
         self.stats.rounds += 1
         num_taken, accepted_lens = self.settler.settle(logits, offer.ids, offer.candidates, offer.lens)
-        self.proposer.learn(offer, accepted_lens, num_taken)
+        self.proposer.learn(offer, accepted_lens, num_taken, started, self.settler.judged_at)
         # A row may end on a draft, and those behind it did not become output.
         accepted_lens = [min(pair) for pair in zip(accepted_lens, num_taken, strict=True)]
         self._note(offer, live, accepted_lens, num_taken)

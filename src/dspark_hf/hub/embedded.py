@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from dspark_hf.files import cache_root
 from dspark_hf.hub.adapters import check_peft
 
 EMBEDDED = "embedded"
@@ -25,16 +26,6 @@ WHEEL_VERSION = "0.1.2"
 
 _WEIGHTS = "model.safetensors"
 _TEMP_PREFIX = f".{TARGET_NAME}-converting-"
-
-
-def cache_root() -> Path:
-    """Return the folder for what this library derives: `$DSPARK_HF_CACHE`, else `dspark_hf` inside `HF_HOME`."""
-    override = os.environ.get("DSPARK_HF_CACHE")
-    if override:
-        return Path(override).expanduser()
-    from huggingface_hub.constants import HF_HOME
-
-    return Path(HF_HOME) / "dspark_hf"
 
 
 def embedded_target() -> Path:

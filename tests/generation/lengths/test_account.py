@@ -61,12 +61,8 @@ def test_a_try_is_over_when_it_has_won_a_credit():
 
 
 def test_many_rows_tell_more_in_a_round():
-    assert [runs(drafted_rounds(lambda index: 0, Account(num_rows)))[0] for num_rows in (1, 4, 16, 64)] == [
-        16,
-        8,
-        4,
-        2,
-    ]
+    lens = [runs(drafted_rounds(lambda index: 0, Account(num_rows)))[0] for num_rows in (1, 4, 16, 64)]
+    assert lens == [16, 8, 4, 2]
 
 
 def test_a_pause_ends_when_rows_have_left():

@@ -1,4 +1,4 @@
-"""How many drafts are verified: the best there is for what is known, and nothing that is not known yet is looked at."""
+"""How many drafts are verified: the best for what is known, and nothing that is not known yet is looked at."""
 
 import itertools
 

@@ -1,9 +1,25 @@
 """What passes take: looked up at the next larger size that was measured, and refused where it is no table."""
 
+import json
+import time
+
 import pytest
 import torch
+from fake_drafters import greedy_oracle
+from tiny_targets import make_prompt
 
-from dspark_hf import StepCost
+from dspark_hf import DSparkModel, PrefixScheduler, SpeculationConfig, StepCost
+from dspark_hf.generation.lengths.cost_files import (
+    check_cost,
+    circumstances,
+    cost_path,
+    kept_cost,
+    load_cost,
+    save_cost,
+    to_sglang,
+)
+from dspark_hf.generation.lengths.cost_log import CostLog
+from dspark_hf.generation.target.flat import FlatRunner
 
 TABLE = {
     "tokens": [1, 4, 16],
@@ -50,3 +66,161 @@ def test_the_rule_of_thumb_knows_devices_and_threads(monkeypatch):
 def test_what_is_no_table_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         StepCost(**{**TABLE, **change})
+
+
+class TestFiles:
+    def test_a_table_comes_back_as_it_was(self, tmp_path):
+        cost = StepCost(**TABLE, made_for={"device": "here", "threads": 2})
+        path = save_cost(cost, tmp_path / "cost.json")
+        assert load_cost(path) == cost
+
+    def test_it_is_refused_elsewhere(self):
+        cost = StepCost(**TABLE, made_for={"device": "here", "threads": 2})
+        check_cost(cost, {"device": "here", "threads": 2})
+        check_cost(StepCost(**TABLE), {"device": "anywhere"})
+        message = "something else .threads: 2 when it was measured, 4 now.. Measure here with `dspark profile`"
+        with pytest.raises(ValueError, match=message):
+            check_cost(cost, {"device": "here", "threads": 4})
+
+    def test_circumstances_tell_machine_and_models(self, target):
+        drafter = DSparkModel.from_target(target, block_size=4, markov_rank=8, num_hidden_layers=1)
+        made_for = circumstances(target, drafter)
+        assert made_for["dtype"] == "float32" and made_for["threads"] == torch.get_num_threads()
+        assert made_for["device"].startswith("cpu ") and made_for["drafter"] == "DSparkModel of 4 slots and 1 layers"
+        assert set(made_for["versions"]) == {"torch", "transformers", "dspark_hf"}
+        other = circumstances(target.to(torch.bfloat16), drafter)
+        target.to(torch.float32)
+        assert cost_path(other) != cost_path(made_for)
+
+    @pytest.mark.cost
+    def test_generate_finds_what_was_measured(self, target, tmp_path, monkeypatch):
+        monkeypatch.setenv("DSPARK_HF_CACHE", str(tmp_path))
+        ids = make_prompt(6)
+        drafter = DSparkModel.from_target(target, block_size=4, markov_rank=8, num_hidden_layers=1)
+        made_for = circumstances(target, drafter)
+        assert kept_cost(made_for) is None
+        # Each token takes as long, so drafts cannot pay.
+        dear = StepCost([1, 2, 4, 8], [1], [[1.0, 2.0, 4.0, 8.0]], [1], [0.1], made_for)
+        save_cost(dear)
+        assert kept_cost(made_for) == dear
+        target.generate(ids, assistant_model=drafter, max_new_tokens=30, do_sample=False)
+        assert drafter.last_stats.verified_tokens == 0 and drafter.last_stats.paused_rounds > 20
+        # One that is damaged is said so, and costs are estimated.
+        cost_path(made_for).write_text('{"verify_seconds": [[1.0]]}')
+        with pytest.warns(UserWarning, match="is no step cost: .* Costs are estimated instead; `dspark profile`"):
+            speculation = SpeculationConfig(seed=1, prompt_lookup=False)  # starts anew, so no pause goes on
+            target.generate(ids, assistant_model=drafter, speculation=speculation, max_new_tokens=30, do_sample=False)
+        assert drafter.last_stats.verified_tokens > 0
+
+    def test_generate_refuses_a_table_of_another_machine(self, target):
+        drafter = DSparkModel.from_target(target, block_size=4, markov_rank=8, num_hidden_layers=1)
+        cost = StepCost(**TABLE, made_for={**circumstances(target, drafter), "device": "cuda of another"})
+        speculation = SpeculationConfig(policy=PrefixScheduler(step_cost=cost))
+        with pytest.raises(ValueError, match="device: 'cuda of another' when it was measured, 'cpu .* now"):
+            target.generate(make_prompt(4), assistant_model=drafter, speculation=speculation, max_new_tokens=4)
+
+    @pytest.mark.parametrize("additive", [True, False])
+    def test_both_forms_of_sglang(self, additive, tmp_path):
+        cost = StepCost(**TABLE)
+        content = to_sglang(cost, additive=additive)
+        path = tmp_path / "sps.json"
+        path.write_text(json.dumps(content))
+        back = load_cost(path)
+        own = cost.verify(20, 100) if additive else cost.verify(20, 100) + 0.1
+        assert back.verify(16)[1:] == pytest.approx(own[1:17])
+        assert back.draft(8) == (0.4 if additive else 0.0)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("{}", "cost.json is no step cost: It has no list sample_batch_tokens, sample_steps_per_sec"),
+            ('{"bias_seconds": 1.0}', "has no list bs_probes, alpha_seconds, m_probes, theta_seconds"),
+            ('{"sample_batch_tokens": [1], "sample_steps_per_sec": [0]}', r"sample_steps_per_sec must be positive"),
+            ('{"verify_seconds": [[1.0]], "tokens": [1]}', "is no step cost: .*missing"),
+            ("[]", "must hold a JSON object"),
+        ],
+    )
+    def test_what_is_no_file_of_costs(self, content, message, tmp_path):
+        path = tmp_path / "cost.json"
+        path.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            load_cost(path)
+
+
+@pytest.mark.clock
+@pytest.mark.cost
+class TestLog:
+    BASE = StepCost([1, 2, 4, 8], [1], [[1.0, 1.1, 1.2, 1.4]], [1, 8], [0.2, 0.4])
+
+    def log(self, seconds, draft=0.04, num_times=4):
+        log = CostLog()
+        for _ in range(num_times):
+            for num_tokens, value in seconds.items():
+                log.note(self.BASE, 1, num_tokens, 10, value, None if num_tokens == 1 else draft)
+        return log
+
+    def test_rounds_correct_a_table(self):
+        cost = self.log({1: 0.1, 6: 0.2}).corrected(self.BASE)
+        assert cost.verify(8)[[1, 6]] == pytest.approx([0.1, 0.2]) and cost.draft(1) == pytest.approx(0.04)
+        # Between them, and past them, as the table has it.
+        assert 0.1 < cost.verify(8)[3] < 0.2 and cost.verify(8)[8] == pytest.approx(0.2)
+
+    def test_few_rounds_correct_nothing(self):
+        assert self.log({1: 0.1, 6: 0.2}, num_times=2).corrected(self.BASE) is self.BASE
+        assert self.log({1: 0.1}).corrected(self.BASE) is self.BASE
+
+    def test_a_pass_that_had_to_wait_does_not_matter(self):
+        log = self.log({1: 0.1, 6: 0.2})
+        log.note(self.BASE, 1, 6, 10, 50.0, 0.04)
+        assert log.corrected(self.BASE).verify(6)[6] == pytest.approx(0.2)
+
+    def test_a_size_that_seemed_slow_is_seen_again(self):
+        # A whole stretch in which something else ran: later rounds outvote it, and in the end it is forgotten.
+        log = self.log({6: 5.0}, num_times=8)
+        for _ in range(12):
+            log.note(self.BASE, 1, 1, 10, 0.1, None)
+            log.note(self.BASE, 1, 6, 10, 0.2, 0.04)
+        assert log.corrected(self.BASE).verify(6)[6] == pytest.approx(0.2)
+        log = self.log({6: 5.0}, num_times=8)
+        for _ in range(5000):
+            log.note(self.BASE, 1, 1, 10, 0.1, None)
+        for _ in range(4):
+            log.note(self.BASE, 1, 2, 10, 0.11, 0.04)
+        assert log.corrected(self.BASE).verify(6)[6] < 0.2
+
+    def test_plain_steps_are_made_at_fixed_intervals(self):
+        log, made = CostLog(), []
+        for index in range(400):
+            is_plain = log.wants_plain(1, 100)
+            made += [index] * is_plain
+            log.note(self.BASE, 1, 1 if is_plain else 6, 10, 0.1, None if is_plain else 0.04)
+        assert made == [2, 11, 20, 149, 278]
+        assert not log.wants_plain(1, 20)
+
+    def test_a_call_corrects_the_next_and_not_itself(self, target, monkeypatch):
+        monkeypatch.setattr(CostLog, "_logs", {})
+        ids, now = make_prompt(6), [0.0]
+        drafter, plain = greedy_oracle(target, ids, [1, 2], max_new_tokens=120)
+        monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+        verify = FlatRunner.verify
+
+        def timed_verify(runner, ids, lens, draft_lens):
+            now[0] += 1.0 + 0.9 * sum(draft_lens)
+            return verify(runner, ids, lens, draft_lens)
+
+        propose = type(drafter).propose
+
+        def timed_propose(*args, **kwargs):
+            now[0] += 0.3
+            return propose(*args, **kwargs)
+
+        monkeypatch.setattr(FlatRunner, "verify", timed_verify)
+        monkeypatch.setattr(type(drafter), "propose", timed_propose)
+        verified, options = [], {"max_new_tokens": 120, "do_sample": False}
+        for seed in (None, None, 3):
+            speculation = SpeculationConfig(prompt_lookup=False, seed=seed)
+            out = target.generate(ids, assistant_model=drafter, speculation=speculation, **options)
+            assert out.tolist() == plain.tolist()
+            verified.append(drafter.last_stats.verified_tokens)
+        # A draft takes nearly a whole step here, which the rule of thumb does not know, and a seed keeps to the rule.
+        assert verified[1] < 0.6 * verified[0] and verified[2] > 0.8 * verified[0]

@@ -3,6 +3,7 @@
 Shapes: B rows at work, n drafts of a round, V vocabulary, L taps, E hidden size.
 """
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,6 @@ from torch.nn.functional import pad
 from dspark_hf.generation.lengths.calibration import slot_temperatures
 from dspark_hf.generation.lengths.safety import CollapseWarning, Evidence
 from dspark_hf.generation.lengths.schedule import Drafted, Schedule
-from dspark_hf.generation.lengths.step_cost import StepCost
 from dspark_hf.generation.lengths.survival import Signals, certain_signals
 from dspark_hf.generation.lengths.track_record import TrackRecord
 from dspark_hf.generation.request import Request
@@ -25,6 +25,7 @@ from dspark_hf.ops.candidates import Candidates
 
 from .context import PendingContext
 from .lookup import LookupSource
+from .pricing import Pricing
 
 
 @dataclass
@@ -89,18 +90,20 @@ class Proposer:
             num_slots = drafter.config.num_slots
             temperatures = slot_temperatures(options.calibration, drafter, request.temperature)
             evidence = Evidence.of(drafter, num_slots, chooser.in_order, num_rows)
-            # What is drafted decides which random numbers are drawn: a sampled call starts anew, so that a seed
-            # repeats it.
-            self._record = TrackRecord(num_slots, num_rows) if chooser.do_sample else evidence.record
+            # What is drafted decides which random numbers are drawn, and earlier calls may have gone by the clock: a
+            # call that a seed must repeat starts anew.
+            is_anew = chooser.do_sample or speculation.seed is not None
+            self._record = TrackRecord(num_slots, num_rows) if is_anew else evidence.record
             self._record.predictor.temperatures = temperatures
             if options.policy == "auto":
                 self._warning = CollapseWarning(drafter, evidence, is_blind=chooser.in_order)
         self._lookup = None if lookup is None else LookupSource(lookup, num_rows)
         most_slots = max(num_slots, 0 if lookup is None else lookup.num_slots)
-        cost = StepCost.rule_of_thumb(request.device) if options.step_cost is None else options.step_cost
-        self._schedule = Schedule(options, cost, most_slots)
+        self._pricing = Pricing(request, peers)
+        self._schedule = Schedule(options, self._pricing.table, most_slots)
         self._parts: list[Drafted] | None = None
         self._drafted: tuple | None = None
+        self._drafted_at: float | None = None
 
     def read_prompt(self, mask: Tensor | None, vocab_size: int) -> None:
         """Look at the prompt, of which the transcript holds the ids.
@@ -146,14 +149,22 @@ class Proposer:
             num_slots = self._record.num_slots
             self._context.propose(self._transcript.anchor_ids, num_slots, None, self._num_candidates)
 
-    def learn(self, offer: Offer, accepted_lens: list[int], num_taken: list[int]) -> None:
+    def learn(
+        self, offer: Offer, accepted_lens: list[int], num_taken: list[int], started: float, judged_at: float | None
+    ) -> None:
         """Look at what a verification accepted, before rows leave.
 
         Args:
             offer ([`Offer`]): What was verified.
             accepted_lens (`list[int]`): Drafts that stood, of each row.
             num_taken (`list[int]`): Tokens that each row took, which may be fewer.
+            started (`float`): When the round began.
+            judged_at (`float`, *optional*): When its verdict was known; None where that cannot be told.
         """
+        if judged_at is not None and self._drafted_at is not None:
+            drafted_at = self._drafted_at if any(offer.from_drafter) else started
+            num_rows, context_len = len(offer.lens), max(self._transcript.lens)
+            self._pricing.note(num_rows, num_rows + sum(offer.lens), context_len, started, drafted_at, judged_at)
         if self._drafted is not None:
             parts = self._read_parts()
             # Where positions are judged one after the other, rows stop where the first does.
@@ -173,13 +184,13 @@ class Proposer:
     def _draft(self, room: list[int]) -> tuple[list[list[int]], Proposal | None, list[int], list[bool]]:
         """Lookup drafts and the drafter's proposal for the rows without, drafts per row, and rows it was asked for."""
         self._schedule.begin(self._transcript.num_left, max(self._transcript.lens))
-        found = [[] for _ in room]
-        if self._lookup is not None:
+        found, is_plain = [[] for _ in room], self._pricing.wants_plain(self._transcript.num_left)
+        if self._lookup is not None and not is_plain:
             limit = self._at_most(self._schedule.slots(self._lookup.record, len(room), is_free=True))
             found = self._lookup.draft(self._transcript, [min(limit, space) for space in room])
         asked = [space > 0 and not drafts for space, drafts in zip(room, found, strict=True)]
         limit = 0
-        if self._record is not None and any(asked):
+        if self._record is not None and any(asked) and not is_plain:
             limit = self._at_most(self._schedule.slots(self._record, sum(asked)))
             self._stats.paused_rounds += limit == 0
         asked = [limit > 0 and was_asked for was_asked in asked]
@@ -200,6 +211,9 @@ class Proposer:
         self._parts, self._drafted = None, (found, asked, proposal, max(lens)) if max(lens) > 0 else None
         if max(lens) > 0 and self._schedule.cuts_pay(lens):
             lens = self._schedule.cut(self._read_parts(), lens, in_step)
+        # Elsewhere than on a CPU, drafts are made when the host has waited for them.
+        is_known = proposal is None or self._parts is not None or proposal.ids.device.type == "cpu"
+        self._drafted_at = time.perf_counter() if is_known else None
         return found, proposal, [max(lens)] * len(lens) if in_step else lens, asked
 
     def _at_most(self, num_slots: int) -> int:

@@ -92,8 +92,15 @@ class StepCost:
         Returns:
             `numpy.ndarray` of shape `(num_tokens + 1,)`; the first entry is 0.
         """
-        table = np.array(self.verify_seconds, dtype=float)
-        of_context = np.array([np.interp(context_len, self.contexts, column) for column in table.T])
+        after = int(np.searchsorted(self.contexts[:-1], context_len))
+        before = max(after - 1, 0)
+        share = (
+            1.0
+            if after == before
+            else (context_len - self.contexts[before]) / (self.contexts[after] - self.contexts[before])
+        )
+        ends = (np.array(self.verify_seconds[place], dtype=float) for place in (before, after))
+        of_context = np.average(list(ends), axis=0, weights=[1 - min(share, 1.0), min(share, 1.0)])
         return np.concatenate([[0.0], _by_ceil(np.arange(1, num_tokens + 1), self.tokens, of_context)])
 
     def draft(self, num_rows: int) -> float:

@@ -1,0 +1,62 @@
+"""Which table of costs a generation goes by, and what its rounds tell for later ones."""
+
+from dspark_hf.generation.lengths.cost_files import check_cost, circumstances, kept_cost
+from dspark_hf.generation.lengths.cost_log import CostLog
+from dspark_hf.generation.lengths.step_cost import StepCost
+from dspark_hf.generation.request import Request
+from dspark_hf.generation.target.peers import Peers
+
+
+class Pricing:
+    """The table of one generation, which stays as it is to the end.
+
+    It is the caller's; else what was measured here for these models; else a rule of thumb. Greedy calls without a seed
+    correct it by what rounds took in earlier calls of the process, and are timed. Others look at no clock, so that a
+    seed repeats them; nor do processes that share a target, whose clocks are their own: they go by the rule of thumb,
+    unless they are given a table.
+
+    Args:
+        request ([`Request`]): What is to be generated.
+        peers ([`Peers`]): Other processes.
+
+    Raises:
+        `ValueError`: If the caller's table was measured elsewhere.
+    """
+
+    def __init__(self, request: Request, peers: Peers):
+        speculation, options = request.speculation, request.speculation.scheduler
+        self.table = StepCost.rule_of_thumb(request.device)
+        self.log: CostLog | None = None
+        # Lookup alone has no drafter to be measured with, and some policies ask for no cost.
+        is_priced = request.has_draft_model and options.policy in ("auto", "lagged", "early_stop")
+        if options.step_cost is not None:
+            if is_priced and options.step_cost.made_for:
+                check_cost(options.step_cost, circumstances(request.model, request.drafter))
+            self.table = options.step_cost
+        elif is_priced and not (peers.is_synced or peers.decide_alike):
+            made_for = circumstances(request.model, request.drafter)
+            kept = kept_cost(made_for)
+            self._base = self.table if kept is None else kept
+            self.table = self._base
+            must_repeat = request.generation_config.do_sample or speculation.seed is not None
+            if options.policy == "auto" and not must_repeat and not speculation.compile:
+                self.log = CostLog.of({**made_for, "is_kept": kept is not None})
+                self.table = self.log.corrected(self._base)
+
+    def wants_plain(self, num_left: list[int]) -> bool:
+        """Whether the next round should be a plain step, so that it is known what one takes."""
+        return self.log is not None and self.log.wants_plain(len(num_left), max(num_left))
+
+    def note(
+        self, num_rows: int, num_tokens: int, context_len: int, started: float, drafted_at: float, judged_at: float
+    ) -> None:
+        """Note a round for later calls.
+
+        Args:
+            num_rows, num_tokens, context_len (`int`): Rows, tokens of the pass, and tokens before it.
+            started, drafted_at, judged_at (`float`): When the round began, its drafts were there, and its verdict.
+                The first two are the same where nothing was drafted.
+        """
+        if self.log is not None:
+            draft = drafted_at - started if drafted_at > started else None
+            self.log.note(self._base, num_rows, num_tokens, context_len, judged_at - drafted_at, draft)
