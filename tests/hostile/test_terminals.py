@@ -9,7 +9,8 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from dspark_hf.cli import bench, cache, train
+from dspark_hf.cli import cache, train
+from dspark_hf.cli.bench import generate as bench
 from dspark_hf.cli.main import app
 from dspark_hf.cli.stream import DRAFTED_STYLE, RoundStreamer
 from dspark_hf.cli.terminal import plain, visible

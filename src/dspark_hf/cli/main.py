@@ -9,10 +9,14 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from dspark_hf.cli import bench, demo, env, generate
+from dspark_hf.cli import demo, env, generate
+from dspark_hf.cli.bench.exactness import exactness
+from dspark_hf.cli.bench.generate import generate as bench_generate
+from dspark_hf.cli.bench.sweep import sweep
 from dspark_hf.cli.cache import cache
+from dspark_hf.cli.calibrate import calibrate
 from dspark_hf.cli.convert import convert
-from dspark_hf.cli.exactness import exactness
+from dspark_hf.cli.profile import profile
 from dspark_hf.cli.push import push
 from dspark_hf.cli.regenerate import regenerate
 from dspark_hf.cli.terminal import plain
@@ -79,14 +83,14 @@ def dspark(
 
 
 _bench = typer.Typer(help="Measure.", no_args_is_help=True, rich_markup_mode=None)
-for command in (bench.generate, exactness):
+for command in (bench_generate, exactness, sweep):
     _bench.command(help=readable_help(command))(command)
 
 for command in (demo.demo, generate.generate):
     app.command(help=readable_help(command))(command)
 app.add_typer(_bench, name="bench")
 app.command(cls=RecipeCommand, help=readable_help(train))(train)
-for command in (regenerate, convert, push, cache, env.env):
+for command in (regenerate, convert, push, cache, calibrate, profile, env.env):
     app.command(help=readable_help(command))(command)
 
 if __name__ == "__main__":

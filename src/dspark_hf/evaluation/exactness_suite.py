@@ -38,6 +38,8 @@ _SPECULATIONS = (
     SpeculationConfig(),
     SpeculationConfig(prompt_lookup=False, max_draft_len=2),
     SpeculationConfig(confidence_threshold=0.3),
+    SpeculationConfig(prompt_lookup=False, policy="early_stop"),
+    SpeculationConfig(policy="lagged"),
 )
 _VOCAB_SIZES = (5, 48)
 _PROMPTS_OF_A_PAIR = 20  # checked with one random target, and kept together

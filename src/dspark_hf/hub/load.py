@@ -1,5 +1,6 @@
 """AutoDrafter: any drafter checkpoint, from a folder or the Hub."""
 
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -15,11 +16,12 @@ from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
 from dspark_hf.files import read_json
+from dspark_hf.generation.lengths.calibration import Calibration
 from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.configuration.recognition import is_of_drafter
 from dspark_hf.modeling.fingerprint import public_name
 from dspark_hf.modeling.vocabulary import check_vocabulary
-from dspark_hf.publishing.contents import SUBFOLDER
+from dspark_hf.publishing.contents import CALIBRATION, SUBFOLDER
 from dspark_hf.publishing.hub_errors import explained_load
 from dspark_hf.publishing.weight_index import read_weight_map
 
@@ -88,7 +90,19 @@ class AutoDrafter:
         is_composite = kwargs.get("subfolder") is None and not is_of_drafter(config)
         if is_composite and _find(repo_or_dir, f"{SUBFOLDER}/{_CONFIG}", where, hub):
             return cls.from_pretrained(repo_or_dir, subfolder=SUBFOLDER, **_without(kwargs, "subfolder"))
-        return _load_checkpoint(config, repo_or_dir, where, hub, kwargs).eval()
+        drafter = _load_checkpoint(config, repo_or_dir, where, hub, kwargs).eval()
+        drafter.calibration = _calibration(repo_or_dir, where, hub)
+        return drafter
+
+
+def _calibration(repo_or_dir: str, where: str, hub: dict[str, Any]) -> Calibration | None:
+    """What calibrates its confidence head, if it comes with that; drafts are as right without."""
+    path = _find(repo_or_dir, CALIBRATION, where, hub)
+    try:
+        return None if path is None else Calibration.load(path)
+    except ValueError as error:
+        warnings.warn(f"The calibration of {where} is not used: {error}", stacklevel=3)
+        return None
 
 
 def _load_checkpoint(

@@ -86,6 +86,7 @@ class DraftModel(PreTrainedModel):
         own = {"embed_tokens.weight": config.own_embed_tokens, "lm_head.weight": config.own_lm_head}
         self._keys_to_ignore_on_save = [name for name, is_own in own.items() if not is_own]
         self.borrowed: Borrowed | None = None
+        self.calibration: Any = None  # of the confidence head, if it was loaded with one
         self.last_stats = None
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:

@@ -85,10 +85,10 @@ class Proposer:
         self._num_candidates = speculation.num_candidates
         num_rows, lookup, num_slots = len(transcript.lens), request.lookup, 0
         self._record, self._warning = None, None
-        options, temperatures = speculation.scheduler, None
+        options = speculation.scheduler
         if has_model:
             num_slots = drafter.config.num_slots
-            temperatures = slot_temperatures(options.calibration, drafter, request.temperature)
+            temperatures = slot_temperatures(options.calibration, request.model, drafter, request.temperature)
             evidence = Evidence.of(drafter, num_slots, chooser.in_order, num_rows)
             # What is drafted decides which random numbers are drawn, and earlier calls may have gone by the clock: a
             # call that a seed must repeat starts anew.

@@ -1,13 +1,21 @@
 """Temperatures that make a confidence head's survival come true: Sequential Temperature Scaling's result."""
 
+import hashlib
 import math
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dspark_hf.files import read_json, write_json
+from dspark_hf.modeling.fingerprint import target_fingerprint
+from dspark_hf.modeling.plain_head import is_quantised
+from dspark_hf.provenance import changes
 
 FILE_NAME = "calibration.json"
+_NUM_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -91,14 +99,52 @@ class Calibration:
             )
 
 
-def slot_temperatures(given: Calibration | None, drafter: Any, temperature: float) -> list[float] | None:
+def drafter_fingerprint(drafter: Any) -> str | None:
+    """A short digest of some rows of what projects a drafter's features, equal in bfloat16 and float32.
+
+    Returns:
+        `str`, or `None` where there is no such matrix at hand.
+    """
+    weight = getattr(getattr(drafter, "fc", None), "weight", None)
+    if weight is None or weight.device.type == "meta" or is_quantised(weight):
+        return None
+    sample = weight.detach()[:: max(1, weight.shape[0] // _NUM_ROWS)].to(torch.bfloat16).cpu().contiguous()
+    return hashlib.sha256(sample.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
+
+
+def slot_temperatures(given: Calibration | None, target: Any, drafter: Any, temperature: float) -> list[float] | None:
     """Temperatures for a drafter's slots in a mode, of a calibration that is given or else the drafter's own.
 
+    Args:
+        given ([`Calibration`], *optional*): The caller's.
+        target (`PreTrainedModel`): The target.
+        drafter ([`DSparkModel`]): The drafter.
+        temperature (`float`): That tokens are drawn at; 0 in greedy decoding.
+
+    Returns:
+        `list[float]`, or None where there are none. With a warning, once, where those of the drafter's folder are for
+        something else.
+
     Raises:
-        `ValueError`: If the one that is given is for another number of slots.
+        `ValueError`: If those that are given are for another number of slots, drafter or target.
     """
-    calibration = getattr(drafter, "calibration", None) if given is None else given
+    own = getattr(drafter, "calibration", None)
+    calibration = own if given is None else given
     if calibration is None or not getattr(drafter.config, "enable_confidence_head", False):
         return None
-    calibration.check_length(drafter.config.num_slots)
+    try:
+        calibration.check_length(drafter.config.num_slots)
+        models = {"target": target_fingerprint(target), "drafter": drafter_fingerprint(drafter)}
+        known = {name: value for name, value in models.items() if value and calibration.made_for.get(name)}
+        if changed := changes({name: calibration.made_for[name] for name in known}, known):
+            changed = changed.replace(" before, ", " when it was calibrated, ")
+            raise ValueError(
+                f"This calibration was made for other models ({changed}). Calibrate these with `dspark calibrate`."
+            )
+    except ValueError as error:
+        if given is not None:
+            raise
+        warnings.warn(f"The drafter's calibration.json is not used. {error}", stacklevel=2)
+        drafter.calibration = None
+        return None
     return calibration.of_mode(temperature)

@@ -1,4 +1,4 @@
-"""`dspark bench`: figures that can be made again."""
+"""`dspark bench generate`: plain generation against a drafter on the same prompts."""
 
 from collections.abc import Sequence
 from pathlib import Path

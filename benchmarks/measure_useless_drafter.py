@@ -1,7 +1,7 @@
-"""Speed with a drafter of random weights, with and without the safety net, against plain generation: the worst case.
+"""The worst case: speed with a drafter of random weights, with drafts as they pay and with all of them, to plain.
 
-python benchmarks/measure_safety_net.py --data prompts.jsonl --limit 10 --max_new_tokens 256
-python benchmarks/measure_safety_net.py --data prompts.jsonl --limit 16 --batch_size 16 --dtype float32
+python benchmarks/measure_useless_drafter.py --data prompts.jsonl --limit 10 --max_new_tokens 256
+python benchmarks/measure_useless_drafter.py --data prompts.jsonl --limit 16 --batch_size 16 --dtype float32
 """
 
 import argparse
@@ -45,12 +45,12 @@ def main():
     size, settings = args.batch_size, DecodingSettings(args.max_new_tokens, lookup=False)
     ways = {
         "plain": lambda inputs, settings: generate_plain(target, inputs, settings),
-        "net": lambda inputs, settings: generate_speculative(target, drafter, inputs, settings),
-        "no net": lambda inputs, settings: generate_speculative(
+        "auto": lambda inputs, settings: generate_speculative(target, drafter, inputs, settings),
+        "all drafts": lambda inputs, settings: generate_speculative(
             target, drafter, inputs, replace(settings, policy="fixed")
         ),
     }
-    ratios = {"net": [], "no net": []}
+    ratios = {"auto": [], "all drafts": []}
     for start in range(0, len(prompts), size):
         inputs = encode_prompts(prompts[start : start + size], tokenizer)
         if start == 0:

@@ -1,0 +1,1 @@
+"""`dspark bench`: figures that can be made again."""

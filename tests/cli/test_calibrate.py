@@ -1,0 +1,89 @@
+"""`dspark calibrate` and `dspark profile`: what generate() then uses."""
+
+import json
+
+import pytest
+from transformers import LlamaForCausalLM
+
+from dspark_hf import AutoDrafter, Calibration, PrefixScheduler, SpeculationConfig
+from dspark_hf.generation.lengths.cost_files import circumstances, kept_cost, load_cost
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "data.jsonl"
+    texts = ("Count to ten.", "Sing a song.", "Go on.", "Tell me more.")
+    path.write_text("".join(json.dumps({"turns": [text]}) + "\n" for text in texts))
+    return path
+
+
+def test_a_drafter_is_calibrated(dspark, data, tmp_path, tiny_target_dir, tiny_drafter_dir):
+    out = tmp_path / "out"
+    options = ["--data", data, "--dtype", "float32", "--max-new-tokens", "24", "--out", out / "one.json"]
+    done = dspark("calibrate", tiny_target_dir, tiny_drafter_dir, *options, "--plots", out)
+    assert done.code == 0 and "ECE before, after" in done.out and "sampled 4" in done.out, done.err
+    assert sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) == [
+        "one.json", "reliability-greedy.png", "reliability-sampled.png",
+    ]  # fmt: skip
+    calibration = Calibration.load(out / "one.json")
+    content = json.loads((out / "one.json").read_text())
+    # As SGLang reads it.
+    assert {"temperatures", "dataset", "num_samples", "ece_before", "ece_after"} <= set(content)
+    assert len(calibration.temperatures) == len(calibration.sampled_temperatures) == 4
+    assert calibration.made_for["dtype"] == "float32" and calibration.dataset == "data.jsonl"
+    # It is for this pair.
+    target, drafter = LlamaForCausalLM.from_pretrained(tiny_target_dir), AutoDrafter.from_pretrained(tiny_drafter_dir)
+    ids = target.dummy_inputs["input_ids"][:1] % 200
+    speculation = SpeculationConfig(policy=PrefixScheduler(calibration=calibration))
+    target.generate(ids, assistant_model=drafter, speculation=speculation, max_new_tokens=20, do_sample=False)
+    assert drafter.last_stats.rounds > 0
+
+
+def test_one_that_was_stopped_is_said_so(dspark, data, tmp_path, tiny_target_dir, tiny_drafter_dir):
+    (tmp_path / "one.json.unfinished.jsonl.greedy").write_text("{}\n")
+    options = ["--data", data, "--dtype", "float32", "--out", tmp_path / "one.json"]
+    done = dspark("calibrate", tiny_target_dir, tiny_drafter_dir, *options)
+    assert done.code == 2 and "what a stopped run left. Go on with --resume" in done.err
+
+
+def test_a_machine_is_profiled(dspark, tmp_path, monkeypatch, tiny_target_dir, tiny_drafter_dir):
+    monkeypatch.setenv("DSPARK_HF_CACHE", str(tmp_path))
+    models = ["--target", tiny_target_dir, "--drafter", tiny_drafter_dir, "--dtype", "float32"]
+    sizes = ["--context", "16", "--max-tokens", "12", "--repeats", "2"]
+    done = dspark("profile", *models, *sizes, "--sglang", tmp_path / "sps.json")
+    assert done.code == 0 and "a proposal by rows: 1: " in done.out, done.err
+    target, drafter = LlamaForCausalLM.from_pretrained(tiny_target_dir), AutoDrafter.from_pretrained(tiny_drafter_dir)
+    cost = kept_cost(circumstances(target, drafter))
+    assert {1, 2, 3, 4, 6, 8, 12} <= set(cost.tokens) and cost.contexts == [16] and cost.rows == [1, 2, 3]
+    assert sorted(cost.verify_seconds[0]) == cost.verify_seconds[0]
+    assert load_cost(tmp_path / "sps.json").tokens == cost.tokens
+
+
+def test_sizes_that_are_none_are_refused(dspark, tiny_target_dir, tiny_drafter_dir):
+    models = ["--target", tiny_target_dir, "--drafter", tiny_drafter_dir]
+    assert dspark("profile", *models, "--context", "2").code == 2
+
+
+def test_policies_are_replayed(dspark, data, tmp_path, tiny_target_dir, tiny_drafter_dir):
+    models = ["--target", tiny_target_dir, "--drafter", tiny_drafter_dir, "--dtype", "float32"]
+    small = ["--max-new-tokens", "16", "--batch-size", "1", "--batch-size", "4", "--quality", "good", "--quality"]
+    done = dspark(
+        "bench", "sweep", "--data", data, *models, *small, "useless", "--temperature", "0", "--temperature", "1",
+        "--json", tmp_path / "sweep.json", "--plots", tmp_path,
+    )  # fmt: skip
+    assert done.code == 0 and "auto to best" in done.out, done.err
+    results = json.loads((tmp_path / "sweep.json").read_text())["results"]
+    names = [f"{kind} drafter, T = {warmth}" for kind in ("good", "useless") for warmth in (0, 1)]
+    assert list(results) == [f"{name}, rule of thumb" for name in names]
+    for result in results.values():
+        assert set(result["policies"]) == {"1", "4"} and result["policies"]["1"]["plain"] == {"speed": 1.0}
+        assert len(result["thresholds"]) == 9
+        verified = [one["verified"] for one in result["thresholds"].values()]
+        assert verified == sorted(verified, reverse=True)
+    assert len(list(tmp_path.glob("*.png"))) == 4 and not list(tmp_path.glob("[!.]*unfinished*"))
+
+
+def test_a_quality_that_is_none_is_refused(dspark, data, tiny_target_dir, tiny_drafter_dir):
+    models = ["--target", tiny_target_dir, "--drafter", tiny_drafter_dir]
+    done = dspark("bench", "sweep", "--data", data, *models, "--quality", "superb")
+    assert done.code == 2 and "quality is one of good, poor, useless, got 'superb'" in done.err
