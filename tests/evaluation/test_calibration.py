@@ -1,4 +1,4 @@
-"""Survival that comes true: figures against scikit-learn, temperatures that are found again, files, and whose they are."""
+"""Survival that comes true: figures as of scikit-learn, temperatures that are found again, files, and whose they are."""
 
 import json
 import shutil

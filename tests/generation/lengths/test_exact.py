@@ -86,7 +86,7 @@ def test_a_retrospective_scheduler_is_caught(tiny, monkeypatch):
 
     monkeypatch.setattr(Schedule, "cut", cut)
     drafter = TableDrafter(4, scale=1.0, sway=3.0, num_slots=3, taps=(0,))
-    assert sampled(tiny, SCHEDULERS["early_stop"], 64, 1280, drafter)[0] < 1e-6
+    assert sampled(tiny, SCHEDULERS["early_stop"], 64, 2560, drafter)[0] < 1e-6
 
 
 def test_a_source_that_was_chosen_by_its_first_draft_is_caught(tiny, monkeypatch):
@@ -112,7 +112,8 @@ def test_lookup_beside_a_drafter_keeps_the_distribution(tiny):
     torch.manual_seed(1)
     drafter = TableDrafter(4, scale=1.0, num_slots=3, taps=(0,))
     lookup = PromptLookup(num_slots=2, min_ngram=1)
-    speculation = SpeculationConfig(policy=SCHEDULERS["auto"], prompt_lookup=lookup)
+    flat = StepCost([1, 512], [1], [[1.0, 1.1]], [1], [0.05])
+    speculation = SpeculationConfig(policy=PrefixScheduler(step_cost=flat), prompt_lookup=lookup)
     counts, _ = sample_joint(target, drafter, ids.repeat(64, 1), 3, 640, speculation, max_new_tokens=6, **OPTIONS)
     assert p_value(counts, joint) > 1e-5 and drafter.last_stats.lookup_verifications > 0
 
@@ -138,5 +139,9 @@ def test_no_draft_decides_on_itself_in_a_generation(tiny, monkeypatch):
     monkeypatch.setattr(Schedule, "cut", twice)
     for name in ("auto", "early_stop", "threshold"):
         for batch_size in (1, 3, 8):
-            sampled(tiny, SCHEDULERS[name], batch_size, 3 * batch_size)
+            speculation = SpeculationConfig(policy=SCHEDULERS[name], prompt_lookup=False)
+            drafter = TableDrafter(4, scale=1.0, sway=0.8, num_slots=3, taps=(0,))
+            rows = ids.repeat(batch_size, 1)
+            for _ in range(3):
+                target.generate(rows, assistant_model=drafter, speculation=speculation, max_new_tokens=6, **OPTIONS)
     assert len(checked) > 40 and all(checked)
