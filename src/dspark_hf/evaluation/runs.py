@@ -24,7 +24,7 @@ class DecodingSettings:
         compile (`bool`, *optional*, defaults to `False`): Whether rounds with a drafter go through `torch.compile`.
 
     Raises:
-        `ValueError`: If `max_new_tokens` is below 1 or `temperature` is negative.
+        `ValueError`: If `max_new_tokens` is below 1, `temperature` is negative, or there is no such policy.
     """
 
     max_new_tokens: int = 128
@@ -38,6 +38,8 @@ class DecodingSettings:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}.")
         if not 0.0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature must be 0 (greedy) or a positive number, got {self.temperature}.")
+        # Refuses a policy that there is not.
+        SpeculationConfig(policy=self.policy)
 
     def generate_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for `generate()`."""

@@ -24,7 +24,7 @@ class SpeculationStats:
         emitted_lens (`list[int]`): Tokens that became output, the target's own included.
         row_ids (`list[int]`): Sequence of each verification.
         from_lookup (`list[bool]`): Whether its drafts were looked up in the text (see [`PromptLookup`]).
-        paused_rounds (`int`): Rounds in which the safety net kept the drafter from drafting.
+        paused_rounds (`int`): Rounds in which the drafter did not draft because that does not pay.
         confidences (`list[list[float]]`): Confidence of each drafted slot; empty for a drafter without that head.
         total_seconds (`float`): Wall time of the decoding loop, prefill included.
         prefill_seconds, target_seconds, drafter_seconds (`float` or `None`):
@@ -175,7 +175,7 @@ class SpeculationStats:
             )
         if self.paused_rounds:
             most = ", most of them" if 2 * self.paused_rounds > self.rounds else ""
-            lines.append(f"paused by the safety net: {self.paused_rounds} of {self.rounds} rounds{most}")
+            lines.append(f"paused, as drafts did not pay: {self.paused_rounds} of {self.rounds} rounds{most}")
         if self.target_seconds is not None:
             lines.append(
                 f"seconds: {self.total_seconds:.3f} = prefill {self.prefill_seconds:.3f} + target "

@@ -41,13 +41,13 @@ def test_a_useless_drafter_is_let_go_of_and_named(target, long_text):
     assert generate(target, ids, drafter) == (plain.tolist(), []) and drafter.anchors_were_right
     stats = drafter.last_stats
     assert stats.rounds == 255 and stats.paused_rounds == 254 - len(drafter.offered) > 220
-    assert f"paused by the safety net: {stats.paused_rounds} of 255 rounds, most of them" in stats.summary()
+    assert f"paused, as drafts did not pay: {stats.paused_rounds} of 255 rounds, most of them" in stats.summary()
     assert f"paused_rounds={stats.paused_rounds})" in repr(stats)
     # What is known of it is kept: the next answers cost tries alone.
     told, num_tried = [], len(drafter.offered)
     for _ in range(8):
         told += generate(target, ids, drafter)[1]
-    assert len(drafter.offered) - num_tried <= 20
+    assert len(drafter.offered) - num_tried <= 8 * 255 / 64 * 3
     # And it is said once per drafter.
     assert len(told) == 1 and "0 of 24 at the first slot (0.0%)" in told[0]
     assert "made for someone/else) belongs to another" in told[0]
@@ -148,10 +148,10 @@ def test_a_decent_drafter_is_not_accused(target, long_text):
 def test_it_recovers_and_the_context_is_complete(target, long_text):
     ids, plain = long_text
     # Useless at first; the rounds after the first pause are right.
-    drafter, _ = greedy_oracle(target, ids, [0] * 16 + [4] * 300, max_new_tokens=256)
+    drafter, _ = greedy_oracle(target, ids, [0] * 10 + [4] * 300, max_new_tokens=256)
     assert generate(target, ids, drafter) == (plain.tolist(), []) and drafter.anchors_were_right
     stats = drafter.last_stats
-    assert stats.paused_rounds == 32 and stats.rounds < 100
+    assert stats.paused_rounds == 63 and stats.rounds < 120
     with torch.no_grad():
         states = target(plain, output_hidden_states=True).hidden_states
     features = torch.cat(drafter.state.features[0])

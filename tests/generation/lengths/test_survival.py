@@ -109,7 +109,8 @@ class TestForecast:
 
     def test_gains_are_those_of_the_likeliest_slots(self):
         forecast = Forecast(2)
-        forecast.note(np.array([[0.9, 0.8], [0.3, 0.1]]))
+        # So many that what is believed beforehand is forgotten.
+        forecast.note(np.array([[0.9, 0.8], [0.3, 0.1]] * 32))
         assert forecast.gains(2, 2) == pytest.approx([0, 0.9, 1.7, 2.0, 2.1])
         # Twice as many rows are like twice as many blocks.
         assert forecast.gains(4, 2) == pytest.approx([0, 0.9, 1.8, 2.6, 3.4, 3.7, 4.0, 4.1, 4.2])
@@ -117,5 +118,5 @@ class TestForecast:
 
     def test_slots_that_were_not_picked_go_on_as_before(self):
         forecast = Forecast(3)
-        forecast.note(np.array([[0.5]]))
+        forecast.note(np.array([[0.5]] * 64))
         assert forecast.gains(1, 3)[-1] == pytest.approx(0.5 * (1 + 0.6 + 0.36))

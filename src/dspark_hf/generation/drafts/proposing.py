@@ -58,7 +58,7 @@ class Proposer:
         chooser ([`TokenChooser`]): Picks draft tokens.
         transcript ([`Transcript`]): The tokens so far.
         context ([`PendingContext`]): What the drafter has read, and asks it.
-        stats ([`SpeculationStats`]): Counts what the safety net does.
+        stats ([`SpeculationStats`]): Counts rounds without drafts.
         watch ([`Stopwatch`]): Measures the drafter.
         peers ([`Peers`]): Processes that must draft the same.
     """

@@ -5,7 +5,7 @@ It looks at earlier rounds only, so it can change time and nothing else.
 
 # Plain steps that a single row's drafting may lose before it pauses, at first, and what it may win for later. The more
 # rows, the more a round tells, so that less is needed.
-_CREDIT, _MOST = 4.0, 2.0
+_CREDIT, _MOST = 2.0, 2.0
 # Credit of a later try, and the share of rows below which a pause ends.
 _TRY, _FEWER = 0.5, 0.7
 
@@ -13,7 +13,7 @@ _TRY, _FEWER = 0.5, 0.7
 class Account:
     """What drafting has won and lost, in plain steps.
 
-    It starts with credit for 4 plain steps of a single row, and less for more rows. A drafted round costs what it
+    It starts with credit for 2 plain steps of a single row, and less for more rows. A drafted round costs what it
     takes longer than a plain step; a draft that stands earns the step that it saves, up to twice the credit in all.
     When it is empty, drafting pauses, and is then tried with credit for half a step. Pauses are all as long, since a
     text changes when it does.

@@ -11,8 +11,8 @@ import numpy as np
 _PRIOR_RATE, _PRIOR_WEIGHT = 0.6, 10.0
 # For how many drafts the common rate counts in a slot's own, and the share that a rate keeps when a draft is judged.
 _COMMON_WEIGHT, _KEPT = 6.0, 0.985
-# Blocks whose survival is remembered.
-_NUM_BLOCKS = 64
+# Blocks whose survival is remembered, and how many there are taken to have been before any was seen.
+_NUM_BLOCKS, _NUM_PRIOR = 64, 16
 
 
 class Forecast:
@@ -26,7 +26,8 @@ class Forecast:
         self.num_slots = num_slots
         self._judged, self._stood = np.zeros(num_slots), np.zeros(num_slots)
         self._all_judged = self._all_stood = 0.0
-        self._blocks: deque[np.ndarray] = deque(maxlen=_NUM_BLOCKS)
+        prior = np.full(num_slots, _PRIOR_RATE).cumprod()
+        self._blocks: deque[np.ndarray] = deque([prior] * _NUM_PRIOR, maxlen=_NUM_BLOCKS)
 
     def rates(self) -> np.ndarray:
         """Chance of each slot, if all before it stand: `(slots,)`."""
@@ -42,7 +43,7 @@ class Forecast:
             num_rows (`int`): Rows that are drafted for.
             num_slots (`int`): Slots of each, at least one.
         """
-        blocks = np.stack(self._blocks) if self._blocks else self.rates().cumprod()[None]
+        blocks = np.stack(self._blocks)
         values = np.sort(blocks[:, :num_slots], axis=None)[::-1]
         # The blocks that are remembered stand for as many as there are rows.
         scale = num_rows / len(blocks)
