@@ -186,7 +186,7 @@ def generate(model: PreTrainedModel, ids: torch.Tensor, draft: bool = False) -> 
             markov_rank=4,
         )  # fmt: skip
         options = {"assistant_model": drafter,
-                   "speculation": SpeculationConfig(prompt_lookup=PromptLookup(), safety_net=False)}  # fmt: skip
+                   "speculation": SpeculationConfig(prompt_lookup=PromptLookup(), policy="fixed")}  # fmt: skip
     mask = (ids != 0).long()
     return model.generate(ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, **options)
 

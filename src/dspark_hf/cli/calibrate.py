@@ -38,7 +38,7 @@ def calibrate(
     """
     from dspark_hf.cli.models import check_output, load_models
     from dspark_hf.evaluation import load_prompts
-    from dspark_hf.evaluation.calibration import calibrate as run
+    from dspark_hf.evaluation.lengths.calibration import calibrate as run
     from dspark_hf.generation.lengths.calibration import FILE_NAME
     from dspark_hf.publishing.cards.plots import plot_reliability
 

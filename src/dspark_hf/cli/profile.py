@@ -35,7 +35,7 @@ def profile(
         dspark profile --target embedded --drafter embedded --dtype bfloat16
     """
     from dspark_hf.cli.models import check_output, load_models
-    from dspark_hf.evaluation.profiling import profile as run
+    from dspark_hf.evaluation.lengths.profiling import profile as run
     from dspark_hf.files import write_json
     from dspark_hf.generation.lengths.cost_files import save_cost, to_sglang
 

@@ -54,9 +54,9 @@ def sweep(
     """
     from dspark_hf.cli.models import check_output, load_models
     from dspark_hf.evaluation import DecodingSettings, journal_path, load_prompts, provenance, write_json
-    from dspark_hf.evaluation.block_records import record_answers
-    from dspark_hf.evaluation.sweep import drafter_of_quality, plot_sweep
-    from dspark_hf.evaluation.sweep import sweep as run
+    from dspark_hf.evaluation.lengths.block_records import record_answers
+    from dspark_hf.evaluation.lengths.sweep import drafter_of_quality, plot_sweep
+    from dspark_hf.evaluation.lengths.sweep import sweep as run
     from dspark_hf.generation import StepCost
     from dspark_hf.generation.lengths.cost_files import load_cost
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from dspark_hf.evaluation.block_records import BlockRecord
-from dspark_hf.evaluation.replay import Replay, replay
+from dspark_hf.evaluation.lengths.block_records import BlockRecord
+from dspark_hf.evaluation.lengths.replay import Replay, replay
 from dspark_hf.files import whole_file
 from dspark_hf.generation.lengths.scheduler import PrefixScheduler
 from dspark_hf.generation.lengths.step_cost import StepCost

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dspark_hf.evaluation.block_records import BlockRecord
+from dspark_hf.evaluation.lengths.block_records import BlockRecord
 from dspark_hf.generation.lengths.schedule import Drafted, Schedule
 from dspark_hf.generation.lengths.scheduler import PrefixScheduler
 from dspark_hf.generation.lengths.step_cost import StepCost

@@ -5,8 +5,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from dspark_hf import AutoDrafter, PrefixScheduler, SpeculationConfig, StepCost
-from dspark_hf.evaluation.block_records import BlockRecord, record_blocks
-from dspark_hf.evaluation.replay import replay
+from dspark_hf.evaluation.lengths.block_records import BlockRecord, record_blocks
+from dspark_hf.evaluation.lengths.replay import replay
 
 pytestmark = pytest.mark.cost
 

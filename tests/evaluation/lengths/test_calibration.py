@@ -1,4 +1,4 @@
-"""Survival that comes true: figures as of scikit-learn, temperatures that are found again, files, and whose they are."""
+"""Survival that comes true: figures as of scikit-learn, temperatures that are found again, and whose they are."""
 
 import json
 import shutil
@@ -10,8 +10,8 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 from transformers import LlamaForCausalLM
 
 from dspark_hf import AutoDrafter, Calibration, DSparkModel, PrefixScheduler, SpeculationConfig
-from dspark_hf.evaluation.block_records import BlockRecord, record_blocks
-from dspark_hf.evaluation.calibration import (
+from dspark_hf.evaluation.lengths.block_records import BlockRecord, record_blocks
+from dspark_hf.evaluation.lengths.calibration import (
     auroc,
     calibrate,
     calibration_error,
