@@ -178,16 +178,22 @@ def test_gradient_checkpointing(family):
 
 
 @pytest.mark.parametrize(
-    ("family", "flag", "refused"),
-    [("gemma3_text", True, True), ("gemma4_text", "all", True), ("gemma4_text", "vision", False)],
+    ("family", "field", "value", "refused"),
+    [
+        ("gemma3_text", "use_bidirectional_attention", True, True),
+        ("gemma4_text", "use_bidirectional_attention", "all", True),
+        ("gemma4_text", "use_bidirectional_attention", "vision", False),
+        ("llama", "is_causal", False, True),
+        ("llama", "is_causal", True, False),
+    ],
 )
-def test_tokens_that_see_what_stands_behind_them_are_no_target(family, flag, refused):
-    target = make_target(family, use_bidirectional_attention=flag)
+def test_tokens_that_see_what_stands_behind_them_are_no_target(family, field, value, refused):
+    target = make_target(family, **{field: value})
     ids = make_prompt(6)
     drafter, plain = greedy_oracle(target, ids, [3, 0, 4], max_new_tokens=12)
     options = {"assistant_model": drafter, "max_new_tokens": 12, "do_sample": False}
     if refused:
-        with pytest.raises(ValueError, match="see what stands behind them .use_bidirectional_attention.*without a"):
+        with pytest.raises(ValueError, match=f"see what stands behind them .{field}={value!r}.*without a"):
             target.generate(ids, **options)
     else:
         assert target.generate(ids, **options).tolist() == plain.tolist()

@@ -87,11 +87,13 @@ def check_options(model: PreTrainedModel, generation_config: GenerationConfig) -
             "drafts would change what they are to be verified by. Load it with is_decoder=True, or generate without a "
             "drafter."
         )
-    if getattr(model.config.get_text_config(decoder=True), "use_bidirectional_attention", None) in (True, "all"):
-        raise ValueError(
-            f"Tokens of {name} see what stands behind them (use_bidirectional_attention in its config), so drafts "
-            "would change what they are to be verified by; generate without a drafter."
-        )
+    text_config = model.config.get_text_config(decoder=True)
+    for field, values in (("use_bidirectional_attention", (True, "all")), ("is_causal", (False,))):
+        if getattr(text_config, field, None) in values:
+            raise ValueError(
+                f"Tokens of {name} see what stands behind them ({field}={getattr(text_config, field)!r} in its "
+                "config), so drafts would change what they are to be verified by; generate without a drafter."
+            )
     if keeps_unknown_state(model):
         raise ValueError(
             f"{name} keeps a state that rejected tokens cannot be taken out of, so it cannot verify drafts; "

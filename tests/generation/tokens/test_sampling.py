@@ -107,14 +107,15 @@ def test_candidates_that_are_all_forbidden_end_the_draft(small_target, options):
 
 
 @pytest.mark.parametrize("num_candidates", [1, 4])
-def test_top_h_of_candidates_that_are_all_forbidden(num_candidates):
+@pytest.mark.parametrize("option", [{"top_h": 0.4}, {"eta_cutoff": 0.02}], ids=str)
+def test_candidates_that_are_all_forbidden(num_candidates, option):
     """It refuses what is no distribution, which plain generate() does not come by."""
     target, ids = make_target(), make_prompt(5, batch_size=3)
     options = {"suppress_tokens": list(range(2, 60)), "do_sample": True, "top_k": 1, "max_new_tokens": 20}
-    plain = target.generate(ids, **options, top_h=0.4)
+    plain = target.generate(ids, **options, **option)
     for drafter in (TableDrafter(64), TableDrafter(64, scale=torch.nan)):
         speculation = SpeculationConfig(num_candidates=num_candidates, policy="fixed")
-        out = target.generate(ids, **options, top_h=0.4, assistant_model=drafter, speculation=speculation)
+        out = target.generate(ids, **options, **option, assistant_model=drafter, speculation=speculation)
         assert out.tolist() == plain.tolist()
 
 

@@ -28,6 +28,7 @@ PREFIX_FREE = frozenset(
         "TypicalLogitsWarper",
     )
 )
+_OF_DISTRIBUTIONS = frozenset({logits_process.EtaLogitsWarper, logits_process.TopHLogitsWarper})
 # Those of them that do not tell tokens apart: what they do to some scores does not depend on whose they are.
 TOKEN_FREE = PREFIX_FREE - {logits_process.SuppressTokensLogitsProcessor}
 # Processors that are functions of prefix and scores: calling them on prefixes that are rejected later does no harm.
@@ -71,10 +72,10 @@ def process_by_length(
     """
     if type(processor) in PREFIX_FREE:
         flat = scores.flatten(0, 1)
-        if type(processor) is not logits_process.TopHLogitsWarper:
+        if type(processor) not in _OF_DISTRIBUTIONS:
             return processor(ids[:, : min(lens)], flat).view(scores.shape)
-        # It refuses scores that are no distribution, as of a draft's candidates that are all banned, or behind a draft
-        # that plain generate() does not get to. Those stay what they are.
+        # These refuse scores that are no distribution, as of a draft's candidates that are all banned, or behind a
+        # draft that plain generate() does not get to. Those stay what they are.
         is_usable = flat.amax(-1, keepdim=True).isfinite()
         processed = processor(ids[:, : min(lens)], torch.where(is_usable, flat, 0.0))
         return torch.where(is_usable, processed, flat).view(scores.shape)
