@@ -86,7 +86,8 @@ class DSparkForCausalLM:
             check_named(base, repo_or_dir, target)
             kwargs = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
             kwargs["revision"] = base_revision or "main"
-        elif target not in (None, repo_or_dir):
+        # Whose code may run is told by that name, too.
+        elif target not in (None, repo_or_dir) and not kwargs.get("trust_remote_code"):
             raise ValueError(
                 f"{repo_or_dir} holds the weights of its target and names no other, got target={target!r}. Leave it "
                 "out, or join that target with AutoDrafter.from_pretrained and attach_drafter."
