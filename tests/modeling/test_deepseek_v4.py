@@ -121,9 +121,7 @@ def test_a_fresh_drafter_has_the_sizes_of_its_target(target):
 def test_layers_may_be_dense(target, tmp_path):
     fields = {"num_hidden_layers": 2, "target_layer_ids": [1, 2], "block_size": 5, "markov_rank": 8}
     fields |= {"n_routed_experts": 0, "moe_intermediate_size": 48}
-    drafter = DSparkModel.from_target(
-        target, family="deepseek_v4", n_routed_experts=0, moe_intermediate_size=48, **fields
-    )
+    drafter = DSparkModel.from_target(target, family="deepseek_v4", **fields)
     names = {name for name, _ in drafter.named_parameters() if ".mlp." in name}
     assert names == {f"layers.{i}.mlp.{part}_proj.weight" for i in (0, 1) for part in ("gate", "up", "down")}
     assert drafter.layers[0].mlp.up_proj.weight.shape == (48, 64)

@@ -156,6 +156,8 @@ def saved_bytes(
         torch.set_default_dtype(torch.bfloat16)
         with torch.device("meta"):
             model = drafter_cls._from_config(config, own_embeddings=True, attn_implementation=attention).train()
+            # Of the same tokens, in one product: without storage, nobody knows which expert has any.
+            model.config.decoder_config._experts_implementation = "grouped_mm"
             ids = torch.zeros(batch_size, num_tokens, dtype=torch.int64)
             anchors = torch.zeros(batch_size, num_anchors, dtype=torch.int64)
             features = torch.zeros(batch_size, num_tokens, model.fc.in_features)
