@@ -184,6 +184,33 @@ def test_num_slots(target):
         drafter.extend(state, torch.randn(1, 4, 64))
 
 
+@pytest.mark.parametrize("num_candidates", [None, 8])
+def test_the_largest_probability_of_each_slot_is_told(target, num_candidates):
+    drafter = make_drafter(target)
+    state, anchors = drafter.start(2), torch.tensor([7, 9])
+    drafter.extend(state, torch.randn(2, 4, 96))
+    seen = []
+
+    def most_likely(logits, token_ids, drafted_ids):
+        seen.append(logits.float().softmax(-1))
+        return logits.argmax(-1), None
+
+    def drawn(logits, token_ids, drafted_ids):
+        # What the caller draws from counts, whatever the logits are.
+        probs = torch.softmax(logits.float() / 3, -1)
+        seen.append(probs)
+        return probs.argmax(-1), probs
+
+    for pick in (most_likely, drawn):
+        seen.clear()
+        proposal = drafter.propose(state, anchors, pick, num_candidates=num_candidates)
+        torch.testing.assert_close(proposal.max_probs, torch.stack(seen, 1).amax(-1))
+    alone = drafter.propose(state, anchors, num_candidates=num_candidates)
+    torch.testing.assert_close(
+        alone.max_probs, drafter.propose(state, anchors, most_likely, num_candidates=num_candidates).max_probs
+    )
+
+
 class ProductShapes(TorchDispatchMode):
     """Notes the shapes of matrix products by kind."""
 
