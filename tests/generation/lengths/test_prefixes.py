@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dspark_hf.generation.lengths.prefixes import best_count, early_stop, share_out, walk
@@ -56,6 +56,7 @@ def test_a_budget_is_the_best_for_any_table(case):
 
 @settings(max_examples=150)
 @given(cases, st.floats(0.01, 3))
+@example((264, 3, 1), 1.0)
 def test_a_walk_is_the_best_where_forecasts_come_true(case, price):
     rng, survival, most, seconds = drawn(case)
     ahead = rng.uniform(0.1, 1.0, survival.shape)

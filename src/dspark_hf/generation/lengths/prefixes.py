@@ -91,14 +91,17 @@ def walk(survival: np.ndarray, most: Sequence[int], ahead: np.ndarray, seconds: 
         heads = survival[rows, np.minimum(lens, most - 1)]
         tails = heads[:, None] * np.exp(logs[:, 1:] - logs[rows, np.minimum(lens, most - 1) + 1][:, None])
         is_open = (slots >= lens[:, None]) & (slots < most[:, None])
-        values = np.sort(tails[is_open])[::-1]
-        taken = int(lens.sum())
+        order = np.argsort(-np.where(is_open, tails, -1.0), axis=None, kind="stable")[: int(is_open.sum())]
+        values, taken = tails.flatten()[order], int(lens.sum())
         won = values.cumsum() - price * (seconds[taken + 1 : taken + 1 + len(values)] - seconds[taken])
         best = int(won.argmax())
         if won[best] <= 0:
             break
-        # The likeliest of all is a row's next slot, so at least one is.
-        lens += (lens < most) & (heads >= values[best])
+        # The likeliest of all is a row's next slot, so at least one is among them. Ties go by place: one slot more may
+        # be one stair up.
+        chosen = np.zeros(tails.size, dtype=bool)
+        chosen[order[: best + 1]] = True
+        lens += chosen.reshape(tails.shape)[rows, np.minimum(lens, most - 1)] & (lens < most)
     return lens.tolist()
 
 
