@@ -262,7 +262,7 @@ def test_attached_drafter_is_used_and_leaves_no_trace(target, drafter):
         drafter.last_stats = None
         target.generate(ids, speculation=False, **GREEDY)
         assert drafter.last_stats is None
-        target.generate(ids, speculation=SpeculationConfig(max_draft_len=1), **GREEDY)
+        target.generate(ids, speculation=SpeculationConfig(max_draft_len=1, policy="fixed"), **GREEDY)
         assert max(drafter.last_stats.verified_lens) == 1
         other = TableDrafter(64)
         target.generate(ids, assistant_model=other, **GREEDY)

@@ -88,7 +88,7 @@ def test_pieces_of_markdown():
     [
         ("config.json", {"model_type": EVIL}, "model_type must be a word"),
         ("config.json", {"architectures": [EVIL]}, "architectures must be words"),
-        ("config.json", {"markov_head_type": "x"}, "markov_head_type must be one of vanilla, gated, rnn, domino, got 'x'"),
+        ("config.json", {"markov_head_type": "x"}, "markov_head_type must be one of vanilla, gated, rnn, domino, got"),
         ("config.json", {"block_size": "7"}, "block_size must be a whole number, got '7'"),
         ("config.json", {"target_layer_ids": 3}, "target_layer_ids must be whole numbers"),
         ("config.json", {"target_name_or_path": [1]}, "target_name_or_path must be text"),

@@ -166,7 +166,7 @@ class TestGreedy:
         drafter, plain = greedy_oracle(target, ids, range(5), max_new_tokens=30, enable_confidence_head=True)
         kwargs = {"max_new_tokens": 30, "do_sample": False}
         for assistant, lookup in ((drafter, PromptLookup(min_ngram=1)), (PromptLookup(min_ngram=1), None)):
-            speculation = SpeculationConfig(prompt_lookup=lookup, confidence_threshold=0.5, policy="fixed")
+            speculation = SpeculationConfig(prompt_lookup=lookup, confidence_threshold=0.5)
             out = target.generate(ids, assistant_model=assistant, speculation=speculation, **kwargs)
             assert out.tolist() == plain.tolist()
             stats = assistant.last_stats

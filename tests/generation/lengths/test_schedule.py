@@ -57,7 +57,9 @@ def test_whole_blocks_are_tried_at_fixed_intervals(target):
     drafter, _ = greedy_oracle(target, ids, [1], max_new_tokens=120)
     steep = StepCost([1, 2, 3, 64], [1], [[1.0, 1.1, 2.5, 9.0]], [1], [0.05])
     _, stats = generated(target, ids, drafter, PrefixScheduler(step_cost=steep, probe_interval=10))
-    assert [place for place, n in enumerate(stats.verified_lens[:55]) if n == 4 and place > 8] == [9, 19, 29, 39, 49]
+    # What a try costs may be followed by a pause.
+    drafted = [n for n in stats.verified_lens if n]
+    assert [place for place, n in enumerate(drafted[:45]) if n == 4 and place > 8] == [9, 19, 29, 39]
 
 
 def test_many_rows_get_fewer_drafts(target):
