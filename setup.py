@@ -20,7 +20,6 @@ EXTRAS = {
         "pytest>=8.0",
         "pytest-xdist>=3.5",
         "ruff>=0.9",
-        "scikit-learn>=1.5",
         "scipy>=1.13",
         # What a tracker keeps of a run is read back.
         "tensorboard>=2.18",
@@ -49,7 +48,10 @@ setup(
     package_dir={"": "src"},
     packages=find_packages("src"),
     cmdclass={"build_py": BuildWithDrafter},
-    package_data={"dspark_hf.publishing.cards": ["card_template.md"]},
+    package_data={
+        "dspark_hf.evaluation.reporting": ["report.html"],
+        "dspark_hf.publishing.cards": ["card_template.md"],
+    },
     # transformers 5.23 itself asks for Python 3.11.
     python_requires=">=3.11",
     install_requires=[
@@ -65,6 +67,8 @@ setup(
         "pyyaml>=6.0",
         "rich>=13.8",
         "safetensors>=0.8",
+        # How well a confidence head knows what stands.
+        "scikit-learn>=1.5",
         # The first with torch.optim.Muon.
         "torch>=2.9",
         "tqdm>=4.67",

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dspark_hf import AutoDrafter
+from dspark_hf import AutoDrafter, SpeculationConfig
 from dspark_hf.evaluation import DecodingSettings, encode_prompts, generate_plain, generate_speculative, load_prompts
 from dspark_hf.hub.embedded import resolve_drafter, resolve_target
 
@@ -42,12 +42,14 @@ def main():
     drafter = random_drafter(target, args.drafter)
     prompts = load_prompts(args.data, args.limit)
     tokenizer = AutoTokenizer.from_pretrained(path)
-    size, settings = args.batch_size, DecodingSettings(args.max_new_tokens, lookup=False)
+    size, settings = args.batch_size, DecodingSettings(args.max_new_tokens)
     ways = {
         "plain": lambda inputs, settings: generate_plain(target, inputs, settings),
-        "auto": lambda inputs, settings: generate_speculative(target, drafter, inputs, settings),
+        "auto": lambda inputs, settings: generate_speculative(
+            target, drafter, inputs, settings, SpeculationConfig(prompt_lookup=False)
+        ),
         "all drafts": lambda inputs, settings: generate_speculative(
-            target, drafter, inputs, replace(settings, policy="fixed")
+            target, drafter, inputs, settings, SpeculationConfig(prompt_lookup=False, policy="fixed")
         ),
     }
     ratios = {"auto": [], "all drafts": []}

@@ -128,11 +128,11 @@ train() {
 measure() { bench held_out "$1" "$2" "$WORK/eval/held_out.jsonl" 0; }
 
 bench() {
-  once "tau-$1-$2-T$5" dspark bench generate --target "$TARGET" --drafter "$3" --data "$4" --limit 100 --max-new-tokens 128 \
-    --batch-size 10 --tau-only --temperature "$5" --json "$WORK/eval/$1-$2-T$5.json" --resume
+  once "tau-$1-$2-T$5" dspark evaluate --target "$TARGET" --drafter "$3" --task "$4" --limit 100 --max-new-tokens 128 \
+    --batch-size 10 --no-plain --speculation alone --temperature "$5" --out "$WORK/eval/$1-$2-T$5" --resume
 }
 
-tau() { "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["tau"])' "$WORK/eval/held_out-$1-T0.json"; }
+tau() { "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["rows"][0]["tau"])' "$WORK/eval/held_out-$1-T0/summary.json"; }
 
 compare_round() {
   local best best_tau name

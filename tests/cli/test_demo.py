@@ -13,11 +13,12 @@ def test_demo_prints_answers_and_a_table(dspark, models, tmp_path):
     assert outcome.code == 0, outcome.err
     assert all(f"> {prompt}" in outcome.out for prompt in PROMPTS)
     result = json.loads(out.read_text())
-    assert result["identical"]["fraction"] == 1.0
-    assert f"{result['ratio']['total']:.2f}" in outcome.out
-    alone = result["without_lookup"]
-    assert alone["lookup_share"] == 0.0 and alone["plain"] == result["plain"]
-    assert f"tau (tokens per round) │ 1.00 │ {alone['tau']:.2f} │ {result['tau']:.2f}" in outcome.out
+    alone, both = result["DSpark"], result["DSpark with lookup"]
+    for way in (alone, both):
+        assert (way["identical"]["num_identical"], way["identical"]["num_answers"]) == (4, 4)
+        assert f"{way['ratio']['total']:.2f}" in outcome.out and way["tokens"] == result["plain"]["tokens"]
+    assert alone["lookup_share"] == 0.0
+    assert f"tau (tokens per round) │ 1.00 │ {alone['tau']:.2f} │ {both['tau']:.2f}" in outcome.out
     assert "same ids as plain, up to ties │ │ yes │ yes" in outcome.out and "A tie" not in outcome.out
     # Before anything is loaded a line says what comes.
     assert outcome.out.startswith("4 questions, answered while you read;")
@@ -26,7 +27,7 @@ def test_demo_prints_answers_and_a_table(dspark, models, tmp_path):
 
 @pytest.mark.parametrize(("gap", "told"), [(0.03, "yes (1 with a tie)"), (3.0, "no: 1 differ")])
 def test_a_tie_is_no_fault_and_a_fault_no_tie(gap, told):
-    identical = {"num_identical": 3, "num_prompts": 4, "differences": [{"gap": gap, "spacing": 0.0156}]}
+    identical = {"num_identical": 3, "num_answers": 4, "differences": [{"gap": gap, "spacing": 0.0156}]}
     assert _verdict(identical) == told
     assert "rounding decides" in _about_ties([{"identical": identical}])
 

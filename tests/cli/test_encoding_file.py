@@ -59,22 +59,28 @@ def test_from_prompts_to_a_measured_drafter(dspark, target, prompts, tmp_path, t
                      "cache_dtype=fp32", "report_to=none", "num_eval_prompts=0", "--trust-remote-code")  # fmt: skip
     assert outcome.code == 0, outcome.err
     drafter = ["--drafter", tmp_path / "out"]
-    outcome = dspark("bench", "generate", *trusted, *drafter, *options, "--data", prompts, "--limit", "2",
-                     "--thinking", "--dtype-prompts", "0", "--json", tmp_path / "result.json")  # fmt: skip
+    outcome = dspark("evaluate", *trusted, *drafter, *options, "--task", prompts, "--limit", "2", "--thinking",
+                     "--out", tmp_path / "run")  # fmt: skip
     assert outcome.code == 0, outcome.err
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["identical"]["fraction"] == 1.0 and result["settings"]["thinking"] is True
+    result = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert result["rows"][1]["identical"]["differences"] == [] and result["rows"][1]["identical"]["num_answers"] >= 2
+    assert result["made_with"]["settings"]["thinking"] is True and result["made_with"]["template"] is not None
     answers = [dspark("generate", "Why?", *trusted, *drafter, *options, *more) for more in ([], ["--thinking"])]
     assert [answer.code for answer in answers] == [0, 0] and answers[0].out != answers[1].out
 
 
-@pytest.mark.parametrize("command", ["generate", "demo", "bench", "regenerate", "synthesize", "cache", "train"])
+@pytest.mark.parametrize(
+    "command",
+    ["generate", "demo", "evaluate", "diagnose", "bench", "regenerate", "synthesize", "cache", "train"],
+)
 def test_without_the_users_word_no_command_goes_on(dspark, target, prompts, tmp_path, tiny_drafter_dir, command):
     (target / "model.safetensors").write_bytes(b"never opened")
     named, drafter = ["--target", target], ["--drafter", tiny_drafter_dir]
     outcome = dspark(*{
         "generate": ["generate", "Why?", *named, *drafter],
         "demo": ["demo", *named, *drafter],
+        "evaluate": ["evaluate", *named, *drafter, "--task", prompts, "--out", tmp_path / "run"],
+        "diagnose": ["diagnose", target, tiny_drafter_dir],
         "bench": ["bench", "generate", *named, *drafter, "--data", prompts],
         "regenerate": ["regenerate", *named, "--prompts", prompts, "--out", tmp_path / "out.jsonl"],
         "synthesize": ["regenerate", *named, "--synthesize", "3", "--out", tmp_path / "out.jsonl"],

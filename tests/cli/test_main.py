@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from dspark_hf.cli.main import app
 
-COMMANDS = ["demo", "generate", "bench", "regenerate", "train", "cache", "convert", "push", "env"]
+COMMANDS = ["demo", "generate", "evaluate", "diagnose", "report", "bench", "regenerate", "train", "cache", "convert",
+            "push", "env"]  # fmt: skip
 
 
 def test_every_command_is_offered(dspark):
@@ -115,7 +116,7 @@ def test_interrupt_is_one_line(dspark, monkeypatch):
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dspark_hf.evaluation.report.versions", interrupt)
+    monkeypatch.setattr("dspark_hf.evaluation.origin.versions", interrupt)
     outcome = dspark("env")
     assert outcome.code == 130 and outcome.err.startswith("stopped; what was written is kept")
 
@@ -124,7 +125,7 @@ def test_a_mistake_of_the_library_keeps_its_traceback(dspark, monkeypatch):
     def fail(*_args, **_kwargs):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("dspark_hf.evaluation.report.versions", fail)
+    monkeypatch.setattr("dspark_hf.evaluation.origin.versions", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         dspark("env")
 
@@ -142,9 +143,10 @@ def test_short_names_of_dtypes_work_everywhere(dspark, models, tmp_path, tiny_ta
     assert dspark("generate", "hello", *models, "--dtype", "fp16", "--max-new-tokens", "3").code == 0
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"turns": ["hello"]}\n')
-    out, options = tmp_path / "out.json", ["--max-new-tokens", "3", "--dtype-prompts", "0"]
-    bench = dspark("bench", "generate", *models, "--data", prompts, "--dtype", "bf16", "--json", out, *options)
-    assert bench.code == 0 and json.loads(out.read_text())["dtype"] == "bfloat16"
+    options = ["--max-new-tokens", "3", "--no-plain", "--out", tmp_path / "run"]
+    evaluated = dspark("evaluate", *models, "--task", prompts, "--dtype", "bf16", *options)
+    assert evaluated.code == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["made_with"]["dtype"] == "bfloat16"
     data = tmp_path / "data.jsonl"
     data.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bcd"}]}\n')
     for dtype, target_dtype in (("float16", "fp32"), ("fp16", "float32")):

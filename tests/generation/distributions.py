@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from dspark_hf.evaluation import enumeration
+from dspark_hf.evaluation.exactness import enumeration
 from dspark_hf.generation import speculative_generate
 from dspark_hf.modeling.cache_name import CACHE_NAME
 

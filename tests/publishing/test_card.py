@@ -276,3 +276,67 @@ def test_other_kinds_have_cards_too(model_cls, tiny_target_dir, tmp_path):
 def test_parameters_are_counted(tiny_drafter_dir):
     expected = sum(weight.numel() for weight in AutoDrafter.from_pretrained(tiny_drafter_dir).parameters())
     assert DrafterFolder.read(tiny_drafter_dir).num_parameters == expected
+
+
+def run_of(*drafters, **changes):
+    """The summary of an evaluation of two tasks, as `dspark evaluate` writes it."""
+    ways = {"plain": {"kind": "plain"}, **{name: {"kind": "drafter", "drafter": name} for name in drafters}}
+    rows = [
+        {
+            "task": task, "category": None, "cut": cut, "temperature": temperature, "batch_size": 8, "way": way,
+            "num_prompts": 20, "num_rounds": 50, "tau": 2.0 + temperature, "tau_interval": [1.8, 2.2],
+            "accepted_per_slot": [0.7, 0.4], "accepted_per_slot_given_previous": [0.7, 0.57],
+            "confidence": {"reliability": BINS, "ece": 0.1},
+            "ratio": {"median": 1.5, "interval": [1.4, 1.6], "total": 1.5, "num_calls": 3},
+        }
+        for temperature in (0.0, 1.0)
+        for task, cut in (("gsm8k", "20 of 1319"), ("chat", None), ("all tasks", None))
+        for way in drafters
+    ]  # fmt: skip
+    rows += [{**row, "way": "plain", "tau": None} for row in rows[:1]] + [
+        {**row, "category": "qa"} for row in rows[:1]
+    ]
+    made = {
+        "ways": ways, "dtype": "bfloat16", "template": "abcd", "target": "Model",
+        "settings": {"max_new_tokens": 64, "thinking": False}, "tasks": [{"name": "gsm8k"}, {"name": "chat"}],
+    }  # fmt: skip
+    return {"made_with": made, "rows": rows, "provenance": RESULT["provenance"], **changes}
+
+
+def write_run(folder, summary):
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def test_a_run_gives_a_row_for_each_task_and_temperature(folder, tmp_path):
+    add_evaluation(folder, write_run(tmp_path / "all", run_of("tiny")))
+    assert write_card(folder)
+    text = card(folder)
+    lines = [line for line in text.splitlines() if line.startswith("| gsm8k")]
+    same = "8 | 20 | 64 | bfloat16"
+    assert lines == [
+        f"| gsm8k (20 of 1319) | tiny | {how} | {same} | {tau} \\[1.80, 2.20\\] | 1.50 \\[1.40, 1.60\\]x |"
+        for how, tau in (("greedy", "2.00"), ("T = 1", "3.00"))
+    ]
+    assert "prompts: chat template, thinking off; speed against plain generate(), dynamic cache, bfloat16" in text
+    assert "name: chat, T = 1, tiny" in text and "acceptance.png" in text and "reliability.png" in text
+    record = json.loads((folder / "evaluations" / "all.json").read_text())
+    assert record["data"] == "all tasks" and len(record["rows"]) == 6 and "secret-host" not in json.dumps(record)
+
+
+def test_of_several_drafters_the_one_of_that_name(folder, tmp_path):
+    run = write_run(tmp_path / "both", run_of("drafter", "other"))
+    add_evaluation(folder, run)
+    record = json.loads((folder / "evaluations" / "both.json").read_text())
+    assert {row["way"] for row in record["rows"]} == {"drafter"}
+    with pytest.raises(ValueError, match="figures of the drafters first, second, and none is called 'drafter'"):
+        add_evaluation(folder, write_run(tmp_path / "others", run_of("first", "second")))
+    with pytest.raises(ValueError, match="holds no tau of a drafter"):
+        add_evaluation(folder, write_run(tmp_path / "none", run_of()))
+    with pytest.raises(ValueError, match="is no whole summary of an evaluation"):
+        add_evaluation(folder, write_run(tmp_path / "torn", {"made_with": {}, "rows": [{}]}))
+    with pytest.raises(ValueError, match="rows must be rows with task, way, temperature and tau"):
+        bad = run_of("drafter")
+        bad["rows"][0]["ratio"] = {"median": "fast"}
+        add_evaluation(folder, write_run(tmp_path / "bad", bad))

@@ -1,6 +1,6 @@
 """`dspark demo`: see a drafter work, then see what it is worth."""
 
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ PROMPTS = (
     "Explain in simple words why the sky is blue.",
     "Write a short email that thanks a colleague for their help.",
 )
+
+_PLAIN, _ALONE, _WITH_LOOKUP = "plain", "DSpark", "DSpark with lookup"
 
 # Rounding steps up to which two logits are taken to be tied: those of the passes that they come from add up.
 _TIE = 8
@@ -63,43 +65,54 @@ def demo(
 def _run(models: Any, max_new_tokens: int, console: Console) -> dict[str, Any]:
     """Stream every prompt's answer, run it again without lookup and without the drafter, and sum up.
 
-    The summary is that of the runs with lookup; `without_lookup` is one of the drafter alone.
+    The summary holds the figures of each way, by name.
     """
     from dspark_hf.cli.stream import DRAFTED_STYLE, RoundStreamer
     from dspark_hf.evaluation import (
+        Call,
         DecodingSettings,
-        compare,
+        PrecisionCopies,
+        TieFinder,
         encode_prompts,
+        figures,
+        generate_plain,
         generate_speculative,
-        summarize,
-        warm_up,
     )
+    from dspark_hf.generation import SpeculationConfig
 
-    both, alone = DecodingSettings(max_new_tokens, lookup=True), DecodingSettings(max_new_tokens, lookup=False)
-    inputs = [encode_prompts([text], models.tokenizer) for text in PROMPTS]
-    warm_up(models.target, models.drafter, inputs[0], both)
+    target, drafter, tokenizer = models.target, models.drafter, models.tokenizer
+    settings, short = DecodingSettings(max_new_tokens), DecodingSettings(min(16, max_new_tokens))
+    both, alone = SpeculationConfig(prompt_lookup=True), SpeculationConfig(prompt_lookup=False)
+    inputs = [encode_prompts([text], tokenizer) for text in PROMPTS]
+    generate_speculative(target, drafter, inputs[0], short, both)
+    generate_plain(target, inputs[0], short)
     console.print(f"[{DRAFTED_STYLE}]drafted and accepted[/]  the target's own\n")
-    streamer = RoundStreamer(models.tokenizer, console)
-    comparisons, without_lookup = [], []
+    streamer, finder = RoundStreamer(tokenizer, console), TieFinder(PrecisionCopies(target), target.dtype)
+    calls = []
     for text, batch in zip(PROMPTS, inputs, strict=True):
         console.print(f"[bold]> {text}[/]")
-        comparisons.append(compare(models.target, models.drafter, batch, both, streamer=streamer))
-        run = generate_speculative(models.target, models.drafter, batch, alone)
-        without_lookup.append(replace(comparisons[-1], speculative=run))
+        runs = {
+            _WITH_LOOKUP: generate_speculative(target, drafter, batch, settings, both, streamer=streamer),
+            _PLAIN: generate_plain(target, batch, settings),
+            _ALONE: generate_speculative(target, drafter, batch, settings, alone),
+        }
+        ids = batch["input_ids"][0].tolist()
+        found = {name: finder.examine(ids, runs[_PLAIN].ids[0], runs[name].ids[0]) for name in (_ALONE, _WITH_LOOKUP)}
+        differences = {name: [None if one is None else asdict(one)] for name, one in found.items()}
+        prompts = [{"index": len(calls), "category": None, "ids": ids}]
+        calls.append(Call("demo", 0, 0.0, 1, 0, prompts, runs, differences, {}))
         console.print()
-    result = summarize(models.target, comparisons, greedy=True)
-    return {**result, "without_lookup": summarize(models.target, without_lookup, greedy=True)}
+    return {name: figures(calls, name) for name in (_PLAIN, _ALONE, _WITH_LOOKUP)}
 
 
 def _table(result: dict[str, Any]) -> Table:
-    ways = [result["without_lookup"], result]
+    ways = [result[_ALONE], result[_WITH_LOOKUP]]
     table = Table(title=f"{len(PROMPTS)} prompts, greedy, one process", caption=_about_ties(ways))
     table.add_column("")
-    for way in ("plain generate()", "DSpark", "DSpark with lookup"):
+    for way in ("plain generate()", _ALONE, _WITH_LOOKUP):
         table.add_column(way, justify="right")
     for name, label in (("tokens", "tokens"), ("seconds", "seconds"), ("tokens_per_second", "tokens/s")):
-        sides = [result["plain"], *(way["speculative"] for way in ways)]
-        table.add_row(label, *(_number(side[name]) for side in sides))
+        table.add_row(label, *(_number(side[name]) for side in result.values()))
     table.add_row("ratio", "1.00", *(f"[bold]{way['ratio']['total']:.2f}[/]" for way in ways))
     table.add_row("tau (tokens per round)", "1.00", *(f"[bold]{way['tau']:.2f}[/]" for way in ways))
     table.add_row("same ids as plain, up to ties", "", *(f"[bold]{_verdict(way['identical'])}[/]" for way in ways))
@@ -108,8 +121,8 @@ def _table(result: dict[str, Any]) -> Table:
 
 def _verdict(identical: dict[str, Any]) -> str:
     num_tied = sum(_is_tie(difference) for difference in identical["differences"])
-    if identical["num_identical"] + num_tied < identical["num_prompts"]:
-        return f"no: {identical['num_prompts'] - identical['num_identical'] - num_tied} differ"
+    if identical["num_identical"] + num_tied < identical["num_answers"]:
+        return f"no: {identical['num_answers'] - identical['num_identical'] - num_tied} differ"
     return f"yes ({num_tied} with a tie)" if num_tied else "yes"
 
 

@@ -15,7 +15,7 @@ def env() -> None:
     """
     import torch
 
-    from dspark_hf.evaluation.report import machine, versions
+    from dspark_hf.evaluation.origin import machine, versions
 
     table = Table(show_header=False, box=None)
     for name, value in versions().items():

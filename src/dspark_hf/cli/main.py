@@ -16,6 +16,9 @@ from dspark_hf.cli.bench.sweep import sweep
 from dspark_hf.cli.cache import cache
 from dspark_hf.cli.calibrate import calibrate
 from dspark_hf.cli.convert import convert
+from dspark_hf.cli.evaluation.diagnose import diagnose
+from dspark_hf.cli.evaluation.evaluate import evaluate
+from dspark_hf.cli.evaluation.report import report
 from dspark_hf.cli.profile import profile
 from dspark_hf.cli.push import push
 from dspark_hf.cli.regenerate import regenerate
@@ -86,7 +89,7 @@ _bench = typer.Typer(help="Measure.", no_args_is_help=True, rich_markup_mode=Non
 for command in (bench_generate, exactness, sweep):
     _bench.command(help=readable_help(command))(command)
 
-for command in (demo.demo, generate.generate):
+for command in (demo.demo, generate.generate, evaluate, diagnose, report):
     app.command(help=readable_help(command))(command)
 app.add_typer(_bench, name="bench")
 app.command(cls=RecipeCommand, help=readable_help(train))(train)

@@ -44,13 +44,27 @@ def load_models(
         `ValueError`: If an option names nothing that exists here, or the two models do not fit each other.
     """
     dtype = check_dtype(dtype)
-    from dspark_hf import AutoDrafter
     from dspark_hf.hub.embedded import resolve_drafter
 
     drafter = resolve_drafter(drafter)
     model, tokenizer = load_target(target, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    draft_model = AutoDrafter.from_pretrained(drafter, dtype=dtype).to(model.device).eval()
-    return LoadedModels(model, tokenizer, draft_model.bind(model))
+    return LoadedModels(model, tokenizer, load_drafter(drafter, model, dtype=dtype))
+
+
+def load_drafter(drafter: str, target: Any, *, dtype: str, check_name: bool = True) -> Any:
+    """Load a drafter, in evaluation mode, and bind it to a target.
+
+    Args:
+        drafter (`str`): A repository, a folder or `embedded`.
+        target (`PreTrainedModel`): The target.
+        dtype (`str`): As of [`load_models`].
+        check_name (`bool`, *optional*, defaults to `True`): Whether a drafter made for another target is refused.
+    """
+    from dspark_hf import AutoDrafter
+    from dspark_hf.hub.embedded import resolve_drafter
+
+    model = AutoDrafter.from_pretrained(resolve_drafter(drafter), dtype=check_dtype(dtype)).to(target.device).eval()
+    return model.bind(target, check_name=check_name)
 
 
 def load_target(

@@ -20,7 +20,8 @@ def push(
         bool, typer.Option("--include-target", help="Copy the target's weights too; by default it is only named.")
     ] = False,
     evaluation: Annotated[
-        list[Path] | None, typer.Option(help="File of `dspark bench generate --json`; may be repeated.")
+        list[Path] | None,
+        typer.Option(help="Folder of `dspark evaluate --out`, or a file of its figures; may be repeated."),
     ] = None,
     base_model: Annotated[
         str | None, typer.Option(help="The target's repository, if the drafter's config does not name it.")
@@ -75,7 +76,7 @@ def push(
     DrafterFolder.read(drafter)
     push = _Push(
         drafter,
-        evaluations={Path(file).stem: read_evaluation(file) for file in evaluation or ()},
+        evaluations={Path(file).stem: read_evaluation(file, folder.resolve().name) for file in evaluation or ()},
         content={"tokenizer": tokenizer, "replace_card": overwrite_card},
         options={"private": private or None, "revision": revision, "commit_message": message},
         dry_run=dry_run,

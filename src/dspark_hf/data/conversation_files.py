@@ -68,6 +68,30 @@ def iterate_places(path: str | os.PathLike, left_out: LeftOut | None = None) -> 
         raise ValueError(f"{os.fspath(path)} holds no conversations. Give a JSONL file with one object a line.")
 
 
+def iterate_rows(path: str | os.PathLike) -> Iterator[tuple[str, dict]]:
+    """Read a file's rows as they are, each with where it stands: for what a row has besides its conversation.
+
+    Args:
+        path (`str` or `os.PathLike`): As of [`iterate_conversations`].
+
+    Raises:
+        `ValueError`: If the file is absent, empty or no regular file, or a row is no object; the message has its
+            number.
+    """
+    is_empty = True
+    for place, read in _rows(path):
+        is_empty = False
+        try:
+            row = read()
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{place}: Expected an object with 'turns' or the like, got {row!r:.80}.")
+        yield place, row
+    if is_empty:
+        raise ValueError(f"{os.fspath(path)} holds no conversations. Give a JSONL file with one object a line.")
+
+
 def _rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
     """Each row's place, and a function that reads it."""
     name = os.fspath(path)

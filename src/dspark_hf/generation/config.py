@@ -47,6 +47,9 @@ class SpeculationConfig:
         measure_time (`bool`, *optional*):
             Whether the stats tell the seconds spent in target and drafter. Defaults to True for targets on the CPU;
             elsewhere measuring waits for the device around every forward pass, so it is done only if asked for.
+        record_drafts (`bool`, *optional*, defaults to `False`):
+            Whether the stats keep the drafted tokens too (`SpeculationStats.draft_ids`), also those that did not
+            stand.
 
     Raises:
         `ValueError`: If a value is out of range or of the wrong type.
@@ -62,6 +65,7 @@ class SpeculationConfig:
     verification: Literal["block", "token"] = "block"
     seed: int | None = None
     measure_time: bool | None = None
+    record_drafts: bool = False
 
     def __post_init__(self) -> None:
         if self.max_draft_len is not None and not (_is_int(self.max_draft_len) and self.max_draft_len >= 1):
@@ -94,6 +98,7 @@ class SpeculationConfig:
             ("check_target", (True, False)),
             ("compile", (True, False)),
             ("measure_time", (True, False, None)),
+            ("record_drafts", (True, False)),
         ):
             if not any(getattr(self, name) is value for value in allowed):
                 raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}.")

@@ -13,7 +13,7 @@ from dspark_hf.modeling.cache_name import CACHE_NAME
 from .drafts.proposing import Offer, Proposer
 from .drafts.turns import DraftContext
 from .request import Request
-from .stats import ConfidenceLog, SpeculationStats, Stopwatch
+from .stats import ConfidenceLog, DraftLog, SpeculationStats, Stopwatch
 from .target.choosing import choose_runner
 from .target.decode_kernels import decode_kernels
 from .target.layout import PromptLayout
@@ -46,7 +46,7 @@ class SpeculativeLoop:
         self.request = request
         self.stats = SpeculationStats()
         self.watch = Stopwatch(self.stats, request.device, speculation.measure_time)
-        self.confidences = ConfidenceLog()
+        self.confidences, self.drafts = ConfidenceLog(), DraftLog(speculation.record_drafts)
         rules = StopRules(request.stopping_criteria, config, request.input_ids.shape[1])
         self.peers = Peers(request.model, request.synced_gpus, request.input_ids.device)
         chooser = TokenChooser(
@@ -81,6 +81,7 @@ class SpeculativeLoop:
             self.target.close()
             self.stats.new_tokens = transcript.num_made
             self.stats.confidences = self.confidences.read()
+            self.stats.draft_ids = self.drafts.read()
             self.request.drafter.last_stats = self.stats
         return self._result()
 
@@ -141,8 +142,10 @@ class SpeculativeLoop:
         for row, row_id in enumerate(self.transcript.row_ids):
             if live[row]:
                 looked_up = offer.from_lookup[row] and offer.lens[row] > 0
-                self.stats.record(row_id, offer.lens[row], accepted_lens[row], num_taken[row], looked_up)
+                drafted_len = offer.num_drafted if offer.from_drafter[row] else offer.lens[row]
+                self.stats.record(row_id, offer.lens[row], accepted_lens[row], num_taken[row], looked_up, drafted_len)
         self.confidences.note(live, offer.confidence_logits, offer.from_drafter)
+        self.drafts.note(live, offer.ids, offer.lens)
         if self.target.recorder is not None:
             # Rows then grow in step.
             if self.target.is_anew:

@@ -8,6 +8,10 @@ from itertools import compress
 
 import torch
 
+# Of each verification: what is always counted, and what is noted where there is something to note.
+_COUNTS = ("verified_lens", "accepted_lens", "emitted_lens", "row_ids", "from_lookup", "drafted_lens")
+_NOTES = ("confidences", "draft_ids")
+
 
 @dataclass
 class SpeculationStats:
@@ -26,6 +30,8 @@ class SpeculationStats:
         from_lookup (`list[bool]`): Whether its drafts were looked up in the text (see [`PromptLookup`]).
         paused_rounds (`int`): Rounds in which the drafter did not draft because that does not pay.
         confidences (`list[list[float]]`): Confidence of each drafted slot; empty for a drafter without that head.
+        drafted_lens (`list[int]`): Drafts that were made, of which a policy may have left some unverified.
+        draft_ids (`list[list[int]]`): The drafts that were verified; empty unless `SpeculationConfig.record_drafts`.
         total_seconds (`float`): Wall time of the decoding loop, prefill included.
         prefill_seconds, target_seconds, drafter_seconds (`float` or `None`):
             Seconds in the prefill, in the verification passes and in the drafter; None where time was not measured
@@ -41,6 +47,8 @@ class SpeculationStats:
     from_lookup: list[bool] = field(default_factory=list)
     paused_rounds: int = 0
     confidences: list[list[float]] = field(default_factory=list)
+    drafted_lens: list[int] = field(default_factory=list)
+    draft_ids: list[list[int]] = field(default_factory=list)
     total_seconds: float = 0.0
     prefill_seconds: float | None = None
     target_seconds: float | None = None
@@ -88,6 +96,15 @@ class SpeculationStats:
         """P(slot k and all before it accepted | slot k verified), for slots 1, 2, ..."""
         return [accepted / judged for judged, accepted in self._per_slot(conditional=False)]
 
+    def judged(self) -> Iterator[tuple[float, bool]]:
+        """Confidence and whether the draft stood, of every slot whose predecessors were all accepted."""
+        rounds = zip(self.confidences, self.verified_lens, self.accepted_lens, self.emitted_lens, strict=False)
+        for confidences, verified_len, accepted_len, emitted_len in rounds:
+            # The slot after the accepted ones was judged too, unless it was not verified or the output ended first.
+            is_refused = accepted_len < verified_len and emitted_len > accepted_len
+            for slot, confidence in enumerate(confidences[: accepted_len + is_refused]):
+                yield confidence, slot < accepted_len
+
     def reliability(self, num_bins: int = 10) -> list[dict[str, float]]:
         """Confidence against acceptance, over slots whose predecessors were all accepted.
 
@@ -99,15 +116,11 @@ class SpeculationStats:
             `count`.
         """
         sums = [[0.0, 0, 0] for _ in range(num_bins)]
-        rounds = zip(self.confidences, self.verified_lens, self.accepted_lens, self.emitted_lens, strict=False)
-        for confidences, verified_len, accepted_len, emitted_len in rounds:
-            # The slot after the accepted ones was judged too, unless it was not verified or the output ended first.
-            is_refused = accepted_len < verified_len and emitted_len > accepted_len
-            for slot, confidence in enumerate(confidences[: accepted_len + is_refused]):
-                one = sums[min(int(confidence * num_bins), num_bins - 1)]
-                one[0] += confidence
-                one[1] += slot < accepted_len
-                one[2] += 1
+        for confidence, stood in self.judged():
+            one = sums[min(int(confidence * num_bins), num_bins - 1)]
+            one[0] += confidence
+            one[1] += stood
+            one[2] += 1
         return [
             {"confidence": total / count, "accepted": accepted / count, "count": count}
             for total, accepted, count in sums
@@ -134,13 +147,20 @@ class SpeculationStats:
     def without_lookup(self) -> "SpeculationStats":
         """The verifications whose drafts were the drafter's, or that had none; seconds and counts stay as they are."""
         keep = [not looked_up for looked_up in self.from_lookup]
-        names = ("verified_lens", "accepted_lens", "emitted_lens", "row_ids", "from_lookup", "confidences")
+        names = (*_COUNTS, *_NOTES)
         return replace(self, **{name: list(compress(getattr(self, name), keep)) for name in names})
 
     def record(
-        self, row_id: int, verified_len: int, accepted_len: int, emitted_len: int, from_lookup: bool = False
+        self,
+        row_id: int,
+        verified_len: int,
+        accepted_len: int,
+        emitted_len: int,
+        from_lookup: bool = False,
+        drafted_len: int | None = None,
     ) -> None:
-        """Note one verification."""
+        """Note one verification, of all drafts that were made unless it is said how many those were."""
+        self.drafted_lens.append(verified_len if drafted_len is None else drafted_len)
         self.from_lookup.append(from_lookup)
         self.row_ids.append(row_id)
         self.verified_lens.append(verified_len)
@@ -149,14 +169,14 @@ class SpeculationStats:
 
     def add(self, other: "SpeculationStats") -> None:
         """Add what happened in another generation; seconds stay as they are."""
-        if self.confidences or other.confidences:
-            # Where the drafter was never asked, nothing is noted of any verification.
-            self.confidences = [
-                one for part in (self, other) for one in part.confidences or [[]] * len(part.verified_lens)
-            ]
+        for name in _NOTES:
+            if getattr(self, name) or getattr(other, name):
+                # Where the drafter was never asked, nothing is noted of any verification.
+                parts = [getattr(part, name) or [[]] * len(part.verified_lens) for part in (self, other)]
+                setattr(self, name, parts[0] + parts[1])
         for name in ("rounds", "new_tokens", "paused_rounds"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("verified_lens", "accepted_lens", "emitted_lens", "row_ids", "from_lookup"):
+        for name in _COUNTS:
             getattr(self, name).extend(getattr(other, name))
 
     def summary(self) -> str:
@@ -211,6 +231,35 @@ class ConfidenceLog:
                 row = [next(flat) for _ in range(width)]
                 if is_live:
                     rows.append(row if is_drafted else [])
+        return rows
+
+
+class DraftLog:
+    """Keeps each round's drafts on their device, so that reading them costs one wait at the end.
+
+    Args:
+        enabled (`bool`): Otherwise it keeps nothing.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled
+        self._rounds: list[tuple[torch.Tensor, list[bool], list[int]]] = []
+
+    def note(self, live: list[bool], ids: torch.Tensor, lens: list[int]) -> None:
+        """Keep a round's drafts `(rows, n)`, of which the live rows' first `lens` were verified."""
+        if self._enabled:
+            # A compiled drafter writes the next drafts into the same memory.
+            self._rounds.append((ids.clone(), list(live), list(lens)))
+
+    def read(self) -> list[list[int]]:
+        """Drafts of each verification, in order; empty if nothing was kept."""
+        if not self._rounds:
+            return []
+        flat = iter(torch.cat([ids.flatten() for ids, _, _ in self._rounds]).tolist())
+        rows = []
+        for ids, live, lens in self._rounds:
+            drafts = [[next(flat) for _ in range(ids.shape[1])] for _ in live]
+            rows += [row[:num] for row, is_live, num in zip(drafts, live, lens, strict=True) if is_live]
         return rows
 
 

@@ -1,6 +1,7 @@
-"""What a drafter reached, kept beside its weights: the figures of a benchmark file and how they were made."""
+"""What a drafter reached, kept beside its weights: the figures of an evaluation and how they were made."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -10,6 +11,8 @@ from .commands import shorten_command
 from .contents import EVALUATIONS
 from .records import check_evaluation
 
+_SUMMARY = "summary.json"
+# Of a file without rows, as earlier versions wrote them.
 _KEPT = (
     "tau",
     "num_prompts",
@@ -21,71 +24,162 @@ _KEPT = (
     "settings",
     "dtype",
 )
+_KEPT_OF_ROW = (
+    "task",
+    "cut",
+    "temperature",
+    "batch_size",
+    "way",
+    "num_prompts",
+    "num_rounds",
+    "tau",
+    "tau_interval",
+    "accepted_per_slot",
+    "accepted_per_slot_given_previous",
+    "ratio",
+)
 
 
 def add_evaluation(folder: str | os.PathLike, file: str | os.PathLike) -> Path:
-    """Put the figures of a benchmark into a drafter's folder, where its card finds them.
+    """Put the figures of an evaluation into a drafter's folder, where its card finds them.
 
     Args:
         folder (`str` or `os.PathLike`): The drafter's folder.
-        file (`str` or `os.PathLike`): What `dspark bench generate --json FILE` wrote.
+        file (`str` or `os.PathLike`): What `dspark evaluate --out` filled, or a file of its figures.
 
     Returns:
         `Path`: The file in the folder, of the same name.
 
     Raises:
-        `ValueError`: If the file holds no such figures.
+        `ValueError`: If there are no figures of this drafter.
     """
-    record = read_evaluation(file)
+    record = read_evaluation(file, Path(folder).resolve().name)
     path = Path(folder) / EVALUATIONS / f"{Path(file).stem}.json"
     write_json(path, record)
     return path
 
 
-def read_evaluation(file: str | os.PathLike) -> dict[str, Any]:
-    """The figures of a benchmark file that a card shows.
+def read_evaluation(file: str | os.PathLike, drafter: str | None = None) -> dict[str, Any]:
+    """The figures of an evaluation that a card shows.
 
-    Settings, command, commit and machine go along; single calls and places on this machine do not.
+    Settings, command, commit and machine go along; records of rounds and places on this machine do not.
+
+    Args:
+        file (`str` or `os.PathLike`): The folder of a run, or a file of figures.
+        drafter (`str`, *optional*): The drafter's name, for runs of several.
 
     Raises:
-        `ValueError`: If the file holds no such figures.
+        `ValueError`: If it holds no such figures, or those of several drafters and none of that name.
     """
-    file = Path(file)
+    given, file = Path(file), Path(file)
+    if file.is_dir():
+        file = file / _SUMMARY
     if not file.is_file():
-        raise ValueError(f"There is no evaluation at {file}; write one with `dspark bench generate --json {file}`.")
+        raise ValueError(f"There is no evaluation at {given}; make one with `dspark evaluate --out {given}`.")
     result = read_json(file)
-    check_evaluation(result, file)
-    record = {key: result[key] for key in _KEPT if result.get(key) is not None}
-    if result.get("data") is not None:
-        record["data"] = PurePath(result["data"]).name
-    provenance = result.get("provenance") or {}
+    if isinstance(result.get("rows"), list) and isinstance(result.get("made_with"), dict):
+        try:
+            record = _of_run(result, drafter, file)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{file} is no whole summary of an evaluation ({type(error).__name__}: {error}). Make it again: "
+                "dspark evaluate."
+            ) from error
+    else:
+        record = {key: result[key] for key in _KEPT if result.get(key) is not None}
+        if isinstance(result.get("data"), str):
+            record["data"] = PurePath(result["data"]).name
+    check_evaluation(record, file)
+    record["provenance"] = _shortened(result.get("provenance") or {}, file)
+    return record
+
+
+def describe(record: dict[str, Any], name: str) -> list[dict[str, str]]:
+    """The cells of an evaluation's rows in the card's table."""
+    settings = record.get("settings") or {}
+    parts = record.get("rows") or [{**record, "temperature": settings.get("temperature")}]
+    return [_cells(part, record, settings, name) for part in parts]
+
+
+def metrics(record: dict[str, Any], name: str) -> dict[str, float]:
+    """Tau by what it was measured on, for the card's metadata."""
+    if not record.get("rows"):
+        return {name: record["tau"]}
+    least = min(row.get("batch_size") or 1 for row in record["rows"])
+    rows = [row for row in record["rows"] if (row.get("batch_size") or 1) == least]
+    return {f"{row['task']}, T = {row['temperature']:g}, {row['way']}": row["tau"] for row in rows}
+
+
+def _of_run(result: Mapping[str, Any], drafter: str | None, file: Path) -> dict[str, Any]:
+    """The rows of the drafter's ways, and the figures of all tasks together as those of the whole."""
+    made, settings = result["made_with"], result["made_with"]["settings"]
+    ways = {name: about for name, about in made["ways"].items() if about.get("kind") == "drafter"}
+    names = sorted({about["drafter"] for about in ways.values()})
+    if len(names) > 1:
+        if drafter not in names:
+            raise ValueError(
+                f"{file} has figures of the drafters {', '.join(names)}, and none is called {drafter!r}. Evaluate "
+                "this drafter alone, or name it so: dspark evaluate --drafter NAME=FOLDER."
+            )
+        ways = {name: about for name, about in ways.items() if about["drafter"] == drafter}
+    rows = [row for row in result["rows"] if row["way"] in ways and row["category"] is None and row["tau"] is not None]
+    if not rows:
+        raise ValueError(f"{file} holds no tau of a drafter; evaluate one: dspark evaluate --drafter FOLDER.")
+    joint = next((row for row in rows if row["task"] not in {task["name"] for task in made["tasks"]}), rows[0])
+    record = {
+        **{key: joint[key] for key in _KEPT_OF_ROW if joint.get(key) is not None},
+        "data": joint["task"],
+        "dtype": made["dtype"],
+        "settings": {"temperature": joint["temperature"], "max_new_tokens": settings["max_new_tokens"]},
+        "prompting": "raw text" if made["template"] is None else f"chat template, {_thinking(settings)}",
+        "baseline": f"plain generate(), dynamic cache, {made['dtype']}" if "plain" in made["ways"] else None,
+        "rows": [{key: row[key] for key in _KEPT_OF_ROW if row.get(key) is not None} for row in rows],
+    }
+    confidence = joint.get("confidence") or {}
+    return {**record, "reliability": confidence["reliability"]} if confidence else record
+
+
+def _thinking(settings: Mapping[str, Any]) -> str:
+    words = {True: "thinking on", False: "thinking off", None: "thinking as the template has it"}
+    return words[settings["thinking"]]
+
+
+def _shortened(provenance: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    check_evaluation({"tau": 1.0, "provenance": provenance}, file)
     machine = provenance.get("machine") or {}
-    record["provenance"] = {
+    return {
         "command": shorten_command(provenance.get("command") or "") or None,
         "commit": provenance.get("commit"),
         "versions": provenance.get("versions"),
         "machine": {key: machine.get(key) for key in ("device_name", "cpu_count", "threads")},
         "time": provenance.get("time"),
     }
-    return record
 
 
-def describe(record: dict[str, Any], name: str) -> dict[str, str]:
-    """The cells of an evaluation's row in the card's table."""
-    settings = record.get("settings") or {}
-    temperature = settings.get("temperature")
-    ratio = record.get("ratio") or {}
+def _cells(
+    row: Mapping[str, Any], record: Mapping[str, Any], settings: Mapping[str, Any], name: str
+) -> dict[str, str]:
+    temperature, ratio = row.get("temperature"), row.get("ratio") or {}
     # Against the fastest dtype that plain generation has, where that was measured.
     fair = ratio.get("median_to_fastest_plain", ratio.get("median"))
+    data = name if record.get("data") is None else f"{name} ({record['data']})"
+    if "task" in row:
+        data = f"{row['task']} ({row['cut']})" if row.get("cut") else row["task"]
     return {
-        "data": name if record.get("data") is None else f"{name} ({record['data']})",
+        "data": data,
+        "way": row.get("way", ""),
         "temperature": "" if temperature is None else ("greedy" if temperature == 0 else f"T = {temperature:g}"),
-        "prompts": _known(record.get("num_prompts")),
+        "batch": _known(row.get("batch_size")),
+        "prompts": _known(row.get("num_prompts")),
         "new tokens": _known(settings.get("max_new_tokens")),
         "dtype": _known(record.get("dtype")),
-        "tau": f"{record['tau']:.2f}",
-        "speed": "" if fair is None else f"{fair:.2f}x",
+        "tau": _between(row["tau"], row.get("tau_interval")),
+        "speed": "" if fair is None else f"{_between(fair, ratio.get('interval'))}x",
     }
+
+
+def _between(value: float, interval: Any) -> str:
+    return f"{value:.2f}" if interval is None else f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
 def _known(value: Any) -> str:

@@ -38,6 +38,23 @@ def _bin(value: Any) -> bool:
     return isinstance(value, dict) and all(is_number(value.get(name)) for name in ("confidence", "accepted", "count"))
 
 
+def _row(value: Any) -> bool:
+    named = isinstance(value, dict) and all(_text(value.get(name)) for name in ("task", "way"))
+    ratio = value.get("ratio") or {} if named else None
+    return (
+        named
+        and all(is_number(value.get(name)) for name in ("tau", "temperature"))
+        and _text(value.get("cut") or "")
+        and isinstance(ratio, dict)
+        and is_number(ratio.get("median", 1))
+        and all(one is None or _pair(one) for one in (value.get("tau_interval"), ratio.get("interval")))
+    )
+
+
+def _pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(is_number, value))
+
+
 # Field: what it must be, in words, and whether it is. None is as good as absent.
 _CONFIG = {
     "target_layer_ids": ("whole numbers", _each(_whole)),
@@ -68,6 +85,9 @@ _EVALUATION = {
     "ratio.median": ("a number", is_number),
     "ratio.median_to_fastest_plain": ("a number", is_number),
     "accepted_per_slot": ("numbers", _each(is_number)),
+    "rows": ("rows with task, way, temperature and tau", _each(_row)),
+    "prompting": ("text", _text),
+    "baseline": ("text", _text),
     "reliability": ("bins of confidence, accepted and count", _each(_bin)),
     "provenance": ("keys and values", _table),
     "provenance.command": ("text", _text),
@@ -91,7 +111,7 @@ def check_config(config: Mapping[str, Any], path: Path) -> None:
 def check_evaluation(record: Mapping[str, Any], path: Path) -> None:
     """Raise `ValueError` unless an evaluation has its tau, and everything else is of its kind."""
     if not is_number(record.get("tau")):
-        raise ValueError(f"{path} holds no tau; give a file that `dspark bench generate --json` wrote.")
+        raise ValueError(f"{path} holds no tau; give what `dspark evaluate --out` filled.")
     _check(record, _EVALUATION, path)
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from dspark_hf.data.cache.manifest import weights_digest
 from dspark_hf.data.features import TargetFeatures
-from dspark_hf.evaluation.journal import Journal
-from dspark_hf.evaluation.prompts import encode_prompts
-from dspark_hf.evaluation.runs import DecodingSettings, generate_plain
+from dspark_hf.evaluation.running.journal import Journal
+from dspark_hf.evaluation.running.runs import DecodingSettings, generate_plain
+from dspark_hf.evaluation.tasks.prompts import encode_prompts
 from dspark_hf.modeling.drafting import PickFn
 from dspark_hf.ops.candidates import Candidates
 from dspark_hf.ops.verify import draw

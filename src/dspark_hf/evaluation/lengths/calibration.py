@@ -13,7 +13,7 @@ import numpy as np
 
 from dspark_hf.data.cache.manifest import weights_digest
 from dspark_hf.evaluation.lengths.block_records import BlockRecord, record_answers
-from dspark_hf.evaluation.runs import DecodingSettings
+from dspark_hf.evaluation.running.runs import DecodingSettings
 from dspark_hf.generation.lengths.calibration import Calibration, drafter_fingerprint
 from dspark_hf.modeling.fingerprint import target_fingerprint
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from dspark_hf.evaluation.pieces import can_time
-from dspark_hf.evaluation.runs import wait_for
+from dspark_hf.evaluation.running.pieces import can_time
+from dspark_hf.evaluation.running.runs import wait_for
 from dspark_hf.generation.lengths.cost_files import circumstances
 from dspark_hf.generation.lengths.step_cost import StepCost
 from dspark_hf.generation.target.decode_kernels import decode_kernels

@@ -40,6 +40,7 @@ class Offer:
         from_lookup (`list[bool]`): Rows whose drafts were looked up.
         from_drafter (`list[bool]`): Rows that the drafter was asked for.
         confidence_logits (`torch.Tensor` of shape `(rows, slots)`, *optional*): The drafter's, of all it drafted.
+        num_drafted (`int`): Slots that the drafter drafted, of which a policy may have left some out.
     """
 
     ids: Tensor
@@ -48,6 +49,7 @@ class Offer:
     from_lookup: list[bool]
     from_drafter: list[bool]
     confidence_logits: Tensor | None = None
+    num_drafted: int = 0
 
 
 class Proposer:
@@ -141,7 +143,8 @@ class Proposer:
             # Where the first process drafts another number its verdict counts alone, so anything does here.
             candidates = Candidates.certain(ids)
         confidence_logits = None if proposal is None else proposal.confidence_logits
-        return Offer(ids, candidates, lens, [bool(drafts) for drafts in found], asked, confidence_logits)
+        num_drafted = 0 if proposal is None else proposal.ids.shape[1]
+        return Offer(ids, candidates, lens, [bool(drafts) for drafts in found], asked, confidence_logits, num_drafted)
 
     def idle(self) -> None:
         """Run the drafter for the sake of other processes, if there are any."""

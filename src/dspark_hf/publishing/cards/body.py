@@ -162,9 +162,9 @@ def _training(drafter: DrafterFolder) -> dict[str, Any]:
 
 
 def _results(drafter: DrafterFolder) -> dict[str, Any]:
-    rows = [describe(record, name) for name, record in drafter.evaluations.items()]
+    rows = [row for name, record in drafter.evaluations.items() for row in describe(record, name)]
     columns = [column for column in rows[0] if any(row[column] for row in rows)] if rows else []
-    made = [_made(name, record.get("provenance") or {}) for name, record in drafter.evaluations.items()]
+    made = [_made(name, record) for name, record in drafter.evaluations.items()]
     return {
         "columns": columns,
         "results": [[row[column] for column in columns] for row in rows],
@@ -172,16 +172,19 @@ def _results(drafter: DrafterFolder) -> dict[str, Any]:
     }
 
 
-def _made(name: str, provenance: dict[str, Any]) -> dict[str, Any]:
+def _made(name: str, record: dict[str, Any]) -> dict[str, Any]:
+    provenance = record.get("provenance") or {}
     machine = provenance.get("machine") or {}
     place = machine.get("device_name")
     if place and machine.get("threads"):
         place = f"{place}, {machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
     commit = f"commit {provenance['commit'][:12]} of dspark_hf" if provenance.get("commit") else None
+    prompting = f"prompts: {record['prompting']}" if record.get("prompting") else None
+    baseline = f"speed against {record['baseline']}" if record.get("baseline") else None
     return {
         "name": name,
         "command": provenance.get("command"),
-        "rest": "; ".join(str(part) for part in (commit, place) if part),
+        "rest": "; ".join(str(part) for part in (commit, place, prompting, baseline) if part),
     }
 
 

@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from dspark_hf.files import write_text
 from dspark_hf.publishing.contents import ACCEPTANCE, CARD, RELIABILITY
+from dspark_hf.publishing.evaluations import metrics
 from dspark_hf.publishing.folder import DrafterFolder
 
 from .body import card_body
@@ -72,13 +73,14 @@ def card_metadata(drafter: DrafterFolder, facts: CardFacts, base_model: str | No
     results = [
         EvalResult(
             task_type="text-generation",
-            dataset_type=name,
-            dataset_name=name,
+            dataset_type=what,
+            dataset_name=what,
             metric_type="tau",
             metric_name="mean tokens per round",
-            metric_value=round(record["tau"], 4),
+            metric_value=round(tau, 4),
         )
         for name, record in drafter.evaluations.items()
+        for what, tau in metrics(record, name).items()
     ]
     name = (facts.repo_id or drafter.path.resolve().name).split("/")[-1]
     return ModelCardData(

@@ -1,0 +1,39 @@
+"""Tables of a run on a terminal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dspark_hf.cli.terminal import plain
+
+
+def show_tables(console: Console, tables: Sequence[Any], notes: Sequence[str] = ()) -> None:
+    """Print tables, and below them what must be known to read them.
+
+    Args:
+        console (`rich.console.Console`): Where to print.
+        tables (`Sequence[Table]`): See [`~evaluation.reporting.tables.Table`].
+        notes (`Sequence[str]`, *optional*): Sentences for all of them.
+    """
+    for table in tables:
+        shown = Table(title=plain(table.title, "table.title"))
+        for index, column in enumerate(table.columns):
+            shown.add_column(plain(column), overflow="fold", ratio=2 if index == 0 else None)
+        for row in table.rows:
+            shown.add_row(*map(plain, row))
+        console.print(shown)
+        for note in table.notes:
+            console.print(plain(note, "dim"))
+    for note in notes:
+        console.print(plain(note, "dim"))
+
+
+def progress_bar(console: Console) -> Progress:
+    """How far a measurement is."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console
+    )

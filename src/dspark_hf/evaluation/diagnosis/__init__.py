@@ -1,0 +1,1 @@
+"""Why a drafter's drafts are not accepted."""

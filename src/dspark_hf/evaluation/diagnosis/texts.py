@@ -1,0 +1,85 @@
+"""What a drafter is tried on: answers of the target, and the features of every layer behind them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dspark_hf.data.features import TargetFeatures
+from dspark_hf.evaluation.diagnosis.adapters import adapter_off
+from dspark_hf.evaluation.running.runs import DecodingSettings, generate_plain
+from dspark_hf.evaluation.tasks.prompts import pad_prompts, prompt_rows
+
+PROMPTS = (
+    "What is the capital of France, and what is it known for?",
+    "Write a Python function that checks whether a number is prime.",
+    "Explain in simple words why the sky is blue.",
+    "Write a short email that thanks a colleague for their help.",
+    "Natalia sold 48 clips in April and half as many in May. How many did she sell altogether?",
+    "Give three tips for staying healthy.",
+    "Summarize the plot of Romeo and Juliet in a few sentences.",
+    "Translate into German: The weather is nice today, so we are going for a walk.",
+)
+_MAX_NEW_TOKENS, _ANCHORS_OF_TEXT = 64, 24
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt with the target's greedy answer.
+
+    Args:
+        ids (`torch.LongTensor` of shape `(1, tokens)`): Both.
+        anchors (`list[int]`): Places in the answer where blocks are drafted.
+    """
+
+    ids: Tensor
+    anchors: list[int]
+
+
+class Texts:
+    """Answers to prompts in one form, with or without the target's adapter.
+
+    Args:
+        target (`PreTrainedModel`): The target, perhaps in a `PeftModel`.
+        rows (`Sequence[Sequence[int]]`): Prompts as token ids.
+        tokenizer (`Any`, *optional*): Names the padding.
+        adapter (`bool`, *optional*, defaults to `True`): Whether the target's adapter is on.
+    """
+
+    def __init__(self, target: Any, rows: Sequence[Sequence[int]], tokenizer: Any = None, adapter: bool = True):
+        self._target, self._adapter = target, adapter
+        with self._setting():
+            inputs = pad_prompts(rows, tokenizer) if tokenizer is not None else _stacked(rows)
+            answers = generate_plain(target, inputs, DecodingSettings(_MAX_NEW_TOKENS)).ids
+        self.texts = [_text(list(row), answer) for row, answer in zip(rows, answers, strict=True) if len(answer) > 2]
+        self._features: dict[tuple[int, ...], list[Tensor]] = {}
+
+    def features(self, layer_ids: Sequence[int]) -> list[Tensor]:
+        """Features `(1, tokens, taps * hidden)` of each text."""
+        key = tuple(layer_ids)
+        if key not in self._features:
+            with self._setting():
+                source = TargetFeatures(self._target, list(key))
+                self._features[key] = [source(text.ids)[0] for text in self.texts]
+        return self._features[key]
+
+    def _setting(self) -> Any:
+        return adapter_off(self._target, not self._adapter)
+
+
+def encode(prompts: Sequence[Any], tokenizer: Any, *, template: bool, **form: Any) -> list[list[int]]:
+    """Prompts as token ids, through the chat template, with its options `form`, or raw."""
+    return prompt_rows(prompts, tokenizer, template=template, **(form if template else {}))
+
+
+def _text(prompt: list[int], answer: list[int]) -> Text:
+    first, last = len(prompt), len(prompt) + len(answer) - 1
+    places = torch.linspace(first, last - 1, min(_ANCHORS_OF_TEXT, last - first)).round().long().tolist()
+    return Text(torch.tensor([prompt + answer]), sorted(set(places)))
+
+
+def _stacked(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    ids = torch.tensor([list(row) for row in rows])
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

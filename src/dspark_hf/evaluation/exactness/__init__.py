@@ -1,0 +1,1 @@
+"""Whether the output is the target's, on random targets."""

@@ -1,0 +1,1 @@
+"""What is made of a run's figures: tables, pictures, a page."""

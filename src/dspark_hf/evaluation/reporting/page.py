@@ -1,0 +1,111 @@
+"""The report: one HTML file that needs nothing else, and its pictures as PNG."""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from dspark_hf.evaluation.reporting.charts import all_charts, as_svg, save_png
+from dspark_hf.evaluation.reporting.explorer import explorer_data
+from dspark_hf.evaluation.reporting.tables import (
+    Table,
+    all_tables,
+    conditions,
+    differences_of_runs,
+    side_by_side,
+)
+from dspark_hf.evaluation.running.folder import RunFolder
+from dspark_hf.files import write_text
+
+_TEMPLATE = Path(__file__).with_name("report.html")
+
+
+def write_report(runs: Sequence[str | Path], out: str | Path, *, answers_per_task: int = 2) -> list[Path]:
+    """Make a page of one or more runs.
+
+    Args:
+        runs (`Sequence[str | Path]`): Folders that [`evaluate`] filled.
+        out (`str` or `Path`): The HTML file; pictures go beside it, into a folder of its name.
+        answers_per_task (`int`, *optional*, defaults to 2): Answers shown of each task, temperature and way.
+
+    Returns:
+        `list[Path]`: What was written, the page first.
+
+    Raises:
+        `ValueError`: If there is no run, two have one name, or a folder holds none.
+    """
+    if not runs:
+        raise ValueError("A report needs a run: dspark report RUN.")
+    folders = {Path(run).resolve().name: RunFolder(run) for run in runs}
+    if len(folders) < len(runs):
+        raise ValueError(f"Runs go by the names of their folders, and two of {[str(run) for run in runs]} have one.")
+    summaries = {name: folder.summary() for name, folder in folders.items()}
+    charts = all_charts(summaries)
+    out = Path(out)
+    pictures = {name: as_svg(figure, title) for name, (title, figure) in charts.items()}
+    titles = {name: title for name, (title, _) in charts.items()}
+    answers = [
+        one
+        for name, folder in folders.items()
+        for one in explorer_data(name, folder.read()[1], folder.tokens(), answers_per_task)
+    ]
+    text = page(summaries, [(titles[name], pictures[name]) for name in charts], answers)
+    write_text(out, text)
+    written = [out]
+    for name, (_, figure) in charts.items():
+        written.append(out.with_suffix("") / f"{name}.png")
+        save_png(figure, written[-1])
+    return written
+
+
+def page(
+    summaries: Mapping[str, Mapping[str, Any]],
+    pictures: Sequence[tuple[str, str]],
+    answers: Sequence[Mapping[str, Any]],
+) -> str:
+    """The page's text.
+
+    Args:
+        summaries (`Mapping`): Summaries by the run's name.
+        pictures (`Sequence[tuple[str, str]]`): Titles and SVG elements.
+        answers (`Sequence[Mapping]`): See [`~evaluation.reporting.explorer.explorer_data`].
+    """
+    return _template().render(
+        title=", ".join(summaries),
+        runs={name: _run(summary) for name, summary in summaries.items()},
+        differences=differences_of_runs(summaries),
+        comparison=side_by_side(summaries) if len(summaries) > 1 else None,
+        pictures=[(title, jinja2.utils.markupsafe.Markup(svg)) for title, svg in pictures],
+        answers=list(answers),
+    )
+
+
+def _run(summary: Mapping[str, Any]) -> dict[str, Any]:
+    made = summary["made_with"]
+    source = summary.get("provenance") or {}
+    tables: list[Table] = all_tables(summary)
+    return {
+        "conditions": conditions(summary),
+        "tables": tables,
+        "provenance": {
+            "command": source.get("command"),
+            "time": source.get("time"),
+            "commit": made["commit"],
+            "target": f"{made['target']} ({made['weights']})",
+            "ways": json.dumps(made["ways"]),
+            "machine": json.dumps(made["machine"]),
+            "versions": json.dumps(made["versions"]),
+            **{f"task {task['name']}": json.dumps(task["source"]) for task in made["tasks"]},
+        },
+    }
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))

@@ -1,0 +1,1 @@
+"""Runs of `generate()`, one way and another, each measured and kept."""

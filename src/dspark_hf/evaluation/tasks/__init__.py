@@ -1,0 +1,1 @@
+"""What is asked: the tasks, and prompts as token ids."""

@@ -1,0 +1,79 @@
+"""`dspark evaluate` and `dspark report`, from prompts to a page."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Tasks as files: one with two turns, one with categories."""
+    (tmp_path / "tasks").mkdir()
+    rows = {
+        "mt-bench": [{"turns": [f"Count to {number}.", "And back?"]} for number in range(2)],
+        "spec-bench": [
+            {"turns": [text], "category": category}
+            for text, category in (("One.", "writing"), ("Two.", "coding"), ("Three.", "qa"), ("Four.", "qa"))
+        ],
+    }
+    for name, lines in rows.items():
+        (tmp_path / "tasks" / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path / "tasks"
+
+
+def test_from_tasks_to_a_page(dspark, models, folder, tmp_path):
+    out = tmp_path / "run"
+    outcome = dspark(
+        "evaluate", *models, "--task", "mt-bench", "--task", "spec-bench", "--task-folder", folder, "--out", out,
+        "--speculation", "alone", "--speculation", "default", "--prompt-lookup", "3", "--synthetic-acceptance", "0.8",
+        "--temperature", "0", "--temperature", "1", "--max-new-tokens", "10", "--dtype", "float32",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    summary = json.loads((out / "summary.json").read_text())
+    rows = summary["rows"]
+    assert {row["task"] for row in rows} == {"mt-bench", "spec-bench", "all tasks"}
+    assert {row["category"] for row in rows} == {None, "multi-turn conversation", "qa"}
+    assert {row["num_answers"] for row in rows if row["task"] == "mt-bench"} == {4}
+    assert all(row["identical"]["differences"] == [] for row in rows if row["identical"] is not None)
+    # A file is no whole task where the task is known to have more.
+    assert summary["made_with"]["tasks"][0]["cut"] == "2 of 80" and "mt-bench (2 of 80)" in outcome.out
+    assert "Baseline of ratios and identical ids: plain generate()" in outcome.out
+    refused = dspark("evaluate", *models, "--task", "mt-bench", "--task-folder", folder, "--out", out, "--resume")
+    assert refused.code == 2 and "holds a finished run" in refused.err
+    shown = dspark("report", out)
+    assert shown.code == 0, shown.err
+    assert (out / "report.html").is_file() and (out / "report" / "tau.png").is_file()
+    assert "report.html" in shown.out and "chat template" in shown.out
+
+
+def test_two_drafters_by_name(dspark, models, tiny_drafter_dir, folder, tmp_path):
+    place = models[models.index("--target") + 1]
+    options = ["--task", folder / "spec-bench.jsonl", "--max-new-tokens", "4", "--no-plain", "--limit", "2"]
+    outcome = dspark("evaluate", "--target", place, "--drafter", f"a={tiny_drafter_dir}", "--drafter",
+                     f"b={tiny_drafter_dir}", *options, "--out", tmp_path / "run")  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert list(summary["made_with"]["ways"]) == ["a", "b"]
+    assert "No plain runs, so no ratios" in outcome.out
+    assert summary["made_with"]["tasks"][0]["indices"] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task", "nothing"], "There is no task and no file 'nothing'. Tasks are gsm8k,"),
+        (["--task", "spec-bench", "--speculation", "fast"], "'fast' is no way to speculate"),
+        (["--task", "spec-bench", "--temperature", "0", "--temperature", "0"], "different numbers"),
+        (["--task", "spec-bench", "--raw", "--thinking"], "thinking and reasoning_effort are the chat template's"),
+        (["--task", "spec-bench", "--task", "spec-bench"], "Two tasks are called spec-bench"),
+    ],
+)
+def test_bad_options_are_told_before_anything_is_loaded(dspark, folder, tmp_path, options, message):
+    arguments = ["--target", "/no/such", "--task-folder", folder, "--out", tmp_path / "run"]
+    outcome = dspark("evaluate", *arguments, *options)
+    assert outcome.code == 2 and message in outcome.err
+
+
+def test_a_report_needs_a_run(dspark, tmp_path):
+    outcome = dspark("report", tmp_path)
+    assert outcome.code == 2 and "holds no evaluation. Make one: `dspark evaluate --out" in outcome.err

@@ -1,0 +1,195 @@
+"""A tiny drafter that was trained for its target, and the same one broken in each way that a diagnosis knows.
+
+`python broken_drafters.py 20` goes through so many seeds and counts verdicts.
+"""
+
+import copy
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from dspark_hf import DSparkModel
+from dspark_hf.data.features import TargetFeatures
+from dspark_hf.evaluation import diagnose
+from dspark_hf.evaluation.diagnosis.reading import Reading
+from dspark_hf.evaluation.diagnosis.texts import Texts
+from dspark_hf.evaluation.diagnosis.trial import try_reading
+from dspark_hf.trainers.objective import DistillObjective
+
+VOCAB, TAPS = 61, [1, 3, 4]
+OTHER_ROPE = {"rope_type": "default", "rope_theta": 20.0}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair, and what is wrong with it; a cause that may do no harm may stay unnamed then."""
+
+    name: str
+    causes: set[str]
+    target: Any
+    drafter: Any
+    may_be_harmless: bool = False
+
+
+def language(seed, num_rows, length, noise=0.1):
+    """Rows that follow one of four permutations each, but for some noise: what comes next depends on all before."""
+    generator = torch.Generator().manual_seed(seed)
+    orders = torch.stack([torch.randperm(VOCAB - 2, generator=generator) + 1 for _ in range(4)])
+    order = torch.randint(0, len(orders), (num_rows,), generator=generator)
+    ids = torch.randint(1, VOCAB - 1, (num_rows, length), generator=generator)
+    is_noise = torch.rand(num_rows, length, generator=generator) < noise
+    for place in range(1, length):
+        following = orders[order, ids[:, place - 1] - 1]
+        ids[:, place] = torch.where(is_noise[:, place], ids[:, place], following)
+    return ids
+
+
+def make_target(seed, num_steps=150):
+    """A target that has learned a language of its own."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=6,
+                         num_attention_heads=4, num_key_value_heads=2, initializer_range=0.1, eos_token_id=None,
+                         bos_token_id=None, pad_token_id=0)  # fmt: skip
+    target = LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(target.parameters(), lr=3e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=num_steps)
+    text = language(seed, 32 * num_steps, 24)
+    for rows in text.split(32):
+        target(input_ids=rows, labels=rows).loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    target.language_seed = seed
+    return target.eval()
+
+
+def fresh(target):
+    return DSparkModel.from_target(
+        target, num_hidden_layers=2, target_layer_ids=TAPS, block_size=4, markov_rank=16, mask_token_id=VOCAB - 1
+    ).eval()
+
+
+def trained(target, seed, num_steps=200, num_rows=128, length=32):
+    """A drafter after some steps on text that the target wrote."""
+    torch.manual_seed(seed)
+    drafter = fresh(target)
+    options = {"do_sample": True, "temperature": 0.7, "top_k": 0}
+    start = language(target.language_seed, num_rows, 4, noise=0.0)
+    ids = target.generate(start, max_new_tokens=length - 4, speculation=False, **options)
+    features, last = TargetFeatures(target, TAPS)(ids)
+    optimizer = torch.optim.AdamW(drafter.parameters(), lr=4e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=num_steps)
+    weights = drafter.config.loss_weights
+    for _ in range(num_steps):
+        rows = torch.randint(0, num_rows, (16,))
+        anchors = torch.stack([torch.randperm(length - 6)[:8] + 1 for _ in rows])
+        mask, everywhere = torch.ones(16, 8, dtype=torch.bool), torch.ones(16, length, dtype=torch.bool)
+        objective = DistillObjective(
+            ids[rows], everywhere, anchors, mask, last[rows], weights.ce_weight, weights.tv_weight,
+            weights.confidence_weight, 4.0, 256,
+        )  # fmt: skip
+        drafter(ids[rows], features[rows], anchors, mask, objective=objective).backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return drafter.eval()
+
+
+def prompts(seed, num=6):
+    return language(seed, 100 + num, 6, noise=0.0)[100:].tolist()
+
+
+def changed(drafter, **fields):
+    """The drafter with another config, its weights as they are; `half` makes float16 overflow."""
+    drafter = copy.deepcopy(drafter)
+    for name, value in fields.items():
+        if name == "rope":
+            drafter.config.decoder_config.rope_parameters = value
+            drafter.rotary_emb = drafter.family.rotary(drafter.config.decoder_config)
+        elif name == "half":
+            with torch.no_grad():
+                drafter.fc.weight.mul_(3e4)  # a norm follows, which takes it back where nothing overflows
+            drafter = drafter.to(torch.float16)
+        else:
+            setattr(drafter.config, name, value)
+    return drafter
+
+
+def adapted(model, seed):
+    """The model with a random adapter that changes much."""
+    torch.manual_seed(seed + 100)
+    modules = ["q_proj", "v_proj", "o_proj", "down_proj"]
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=modules, init_lora_weights=False)
+    return get_peft_model(copy.deepcopy(model), config).eval()
+
+
+def cases(target, drafter, seed):
+    """Fitting, untrained, for another target, broken in each way, and in two ways at once."""
+    below, slot = {"target_layer_ids": [tap - 1 for tap in TAPS]}, {"sample_from_anchor": False}
+    other = make_target(seed + 1000, num_steps=50)
+    yield Case("fits", set(), target, drafter)
+    yield Case("untrained", {"untrained"}, target, fresh(target))
+    yield Case("another target", {"another target"}, other, drafter)
+    yield Case("taps below", {"taps"}, target, changed(drafter, **below), True)
+    yield Case("one tap", {"taps"}, target, changed(drafter, target_layer_ids=[1, 2, 4]), True)
+    yield Case("slots", {"from_anchor"}, target, changed(drafter, **slot))
+    yield Case("block of 7", {"block_size"}, target, changed(drafter, block_size=7), True)
+    yield Case("rope", {"rope"}, target, changed(drafter, rope=OTHER_ROPE), True)
+    yield Case("float16", {"dtype"}, target, changed(drafter, half=True))
+    yield Case("target's adapter", {"target_adapter"}, adapted(target, seed), drafter)
+    yield Case("drafter's adapter", {"drafter_adapter"}, target, adapted(drafter, seed))
+    yield Case("taps, slots", {"taps", "from_anchor"}, target, changed(drafter, **below, **slot))
+    yield Case("slots, block of 7", {"from_anchor", "block_size"}, target, changed(drafter, block_size=7, **slot))
+    yield Case("taps, rope", {"taps", "rope"}, target, changed(drafter, rope=OTHER_ROPE, **below))
+    yield Case("taps, float16", {"taps", "dtype"}, target, changed(drafter, half=True, **below))
+    yield Case("adapter, taps", {"target_adapter", "taps"}, adapted(target, seed), changed(drafter, **below))
+
+
+def judge(case, seed, whole):
+    """A verdict on a verdict, and the diagnosis.
+
+    `right`, `part` where one of two causes is named, `harmless` where a cause is not named that costs less than a
+    sixth of the drafts which stand with the drafter as it was trained (`whole`), or `wrong`.
+    """
+    found = diagnose(case.target, case.drafter, prompts=prompts(seed))
+    causes = set(found.causes)
+    if causes == case.causes:
+        return "right", found
+    if causes and causes < case.causes:
+        return "part", found
+    texts = Texts(case.target, prompts(seed))
+    broken, fitting = (try_reading(one, Reading(), texts) for one in (case.drafter, whole))
+    num_slots = min(broken.num_slots, fitting.num_slots)
+    is_harmless = broken.accepted(num_slots).mean() * 1.2 > fitting.accepted(num_slots).mean()
+    return ("harmless" if case.may_be_harmless and not causes and is_harmless else "wrong"), found
+
+
+def count(seeds, print_line=lambda line: None):
+    """Verdicts by case over seeds."""
+    counts: dict[str, Counter] = {}
+    for seed in seeds:
+        target = make_target(seed)
+        drafter = trained(target, seed)
+        for case in cases(target, drafter, seed):
+            verdict, found = judge(case, seed, drafter)
+            counts.setdefault(case.name, Counter())[verdict] += 1
+            first = found.evidence[0]
+            told = ", ".join(
+                f"{one['reading']}: {one['slot_1']:.2f} {one['accepted']:.2f}" for one in found.evidence[1:3]
+            )
+            print_line(f"{seed} {case.name}: {verdict} {sorted(found.causes)}; as is {first['slot_1']:.2f} "
+                       f"{first['accepted']:.2f}; {told}")  # fmt: skip
+    return counts
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    start, num = int(sys.argv[1]), int(sys.argv[2])
+    found = count(range(start, start + num), lambda line: print(line, flush=True))
+    for name, verdicts in found.items():
+        print(f"{name:20} {dict(verdicts)}")

@@ -1,0 +1,199 @@
+"""The page of a run: what it holds, that it needs nothing else, and that a browser shows it."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from dspark_hf import AutoDrafter
+from dspark_hf.evaluation import (
+    EvaluationSettings,
+    LoadedTask,
+    Question,
+    RunFolder,
+    drafter_way,
+    evaluate,
+    lookup_way,
+    plain_way,
+)
+from dspark_hf.evaluation.reporting.explorer import explorer_data
+from dspark_hf.evaluation.reporting.page import page, write_report
+from dspark_hf.evaluation.reporting.tables import all_tables, conditions, differences_of_runs, headline, side_by_side
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+TEXTS = ("Count <b>now</b>.", "Say </script> twice.", "abcabcabcabcabcabcabcabc")
+
+
+@pytest.fixture(scope="module")
+def run(tiny_target_dir, tiny_drafter_dir, tiny_tokenizer, tmp_path_factory):
+    target = AutoModelForCausalLM.from_pretrained(tiny_target_dir, dtype=torch.float32).eval()
+    drafter = AutoDrafter.from_pretrained(tiny_drafter_dir).eval().bind(target)
+    questions = [Question(index, [[{"role": "user", "content": text}]]) for index, text in enumerate(TEXTS)]
+    tasks = [LoadedTask("chat", questions, 9), LoadedTask("other", questions[:2], 2)]
+    out = tmp_path_factory.mktemp("runs") / "first"
+    settings = EvaluationSettings(max_new_tokens=40, temperatures=(0.0, 1.0), batch_sizes=(1, 2))
+    ways = [plain_way(), drafter_way("tiny", drafter), drafter_way("tiny", drafter, "alone"), lookup_way(3)]
+    evaluate(target, tiny_tokenizer, tasks, ways, settings, out)
+    return out
+
+
+class Outline(HTMLParser):
+    """Tags with their attributes, and text by the element it is in."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.texts, self._open = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if data.strip():
+            self.texts.append((self._open[-1] if self._open else "", data))
+
+
+def test_every_table_says_what_it_depends_on(run):
+    summary = RunFolder(run).summary()
+    tables = all_tables(summary)
+    assert [table.title for table in tables] == [
+        "Results",
+        "Tokens per round",
+        "Slots",
+        "Confidence",
+        "Time and memory",
+    ]
+    for table in tables:
+        assert any("Baseline: plain generate(), dynamic cache, float32. Prompts: chat template" in one and
+                   "thinking as the template has it" in one for one in table.notes)  # fmt: skip
+        assert all(len(row) == len(table.columns) for row in table.rows)
+    rows = headline(summary).rows
+    assert [row[0] for row in rows[:4]] == ["chat (3 of 9)"] * 4
+    assert {row[0] for row in rows} == {"chat (3 of 9)", "other", "all tasks (5 prompts)"}
+    assert any("chat 3 of 9 prompts" in line for line in conditions(summary))
+
+
+def test_the_page_needs_nothing_else(run, tmp_path):
+    written = write_report([run], tmp_path / "report.html")
+    assert [path.name for path in written] == ["report.html", "tau.png", "acceptance.png", "reliability.png",
+                                               "thresholds.png", "throughput.png"]  # fmt: skip
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written[1:])
+    text = written[0].read_text()
+    outline = Outline(text)
+    addresses = [value for _, attrs in outline.tags for name, value in attrs.items() if name in ("src", "href")]
+    # Marks inside pictures are the page's own.
+    assert [address for address in addresses if not address.startswith("#")] == []
+    assert [tag for tag, _ in outline.tags if tag in ("link", "img", "iframe")] == []
+    assert "url(http" not in text and "@import" not in text
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in outline.tags
+    assert "prefers-color-scheme: dark" in text and "currentColor" in text
+    assert sum(tag == "svg" for tag, _ in outline.tags) == 5
+    again = write_report([run], tmp_path / "again.html")
+    assert again[0].read_text() == text
+    assert [path.read_bytes() for path in again[1:]] == [path.read_bytes() for path in written[1:]]
+
+
+def test_text_of_models_stays_text(run, tmp_path):
+    _, calls, _ = RunFolder(run).read()
+    evil = dict.fromkeys(RunFolder(run).tokens(), "</script><img src=x onerror=alert(1)>")
+    answers = explorer_data("first", calls, evil, 1)
+    text = page({"first": RunFolder(run).summary()}, [], answers)
+    assert "<img" not in text and text.count("</script>") == 2
+    found = re.search(r'<script type="application/json" id="answers">(.*?)</script>', text, re.DOTALL)[1]
+    assert json.loads(found) == answers
+
+
+def test_the_explorer_has_every_token_and_round(run):
+    folder = RunFolder(run)
+    _, calls, _ = folder.read()
+    # Two tasks, two temperatures, two ways with rounds.
+    assert len(explorer_data("first", calls, folder.tokens(), per_task=1)) == 8
+    answers = explorer_data("first", calls, folder.tokens(), per_task=9)
+    assert {one["run"] for one in answers} == {"first"}
+    for one in answers:
+        emitted = [sum(token[2] == place for token in one["tokens"]) for place in range(len(one["rounds"]))]
+        assert one["tokens"][0][1:] == [None, None]
+        for count, place in zip(emitted, one["rounds"], strict=True):
+            assert count <= place["emitted"] and len(place["drafts"]) == place["verified"]
+        for text, source, place in one["tokens"][1:]:
+            own = one["rounds"][place]
+            assert source in ("target", own["source"]) and isinstance(text, str)
+    sources = {token[1] for one in answers for token in one["tokens"]}
+    assert {"target", "lookup"} <= sources
+
+
+def test_runs_that_differ_are_labelled(run, tmp_path):
+    summary = RunFolder(run).summary()
+    assert differences_of_runs({"a": summary, "b": summary}) == []
+    other = json.loads(json.dumps(summary))
+    other["made_with"] |= {"dtype": "bfloat16", "template": None, "commit": "other"}
+    other["made_with"]["versions"]["torch"] = "9.9"
+    other["made_with"]["machine"]["device_name"] = "another processor"
+    other["made_with"]["tasks"][0]["digest"] = "0" * 16
+    summaries = {"a": summary, "b": other}
+    told = " ".join(differences_of_runs(summaries))
+    for what in ("dtype (a: float32; b: bfloat16)", "prompting", "commit", "version of torch", "machine (device_name)",
+                 "prompts of chat"):  # fmt: skip
+        assert f"The runs differ in {what}" in told
+    table = side_by_side(summaries)
+    assert {"tau, a", "tau, b", "speed, a", "speed, b"} <= set(table.columns)
+    assert table.notes[0].startswith("The runs differ in")
+    text = page(summaries, [], [])
+    assert "These runs cannot be compared as they are." in text
+    assert "cannot be compared" not in page({"a": summary, "b": summary}, [], [])
+
+
+def test_runs_need_names_of_their_own(run, tmp_path):
+    shutil.copytree(run, tmp_path / "first")
+    with pytest.raises(ValueError, match="Runs go by the names of their folders, and two of"):
+        write_report([run, tmp_path / "first"], tmp_path / "report.html")
+    with pytest.raises(ValueError, match="A report needs a run"):
+        write_report([], tmp_path / "report.html")
+
+
+def shown(path, tmp_path, *, width, fragment="", script=""):
+    """The page as a browser has it after its own script, and one more, ran."""
+    copy = tmp_path / f"shown-{width}.html"
+    copy.write_text(path.read_text().replace("</body>", f"<script>{script}</script></body>"))
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+               f"--window-size={width},900", "--virtual-time-budget=4000", "--dump-dom",
+               f"file://{copy}{fragment}"]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine; Debian and Ubuntu: apt install chromium")
+def test_a_browser_shows_it(run, tmp_path):
+    path = write_report([run], tmp_path / "report.html")[0]
+    told = "document.body.dataset.wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;"
+    errors = "window.onerror = (message) => { document.body.dataset.error = message; };"
+    dom = shown(path, tmp_path, width=1200, fragment="#1/2", script=errors + told)
+    outline = Outline(dom)
+    (body,) = [attrs for tag, attrs in outline.tags if tag == "body"]
+    assert body["data-wide"] == "false" and "data-error" not in body
+    options = [text for tag, text in outline.texts if tag == "option"]
+    assert len(options) == 16 and any("chat 0, T 0, tiny" in text for text in options)
+    buttons = [attrs for tag, attrs in outline.tags if tag == "button" and "data-round" in attrs]
+    assert len(buttons) >= 12 and {"own"} <= {attrs["class"].split()[0] for attrs in buttons}
+    opened = [attrs for attrs in buttons if "open" in attrs["class"].split()]
+    assert {attrs["data-round"] for attrs in opened} == {"2"}
+    assert any("round 3 of" in text for _, text in outline.texts)
+    fates = {text for tag, text in outline.texts if tag == "td"} & {"stood", "refused", "not judged",
+                                                                    "the target's own token"}  # fmt: skip
+    assert "the target's own token" in fates
+    # A click on a token opens its round.
+    click = "document.querySelector('#answer button[data-round=\"1\"]').click();"
+    assert "round 2 of" in shown(path, tmp_path, width=1200, script=click)
+    phone = Outline(shown(path, tmp_path, width=500, script=told))
+    (body,) = [attrs for tag, attrs in phone.tags if tag == "body"]
+    assert body["data-wide"] == "false"
