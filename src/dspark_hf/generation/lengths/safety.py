@@ -91,9 +91,9 @@ class CollapseWarning:
     def _message(self, rate: float) -> str:
         return (
             f"Hardly any draft is accepted: {self._evidence.num_accepted} of {self._evidence.num_judged} at the first "
-            f"slot ({rate:.1%}), where a drafter that fits reaches 30% and more. {self._cause()} The output is not "
-            "affected; generation goes on without drafts and tries one now and then. "
-            'SpeculationConfig(policy="fixed") keeps drafting.'
+            f"slot ({rate:.1%}), where a drafter that fits reaches 30% and more. {self._cause()} "
+            "`dspark diagnose TARGET DRAFTER` finds out. The output is not affected; generation goes on without "
+            'drafts and tries one now and then. SpeculationConfig(policy="fixed") keeps drafting.'
         )
 
     def _cause(self) -> str:
