@@ -211,8 +211,11 @@ def test_pieces_are_timed_beside_the_calls(run, drafter):
     assert rows_of(summary, way="d")[0]["efficiency"] is None
 
 
-def test_without_template_only_first_turns_are_asked(run, drafter, tiny_tokenizer, tmp_path):
-    settings = EvaluationSettings(max_new_tokens=4, template=False)
+@pytest.mark.parametrize("has_one", [True, False])
+def test_without_template_only_first_turns_are_asked(run, tiny_tokenizer, tmp_path, monkeypatch, has_one):
+    if not has_one:
+        monkeypatch.setattr(tiny_tokenizer, "chat_template", None)
+    settings = EvaluationSettings(max_new_tokens=4, template=not has_one)
     summary = run([plain_way()], tmp_path / "run", settings=settings)
     _, calls, _ = RunFolder(tmp_path / "run").read()
     assert [call.prompts[0]["ids"] for call in calls][1] == tiny_tokenizer("Hello.")["input_ids"]

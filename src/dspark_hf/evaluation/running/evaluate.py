@@ -106,7 +106,7 @@ def evaluate(
             if out is not None:
                 folder.add_tokens(calls, tokenizer)
     if out is None:
-        return {"made_with": made_with, **summarize(calls, _names(ways), task_facts(made_with)), "num_resumed": 0}
+        return {"made_with": made_with, **summarize(calls, _names(ways), task_facts(made_with))}
     return folder.finish(made_with, len(batches), provenance(target.device))
 
 
@@ -126,6 +126,7 @@ class _Runner:
     def __init__(self, target, tokenizer, ways, settings, copies, rank) -> None:
         self._target, self._tokenizer, self._ways = target, tokenizer, ways
         self._settings, self._rank = settings, rank
+        self._has_form = settings.template and has_chat_form(tokenizer)
         self._finder = TieFinder(copies, target.dtype)
         self._warm: set[tuple[float, int]] = set()
 
@@ -134,8 +135,8 @@ class _Runner:
         calls, said = [], {question.index: [] for question in batch.questions}
         for turn in range(max(len(question.turns) for question in batch.questions)):
             asked = [question for question in batch.questions if turn < len(question.turns)]
-            if turn > 0 and not self._settings.template:
-                break
+            if turn > 0 and not self._has_form:
+                break  # raw text is no conversation
             for question in asked:
                 said[question.index] = [*said[question.index], *question.turns[turn]]
             make = partial(self._call, batch, turn, asked, said)
@@ -152,7 +153,7 @@ class _Runner:
         rows = prompt_rows(
             [said[question.index] for question in asked],
             self._tokenizer, thinking=settings.thinking, reasoning_effort=settings.reasoning_effort,
-            template=settings.template,
+            template=self._has_form,
         )  # fmt: skip
         inputs = pad_prompts(rows, self._tokenizer)
         decoding = settings.decoding(batch.temperature)
@@ -194,9 +195,9 @@ class _Runner:
         """Where greedy ids part from the plain run's; ways of another dtype round otherwise and are not looked at."""
         if PLAIN not in runs:
             return {}
-        same = {way.name for way in self._ways if way.target is None} - {PLAIN}
+        same = [way.name for way in self._ways if way.target is None and way.name in runs and way.name != PLAIN]
         found = {}
-        for name in same & set(runs):
+        for name in same:
             pairs = zip(rows, runs[PLAIN].ids, runs[name].ids, strict=True)
             ones = [self._finder.examine(row, plain, other) for row, plain, other in pairs]
             found[name] = [None if one is None else asdict(one) for one in ones]
@@ -246,7 +247,8 @@ def _check(tasks: Sequence[LoadedTask], ways: Sequence[Way], settings: Evaluatio
 
 def _made_with(target, tokenizer, tasks, ways, settings, num_processes) -> dict[str, Any]:
     """What the figures depend on, so that a run that goes on can be told from another one."""
-    source = provenance(target.device)
+    # Processes of one machine have a device each.
+    source = provenance(target.device.type)
     has_form = settings.template and has_chat_form(tokenizer)
     return {
         "format": FORMAT,

@@ -16,7 +16,7 @@ class EvaluationSettings:
         seed (`int`, *optional*, defaults to 0): Seed of the first call; every further one adds 1.
         thinking, reasoning_effort (*optional*): As of [`~data.chat.prompt_ids`].
         template (`bool`, *optional*, defaults to `True`): Whether prompts go through the chat template; otherwise
-            their text is taken raw, and only first turns are asked.
+            their text is taken raw, and only first turns are asked. So it is where there is no template.
         time_pieces (`bool`, *optional*, defaults to `False`): Whether the passes of a round are timed alone beside
             each call, so that it is seen how much of the speed that they allow is reached.
 
