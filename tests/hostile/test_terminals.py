@@ -10,11 +10,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from dspark_hf.cli import cache, train
-from dspark_hf.cli.bench import generate as bench
+from dspark_hf.cli.evaluation.tables import show_tables
 from dspark_hf.cli.main import app
 from dspark_hf.cli.stream import DRAFTED_STYLE, RoundStreamer
 from dspark_hf.cli.terminal import plain, visible
 from dspark_hf.cli.upload import show_files
+from dspark_hf.evaluation.reporting.tables import Table
 from dspark_hf.trainers.recipes.recipe import Recipe
 
 SEQUENCES = [
@@ -71,11 +72,11 @@ def test_names_are_text_in_every_table(name):
         folder=name, num_tokens=1, bytes_per_token=1.0, manifest=SimpleNamespace(dtype="bf16"), __len__=lambda: 1
     )
     summary = cache._summary(type("Built", (), {**vars(built), "__len__": lambda self: 1})())
-    measured = {"data": name, "num_prompts": 1, "dtype": "x", "tau": 1.0, "num_rounds": 1, "accepted_per_slot": [],
-                "lookup_share": 0.0,
-                "speculative": {"tokens_per_second": 1.0, "tokens": 1}, "plain": None, "time_share": None}  # fmt: skip
-    for thing in (train._result_table({"eval_tau": 1.0}, recipe), bench._table(measured), plain(summary)):
-        out = printed(thing)
+    file = io.StringIO()
+    tables = [Table(name, ["way", name], [[name, "1.00"]], [name])]
+    show_tables(Console(file=file, force_terminal=True, width=400), tables, [name])
+    shown = [printed(thing) for thing in (train._result_table({"eval_tau": 1.0}, recipe), plain(summary))]
+    for out in (*shown, OWN.sub("", file.getvalue())):
         assert controls(out) == [] and visible(name).replace("\n", " ") in out
 
 
