@@ -173,7 +173,8 @@ def test_counted_activations_are_those_of_a_real_pass(family, sizes, fields, is_
     target = AutoConfig.for_model(family, **sizes)
     fields = {"num_hidden_layers": 3, "markov_rank": 8, "block_size": 4, **fields}
     config = DSparkConfig.from_target(target, family=family, **fields)
-    model = DSparkModel(config, own_embeddings=True).to(torch.bfloat16).train()
+    # As one that is loaded: what a release keeps in float32 stays so.
+    model = DSparkModel._from_config(config, own_embeddings=True, dtype=torch.bfloat16).train()
     model.embed_tokens.requires_grad_(False)
     if is_checkpointed:
         model.activation_checkpointing_enable()
