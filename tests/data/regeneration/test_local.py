@@ -95,6 +95,21 @@ def test_synthesized_answers_are_the_targets_own(target, tokenizer, tmp_path):
     assert {record["complete"] for record in records} == {True, False}
 
 
+def test_few_samples_are_the_first_drawn_of_any_length(target, tokenizer, tmp_path, monkeypatch):
+    sample, asked, drawn = PromptSampler.sample, [], []
+
+    def keep_what_is_drawn(self, num_prompts, seed):
+        asked.append(num_prompts)
+        prompts = sample(self, num_prompts, seed)
+        drawn.extend(prompts)
+        return prompts
+
+    monkeypatch.setattr(PromptSampler, "sample", keep_what_is_drawn)
+    synthesize(target, tokenizer, 6, tmp_path / "data.jsonl", **{**SETTINGS, "batch_size": 20})
+    assert set(prompts_of(load_conversations(tmp_path / "data.jsonl"))) == set(list(dict.fromkeys(drawn))[:6])
+    assert sum(asked) <= 18, "few samples need few draws"
+
+
 def test_seed_decides_the_content(target, tokenizer, tmp_path):
     first, again, other = (tmp_path / name for name in ("first.jsonl", "again.jsonl", "other.jsonl"))
     state = torch.get_rng_state()

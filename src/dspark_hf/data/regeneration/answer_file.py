@@ -81,12 +81,11 @@ class AnswerFile:
     def _parts(self) -> list[LineFile]:
         return [self._lines] if self._loops is None else [self._lines, self._loops]
 
-    def append(self, records: list[dict], limit: int | None = None) -> int:
+    def append(self, records: list[dict]) -> int:
         """Write whole lines and push them to the disk; loops go to their own file, if they are unwanted.
 
         Args:
             records (`list[dict]`): Conversations.
-            limit (`int`, *optional*): Most lines that the file may have; what is beyond is dropped.
 
         Returns:
             `int`: Lines that the file has got.
@@ -97,7 +96,6 @@ class AnswerFile:
             kept = [record for record in records if record not in loops]
             self._loops.append(_as_lines(loops))
             self.num_loops += len(loops)
-        kept = kept if limit is None else kept[: limit - self.num_lines]
         self._lines.append(_as_lines(kept))
         self.num_lines += len(kept)
         return len(kept)

@@ -43,7 +43,8 @@ def synthesize(
     Args:
         target ([`~transformers.PreTrainedModel`]): The model that writes both sides.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer, with a chat template.
-        num_samples (`int`): Conversations wanted in the file, those of a resumed file included.
+        num_samples (`int`): Conversations wanted in the file, those of a resumed file included. They are the first
+            usable ones drawn, of whatever length.
         out_path (`str` or `os.PathLike`): JSONL file of `{"messages": [...], "complete": bool}` lines. What made it is
             written beside it, to `<out_path>.provenance.json`.
         seed (`int`): Seed of the prompts, and of the answers if `temperature` is above 0.
@@ -91,15 +92,20 @@ def synthesize(
         "exclude": source_name(exclude),
     }
     excluded = prompts_in(exclude)
+    # Of the number asked for alone, so that a resumed run draws what an uninterrupted one would.
+    num_drawn = min(_POOL * batch_size, num_samples)
     with AnswerFile(out_path, target.name_or_path, settings, resume=resume, without_loops=without_loops) as file:
         seen = excluded | first_prompts(file.records)
         with tqdm(total=num_samples, initial=file.num_lines, unit="conv", disable=not progress) as bar:
             while file.num_lines < num_samples:
                 round_seed, num_before = _mix(seed, file.rounds_done), file.num_lines
-                fresh = [p for p in sampler.sample(_POOL * batch_size, round_seed) if p not in seen]
+                fresh = [p for p in sampler.sample(num_drawn, round_seed) if p not in seen]
                 seen.update(fresh)
-                wanted = [[{"role": "user", "content": prompt}] for prompt in fresh]
-                _answer_all(wanted, answerer, file, batch_size, round_seed, bar, limit=num_samples)
+                while fresh and (missing := num_samples - file.num_lines):
+                    # Chosen in the order drawn, before they are sorted by length: the last ones are no shorter.
+                    wanted = [[{"role": "user", "content": prompt}] for prompt in fresh[:missing]]
+                    _answer_all(wanted, answerer, file, batch_size, round_seed, bar)
+                    fresh = fresh[missing:]
                 # A round that the limit cut off is drawn again if the file is continued with a higher limit.
                 if file.num_lines < num_samples:
                     file.end_round(found=file.num_lines - num_before)
@@ -184,7 +190,7 @@ def regenerate(
         return file.num_lines
 
 
-def _answer_all(wanted, answerer, file, batch_size, seed, bar, limit=None, failed=None) -> None:
+def _answer_all(wanted, answerer, file, batch_size, seed, bar, failed=None) -> None:
     """Answer a pool of conversations in even batches of similar length, each written as soon as it is done."""
     wanted = sorted(wanted, key=lambda messages: sum(len(message["content"]) for message in messages))
     num_batches = -(-len(wanted) // batch_size)
@@ -198,10 +204,8 @@ def _answer_all(wanted, answerer, file, batch_size, seed, bar, limit=None, faile
                     failed.note_answer()
                 else:
                     failed.append(record["messages"], ValueError("An answer has no text."))
-        bar.update(file.append(records, limit))
+        bar.update(file.append(records))
         bar.set_postfix_str(f"{answerer.tokens_per_second:.0f} tokens/s")
-        if limit is not None and file.num_lines >= limit:
-            return
 
 
 def _askable(wanted: Iterable[list[dict]], answerer: Answerer, failed: FailedFile) -> Iterator[list[dict]]:
