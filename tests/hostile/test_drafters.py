@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from dspark_hf import AutoDrafter, DFlashConfig, DSparkModel, Eagle3Model
@@ -92,6 +93,49 @@ def test_broken_adapters_are_refused(edited, change):
     with pytest.raises(ValueError, match=f"The adapter in {folder}") as caught:
         AutoDrafter.from_pretrained(folder)
     assert caught.type is ValueError
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"r": 200_000}, "r asks for the rank 200000, which no tensor"),
+        ({"rank_pattern": {"q_proj": 10**10}}, "rank_pattern asks for the rank 10000000000"),
+        ({"rank_pattern": {"(((q_proj)*)*)*!": 2}}, "rank_pattern is an expression whose search may not end"),
+        ({"target_modules": "(([a-z._0-9]*)*)*!"}, "target_modules is an expression whose search may not end"),
+        ({"exclude_modules": "(([a-z._0-9]*)*)*!"}, "exclude_modules is an expression"),
+        ({"r": "4"}, "r must be a whole number above 0, got '4'"),
+        ({"peft_type": "EVIL"}, "peft_type must be a method of the installed PEFT, got 'EVIL'"),
+        ({"layer_replication": [[0, 99]]}, "layer_replication must be left out"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights must be one of"),
+        ({"init_lora_weights": "pissa_niter_99999999"}, "init_lora_weights must be one of"),
+        ({"alpha_pattern": {"q_proj": "x"}}, "alpha_pattern must be numbers by module"),
+        ({"modules_to_save": [7]}, "modules_to_save must be names of modules"),
+    ],
+    ids=str,
+)
+def test_fields_of_adapters_are_looked_at_before_anything_is_made(edited, change, field):
+    folder = edited("adapter", "adapter_config.json", change)
+    with pytest.raises(ValueError, match=f"adapter_config.json: {field}"):
+        AutoDrafter.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("modules", ["all-linear", r".*\.(q_proj|v_proj)", ["q_proj"]], ids=str)
+def test_usual_names_of_modules_are_taken(whole, tmp_path, modules):
+    drafter = AutoDrafter.from_pretrained(whole / "drafter")
+    get_peft_model(drafter, LoraConfig(r=2, target_modules=modules)).save_pretrained(tmp_path)
+    assert isinstance(AutoDrafter.from_pretrained(tmp_path), PeftModel)
+
+
+def test_pickles_are_not_read(edited, whole):
+    folder = edited("adapter", "adapter_config.json", {})
+    torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(
+        ValueError, match=r"no adapter_model.safetensors in .*pickle \(adapter_model.bin\) is not read"
+    ):
+        AutoDrafter.from_pretrained(folder)
+    with pytest.raises(ValueError, match="use_safetensors=False for .*pickles are not read"):
+        AutoDrafter.from_pretrained(whole / "drafter", use_safetensors=False)
 
 
 def test_an_adapter_of_itself_is_refused(edited, tmp_path):

@@ -5,15 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from dspark_hf.files import read_json
+from dspark_hf.publishing.contents import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
-ADAPTER_CONFIG = "adapter_config.json"
+from .adapter_config import check_config, check_ranks
+
+_PICKLE = "adapter_model.bin"
 
 
 def base_of_adapter(path: str, where: str) -> str:
     """The drafter that an adapter was trained on, as its config names it.
 
     Raises:
-        `ValueError`: If the config is not readable, names none, or asks for Megatron's layers.
+        `ValueError`: If the config is not readable, names none, asks for Megatron's layers, or has fields that cannot
+            be right.
     """
     config = read_json(path)
     if config.get("megatron_config"):
@@ -25,7 +29,34 @@ def base_of_adapter(path: str, where: str) -> str:
             f"The adapter in {where} does not say which drafter it was trained on. Load that drafter yourself: "
             "PeftModel.from_pretrained(drafter, adapter)."
         )
+    try:
+        check_config(config, path)
+    except ValueError as error:
+        raise ValueError(f"The adapter in {where} cannot be used. {error}") from error
     return name
+
+
+def check_weights(path: str, weights: str | None, where: str) -> None:
+    """Check that an adapter's weights are safetensors, of the ranks that its config says.
+
+    Args:
+        path (`str`): Its config.
+        weights (`str` or `None`): Its safetensors file, if there is one.
+        where (`str`): The adapter, in messages.
+
+    Raises:
+        `ValueError`: If they are not.
+    """
+    if weights is None:
+        raise ValueError(
+            f"There is no {ADAPTER_WEIGHTS} in {where}; a pickle ({_PICKLE}) is not read. Write one as "
+            f"safetensors once: safetensors.torch.save_file(torch.load({_PICKLE!r}, weights_only=True), "
+            f"{ADAPTER_WEIGHTS!r})."
+        )
+    try:
+        check_ranks(read_json(path), path, weights)
+    except ValueError as error:
+        raise ValueError(f"The adapter in {where} cannot be used. {error}") from error
 
 
 def check_peft(folder: str) -> None:
@@ -78,6 +109,6 @@ def put_on(drafter: Any, repo_or_dir: str, config_path: str | None, where: str, 
     # What PEFT makes of a field that it does not expect may be any error.
     except Exception as error:
         raise ValueError(
-            f"The adapter in {where} does not fit its drafter: {type(error).__name__}: {error} Load the drafter that "
-            "it was trained on, and call PeftModel.from_pretrained(drafter, adapter)."
+            f"The adapter in {where} does not fit its drafter ({ADAPTER_CONFIG}): {type(error).__name__}: {error} "
+            "Load the drafter that it was trained on, and call PeftModel.from_pretrained(drafter, adapter)."
         ) from error

@@ -21,11 +21,11 @@ from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.configuration.recognition import is_of_drafter
 from dspark_hf.modeling.fingerprint import public_name
 from dspark_hf.modeling.vocabulary import check_vocabulary
-from dspark_hf.publishing.contents import CALIBRATION, SUBFOLDER
+from dspark_hf.publishing.contents import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CALIBRATION, SUBFOLDER
 from dspark_hf.publishing.hub_errors import explained_load
 from dspark_hf.publishing.weight_index import read_weight_map
 
-from .adapters import ADAPTER_CONFIG, base_of_adapter, put_on
+from .adapters import base_of_adapter, check_weights, put_on
 from .deepseek_v4 import as_plain, check_memory, has_stages, stages_alone
 from .packagings import Packaging, drafter_class, find_packaging, flat_config
 from .packagings.interleaved import is_interleaved, sort_pairs, without_flags
@@ -70,12 +70,15 @@ class AutoDrafter:
         """
         repo_or_dir = str(repo_or_dir)
         where = " / ".join(filter(None, (repo_or_dir, kwargs.get("subfolder"))))
+        if kwargs.get("use_safetensors", True) is False:
+            raise ValueError(f"use_safetensors=False for {where}: pickles are not read. Leave it out.")
         hub = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "subfolder") if kwargs.get(name) is not None}
         if adapter := _find(repo_or_dir, ADAPTER_CONFIG, where, hub):
             # The drafter below has a place, a revision and a folder of its own.
             below = _without(kwargs, "subfolder", "revision")
             base = base_of_adapter(adapter, where)
             check_named(base, repo_or_dir)
+            check_weights(adapter, _find(repo_or_dir, ADAPTER_WEIGHTS, where, hub), where)
             try:
                 if _find(base, ADAPTER_CONFIG, base, {name: hub[name] for name in hub if name in below}):
                     raise ValueError(f"{base} is an adapter itself.")
