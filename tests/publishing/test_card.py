@@ -325,6 +325,18 @@ def test_a_run_gives_a_row_for_each_task_and_temperature(folder, tmp_path):
     assert record["data"] == "all tasks" and len(record["rows"]) == 6 and "secret-host" not in json.dumps(record)
 
 
+def test_what_was_looked_up_is_not_the_drafters(folder, tmp_path):
+    summary = run_of("tiny")
+    for row in summary["rows"][:3]:
+        row["lookup_share"] = 0.3
+    add_evaluation(folder, write_run(tmp_path / "all", summary))
+    assert write_card(folder)
+    greedy, sampled = (line for line in card(folder).splitlines() if line.startswith("| gsm8k"))
+    assert "2.00 \\[1.80, 2.20\\] with lookup |" in greedy and "with lookup" not in sampled
+    _, metadata, _ = card(folder).split("---\n", 2)
+    assert metadata.count("name: mean tokens per round with lookup") == 3 == metadata.count("tokens per round\n")
+
+
 def test_of_several_drafters_the_one_of_that_name(folder, tmp_path):
     run = write_run(tmp_path / "both", run_of("drafter", "other"))
     add_evaluation(folder, run)

@@ -12,6 +12,7 @@ from .contents import EVALUATIONS
 from .records import check_evaluation
 
 _SUMMARY = "summary.json"
+_METRIC = "mean tokens per round"
 # Of a file without rows, as earlier versions wrote them.
 _KEPT = (
     "tau",
@@ -20,6 +21,7 @@ _KEPT = (
     "accepted_per_slot",
     "accepted_per_slot_given_previous",
     "reliability",
+    "lookup_share",
     "ratio",
     "settings",
     "dtype",
@@ -36,6 +38,7 @@ _KEPT_OF_ROW = (
     "tau_interval",
     "accepted_per_slot",
     "accepted_per_slot_given_previous",
+    "lookup_share",
     "ratio",
 )
 
@@ -101,13 +104,16 @@ def describe(record: dict[str, Any], name: str) -> list[dict[str, str]]:
     return [_cells(part, record, settings, name) for part in parts]
 
 
-def metrics(record: dict[str, Any], name: str) -> dict[str, float]:
-    """Tau by what it was measured on, for the card's metadata."""
+def metrics(record: dict[str, Any], name: str) -> list[tuple[str, str, float]]:
+    """What it was measured on, the metric's name and its value, for the card's metadata."""
     if not record.get("rows"):
-        return {name: record["tau"]}
+        return [(name, f"{_METRIC}{_with_lookup(record)}", record["tau"])]
     least = min(row.get("batch_size") or 1 for row in record["rows"])
     rows = [row for row in record["rows"] if (row.get("batch_size") or 1) == least]
-    return {f"{row['task']}, T = {row['temperature']:g}, {row['way']}": row["tau"] for row in rows}
+    return [
+        (f"{row['task']}, T = {row['temperature']:g}, {row['way']}", f"{_METRIC}{_with_lookup(row)}", row["tau"])
+        for row in rows
+    ]
 
 
 def _of_run(result: Mapping[str, Any], drafter: str | None, file: Path) -> dict[str, Any]:
@@ -173,9 +179,14 @@ def _cells(
         "prompts": _known(row.get("num_prompts")),
         "new tokens": _known(settings.get("max_new_tokens")),
         "dtype": _known(record.get("dtype")),
-        "tau": _between(row["tau"], row.get("tau_interval")),
+        "tau": f"{_between(row['tau'], row.get('tau_interval'))}{_with_lookup(row)}",
         "speed": "" if fair is None else f"{_between(fair, ratio.get('interval'))}x",
     }
+
+
+def _with_lookup(row: Mapping[str, Any]) -> str:
+    """What was looked up in the text is not the drafter's merit."""
+    return " with lookup" if row.get("lookup_share") else ""
 
 
 def _between(value: float, interval: Any) -> str:

@@ -47,6 +47,7 @@ def _row(value: Any) -> bool:
         and _text(value.get("cut") or "")
         and isinstance(ratio, dict)
         and is_number(ratio.get("median", 1))
+        and is_number(value.get("lookup_share") or 0)
         and all(one is None or _pair(one) for one in (value.get("tau_interval"), ratio.get("interval")))
     )
 
@@ -76,6 +77,7 @@ _CONFIG = {
 _EVALUATION = {
     "tau": ("a number", is_number),
     "num_prompts": ("a whole number", _whole),
+    "lookup_share": ("a number", is_number),
     "data": ("text", _text),
     "dtype": ("text", _text),
     "settings": ("keys and values", _table),

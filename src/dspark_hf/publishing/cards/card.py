@@ -76,11 +76,11 @@ def card_metadata(drafter: DrafterFolder, facts: CardFacts, base_model: str | No
             dataset_type=what,
             dataset_name=what,
             metric_type="tau",
-            metric_name="mean tokens per round",
+            metric_name=metric,
             metric_value=round(tau, 4),
         )
         for name, record in drafter.evaluations.items()
-        for what, tau in metrics(record, name).items()
+        for what, metric, tau in metrics(record, name)
     ]
     name = (facts.repo_id or drafter.path.resolve().name).split("/")[-1]
     return ModelCardData(
