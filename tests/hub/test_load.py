@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, pipeline
 
 from dspark_hf import AutoDrafter, DSparkModel
 from dspark_hf.modeling.configuration.recognition import is_of_drafter
@@ -208,6 +208,25 @@ def test_wrong_dtype(folder):
 def test_absent_repository():
     with pytest.raises(ValueError, match="nobody/nothing"):
         AutoDrafter.from_pretrained("nobody/nothing")
+
+
+def test_absent_folder(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="There is no folder /nonexistent/x, and it is no repository's name"):
+        AutoDrafter.from_pretrained("/nonexistent/x")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with (
+        pytest.warns(UserWarning, match="There is no folder runs/first; a repository of that name is looked for"),
+        pytest.raises(ValueError, match="runs/first"),
+    ):
+        AutoDrafter.from_pretrained("runs/first", local_files_only=True)
+
+
+def test_the_word_embedded(folder, monkeypatch, tiny_target_dir):
+    monkeypatch.setattr("dspark_hf.hub.embedded.embedded_drafter", lambda: folder)
+    assert isinstance(AutoDrafter.from_pretrained("embedded"), DSparkModel)
+    pipe = pipeline("text-generation", model=tiny_target_dir, assistant_model="embedded")
+    assert isinstance(pipe.assistant_model, DSparkModel)
 
 
 def test_it_is_not_instantiated():

@@ -18,6 +18,8 @@ from typing import Any
 TESTED = ("5.23", "5.24")
 
 _ORIGINAL = "__dspark_original__"
+# What AutoDrafter takes for the drafter that comes with the library.
+_EMBEDDED = "embedded"
 _speculation: ContextVar[Any] = ContextVar("dspark_speculation", default=None)
 # What the wrappers rely on; a version of transformers without it must not be patched.
 _NEEDED = {
@@ -277,6 +279,8 @@ def _names_drafter(name: str | os.PathLike) -> bool:
 
     from dspark_hf.modeling.configuration.recognition import is_of_drafter
 
+    if os.fspath(name) == _EMBEDDED:
+        return True
     try:
         return is_of_drafter(PreTrainedConfig.get_config_dict(name)[0])
     except (OSError, ValueError):

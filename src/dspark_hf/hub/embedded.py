@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,10 +98,13 @@ def resolve_drafter(name: str | os.PathLike) -> str:
 
 
 def _check_path(name: str) -> str:
-    """What cannot be a repository must be a folder; `~` is this user's."""
+    """What cannot be a repository must be a folder; what may be either gets a warning. `~` is this user's."""
     path = os.path.expanduser(name)
     if (os.path.isabs(path) or name.startswith(".") or name.count("/") > 1) and not os.path.exists(path):
         raise ValueError(f"There is no folder {name}, and it is no repository's name (OWNER/NAME) either.")
+    if "/" in name and os.path.isdir(os.path.dirname(path)) and not os.path.exists(path):
+        # Asking the Hub takes a minute where there is no network, and a folder may be what is meant.
+        warnings.warn(f"There is no folder {name}; a repository of that name is looked for on the Hub.", stacklevel=4)
     return path
 
 

@@ -27,6 +27,7 @@ from dspark_hf.publishing.weight_index import read_weight_map
 
 from .adapters import base_of_adapter, check_weights, put_on
 from .deepseek_v4 import as_plain, check_memory, has_stages, stages_alone
+from .embedded import resolve_drafter
 from .packagings import Packaging, drafter_class, find_packaging, flat_config
 from .packagings.interleaved import is_interleaved, sort_pairs, without_flags
 from .packagings.renaming import key_mapping, without_wrappers
@@ -61,14 +62,15 @@ class AutoDrafter:
         """Load a drafter in the checkpoint's own dtype; of an adapter, with the drafter below it, as a `PeftModel`.
 
         Args:
-            repo_or_dir (`str` or `Path`): A Hub repository or a folder; of a composite one, its drafter.
+            repo_or_dir (`str` or `Path`): A Hub repository or a folder; of a composite one, its drafter. `"embedded"`
+                is the drafter that comes with the library.
             kwargs: As for [`~transformers.PreTrainedModel.from_pretrained`]: `subfolder`, `revision`, `token`,
                 `dtype`, `device_map`, `local_files_only`, ...
 
         Raises:
             `ValueError`: If there is no drafter there, its layout is unknown, or it cannot be read whole.
         """
-        repo_or_dir = str(repo_or_dir)
+        repo_or_dir = resolve_drafter(repo_or_dir)
         where = " / ".join(filter(None, (repo_or_dir, kwargs.get("subfolder"))))
         if kwargs.get("use_safetensors", True) is False:
             raise ValueError(f"use_safetensors=False for {where}: pickles are not read. Leave it out.")
@@ -273,5 +275,6 @@ def _find(repo_or_dir: str, name: str, where: str, hub: dict[str, Any], *, is_ne
         if is_needed and isinstance(error.__cause__, EntryNotFoundError | NoneType):
             return None
         raise ValueError(
-            f"Cannot reach a drafter at {where}: {error} Check its name and revision, and the token if it is private."
+            f"Cannot reach a drafter at {where}: {error} There is no folder {repo_or_dir} either. Check its name and "
+            "revision, and the token if it is private."
         ) from error

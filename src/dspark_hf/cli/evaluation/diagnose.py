@@ -45,10 +45,12 @@ def diagnose(
     from dspark_hf.cli.models import check_dtype, check_output, load_drafter, load_target
     from dspark_hf.evaluation import diagnose as find_out
     from dspark_hf.evaluation import load_prompts, provenance, write_json
+    from dspark_hf.hub.embedded import resolve_drafter
 
     check_output(json)
     dtype = check_dtype(dtype)
     prompts = None if data is None else load_prompts(data, limit)
+    resolve_drafter(drafter)
     model, tokenizer = load_target(target, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     loaded = load_drafter(drafter, model, dtype=dtype, check_name=False)
     form = {"thinking": thinking, "reasoning_effort": reasoning_effort}

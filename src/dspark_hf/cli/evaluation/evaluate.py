@@ -98,6 +98,7 @@ def evaluate(
     from dspark_hf.evaluation import evaluate as run
     from dspark_hf.evaluation.reporting.tables import conditions, headline
     from dspark_hf.evaluation.running.ways import speculation_fields
+    from dspark_hf.hub.embedded import resolve_drafter
 
     settings = EvaluationSettings(
         max_new_tokens=max_new_tokens,
@@ -120,6 +121,8 @@ def evaluate(
     speculations = list(speculation or ["default"])
     for one in speculations:
         speculation_fields(one)
+    for one in drafter or ():
+        resolve_drafter(one.rpartition("=")[2])
     model, tokenizer = load_target(target, trust_remote_code=trust_remote_code, **place)
     ways = [plain_way()] if plain else []
     ways += [static_way()] if static else []
