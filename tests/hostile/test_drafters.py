@@ -65,6 +65,35 @@ def test_a_block_longer_than_the_target_is_not_bound(edited, target):
         target.generate(torch.tensor([[1, 2, 3]]), assistant_model=drafter, max_new_tokens=4)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope_parameters": {"rope_type": "../../x", "rope_theta": 1e4}}, "rope_type must be one of default, "),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 3,
+                                 "long_factor": [1.0] * 3, "original_max_position_embeddings": 64}},
+            "short_factor of rope_parameters must be 4 numbers",
+        ),
+        ({"intermediate_size": 10**6}, r"mlp\.\w+\.weight in .* has the shape .* asks for"),
+        ({"target_layer_ids": list(range(10**5, 0, -1))}, "target_layer_ids must be ascending"),
+    ],
+    ids=["rope", "longrope", "size", "taps"],
+)  # fmt: skip
+def test_errors_name_the_field_and_are_short(edited, change, message):
+    folder = edited("drafter", "config.json", change)
+    with pytest.raises(ValueError, match=message) as caught:
+        AutoDrafter.from_pretrained(folder)
+    assert str(folder) in str(caught.value) and len(str(caught.value)) < 1500
+
+
+def test_an_index_without_metadata_is_told(edited):
+    folder = edited("drafter", "config.json", {})
+    names = dict.fromkeys(load_file(folder / "model.safetensors"), "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(ValueError, match="index.json has no `metadata`"):
+        AutoDrafter.from_pretrained(folder)
+
+
 @pytest.mark.parametrize(("make", "field"), [(Eagle3Model, "ttt_length"), (DSparkModel, "block_size")])
 def test_new_drafters_have_no_such_blocks_either(target, make, field):
     with pytest.raises(ValueError, match=f"{field}=600 proposes more"):

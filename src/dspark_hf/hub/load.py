@@ -31,10 +31,12 @@ from .embedded import resolve_drafter
 from .packagings import Packaging, drafter_class, find_packaging, flat_config
 from .packagings.interleaved import is_interleaved, sort_pairs, without_flags
 from .packagings.renaming import key_mapping, without_wrappers
+from .shapes import wrong_shape
 from .trust import check_named
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLE = "pytorch_model.bin"
+_LONGEST_REASON = 600
 # What says where files are, for target and drafter alike.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
@@ -156,9 +158,11 @@ def _load_weights(
         raise
     # Sizes and names that contradict each other, or the weights, end in any error of torch's and transformers'.
     except Exception as error:
-        raise ValueError(
-            f"The weights in {where} do not fit its config.json: {type(error).__name__}: {error}"
-        ) from error
+        if isinstance(error, KeyError) and error.args == ("metadata",):
+            raise ValueError(f'{where}: {_INDEX} has no `metadata`. Add "metadata": {{}} to it.') from error
+        places = {name: options[name] for name in (*HUB_ARGUMENTS, "subfolder") if options.get(name) is not None}
+        reason = wrong_shape(model_cls, folder, options, places) or _short(error)
+        raise ValueError(f"The weights in {where} do not fit its config.json: {reason}") from error
 
 
 def _checked(drafter: DraftModel, report: dict[str, Any], names: set[str], where: str) -> DraftModel:
@@ -227,8 +231,13 @@ def _told_of(where: str) -> Iterator[None]:
     except Exception as error:
         if type(error) is ValueError and where in str(error):
             raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{where}: config.json cannot be used: {reason}") from error
+        raise ValueError(f"{where}: config.json cannot be used: {_short(error)}") from error
+
+
+def _short(error: Exception) -> str:
+    """An error in one line, at a length that can be read: it may quote a field of any length."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
 
 
 def _is_dtype(name: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 # Fields of a decoder's config that count something.
 _SIZES = (
@@ -37,6 +38,34 @@ LENGTH_DEPENDENT = ("dynamic", "longrope")
 def plain_rope(rope: dict[str, Any]) -> dict[str, Any]:
     """Rope with the base of another, and nothing else of it."""
     return {"rope_type": "default", "rope_theta": rope.get("rope_theta", 10000.0)}
+
+
+def check_rope(config: PreTrainedConfig) -> None:
+    """Check how positions are turned.
+
+    Args:
+        config (`PreTrainedConfig`): A decoder's.
+
+    Raises:
+        `ValueError`: If transformers has no such rope, or its factors are not one for each pair of a head.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    tables = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    for table in tables:
+        kind = table.get("rope_type")
+        if kind not in (None, "default", *ROPE_INIT_FUNCTIONS):
+            raise ValueError(
+                f"rope_type must be one of default, {', '.join(ROPE_INIT_FUNCTIONS)}, got {kind!r:.80}; correct "
+                "rope_parameters."
+            )
+        num_pairs = (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads) // 2
+        for name in ("short_factor", "long_factor") if kind == "longrope" else ():
+            factors = table.get(name)
+            if not isinstance(factors, list) or len(factors) != num_pairs:
+                raise ValueError(
+                    f"{name} of rope_parameters must be {num_pairs} numbers, one for each pair of a head, got "
+                    f"{factors!r:.80}."
+                )
 
 
 class Family:
@@ -72,7 +101,9 @@ class Family:
                 f"{rope['partial_rotary_factor']}. Leave it out of a new drafter. Of released ones DeepSpec's copy it "
                 "from their target's config and rotate whole heads: remove it there; one trained so is not read."
             )
-        return self.config_cls(**fields)
+        config = self.config_cls(**fields)
+        check_rope(config)
+        return config
 
     def decoder_config(self, target: PreTrainedConfig, num_hidden_layers: int, **overrides) -> PreTrainedConfig:
         """The decoder config of a drafter for a target: its widths, with `num_hidden_layers` full-attention layers.
