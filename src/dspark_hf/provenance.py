@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import platform
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,13 @@ def installed_versions(*packages: str) -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
     return found
+
+
+def command_line() -> str:
+    """This process's command, as a shell takes it; `python -m dspark_hf` is `dspark`."""
+    program = Path(sys.argv[0])
+    is_own = (program.parent.name, program.name) == ("dspark_hf", "__main__.py")
+    return shlex.join(["dspark" if is_own else program.name, *sys.argv[1:]])
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

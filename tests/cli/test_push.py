@@ -42,7 +42,8 @@ def test_a_drafter_with_its_figures(dspark, hub, folder, tmp_path):
 
 def test_words_of_ones_own_are_pushed_as_they_are(dspark, hub, folder):
     (folder / "README.md").write_text("tau is 3")
-    outcome = dspark("push", folder, "org/drafter", "--yes")
+    outcome = dspark("push", folder, "org/drafter", "--license", "mit", "--tag", "chat", "--yes")
+    assert "not used, since they are words of a card: --license, --tag" in outcome.err
     assert "README.md was not written by this command: kept (--overwrite-card replaces it)" in outcome.err
     assert hub.files("org/drafter")["README.md"] == b"tau is 3"
     assert dspark("push", folder, "org/drafter", "--overwrite-card", "--yes").code == 0

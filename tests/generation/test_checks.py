@@ -62,7 +62,8 @@ def guarded(target, monkeypatch):
         ({"synced_gpus": True}, "synced_gpus=True keeps processes in step, but there is no process group"),
         ({"cache_implementation": "static"}, "needs a cache that rejected tokens can be taken out of.*StaticCache"),
         ({"assistant_tokenizer": object(), "tokenizer": object()}, "assistant_tokenizer is not supported"),
-        ({"speculation": "fast"}, "speculation must be a SpeculationConfig, got 'fast'"),
+        ({"speculation": "fast"}, "speculation must be a SpeculationConfig, None .* False, got 'fast'"),
+        ({"speculation": True}, "speculation must be a SpeculationConfig, None for the defaults or, .*got True"),
         ({"speculation": False}, "speculation=False and assistant_model=drafter contradict"),
     ],
 )

@@ -96,3 +96,9 @@ def test_an_upload_shows_names_as_text(capsys, name):
     show_files([name, "config.json"], [name], err=False)
     shown = capsys.readouterr()
     assert controls(shown.out + shown.err) == [] and shown.out.endswith("config.json\n")
+
+
+def test_a_name_forges_no_line(capsys):
+    show_files(["a\nmodel.safetensors", "config.json"], ["b\tc"], err=False)
+    shown = capsys.readouterr()
+    assert shown.out == "a\u240amodel.safetensors\nconfig.json\n" and "b\u2409c" in shown.err

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from transformers import AutoModelForCausalLM
 
 from dspark_hf import AutoDrafter, DFlashModel, DraftTrainingArguments, Eagle3Model
+from dspark_hf.provenance import command_line
 from dspark_hf.publishing import CardFacts, add_evaluation, push_folder, write_card, write_training_record
 from dspark_hf.publishing.cards.card import is_generated
 from dspark_hf.publishing.cards.plots import calibration_error
@@ -212,6 +214,12 @@ def test_serving_commands(folder):
 )
 def test_commands_lose_secrets_and_places(command, short):
     assert shorten_command(command) == short
+
+
+@pytest.mark.parametrize(("program", "name"), [("/x/dspark_hf/__main__.py", "dspark"), ("/x/train.py", "train.py")])
+def test_the_module_is_the_command(monkeypatch, program, name):
+    monkeypatch.setattr(sys, "argv", [program, "train", "max_steps=1 2"])
+    assert command_line() == f"{name} train 'max_steps=1 2'"
 
 
 def test_calibration_error():

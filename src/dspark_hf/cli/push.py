@@ -127,6 +127,9 @@ class _Push:
         show_files(files, left_behind(self.drafter, inside), err=not self.dry_run)
         if not is_generated(card):
             typer.echo("README.md was not written by this command: kept (--overwrite-card replaces it)", err=True)
+            given = {"--license": facts.license, "--dataset": facts.datasets, "--tag": facts.tags}
+            if unused := [name for name, value in given.items() if value]:
+                typer.echo(f"not used, since they are words of a card: {', '.join(unused)}", err=True)
         if self.dry_run:
             typer.echo(visible(f"\n{card}"))
             return

@@ -16,6 +16,11 @@ def visible(text: str) -> str:
     return "".join(map(_visible, text)) if any(map(_controls, text)) else text
 
 
+def visible_name(text: str) -> str:
+    """A name of others that stays in its line: newlines and tabs are pictures, too."""
+    return visible(text).translate({code: chr(0x2400 + code) for code in map(ord, "\n\t")})
+
+
 def plain(text: str, style: str = "") -> Text:
     """Text for rich that is neither markup nor control: names of files, models and data, messages of others."""
     return Text(visible(text), style)

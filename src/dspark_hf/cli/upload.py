@@ -7,7 +7,7 @@ import typer
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from dspark_hf.cli.terminal import visible
+from dspark_hf.cli.terminal import visible, visible_name
 from dspark_hf.publishing.hub_errors import explained_push
 
 
@@ -33,9 +33,9 @@ def confirm_upload(repo_id: str, folder: str, *, private: bool | None, yes: bool
 
 def show_files(files: Sequence[str], left_behind: Sequence[str], *, err: bool) -> None:
     """List what goes, and say what does not; with `err` on stderr."""
-    typer.echo(visible("\n".join(files)), err=err)
+    typer.echo("\n".join(map(visible_name, files)), err=err)
     if left_behind:
-        typer.echo(visible(f"stays here: {', '.join(left_behind)}"), err=True)
+        typer.echo(f"stays here: {', '.join(map(visible_name, left_behind))}", err=True)
 
 
 def _visibility(repo_id: str, private: bool | None) -> tuple[str, str]:

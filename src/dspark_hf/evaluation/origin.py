@@ -2,14 +2,12 @@
 
 import os
 import platform
-import shlex
 import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dspark_hf.provenance import installed_versions, processor_name
+from dspark_hf.provenance import command_line, installed_versions, processor_name
 
 _PACKAGES = ("dspark_hf", "torch", "transformers", "accelerate", "peft", "datasets", "huggingface_hub", "gguf")
 
@@ -47,7 +45,7 @@ def provenance(device: Any = None) -> dict[str, Any]:
         device (`torch.device`, *optional*): Where the models lie.
     """
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
         "commit": _git_commit(),
         "versions": versions(),
         "machine": machine(device),

@@ -54,7 +54,10 @@ def check_drafter(drafter: Any, speculation: SpeculationConfig) -> None:
         )
     if not isinstance(speculation, SpeculationConfig):
         instead = f" Write SpeculationConfig(**{speculation!r})." if isinstance(speculation, dict) else ""
-        raise ValueError(f"speculation must be a SpeculationConfig, got {speculation!r}.{instead}")
+        raise ValueError(
+            f"speculation must be a SpeculationConfig, None for the defaults or, without a drafter, False, got "
+            f"{speculation!r}.{instead}"
+        )
     if isinstance(drafter, PromptLookup):
         if speculation.prompt_lookup not in (None, drafter):
             raise ValueError(

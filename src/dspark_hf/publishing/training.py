@@ -2,13 +2,11 @@
 
 import dataclasses
 import os
-import shlex
-import sys
 from pathlib import Path, PurePath
 from typing import Any
 
 from dspark_hf.files import write_json
-from dspark_hf.provenance import installed_versions
+from dspark_hf.provenance import command_line, installed_versions
 
 from .commands import shorten_command
 from .contents import TRAINING
@@ -43,7 +41,7 @@ def write_training_record(
         `Path`: The file.
     """
     if command is None:
-        command = shlex.join([PurePath(sys.argv[0]).name, *sys.argv[1:]])
+        command = command_line()
     record = {
         "command": shorten_command(command),
         "data": None if data is None else [PurePath(name).name if Path(name).exists() else name for name in data],
