@@ -1,6 +1,6 @@
 """The package's structure, read from its syntax trees: modules per folder, circles, imports against the direction.
 
-python tests/structure.py [SRC]     of this checkout, or of another one's src/dspark_hf
+python tests/structure.py [SRC]     of this checkout, or of another one's src/dspark_hf; exit status 1: a rule is broken
 """
 
 import ast
@@ -145,17 +145,34 @@ def modules_per_folder(source: Path = SOURCE) -> dict[str, int]:
     return dict(sorted(Counter(name_of(path.parent, source) for path in files).items()))
 
 
-def report(source: Path = SOURCE) -> str:
-    """Everything above, in a few lines."""
+def report(source: Path = SOURCE) -> tuple[str, bool]:
+    """Everything above, in a few lines, and whether all of it is as it should be.
+
+    Raises:
+        `ValueError`: If there are no files.
+    """
     graph, counts = import_graph(source), modules_per_folder(source)
+    if not graph:
+        raise ValueError(f"There are no Python files in {source}; give the package's folder, src/{PACKAGE}.")
     rings, against = circles(graph), breaches(graph)
+    crowded = {folder: count for folder, count in counts.items() if count > MOST_MODULES}
     lines = [f"{len(graph)} files in {len(counts)} folders, {sum(map(len, graph.values()))} imports between files"]
     lines += ["modules per folder: " + ", ".join(f"{folder} {count}" for folder, count in counts.items())]
-    lines += [f"folders over {MOST_MODULES}: {sum(count > MOST_MODULES for count in counts.values())}"]
+    lines += [f"folders over {MOST_MODULES}: {len(crowded)}", *(f"  {one}: {count}" for one, count in crowded.items())]
     lines += [f"circles between files: {len(rings)}", *("  " + ", ".join(ring) for ring in rings)]
     lines += [f"imports against the direction: {len(against)}", *(f"  {a} -> {b}" for a, b in against)]
-    return "\n".join(lines)
+    return "\n".join(lines), not (crowded or rings or against)
+
+
+def main(arguments: list[str]) -> int:
+    """Print the report; 1 if something is not as it should be."""
+    try:
+        text, is_fine = report(Path(arguments[0]) if arguments else SOURCE)
+    except ValueError as error:
+        text, is_fine = f"error: {error}", False
+    print(text)
+    return not is_fine
 
 
 if __name__ == "__main__":
-    print(report(Path(sys.argv[1]) if len(sys.argv) > 1 else SOURCE))
+    sys.exit(main(sys.argv[1:]))

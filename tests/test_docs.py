@@ -60,8 +60,9 @@ def test_layout_is_the_layout():
     outside = [entry for entry in entries if entry not in inside]
     assert [entry for entry in inside if not (ROOT / "src" / "dspark_hf" / entry).exists()] == []
     assert [entry for entry in outside if not (ROOT / entry).exists()] == []
-    packages = {f"{path.parent.name}/" for path in (ROOT / "src" / "dspark_hf").glob("*/__init__.py")}
-    assert packages <= set(inside)
+    source = ROOT / "src" / "dspark_hf"
+    packages = {f"{path.parent.relative_to(source).as_posix()}/" for path in source.rglob("*/__init__.py")}
+    assert packages == {entry for entry in inside if entry.endswith("/")}
 
 
 NAMES = (ROOT / "docs" / "names.md").read_text(encoding="utf-8")

@@ -15,6 +15,7 @@ from structure import (
     import_graph,
     imported_modules,
     is_under,
+    main,
     modules_per_folder,
     name_of,
     parse,
@@ -108,13 +109,27 @@ def test_imports_are_seen_wherever_they_stand(tmp_path):
 
 
 def test_report_tells_the_figures():
-    lines = report().splitlines()
+    text, is_fine = report()
+    lines = text.splitlines()
+    assert is_fine
     assert lines[0].startswith(f"{len(FILES)} files in ")
     assert lines[2:] == [
         f"folders over {MOST_MODULES}: 0",
         "circles between files: 0",
         "imports against the direction: 0",
     ]
+
+
+def test_a_broken_rule_is_the_exit_status(tmp_path, capsys):
+    assert main([str(tmp_path / "nothing")]) == 1
+    assert "There are no Python files in" in capsys.readouterr().out
+    (tmp_path / "data").mkdir()
+    for number in range(MOST_MODULES):
+        (tmp_path / "data" / f"part{number}.py").write_text("")
+    assert main([str(tmp_path)]) == 0
+    (tmp_path / "data" / "one_more.py").write_text("")
+    assert main([str(tmp_path)]) == 1
+    assert f"folders over {MOST_MODULES}: 1\n  data: {MOST_MODULES + 1}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
