@@ -1,6 +1,6 @@
 """The package's structure, read from its syntax trees: modules per folder, circles, imports against the direction.
 
-python tests/structure.py [SRC]     of this checkout, or of another one's src/dspark_hf; exit status 1: a rule is broken
+python tests/structure.py [SRC]     of this checkout, or of another src/dspark_hf; exit status 1 if a rule is broken
 """
 
 import ast

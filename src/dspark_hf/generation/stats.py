@@ -159,7 +159,16 @@ class SpeculationStats:
         from_lookup: bool = False,
         drafted_len: int | None = None,
     ) -> None:
-        """Note one verification, of all drafts that were made unless it is said how many those were."""
+        """Note one verification.
+
+        Args:
+            row_id (`int`): The row of the batch.
+            verified_len (`int`): Drafts that the target looked at.
+            accepted_len (`int`): How many of them it took.
+            emitted_len (`int`): Tokens that became text, the target's own included.
+            from_lookup (`bool`, *optional*, defaults to `False`): Whether the drafts were looked up in the text.
+            drafted_len (`int`, *optional*): Drafts that were made; `verified_len`, if not given.
+        """
         self.drafted_lens.append(verified_len if drafted_len is None else drafted_len)
         self.from_lookup.append(from_lookup)
         self.row_ids.append(row_id)

@@ -89,7 +89,13 @@ def resolve_target(name: str | os.PathLike) -> str:
 
 
 def resolve_drafter(name: str | os.PathLike) -> str:
-    """Turn the word `embedded` into the shipped drafter's folder; any other name is returned as it is.
+    """Turn the word `embedded` into the shipped drafter's folder; any other name is returned as it is, `~` resolved.
+
+    Args:
+        name (`str` or `os.PathLike`): The word, a repository or a folder.
+
+    Returns:
+        `str`: What `from_pretrained` takes. A name that could be a folder's, and is none, gets a warning.
 
     Raises:
         `ValueError`: If the name is a path, and nothing is there.

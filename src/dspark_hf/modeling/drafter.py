@@ -208,7 +208,14 @@ class DraftModel(PreTrainedModel):
         return Borrowed(target, entry_tokens(self.d2t) if copies_rows else None)
 
     def start(self, batch_size: int) -> DraftState:
-        """An empty context for `batch_size` rows of a generation, which drafts with the target's weights of now."""
+        """An empty context for a generation, which drafts with the target's weights of now.
+
+        Args:
+            batch_size (`int`): Rows.
+
+        Returns:
+            [`DraftState`]: For `extend` and `propose`.
+        """
         if self.borrowed is not None:
             self.borrowed.renew()
         return self._empty_context(batch_size)
@@ -312,11 +319,31 @@ class DraftModel(PreTrainedModel):
         return module
 
     def rope(self, hidden: Tensor, positions: Tensor, layer_type: str = "full_attention") -> tuple[Tensor, Tensor]:
-        """Cosines and sines of `positions` for the draft layers of a type."""
+        """Cosines and sines of positions for the draft layers of a type.
+
+        Args:
+            hidden (`torch.Tensor` of shape `(batch, tokens, hidden)`): States, for their dtype and device.
+            positions (`torch.LongTensor` of shape `(batch, tokens)`): Places in the text, from 0.
+            layer_type (`str`, *optional*, defaults to `"full_attention"`): Or `"sliding_attention"`.
+
+        Returns:
+            Two `torch.Tensor` of shape `(batch, tokens, head_dim)`, in the dtype of `hidden`.
+        """
         return self.family.rope(self.rotary_emb, hidden, positions, layer_type)
 
     def project(self, features: Tensor) -> Tensor:
-        """Features `(batch, tokens, taps * hidden)` to states `(batch, tokens, hidden)`."""
+        """Tapped states to states of the drafter's width.
+
+        Args:
+            features (`torch.Tensor` of shape `(batch, tokens, taps * hidden)`): Outputs of the tapped layers, side by
+                side, in any floating dtype.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, tokens, hidden)`, in the drafter's dtype.
+
+        Raises:
+            `ValueError`: If the features have another width.
+        """
         if features.shape[-1] != self.fc.in_features:
             raise ValueError(
                 f"features have width {features.shape[-1]}, but this drafter reads "

@@ -51,7 +51,18 @@ class DSparkModel(DraftModel):
         self.post_init()
 
     def project(self, features: Tensor) -> Tensor:
-        """Features `(batch, tokens, taps * hidden)` to context states `(batch, tokens, hidden)`."""
+        """Tapped states to context states.
+
+        Args:
+            features (`torch.Tensor` of shape `(batch, tokens, taps * hidden)`): Outputs of the tapped layers, side by
+                side, in any floating dtype.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, tokens, hidden)`, in the drafter's dtype.
+
+        Raises:
+            `ValueError`: If the features have another width.
+        """
         return self.hidden_norm(super().project(features))
 
     def _decode(
@@ -172,6 +183,9 @@ class DSparkModel(DraftModel):
             features (`torch.Tensor` of shape `(batch, tokens, taps * hidden)`): Tapped states of the next positions.
             counts (`Sequence[int]`, *optional*): How many of the tokens each row keeps; all, if not given.
             ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): These tokens; not read here.
+
+        Raises:
+            `ValueError`: If the features have another width.
         """
         self.append(state, features)
         state.advance([features.shape[1]] * features.shape[0] if counts is None else counts)

@@ -196,10 +196,16 @@ class Eagle3Model(DraftModel):
     def extend(
         self, state: Eagle3State, features: Tensor, counts: Sequence[int] | None = None, ids: Tensor | None = None
     ) -> None:
-        """Append tapped states to the context; arguments as of [`DSparkModel.extend`], but `ids` are read.
+        """Append tapped states to the context.
+
+        Args:
+            state ([`Eagle3State`]): The context, changed in place.
+            features (`torch.Tensor` of shape `(batch, tokens, taps * hidden)`): Tapped states of the next positions.
+            counts (`Sequence[int]`, *optional*): How many of the tokens each row keeps; all, if not given.
+            ids (`torch.LongTensor` of shape `(batch, tokens)`): These tokens.
 
         Raises:
-            `ValueError`: If `ids` is missing.
+            `ValueError`: If `ids` is missing, or the features have another width.
         """
         if ids is None:
             raise ValueError("An EAGLE-3 drafter reads tokens beside their features: pass ids to extend().")
@@ -225,6 +231,9 @@ class Eagle3Model(DraftModel):
             pick (`Callable`, *optional*): As of [`DSparkModel.propose`].
             num_slots (`int`, *optional*): Draft only so many tokens, 1 to `config.num_slots`.
             num_candidates (`int`, *optional*): How many of a step's best tokens it is drawn from; all, if not given.
+
+        Returns:
+            [`Proposal`]: Its `ids` are int64 of shape `(batch, num_slots)`.
 
         Raises:
             `ValueError`: If `num_slots` is out of range.

@@ -48,6 +48,12 @@ class DraftTrainer(DrafterUploads, FiniteTraining):
         model ([`DraftModel`] or `PeftModel`): The drafter, or one with a trainable adapter.
         target (`PreTrainedModel`): The frozen target; it stays outside the trained model.
         args ([`DraftTrainingArguments`]): The arguments.
+        train_dataset (`Dataset`, `list` or [`TargetCache`], *optional*): What it learns from; needed to train.
+        eval_dataset (the same, *optional*): What `evaluate()` measures on.
+        processing_class (`PreTrainedTokenizerBase`, *optional*): The target's tokenizer, with a chat template; needed
+            where rows hold conversations rather than ids.
+        data_collator ([`DraftCollator`], *optional*): Makes batches of rows and chooses their anchors; one with
+            `num_anchors` of the drafter's config and the seed of `args`, if not given.
         max_length (`int`, *optional*, defaults to 4096): Conversations are cut to so many tokens.
         keep_special_tokens (`bool`, *optional*, defaults to `False`): Whether conversations whose text spells special
             tokens are kept ([`~data.rows.encode_row`]).

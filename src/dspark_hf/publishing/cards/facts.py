@@ -48,6 +48,9 @@ class CardFacts:
         Args:
             text (`str`): That card.
             keeps_base_model (`bool`): Whether it is about a drafter for the same target.
+
+        Returns:
+            [`CardFacts`]: New ones; of the card base model, licence, data sets and tags are taken.
         """
         data = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
         base_model = data.get("base_model") if keeps_base_model else None
