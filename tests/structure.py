@@ -171,7 +171,7 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         text, is_fine = f"error: {error}", False
     print(text)
-    return not is_fine
+    return int(not is_fine)
 
 
 if __name__ == "__main__":

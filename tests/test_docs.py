@@ -150,6 +150,46 @@ def test_arguments_are_those_of_the_signature():
     assert wrong == {}
 
 
+def names_for_users() -> Iterator[tuple[str, Any, str]]:
+    """Functions and own methods of the public names; what overrides a method of others is described there."""
+    for name in dspark_hf.__all__:
+        public = getattr(dspark_hf, name)
+        if inspect.isfunction(public):
+            yield name, public, inspect.getdoc(public)
+            continue
+        classes = [one for one in public.__mro__ if one.__module__.startswith("dspark_hf.")]
+        of_others = {member for one in set(public.__mro__) - set(classes) - {object} for member in vars(one)}
+        for one in classes:
+            for path, method, docstring in public_methods(one, one.__name__):
+                if path.rpartition(".")[2] not in of_others and not isinstance(vars(one)[method.__name__], property):
+                    yield path, method, docstring
+
+
+def lacks(function: Any, docstring: str) -> set[str]:
+    """What a docstring does not say: arguments, and what comes back. It may lead to another that does."""
+    signature = inspect.signature(function)
+    arguments = set(signature.parameters) - {"self", "cls", "args", "kwargs"}
+    if not arguments or re.search(r"\b[Aa]s of \[`", docstring):
+        return set()
+    returned = signature.return_annotation
+    is_silent = returned not in (None, inspect.Signature.empty) and not re.search(
+        r"^(Returns|Yields):", docstring, re.MULTILINE
+    )
+    return arguments - documented_arguments(docstring) | ({"Returns"} if is_silent else set())
+
+
+def test_names_for_users_say_what_goes_in_and_comes_out():
+    found = {name: lacks(function, docstring) for name, function, docstring in names_for_users()}
+    assert len(found) > 60 and {name: missing for name, missing in found.items() if missing} == {}
+
+
+def test_a_docstring_without_sections_is_seen():
+    def double(number: int, *, times: int = 1) -> int:
+        """Twice a number."""
+
+    assert lacks(double, double.__doc__) == {"number", "times", "Returns"}
+
+
 def test_a_stale_docstring_is_seen():
     text = """Do it.
 

@@ -46,19 +46,48 @@ class PromptLookup:
         self.last_stats = None
 
     def bind(self, target: Any, check_name: bool = True) -> "PromptLookup":
-        """Nothing to do: lookup serves every target."""
+        """Nothing to do: lookup serves every target.
+
+        Args:
+            target (`PreTrainedModel`): Any.
+            check_name (`bool`, *optional*, defaults to `True`): Of no account.
+
+        Returns:
+            [`PromptLookup`]: Itself.
+        """
         return self
 
     def is_bound_to(self, target: Any) -> bool:
-        """Whether it may draft for `target`: always."""
+        """Whether it may draft for `target`: always.
+
+        Args:
+            target (`PreTrainedModel`): Any.
+
+        Returns:
+            `bool`.
+        """
         return True
 
     def start(self, batch_size: int) -> DraftState:
-        """A context that stays empty: lookup reads tokens, not features."""
+        """A context that stays empty: lookup reads tokens, not features.
+
+        Args:
+            batch_size (`int`): Rows.
+
+        Returns:
+            [`DraftState`].
+        """
         return DraftState(batch_size, num_layers=0)
 
     def to(self, device: torch.device) -> "PromptLookup":
-        """Nothing to do: lookup happens on the host."""
+        """Nothing to do: lookup happens on the host.
+
+        Args:
+            device (`torch.device`): Any.
+
+        Returns:
+            [`PromptLookup`]: Itself.
+        """
         return self
 
     def __repr__(self) -> str:

@@ -177,7 +177,11 @@ class SpeculationStats:
         self.emitted_lens.append(emitted_len)
 
     def add(self, other: "SpeculationStats") -> None:
-        """Add what happened in another generation; seconds stay as they are."""
+        """Add what happened in another generation; seconds stay as they are.
+
+        Args:
+            other ([`SpeculationStats`]): It.
+        """
         for name in _NOTES:
             if getattr(self, name) or getattr(other, name):
                 # Where the drafter was never asked, nothing is noted of any verification.

@@ -107,6 +107,9 @@ class DSparkForCausalLM:
             target (`PreTrainedModel`): The target; this very object is returned.
             drafter ([`DSparkModel`]): The drafter, moved to the target's device.
 
+        Returns:
+            [`DSparkForCausalLM`]: The target, with its drafter attached.
+
         Raises:
             `ValueError`: If the two do not fit.
         """
@@ -185,6 +188,9 @@ class DSparkForCausalLM:
             tags (`list[str]`, *optional*): Tags besides the usual ones.
             options: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr`; see
                 [`~publishing.push_folder`].
+
+        Returns:
+            `CommitInfo`: With `commit_url` and `oid`.
 
         Raises:
             `ValueError`: If the Hub refuses, or a target that is only named is a folder of this machine.

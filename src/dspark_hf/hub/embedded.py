@@ -76,7 +76,13 @@ def embedded_drafter() -> Path:
 
 
 def resolve_target(name: str | os.PathLike) -> str:
-    """Turn the word `embedded` into the embedded target's folder; any other name is returned as it is.
+    """Turn the word `embedded` into the embedded target's folder; any other name is returned as it is, `~` resolved.
+
+    Args:
+        name (`str` or `os.PathLike`): The word, a repository or a folder.
+
+    Returns:
+        `str`: What `from_pretrained` takes.
 
     Raises:
         `ValueError`: If the name is a path, and nothing is there, or an adapter for a newer PEFT.

@@ -69,6 +69,9 @@ class AutoDrafter:
             kwargs: As for [`~transformers.PreTrainedModel.from_pretrained`]: `subfolder`, `revision`, `token`,
                 `dtype`, `device_map`, `local_files_only`, ...
 
+        Returns:
+            [`DraftModel`] or `PeftModel`, in evaluation mode.
+
         Raises:
             `ValueError`: If there is no drafter there, its layout is unknown, or it cannot be read whole.
         """

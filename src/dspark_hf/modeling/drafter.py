@@ -126,6 +126,9 @@ class DraftModel(PreTrainedModel):
         Args:
             target (`PreTrainedModel`): The target.
             fields: See [`DraftConfig.from_target`].
+
+        Returns:
+            [`DraftModel`] of this class, with random weights.
         """
         target = unwrap(target)
         model = cls(cls.config_class.from_target(target, **fields))
@@ -134,6 +137,9 @@ class DraftModel(PreTrainedModel):
 
     def choose_vocabulary(self, token_ids: Iterable[int]) -> None:
         """Say which tokens a reduced draft vocabulary stands for, before training.
+
+        Args:
+            token_ids (`Iterable[int]`): They, `config.draft_vocab_size` different ones.
 
         Raises:
             `ValueError`: If the config has no `draft_vocab_size`, or the ids do not match it.
@@ -169,7 +175,14 @@ class DraftModel(PreTrainedModel):
         return self.knows_all_tokens and not self.has_reduced_vocabulary
 
     def entries_of(self, token_ids: Tensor) -> Tensor:
-        """The output head's row for each token, -1 where it has none."""
+        """The output head's row for each token, -1 where it has none.
+
+        Args:
+            token_ids (`torch.LongTensor` of any shape): Tokens.
+
+        Returns:
+            `torch.LongTensor` of that shape.
+        """
         known_ids = token_ids.clamp_max(self.config.vocab_size - 1)
         entries = token_entries(known_ids, self.t2d) if self.has_reduced_vocabulary else known_ids
         return entries if self.knows_all_tokens else torch.where(token_ids == known_ids, entries, -1)
@@ -186,6 +199,9 @@ class DraftModel(PreTrainedModel):
         Args:
             target (`PreTrainedModel`): The target to draft for, or a PEFT or compiled wrapper around it.
             check_name (`bool`, *optional*, defaults to `True`): Whether a drafter made for another target is refused.
+
+        Returns:
+            [`DraftModel`]: Itself.
 
         Raises:
             `ValueError`: If drafter and target do not fit, whom the message names, or a reduced vocabulary is none.
@@ -245,13 +261,23 @@ class DraftModel(PreTrainedModel):
             options: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr`,
                 `max_shard_size`, `tags`; see [`~publishing.push_model`].
 
+        Returns:
+            `CommitInfo`: With `commit_url` and `oid`.
+
         Raises:
             `ValueError`: If the Hub refuses; the message says what to do.
         """
         return push_model(self, repo_id, **options)
 
     def is_bound_to(self, target: PreTrainedModel) -> bool:
-        """Whether it borrows from this target, as the target is now."""
+        """Whether it borrows from this target, as the target is now.
+
+        Args:
+            target (`PreTrainedModel`): The target, or a PEFT or compiled wrapper around it.
+
+        Returns:
+            `bool`.
+        """
         return self.borrowed is not None and self.borrowed.is_current(unwrap(target))
 
     def get_input_embeddings(self) -> nn.Module | None:
@@ -266,7 +292,14 @@ class DraftModel(PreTrainedModel):
         """Nothing to do: the borrowed embeddings stay frozen, and checkpointing needs no gradient of theirs."""
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """Token embeddings in the drafter's dtype, `(..., hidden)`."""
+        """Token embeddings in the drafter's dtype, `(..., hidden)`.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(...)`): Tokens.
+
+        Returns:
+            `torch.Tensor` of shape `(..., hidden)`.
+        """
         embedding = self._vocabulary_module("embed_tokens")
         is_own = embedding is self.embed_tokens
         with torch.set_grad_enabled(is_own and torch.is_grad_enabled()):
@@ -277,7 +310,14 @@ class DraftModel(PreTrainedModel):
         return embeds.to(device=self.device, dtype=self.fc.weight.dtype)
 
     def base_logits(self, hidden: Tensor) -> Tensor:
-        """The output head on block hidden states: `(..., hidden)` to logits over the draft vocabulary."""
+        """The output head on block hidden states: `(..., hidden)` to logits over the draft vocabulary.
+
+        Args:
+            hidden (`torch.Tensor` of shape `(..., hidden)`): States behind the final norm.
+
+        Returns:
+            `torch.Tensor` of shape `(..., draft_vocab)`.
+        """
         head = self._vocabulary_module("lm_head")
         # Of some slots of a block, a product would copy the whole head once per row.
         hidden = hidden.to(device=compute_device(head), dtype=compute_dtype(head, hidden.dtype)).contiguous()
@@ -367,9 +407,14 @@ class DraftModel(PreTrainedModel):
         return num_slots
 
     def best_entries(self, logits: Tensor, num_candidates: int | None) -> tuple[Tensor, Tensor | None]:
-        """The best of the output head's logits `(..., draft_vocab)`: they and their entries, both `(..., k)`.
+        """The best of the output head's logits.
 
-        Entries are None where all are kept: as many as there are, or None, are asked for.
+        Args:
+            logits (`torch.Tensor` of shape `(..., draft_vocab)`): Logits.
+            num_candidates (`int` or `None`): How many, k, are kept; all, if None.
+
+        Returns:
+            The logits `(..., k)` and their entries (int64, `(..., k)`); entries are None where all are kept.
         """
         if num_candidates is None or num_candidates >= logits.shape[-1]:
             return logits, None

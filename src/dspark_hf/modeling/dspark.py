@@ -192,7 +192,12 @@ class DSparkModel(DraftModel):
 
     @torch.no_grad()
     def append(self, state: DraftState | TracedState, features: Tensor) -> None:
-        """Write the keys and values of tapped states behind the context, without counting them."""
+        """Write the keys and values of tapped states behind the context, without counting them.
+
+        Args:
+            state ([`DraftState`] or [`TracedState`]): The context, changed in place.
+            features (`torch.Tensor` of shape `(batch, tokens, taps * hidden)`): Tapped states.
+        """
         context = self.project(features)
         positions = state.positions(features.shape[1], context.device)
         for index, key_values in enumerate(self._context_kv(context, positions)):
@@ -218,6 +223,9 @@ class DSparkModel(DraftModel):
             num_candidates (`int`, *optional*): How many of the output head's best tokens the sequential head chooses
                 among; all, if not given, which costs a product with the whole vocabulary for each slot.
 
+        Returns:
+            [`Proposal`]: Its `ids` are int64 of shape `(batch, num_slots)`.
+
         Raises:
             `ValueError`: If `num_slots` is out of range.
         """
@@ -241,6 +249,9 @@ class DSparkModel(DraftModel):
                 vocabulary those are; all, if not given.
             anchor_ids (`torch.LongTensor` of shape `(batch,)`): The last known token of each row.
             pick (`Callable`, *optional*): As of [`DSparkModel.propose`].
+
+        Returns:
+            [`Proposal`].
         """
         num_slots = hidden.shape[1]
         prev_ids, markov_state, drawn_from, max_probs = anchor_ids, None, [], []

@@ -60,7 +60,11 @@ class FiniteTraining(WholeCheckpoints):
         )
 
     def check_weights(self, what: str) -> None:
-        """Raise `ValueError`, in all processes, if a weight is not finite in any of them."""
+        """Raise `ValueError`, in all processes, if a weight is not finite in any of them.
+
+        Args:
+            what (`str`): What is looked at, as the message begins.
+        """
         bad = [
             name for name, weight in self.model.named_parameters() if weight.requires_grad and not _is_whole(weight)
         ]

@@ -113,6 +113,12 @@ class TargetCache(Dataset):
     def select(self, indices: Iterable[int]) -> "TargetCache":
         """A view of some rows, in the order given.
 
+        Args:
+            indices (`Iterable[int]`): Their places, from 0.
+
+        Returns:
+            [`TargetCache`]: It reads the same files.
+
         Raises:
             `IndexError`: If there is no such row.
         """
@@ -153,7 +159,13 @@ class TargetCache(Dataset):
             self._row(*place)
 
     def check_fits(self, config: DraftConfig, target: Any = None, tokenizer: Any = None) -> None:
-        """Raise `ValueError` unless a drafter with this config, target and tokenizer can learn from the cache."""
+        """Raise `ValueError` unless a drafter with this config, target and tokenizer can learn from the cache.
+
+        Args:
+            config ([`DraftConfig`]): The drafter's.
+            target (`PreTrainedModel`, *optional*): Its target, if that is at hand.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): The target's, the same.
+        """
         self.manifest.check_fits(config, target, tokenizer)
 
     def push_to_hub(
@@ -223,6 +235,9 @@ class TargetCache(Dataset):
             revision (`str`, *optional*): Branch, tag or commit.
             token (`str`, *optional*): Access token.
             cache_dir (`str`, *optional*): Where files are kept; the Hub's cache, if not given.
+
+        Returns:
+            [`TargetCache`].
 
         Raises:
             `ValueError`: If the repository holds no cache.

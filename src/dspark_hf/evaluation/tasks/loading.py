@@ -109,6 +109,9 @@ def load_tasks(names: list[str], *, folder: str | Path | None = None, limit: int
             in place of the Hub's.
         limit (`int`, *optional*): Most prompts of each.
 
+    Returns:
+        `list[LoadedTask]`: In the order of the names.
+
     Raises:
         `ValueError`: If one cannot be loaded, or two have the same name.
     """

@@ -64,11 +64,22 @@ class Calibration:
             )
 
     def of_mode(self, temperature: float) -> list[float] | None:
-        """Temperatures of the slots when decoding greedily (0) or sampling at a temperature; None if not known."""
+        """Temperatures of the slots when decoding greedily (0) or sampling at a temperature; None if not known.
+
+        Args:
+            temperature (`float`): 0 for greedy decoding.
+
+        Returns:
+            `list[float]` or `None`: One a slot.
+        """
         return {0.0: self.temperatures, 1.0: self.sampled_temperatures}.get(temperature)
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON, as SGLang reads it; to a folder as `calibration.json`."""
+        """Write it as JSON, as SGLang reads it; to a folder as `calibration.json`.
+
+        Args:
+            path (`str` or `Path`): The file, or a folder that is there.
+        """
         path = Path(path)
         write_json(path / FILE_NAME if path.is_dir() else path, asdict(self))
 
@@ -78,6 +89,9 @@ class Calibration:
 
         Args:
             path (`str` or `Path`): The file, or the folder of a drafter that has one.
+
+        Returns:
+            [`Calibration`].
 
         Raises:
             `ValueError`: If it is not readable, or no calibration.
@@ -91,7 +105,11 @@ class Calibration:
         return cls(**known)
 
     def check_length(self, num_slots: int) -> None:
-        """Raise `ValueError` unless it is for so many slots."""
+        """Raise `ValueError` unless it is for so many slots.
+
+        Args:
+            num_slots (`int`): Slots of the drafter.
+        """
         if len(self.temperatures) != num_slots:
             raise ValueError(
                 f"This calibration has temperatures for {len(self.temperatures)} slots, and the drafter has "

@@ -65,6 +65,9 @@ def load_cost(path: str | Path) -> StepCost:
     Args:
         path (`str` or `Path`): The file.
 
+    Returns:
+        [`StepCost`].
+
     Raises:
         `ValueError`: If it is not readable, of none of the forms, or its numbers are no table.
     """
@@ -105,6 +108,9 @@ def to_sglang(cost: StepCost, *, additive: bool = True) -> dict[str, Any]:
         cost ([`StepCost`]): What was measured.
         additive (`bool`, *optional*, defaults to `True`): Whether requests and tokens are told apart, the newer form;
             otherwise steps are those of one request.
+
+    Returns:
+        `dict[str, Any]`, JSON-able.
     """
     seconds = list(cost.verify_seconds[0])
     if additive:
@@ -122,6 +128,12 @@ def to_sglang(cost: StepCost, *, additive: bool = True) -> dict[str, Any]:
 
 def from_sglang(content: dict[str, Any]) -> StepCost:
     """A step cost from either of SGLang's forms; it does not say where it was measured.
+
+    Args:
+        content (`dict[str, Any]`): What the file holds.
+
+    Returns:
+        [`StepCost`].
 
     Raises:
         `ValueError`: If it is neither, or its numbers are no table.

@@ -75,6 +75,9 @@ class StepCost:
 
         Args:
             device (`torch.device`): Where the target runs.
+
+        Returns:
+            [`StepCost`].
         """
         num_cores = max(torch.get_num_threads(), _FEWEST_CORES)
         most = _TOKENS_OF_CORE * num_cores if device.type == "cpu" else _TOKENS_OF_DEVICE
@@ -104,7 +107,14 @@ class StepCost:
         return np.concatenate([[0.0], _by_ceil(np.arange(1, num_tokens + 1), self.tokens, of_context)])
 
     def draft(self, num_rows: int) -> float:
-        """Seconds of a proposal for so many rows."""
+        """Seconds of a proposal for so many rows.
+
+        Args:
+            num_rows (`int`): Rows that are drafted for.
+
+        Returns:
+            `float`.
+        """
         return float(_by_ceil(np.array([num_rows]), self.rows, np.array(self.draft_seconds, dtype=float))[0])
 
     def without_draft(self) -> "StepCost":

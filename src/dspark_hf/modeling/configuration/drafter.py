@@ -101,12 +101,20 @@ class DraftConfig(PreTrainedConfig):
         self._check_layer_types()
 
     def check_taps(self, num_target_layers: int | None) -> None:
-        """Raise `ValueError` if a target of so many layers cannot be tapped so; `None` is an unknown number."""
+        """Raise `ValueError` if a target of so many layers cannot be tapped so; `None` is an unknown number.
+
+        Args:
+            num_target_layers (`int` or `None`): Layers of the target.
+        """
         family = get_family(self.decoder_config.model_type)
         check_taps(self.target_layer_ids, num_target_layers, with_last=family.may_tap_last)
 
     def check_length(self, num_positions: int | None) -> None:
-        """Raise `ValueError` if a proposal is longer than so many positions; `None` is an unknown number."""
+        """Raise `ValueError` if a proposal is longer than so many positions; `None` is an unknown number.
+
+        Args:
+            num_positions (`int` or `None`): The longest text, in tokens.
+        """
         if self.num_slots > _MOST_SLOTS:
             raise ValueError(
                 f"{self.length_field}={getattr(self, self.length_field)} proposes more than {_MOST_SLOTS} tokens; use "
@@ -132,7 +140,14 @@ class DraftConfig(PreTrainedConfig):
 
     @classmethod
     def describes(cls, flat: dict[str, Any]) -> bool:
-        """Whether a `config.json` in the flat layout is that of a drafter of this kind."""
+        """Whether a `config.json` in the flat layout is that of a drafter of this kind.
+
+        Args:
+            flat (`dict[str, Any]`): What the file holds.
+
+        Returns:
+            `bool`.
+        """
         raise NotImplementedError
 
     @property
@@ -179,6 +194,9 @@ class DraftConfig(PreTrainedConfig):
             overrides:
                 Fields of this class, or of the draft decoder's config (e.g. `intermediate_size`).
 
+        Returns:
+            [`DraftConfig`] of this class.
+
         Raises:
             `ValueError`: If a field is unknown, out of range, or of the wrong type.
         """
@@ -213,12 +231,23 @@ class DraftConfig(PreTrainedConfig):
 
     @classmethod
     def default_family(cls, text_config: PreTrainedConfig) -> str:
-        """The target's own family where there is one for new drafters, else `"qwen3"`."""
+        """The target's own family where there is one for new drafters, else `"qwen3"`.
+
+        Args:
+            text_config (`PreTrainedConfig`): The target's, of its text part.
+
+        Returns:
+            `str`: A name in `FAMILIES`.
+        """
         family = FAMILIES.get(text_config.model_type)
         return text_config.model_type if family is not None and family.is_default else DEFAULT_FAMILY
 
     def name_target(self, target: PreTrainedModel) -> None:
-        """Record another target, for which the drafter is trained from now on: its name and fingerprint."""
+        """Record another target, for which the drafter is trained from now on: its name and fingerprint.
+
+        Args:
+            target (`PreTrainedModel`): It.
+        """
         self.target_name_or_path = public_name(target.name_or_path)
         self.target_fingerprint = target_fingerprint(target)
 

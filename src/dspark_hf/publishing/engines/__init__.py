@@ -48,6 +48,9 @@ def not_served(checkpoint: Checkpoint) -> list[str]:
 
     Args:
         checkpoint ([`Checkpoint`]): The drafter, as it is or will be saved.
+
+    Returns:
+        `list[str]`: None where all serve it.
     """
     found = {engine.name: engine.problems(checkpoint) for engine in ENGINES.values() if engine.serves}
     return [f"{name} will not serve this drafter: {'; '.join(why)}." for name, why in found.items() if why]

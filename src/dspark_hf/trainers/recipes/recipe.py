@@ -187,6 +187,9 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
     What a file may not decide for who runs it, such as an output folder outside the working folder, must come from
     `overrides` ([`~trainers.recipes.consent.check_consent`]).
 
+    Returns:
+        [`Recipe`].
+
     Raises:
         `ValueError`: If the file is no recipe, a key is unknown (the message has the nearest known one), or a value is
             not for a file to decide.
