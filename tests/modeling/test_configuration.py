@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Phi3Config, Qwen3Config
 
 from dspark_hf import DFlashConfig, DSparkConfig, DSparkModel, Eagle3Config
-from dspark_hf.modeling.configuration.drafter import spread_taps
+from dspark_hf.modeling.configuration.taps import spread_taps
 
 TARGET = LlamaConfig(
     vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=8, num_attention_heads=4, eos_token_id=2

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dspark_hf.modeling import DraftConfig
-from dspark_hf.modeling.configuration.drafter import check_taps
+from dspark_hf.modeling.configuration.taps import check_taps
 from dspark_hf.modeling.families import FAMILIES
 from dspark_hf.modeling.fingerprint import public_name
 from dspark_hf.modeling.wrappers import unwrap

@@ -9,7 +9,7 @@ import torch
 
 from dspark_hf.evaluation.diagnosis.adapters import has_adapter
 from dspark_hf.modeling import DraftModel
-from dspark_hf.modeling.configuration.drafter import check_taps
+from dspark_hf.modeling.configuration.taps import check_taps
 from dspark_hf.modeling.families import get_family
 from dspark_hf.modeling.wrappers import unwrap
 
