@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,6 +16,7 @@ from dspark_hf.modeling.families import DEFAULT_FAMILY, FAMILIES
 from dspark_hf.trainers.arguments import DraftTrainingArguments
 
 from .consent import check_consent, check_no_token
+from .yaml_text import parse_yaml
 
 _SECTIONS = ("training", "drafter", "lora", "estimate")
 # What people call fields whose names do not look like it.
@@ -206,7 +206,7 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
             raise ValueError(f"Expected key=value, got {override!r}.")
         key = _resolve(key, known)
         asked.add(key)
-        _put(content, key, _parse(text, f"The value in {override!r}"))
+        _put(content, key, parse_yaml(text, f"The value in {override!r}"))
         if key == "target":
             # The sizes that the recipe states are those of its own target.
             (content.get("estimate") or {}).pop("target", None)
@@ -227,36 +227,13 @@ def _read(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"Cannot read the recipe {path}: {error}. Name a YAML file, such as examples/recipes/embedded.yaml."
         ) from error
-    content = _parse(text, str(path))
+    content = parse_yaml(text, str(path))
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold keys and values, got {type(content).__name__}.")
     for section in _SECTIONS:
         if not isinstance(content.get(section), dict | None):
             raise ValueError(f"{path}: {section} must hold keys and values, got {content[section]!r}.")
     return content
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that reads 6e-4 as a number, and `no` (as in `save_strategy: no`) as a word."""
-
-
-_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver(_FLOAT, re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except RecursionError:
-        raise ValueError(f"{where} is not readable YAML: it is nested too deeply.") from None
-    # Dates, numbers and tags that are none end in whatever Python makes of them.
-    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{where} is not readable YAML: {' '.join(str(error).split())}") from error
 
 
 def known_keys(content: Mapping[str, Any]) -> set[str]:
