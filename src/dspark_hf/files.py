@@ -4,7 +4,8 @@ which."""
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -62,6 +63,22 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write text so that the file is either whole or as it was."""
     with whole_file(path) as temp:
         temp.write_text(text, encoding="utf-8")
+
+
+def copy_files(source: Path, names: Iterable[str], target: Path) -> None:
+    """Copy files to the same places below another folder; folders are made where they are missing.
+
+    Args:
+        source (`Path`): The folder that has them.
+        names (`Iterable[str]`): Their paths below it.
+        target (`Path`): The folder that gets them.
+
+    Raises:
+        `OSError`: If one cannot be copied.
+    """
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)
 
 
 def sole_writer(path: Path) -> FileLock:

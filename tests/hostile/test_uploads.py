@@ -1,10 +1,12 @@
 """Whatever way a drafter goes to the Hub, exactly a drafter's files arrive there."""
 
+import errno
 import json
 import os
 import pty
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -176,6 +178,34 @@ def test_an_upload_that_fails_does_not_end_training(hub, make_trainer, caplog):
     trainer.train()
     assert trainer.state.global_step == 4
     assert any("of step 2 was not uploaded; training goes on" in record.getMessage() for record in caplog.records)
+
+
+@pytest.fixture
+def left_over(tmp_path, monkeypatch):
+    """`left_over()`: what uploads have left in the folder of temporary files."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    return lambda: [path.name for path in (tmp_path / "temporary").glob("dspark-upload-*")]
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "checkpoint"])
+def test_a_tokenizer_with_several_templates(uploaded, hub, make_trainer, tiny_tokenizer, left_over, strategy):
+    tokenizer = deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": tokenizer.chat_template}
+    make_trainer(hub_strategy=strategy, processing_class=tokenizer).train()
+    assert "additional_chat_templates/tool_use.jinja" in uploaded("org/run") and left_over() == []
+
+
+def test_a_copy_that_fails_does_not_end_training(hub, make_trainer, left_over, monkeypatch, caplog):
+    def no_space(*paths):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("dspark_hf.trainers.uploads.copy_files", no_space)
+    trainer = make_trainer()
+    trainer.train()
+    assert trainer.state.global_step == 4 and left_over() == []
+    said = [record.getMessage() for record in caplog.records]
+    assert any("step 2 was not uploaded; training goes on" in one and "No space left" in one for one in said)
 
 
 def test_a_drafter_in_memory_and_a_folder(uploaded, hub, folder):

@@ -1,12 +1,12 @@
 """A composite folder from a target's name and a drafter's folder, without generating anything."""
 
 import os
-import shutil
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from dspark_hf.files import copy_files
 from dspark_hf.modeling.borrowing import check_fit
 from dspark_hf.publishing.cards.card import is_generated
 from dspark_hf.publishing.contents import CARD, SUBFOLDER, files_to_push
@@ -54,8 +54,7 @@ def assemble(
     else:
         save_reference(folder, config, name or target)
     AutoTokenizer.from_pretrained(target).save_pretrained(folder)
-    for file in files_to_push(drafter):
-        if file == CARD and is_generated((drafter / file).read_text(encoding="utf-8")):
-            continue  # the root's card says it all
-        (folder / SUBFOLDER / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(drafter / file, folder / SUBFOLDER / file)
+    files = set(files_to_push(drafter))
+    if CARD in files and is_generated((drafter / CARD).read_text(encoding="utf-8")):
+        files.remove(CARD)  # the root's card says it all
+    copy_files(drafter, files, folder / SUBFOLDER)

@@ -11,7 +11,7 @@ from transformers.trainer_utils import HubStrategy, TrainOutput
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
-from dspark_hf.files import write_text
+from dspark_hf.files import copy_files, write_text
 from dspark_hf.publishing import CardFacts, push_folder, write_card, write_training_record
 from dspark_hf.publishing.cards.facts import known_repo
 from dspark_hf.publishing.contents import CARD, checkpoint_files, files_to_push, left_behind
@@ -123,8 +123,12 @@ class DrafterUploads(WholeCheckpoints):
         self.callback_handler.on_push_begin(args, self.state, self.control)
         step, source = self.state.global_step, Path(checkpoint_folder)
         place = {HubStrategy.CHECKPOINT: _LAST, HubStrategy.ALL_CHECKPOINTS: source.name}.get(args.hub_strategy)
-        # A copy, since the checkpoint may be rotated away before it has been sent.
-        copy = Path(tempfile.mkdtemp(prefix="dspark-upload-"))
+        failed = f"The drafter of step {step} was not uploaded; training goes on."
+        try:
+            copy = self._copied(source, place is not None)
+        except (OSError, ValueError) as error:
+            logger.warning(f"{failed} {error}")
+            return
 
         def push() -> None:
             try:
@@ -138,16 +142,24 @@ class DrafterUploads(WholeCheckpoints):
                     revision=args.hub_revision,
                 )
             except (OSError, ValueError) as error:
-                logger.warning(f"The drafter of step {step} was not uploaded; training goes on. {error}")
+                logger.warning(f"{failed} {error}")
             finally:
                 shutil.rmtree(copy, ignore_errors=True)
 
-        files = files_to_push(source, tokenizer=self._has_tokenizer)
-        for path in {*files, *(checkpoint_files(source) if place else ())}:
-            shutil.copyfile(source / path, copy / path)
-        self._write_record(copy)
         jobs = [*(self.push_in_progress.jobs if is_busy else ()), run_as_future(push)]
         self.push_in_progress = PushInProgress(jobs)
+
+    def _copied(self, source: Path, is_resumable: bool) -> Path:
+        """A new folder with what is uploaded: the checkpoint may be rotated away before it has been sent."""
+        copy = Path(tempfile.mkdtemp(prefix="dspark-upload-"))
+        try:
+            files = files_to_push(source, tokenizer=self._has_tokenizer)
+            copy_files(source, {*files, *(checkpoint_files(source) if is_resumable else ())}, copy)
+            self._write_record(copy)
+        except BaseException:
+            shutil.rmtree(copy, ignore_errors=True)
+            raise
+        return copy
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         card = Path(output_dir or self.args.output_dir) / CARD
