@@ -1,66 +1,96 @@
-"""Command lines without what is nobody else's business: secrets, and folders of this machine."""
+"""Command lines without what is nobody else's business: secrets, and folders of this machine.
+
+When in doubt, less is shown. Every pattern here takes time in proportion to the text.
+"""
 
 import re
 import shlex
-from pathlib import PurePath
 
 _HIDDEN = "***"
-# The last word of an option's or a key's name: hub_token, --api-key and OPENAI_API_KEY, but no max_new_tokens or path.
-_SECRET = (
-    r"(?:[\w.-]*(?:token|passw(?:or)?d|passphrase|secret|credentials?|api[_-]?key|access[_-]?key|private[_-]?key)"
-    r"|(?:[\w.-]*[_.-])?(?:pat|pwd|auth|authorization))"
-)
-_OPTION = re.compile(rf"--?{_SECRET}", re.IGNORECASE)
-_ASSIGNED = re.compile(rf"\A((?:-*|.*[?&;\s]){_SECRET}=).*", re.IGNORECASE | re.DOTALL)
-# Inside mappings and queries, up to what ends the value there.
-_INSIDE = re.compile(
-    rf"""(["']?\b{_SECRET}["']?\s*:\s*)(?:"[^"]*"|'[^']*'|[^,}}\]\n]+)|([?&;,\s{{]{_SECRET}=)[^\s&;,}}\]]+""",
-    re.IGNORECASE,
-)
-_USER = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@]+@", re.IGNORECASE)
-# As accounts write them, wherever they stand.
+# How names of secrets end: hub_token, --api-key and X-Amz-Signature, but no max_new_tokens or path.
+_SECRET = ("token", "password", "passwd", "passphrase", "secret", "credential", "credentials", "key", "signature",
+           "cookie")  # fmt: skip
+# Short ones, as a word of its own: --pat, but no --compat.
+_SECRET_WORDS = {"pat", "pwd", "pass", "auth", "authorization", "bearer", "sig"}
+# A name and what follows it; a name begins where the run of its letters does.
+_NAMED = re.compile(r"""(?<![\w.-])([\w.-]+)["']?(?:\s*[:=]\s*|\s+(?=\S))""")
+_URL = re.compile(r"""(?<![\w+.-])[a-z][a-z0-9+.-]*://[^\s'"]*""", re.IGNORECASE)
+# Addresses that are the same for everybody; others name files, shares and buckets.
+_PUBLIC = ("http://", "https://", "hf://")
+_PIECE = re.compile(r"""([\n\t'"=,;\[\]{}()<>|]|:\s)""")
+# What leads to a place of this machine or another one: from the root, home, drive or host, or up from here.
+_PLACE = re.compile(r"(?:\A|[\s:@])(?:~[\w.-]*|\.{1,2})?/(?=\S)|/\.\.?/|\b[a-z]:\\|\A\\\\", re.IGNORECASE)
+# As accounts write them, wherever they stand: with their marks in front, or long and of letters and digits.
 _SHAPES = re.compile(
-    r"\b(?:hf_\w{8,}|sk-[\w-]{8,}|gh[opsur]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|AKIA[A-Z0-9]{12,})"
+    r"(?<![A-Za-z0-9])(?:hf_|sk-|gh[opsur]_|github_pat_|glpat-|xox[a-z]-|AKIA|ASIA|AIza|ya29\.|eyJ)[\w.+=-]{8,}"
+    r"|(?<![A-Za-z0-9])(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{24,}"
 )
-_FOLDERS = re.compile(r"(?<![\w.:/~-])[~.]{0,2}/(?:[^\s/'\",;\[\]{}]+/)*([^\s/'\",;\[\]{}]+)/?")
-_WORD = re.compile(r"""(?:[^\s'"]|'[^']*'|"(?:\\.|[^"\\])*"|['"])+""")
+_WORD = re.compile(r"""(?:\\.|[^\s'"\\]|'[^']*'|"(?:\\.|[^"\\])*"|['"\\])+""", re.DOTALL)
+_QUOTED = re.compile(r"""'([^']*)'|"((?:\\.|[^"\\])*)"|\\([\s'"\\])""", re.DOTALL)
 
 
 def shorten_command(command: str) -> str:
     """A command line without secrets and without folders of this machine: they tell others nothing.
+
+    A value after an option with a secret's name is hidden, and so is the rest of an argument that gives such a name a
+    value. Of places that lead out of the current folder the last part stays, of addresses neither user nor query.
 
     Args:
         command (`str`): As a shell takes it. What stays keeps its quotes.
     """
     parts, is_value = [], False
     for word in _WORD.findall(command):
-        text = _unquoted(word)
+        text = _QUOTED.sub(lambda match: match[1] or match[2] or match[3] or "", word)
         if is_value and not text.startswith("--"):
             parts.append(_HIDDEN)
-            is_value = False
+            # The scheme before the secret itself, where quotes were lost.
+            is_value = _is_secret(text)
             continue
-        is_value = _OPTION.fullmatch(text) is not None
+        is_value = text.startswith("-") and _is_secret(text) or text.endswith(":") and _is_secret(text[:-1])
         short = _shortened(text)
         parts.append(word if short == text else _requoted(short))
     return " ".join(parts)
 
 
 def _shortened(text: str) -> str:
-    text = _USER.sub(rf"\1{_HIDDEN}@", text)
-    if "{" not in text and "?" not in text:
-        text = _ASSIGNED.sub(rf"\1{_HIDDEN}", text)
-    text = _INSIDE.sub(lambda match: f"{match[1] or match[2]}{_HIDDEN}", text)
-    text = _SHAPES.sub(_HIDDEN, text)
-    if re.fullmatch(r"[~.]{0,2}/.*", text):
-        return PurePath(text).name or text
-    return _FOLDERS.sub(r"\1", text)
+    for match in _NAMED.finditer(text):
+        is_scheme = match[1].lower() == "bearer"
+        if _is_secret(match[1]) and (is_scheme or match[0].rstrip()[-1] in ":="):
+            text = f"{text[: match.end()]}{_HIDDEN}" if match.end() < len(text) else text
+            break
+    parts, end = [], 0
+    for match in _URL.finditer(text):
+        parts += [_without_places(text[end : match.start()]), _public_address(match[0])]
+        end = match.end()
+    text = "".join([*parts, _without_places(text[end:])])
+    return _SHAPES.sub(_HIDDEN, text)
 
 
-def _unquoted(word: str) -> str:
-    try:
-        return "".join(shlex.split(word))
-    except ValueError:  # a quote that does not end
-        return word
+def _is_secret(name: str) -> bool:
+    name = name.lower().lstrip("-")
+    return name.endswith(_SECRET) or re.split(r"[_.-]", name)[-1] in _SECRET_WORDS
+
+
+def _public_address(url: str) -> str:
+    if not url.lower().startswith(_PUBLIC):
+        return _last_part(url)
+    scheme, _, place = url.partition("://")
+    # A password may have an @ too, or a slash.
+    user, _, place = place.rpartition("@")
+    place, mark, _ = re.split(r"([?#]|\Z)", place, maxsplit=1)
+    return f"{scheme}://{_HIDDEN + '@' if user else ''}{place}{mark + _HIDDEN if mark else ''}"
+
+
+def _without_places(text: str) -> str:
+    # Blanks are part of a path where the whole value is one.
+    name, mark, value = text.rpartition("=") if re.fullmatch(r"[\w.-]+=[^=]*", text) else ("", "", text)
+    if not re.search(r"[,\[\]{}]", value):
+        return f"{name}{mark}{_last_part(value) if _PLACE.search(value) else value}"
+    return "".join(_last_part(piece) if _PLACE.search(piece) else piece for piece in _PIECE.split(text))
+
+
+def _last_part(place: str) -> str:
+    return re.split(r"[/\\]", place.rstrip("/\\"))[-1] or place
 
 
 def _requoted(text: str) -> str:
