@@ -1,14 +1,20 @@
 """Conversations in files, whatever wrote these."""
 
+import datetime
 import gzip
 import json
+from decimal import Decimal
 
+import pyarrow
 import pytest
 from datasets import Dataset
+from pyarrow import parquet
 
 from dspark_hf.data.conversation_files import iterate_places, load_conversations
 from dspark_hf.data.conversations import conversation_of, has_conversation
+from dspark_hf.data.json_array import array_elements
 from dspark_hf.data.left_out import LeftOut
+from dspark_hf.data.parquet import parquet_rows
 
 CONVERSATION = [
     {"role": "user", "content": "Hi there\u2028 you\x85"},
@@ -148,17 +154,59 @@ def test_kinds_of_files(tmp_path, kind):
     assert [given["messages"] for given in load_conversations(path)] == [[QUESTION, ANSWER]] * 2
 
 
+ELEMENTS = [12, -3.5, 1e5, True, None, 'a,]"ü😀', [], [1, [2]], {}, {"a": [1, {"b": "]"}]}, ""]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_arrays_are_read_in_pieces(indent, size):
+    """Whatever is cut wherever: the same elements, or an error, as where the text is read at once."""
+    whole = json.dumps(ELEMENTS, indent=indent, ensure_ascii=False).encode()
+    damaged = [whole[:place] + change + whole[place + 1 :] for place in range(1, len(whole)) for change in (b"", b"]")]
+    for text in (whole, b" " + whole + b"\n\t", b"[]", b"[ ]", *damaged):
+        try:
+            expected = json.loads(text)
+        except ValueError:
+            expected = None
+        pieces = (text[place : place + size] for place in range(0, len(text), size))
+        try:
+            assert list(array_elements(pieces, "x")) == expected
+        except ValueError:
+            assert expected is None
+
+
+def test_every_type_of_parquet_is_read(tmp_path):
+    numbers = {"whole": [1, None], "date": [datetime.date(2020, 1, 2)] * 2, "number": [Decimal("1.5")] * 2}
+    text = pyarrow.array(["a", None])
+    columns = {
+        **numbers,
+        "map": pyarrow.array([[("k", "v")], []], pyarrow.map_(pyarrow.string(), pyarrow.string())),
+        "pair": pyarrow.array([["a", "b"], None], pyarrow.list_(pyarrow.string(), 2)),
+        "large": pyarrow.array([["a"], []], pyarrow.large_list(pyarrow.large_string())),
+        "structs": [[{"role": "user", "tools": [{"a": 1}]}], []],
+        "words": text.dictionary_encode(),
+        "view": text.cast(pyarrow.string_view()),
+        "bytes": pyarrow.array([b"ab", b"cd"], pyarrow.binary(2)),
+        "none": pyarrow.nulls(2),
+    }
+    table = pyarrow.concat_tables([pyarrow.table(columns)] * 700)
+    for options in ({}, {"store_schema": False}, {"use_dictionary": False}, {"row_group_size": 300}):
+        parquet.write_table(table, tmp_path / "x.parquet", **options)
+        expected = parquet.read_table(tmp_path / "x.parquet").to_pylist()
+        assert list(parquet_rows(tmp_path / "x.parquet")) == expected
+
+
 def test_rows_of_any_file_are_named(tmp_path):
-    array, parquet = tmp_path / "a.json", tmp_path / "a.parquet"
+    array, table = tmp_path / "a.json", tmp_path / "a.parquet"
     array.write_text('[{"prompt": "q"}, 3]')
     with pytest.raises(ValueError, match="a.json, element 2: Expected an object"):
         load_conversations(array)
     array.write_text('[{"prompt": "q"},')
     with pytest.raises(ValueError, match="a.json begins as a JSON array and is none"):
         load_conversations(array)
-    Dataset.from_list([{"prompt": "q"}, {"prompt": None}]).to_parquet(parquet)
+    Dataset.from_list([{"prompt": "q"}, {"prompt": None}]).to_parquet(table)
     with pytest.raises(ValueError, match="a.parquet, row 2: Expected text"):
-        load_conversations(parquet)
+        load_conversations(table)
 
 
 def test_what_is_left_out_is_counted_or_an_error(tmp_path, caplog):

@@ -3,12 +3,15 @@
 import gzip
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from dspark_hf.data.cache.records import read_record
-from dspark_hf.data.conversation_files import load_conversations
+from dspark_hf.data.conversation_files import iterate_conversations, load_conversations
 from dspark_hf.data.regeneration.synthesis import load_openings
 from dspark_hf.files import read_json, write_json, write_text
 from dspark_hf.trainers.recipes.recipe import load_recipe
@@ -68,6 +71,70 @@ def test_a_line_that_unpacks_to_gigabytes_is_refused(tmp_path):
         for _ in range(72):
             file.write(b"a" * 2**20)
     with pytest.raises(ValueError, match=f"{path}, line 2: A line may have 64 MiB"):
+        load_conversations(path)
+
+
+@pytest.fixture
+def taken():
+    """`taken()`: most bytes that Python and Arrow have held at once."""
+    tracemalloc.start()
+    before = pyarrow.default_memory_pool().max_memory()
+    yield lambda: tracemalloc.get_traced_memory()[1] + pyarrow.default_memory_pool().max_memory() - before
+    tracemalloc.stop()
+
+
+def test_blanks_that_unpack_to_gigabytes_are_passed_over(tmp_path, taken):
+    path = tmp_path / "array.json.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(b"[\n")
+        for _ in range(256):
+            file.write((b" " * 1023 + b"\n") * 1024)
+        file.write(b'{"prompt": "a"}]')
+    assert len(load_conversations(path)) == 1 and taken() < 2**25
+
+
+def test_an_element_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    path = tmp_path / "array.json.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(b'[{"prompt": "short"}, {"prompt": "')
+        for _ in range(140):
+            file.write(b"a" * 2**20)
+    with pytest.raises(ValueError, match=f"{path} begins .* element 2: Unterminated.*or it has more than 64 MiB"):
+        load_conversations(path)
+
+
+def write_parquet(path, values, num_repeats, value_type=None):
+    """One value, which is in the file once, over and over."""
+    ids = pyarrow.array([0] * num_repeats, pyarrow.int32())
+    column = pyarrow.DictionaryArray.from_arrays(ids, pyarrow.array(values, value_type))
+    if num_repeats > 1000:
+        column = pyarrow.ListArray.from_arrays(pyarrow.array([0, num_repeats], pyarrow.int32()), column)
+    parquet.write_table(pyarrow.table({"prompt": column}), path, compression="zstd", store_schema=False)
+    assert path.stat().st_size < 5000
+
+
+def test_text_that_a_parquet_file_has_once_is_unpacked_in_parts(tmp_path, taken):
+    path = tmp_path / "rows.parquet"
+    write_parquet(path, ["a" * 2**22], 500)
+    assert sum(1 for _ in iterate_conversations(path)) == 500 and taken() < 2**28
+
+
+def test_rows_of_parquet_that_unpack_to_gigabytes_are_refused(tmp_path, taken):
+    path = tmp_path / "rows.parquet"
+    write_parquet(path, ["a" * 2**20], 5000)
+    with pytest.raises(ValueError, match=f"{path}, row 1: A row may have 64 MiB"):
+        load_conversations(path)
+    write_parquet(path, [7], 10_000_000)
+    with pytest.raises(ValueError, match=f"{path}, row 1: A row may have 64 MiB"):
+        load_conversations(path)
+    assert taken() < 2**29
+
+
+def test_groups_of_rows_that_unpack_to_gigabytes_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "rows.parquet"
+    write_parquet(path, ["a"], 5000)
+    monkeypatch.setattr("dspark_hf.data.parquet._LARGEST_GROUP", 2**15)
+    with pytest.raises(ValueError, match=f"{path}: Row group 0 would take 0 MiB, and may take 0. Write .* fewer rows"):
         load_conversations(path)
 
 

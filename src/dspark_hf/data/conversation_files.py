@@ -10,7 +10,9 @@ from json import JSONDecodeError
 from typing import Any
 
 from dspark_hf.data.conversations import conversation_of
+from dspark_hf.data.json_array import array_elements
 from dspark_hf.data.left_out import LeftOut
+from dspark_hf.data.parquet import parquet_rows
 from dspark_hf.files import open_regular, parse_json
 
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
@@ -34,8 +36,8 @@ def iterate_conversations(path: str | os.PathLike) -> Iterator[dict]:
         `Iterator[dict]`: What [`~data.conversations.conversation_of`] gives.
 
     Raises:
-        `ValueError`: If the file is absent, empty or no regular file, or a line is no such conversation or has more
-            than 64 MiB; the message has its number.
+        `ValueError`: If the file is absent, empty or no regular file, or a line, element or row is no such
+            conversation or has more than 64 MiB; the message has its number.
     """
     return (conversation for _, conversation in iterate_places(path))
 
@@ -98,7 +100,8 @@ def _rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
     try:
         with open_regular(path) as file:
             if file.peek(len(_PARQUET)).startswith(_PARQUET):
-                yield from _parquet_rows(path)
+                for number, row in enumerate(parquet_rows(path), start=1):
+                    yield f"{name}, row {number}", lambda row=row: row
                 return
             lines = enumerate(_lines(file), start=1)
             # The first line with content tells what the file is.
@@ -106,8 +109,9 @@ def _rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
             if first is None:
                 return
             if first[1].lstrip().startswith(b"["):
-                whole = first[1] + b"".join(line for _, line in lines)
-                yield from _elements(name, whole)
+                pieces = (line for _, line in chain([first], lines))
+                for number, element in enumerate(array_elements(pieces, name), start=1):
+                    yield f"{name}, element {number}", lambda element=element: element
                 return
             for number, line in chain([first], lines):
                 if line.strip():
@@ -136,28 +140,3 @@ def _parse_line(line: bytes) -> Any:
     except JSONDecodeError as error:
         # Its own count of lines, within this one, would mislead.
         raise ValueError(f"It is no JSON: {error.msg}, column {error.colno}.") from error
-
-
-def _elements(name: str, whole: bytes) -> Iterator[tuple[str, Any]]:
-    try:
-        elements = parse_json(whole.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise
-    except ValueError as error:
-        raise ValueError(f"{name} begins as a JSON array and is none: {error}.") from error
-    for number, element in enumerate(elements, start=1):
-        yield f"{name}, element {number}", lambda element=element: element
-
-
-def _parquet_rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
-    # A dependency of datasets, and slow to import.
-    from pyarrow import ArrowException, parquet
-
-    number = 0
-    try:
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=1000):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{os.fspath(path)}, row {number}", lambda row=row: row
-    except ArrowException as error:
-        raise OSError(str(error)) from error
