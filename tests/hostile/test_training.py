@@ -133,6 +133,24 @@ STATES = {
 }
 
 
+def write_state(name, state):
+    return lambda path: torch.save(state, path / name)
+
+
+def break_entries(path):
+    """An archive whose list of entries is whole, and nothing else."""
+    state = path / "rng_state.pth"
+    state.write_bytes(state.read_bytes().replace(b"PK\x03\x04", b"PK\x03\x05"))
+
+
+STATES |= {
+    "damaged numbers": (break_entries, "rng_state.pth, is not this run's: RuntimeError.*Without that file"),
+    "objects": (write_state("rng_state.pth", Path("x")), "rng_state.pth, is not this run's: UnpicklingError"),
+    "no numbers": (write_state("rng_state.pth", {"python": 1}), "rng_state.pth, is not this run's: TypeError"),
+    "a scale": (write_state("scaler.pt", {"scale": "x"}), "scaler.pt, is not this run's"),
+}
+
+
 def test_states_are_looked_at_when_a_run_goes_on(make_trainer, checkpoint, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "whole")
     for name, (change, message) in STATES.items():

@@ -1,6 +1,7 @@
 """A trainer that stops where a number is not finite, before it reaches the weights or a checkpoint."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback
+from transformers.trainer import SCALER_NAME
 from transformers.trainer_utils import TrainOutput
 
 from dspark_hf.ops.finite import is_finite
@@ -99,16 +101,8 @@ class FiniteTraining(WholeCheckpoints):
         self.check_weights(f"The checkpoint {resume_from_checkpoint}")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        try:
+        with _of_this_run(f"The optimizer's state in the checkpoint {checkpoint}"):
             super()._load_optimizer_and_scheduler(checkpoint)
-        except (OSError, ImportError):
-            raise
-        # A state of another optimizer, or of no optimizer at all, meets code that expects its own.
-        except Exception as error:
-            raise ValueError(
-                f"The optimizer's state in the checkpoint {checkpoint} is not this run's: {type(error).__name__}: "
-                f"{error}. Resume with the arguments that it was made with, or from another checkpoint."
-            ) from error
         if checkpoint is None:
             return
         parts = {"optimizer": self.optimizer.state_dict(), "scheduler": self.lr_scheduler.state_dict()}
@@ -118,6 +112,16 @@ class FiniteTraining(WholeCheckpoints):
                 f"The checkpoint {checkpoint} has numbers that are not finite in the state of "
                 f"{' and '.join(bad) or 'the optimizer'}. Resume from an earlier one."
             )
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with _of_this_run(f"The scaler's state, {checkpoint}/{SCALER_NAME},"):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        name = "rng_state.pth" if self.args.world_size <= 1 else f"rng_state_{self.args.process_index}.pth"
+        way_out = "Without that file the run goes on with other random numbers."
+        with _of_this_run(f"The random state, {checkpoint}/{name},", way_out):
+            super()._load_rng_state(checkpoint)
 
     def _sum_over_processes(self, tensor: Tensor) -> Tensor:
         return self.accelerator.reduce(tensor.to(self.args.device), reduction="sum")
@@ -133,6 +137,21 @@ class _BeforeStep(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.check_losses()
+
+
+@contextmanager
+def _of_this_run(what: str, way_out: str = "") -> Iterator[None]:
+    """Tell which state of a checkpoint it is that cannot be loaded."""
+    try:
+        yield
+    except (OSError, ImportError):
+        raise
+    # A state of another run, or one that is damaged, meets code that expects its own.
+    except Exception as error:
+        raise ValueError(
+            f"{what} is not this run's: {type(error).__name__}: {error}. Resume with the arguments that it was made "
+            f"with, or from another checkpoint. {way_out}".rstrip()
+        ) from error
 
 
 def _is_whole(value: Tensor | float) -> bool:
