@@ -26,7 +26,7 @@ NAN = float("nan")
 def make_trainer(target, rows, tmp_path):
     """`make_trainer(rows, **arguments)`: a trainer that saves after each of two steps, with features in memory."""
 
-    def make(rows=rows, folder=tmp_path / "run", **arguments):
+    def make(rows=rows, folder=tmp_path / "run", eval_rows=None, **arguments):
         torch.manual_seed(2)
         drafter = DSparkModel.from_target(
             target, num_hidden_layers=1, target_layer_ids=[1, 2], block_size=4, markov_rank=4
@@ -34,7 +34,7 @@ def make_trainer(target, rows, tmp_path):
         defaults = {"max_steps": 2, "save_steps": 1, "report_to": "none", "use_cpu": True, "disable_tqdm": True,
                     "num_eval_prompts": 0, "per_device_train_batch_size": 4, "logging_steps": 1}  # fmt: skip
         args = DraftTrainingArguments(str(folder), **{**defaults, **arguments})
-        return DraftTrainer(drafter, target, args, train_dataset=rows)
+        return DraftTrainer(drafter, target, args, train_dataset=rows, eval_dataset=eval_rows)
 
     return make
 
@@ -227,3 +227,47 @@ def test_a_folder_is_of_one_run(make_trainer, tmp_path):
     make_trainer().train()
     make_trainer(max_steps=3).train(resume_from_checkpoint=True)
     assert "checkpoint-3" in saved(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"max_steps": 3, "per_device_train_batch_size": 2}, {"max_steps": -1, "num_train_epochs": 0.5}],
+    ids=str,
+)
+def test_a_finished_run_is_not_trained_on(make_trainer, tmp_path, caplog, arguments):
+    """Its last step is amid an epoch, where transformers makes one more."""
+    trainer = make_trainer(lr_scheduler_type="constant", **arguments)
+    trainer.train()
+    last, expected = trainer.state.global_step, trainer.model.state_dict()
+    before = saved(tmp_path / "run")
+    again = make_trainer(lr_scheduler_type="constant", **arguments)
+    output = again.train(resume_from_checkpoint=True)
+    assert (again.state.global_step, output.global_step) == (last, last) and saved(tmp_path / "run") == before
+    assert all(torch.equal(value, expected[name]) for name, value in again.model.state_dict().items())
+    said = [record.getMessage() for record in caplog.records]
+    assert any(f"checkpoint-{last} is the end of its run, of {last} steps: nothing is trained" in one for one in said)
+    # Fewer steps than there were are over too; more of them go on.
+    fewer = make_trainer(lr_scheduler_type="constant", **(arguments | {"max_steps": last - 1}))
+    fewer.train(resume_from_checkpoint=True)
+    assert fewer.state.global_step == last
+    more = make_trainer(lr_scheduler_type="constant", **(arguments | {"max_steps": last + 1}))
+    more.train(resume_from_checkpoint=True)
+    assert more.state.global_step == last + 1
+
+
+def test_a_run_that_stopped_early_is_not_trained_on(make_trainer, rows):
+    def make(patience):
+        return make_trainer(max_steps=9, eval_rows=rows, eval_strategy="steps", eval_steps=1,
+                            early_stopping_patience=patience, early_stopping_threshold=1e3,
+                            metric_for_best_model="loss", load_best_model_at_end=True)  # fmt: skip
+
+    first = make(2)
+    first.train()
+    last = first.state.global_step
+    assert last < 9
+    again = make(2)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == last
+    patient = make(4)
+    patient.train(resume_from_checkpoint=True)
+    assert last < patient.state.global_step < 9

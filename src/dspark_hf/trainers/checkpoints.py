@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import Trainer, TrainerState
+from transformers import EarlyStoppingCallback, Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import logging
@@ -117,8 +117,36 @@ class WholeCheckpoints(Trainer):
             check_checkpoint(resume_from_checkpoint)
         if resume_from_checkpoint:
             check_same_drafter(resume_from_checkpoint, unwrap(self.model).config)
+        self._resumed_from = resume_from_checkpoint or None
         with sole_run(self.args.output_dir):
             return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """As [`~transformers.Trainer.set_initial_training_values`]; of a finished run that is resumed nothing is left.
+
+        The loop looks whether it is over after a step, and so would make one more.
+        """
+        num_epochs, steps_per_epoch, *others, max_steps = super().set_initial_training_values(*args, **kwargs)
+        if self._resumed_from is not None:
+            state = read_json(Path(self._resumed_from) / TRAINER_STATE_NAME)
+            step = int(state.get("global_step", 0))
+            if step >= max_steps or self._has_stopped_early(state):
+                num_epochs = step // steps_per_epoch  # those that have begun
+                logger.warning(
+                    f"The checkpoint {self._resumed_from} is the end of its run, of {step} steps: nothing is trained. "
+                    "What is left, such as an evaluation, is done."
+                )
+        return num_epochs, steps_per_epoch, *others, max_steps
+
+    def _has_stopped_early(self, state: dict[str, Any]) -> bool:
+        """Whether a trainer's state has waited for better figures as long as this trainer would."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                kept = (state.get("stateful_callbacks") or {}).get(EarlyStoppingCallback.__name__)
+                attributes = (kept.get("attributes") if isinstance(kept, dict) else None) or {}
+                waited = attributes.get("early_stopping_patience_counter", 0)
+                return isinstance(waited, int) and waited >= callback.early_stopping_patience
+        return False
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # A checkpoint counts as whole once its state is there, so that of an older run must not be.
