@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from copy import deepcopy
@@ -18,7 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dspark_hf import AutoDrafter, DraftTrainer, DraftTrainingArguments, DSparkForCausalLM, DSparkModel
 from dspark_hf.publishing import push_folder, write_training_record
+from dspark_hf.publishing.cards.facts import CardFacts
 from dspark_hf.publishing.contents import DRAFTER, files_to_push
+from dspark_hf.publishing.push import prepare
 
 SECRET = "a-secret-that-must-stay"
 # What lies in folders of drafters: a trainer's and others' leavings, keys, texts.
@@ -320,3 +323,35 @@ def test_an_upload_is_asked_about(uploaded, hub, folder, tmp_path, dspark):
     assert code == 0 and "/org/run/commit/" in out, err
     assert uploaded("org/run") == WHOLE
     assert "to org/run (private)" in dspark("push", folder, "org/run", "--yes").err
+
+
+def test_a_drafters_subfolder_may_be_no_link(tiny_drafter_dir, tmp_path):
+    folder, elsewhere = tmp_path / "both", tmp_path / "elsewhere"
+    shutil.copytree(tiny_drafter_dir, elsewhere)
+    folder.mkdir()
+    (folder / "dspark").symlink_to(elsewhere)
+    with pytest.raises(ValueError, match="dspark is a link"):
+        files_to_push(folder)
+
+
+def test_only_shards_that_the_index_names_go(tiny_drafter_dir, tmp_path):
+    folder = tmp_path / "drafter"
+    shutil.copytree(tiny_drafter_dir, folder)
+    (folder / "model-00001-of-00002.safetensors").write_text("notes of mine")
+    assert "model-00001-of-00002.safetensors" not in files_to_push(folder)
+    index = {"weight_map": {"fc.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "model-00001-of-00002.safetensors" in files_to_push(folder)
+
+
+def test_what_lies_in_evaluations_goes_up_without_secrets(tiny_drafter_dir, tmp_path):
+    folder, made = tmp_path / "drafter", tmp_path / "made"
+    shutil.copytree(tiny_drafter_dir, folder)
+    row = {"task": "chat", "way": "drafter", "temperature": 0, "tau": 2.0, "key": "hf_other"}
+    made_with = {"command": "dspark evaluate --token hf_secretsecret", "host": "mine"}
+    record = {"tau": 2.0, "data": "/home/me/x.jsonl", "note": "hf_noted", "rows": [row], "provenance": made_with}
+    (folder / "evaluations").mkdir()
+    (folder / "evaluations" / "chat.json").write_text(json.dumps(record))
+    drafter, files = prepare(folder, CardFacts(), made)
+    text = files["evaluations/chat.json"].read_text() + json.dumps(drafter.evaluations)
+    assert not any(word in text for word in ("hf_", "/home/me", "mine")) and "x.jsonl" in text

@@ -1,8 +1,11 @@
 """Which files of a folder are a drafter's: the one list of what may be uploaded. Everything else stays where it is."""
 
+import glob
 import os
 from collections.abc import Iterable
 from pathlib import Path
+
+from .weight_index import INDEX, WEIGHTS, read_weight_map
 
 CONFIG, CALIBRATION, TRAINING, EVALUATIONS, CARD = (
     "config.json",
@@ -11,14 +14,13 @@ CONFIG, CALIBRATION, TRAINING, EVALUATIONS, CARD = (
     "evaluations",
     "README.md",
 )
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ACCEPTANCE, RELIABILITY = "acceptance.png", "reliability.png"
 # Where a composite repository has its drafter.
 SUBFOLDER = "dspark"
 
-_NUMBER = "[0-9]" * 5
-_MODEL = (CONFIG, "generation_config.json", WEIGHTS, INDEX, f"model-{_NUMBER}-of-{_NUMBER}.safetensors")
+# And the shards that the index names.
+_MODEL = (CONFIG, "generation_config.json", WEIGHTS, INDEX)
 _WORDS = (CARD, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt")
 # What is true of one set of weights only.
 RECORDS = (CALIBRATION, TRAINING, f"{EVALUATIONS}/[!.]*.json", ACCEPTANCE, RELIABILITY)
@@ -48,14 +50,14 @@ def files_to_push(folder: str | os.PathLike, *, tokenizer: bool = False) -> list
     """
     folder = Path(folder)
     if (folder / SUBFOLDER / CONFIG).is_file():
-        inside = [f"{SUBFOLDER}/{path}" for path in matching(folder / SUBFOLDER, DRAFTER)]
-        return sorted([*matching(folder, TARGET), *inside])
-    return matching(folder, (*DRAFTER, *(TOKENIZER if tokenizer else ())))
+        patterns = (*TARGET, *(f"{SUBFOLDER}/{pattern}" for pattern in DRAFTER))
+        return matching(folder, (*patterns, *_shards(folder), *_shards(folder, f"{SUBFOLDER}/")))
+    return matching(folder, (*DRAFTER, *(TOKENIZER if tokenizer else ()), *_shards(folder)))
 
 
 def checkpoint_files(folder: str | os.PathLike) -> list[str]:
     """Paths below a trainer's checkpoint that a drafter is loaded and its training gone on from."""
-    return matching(Path(folder), (*_MODEL, ADAPTER_CONFIG, ADAPTER_WEIGHTS, *RESUMING))
+    return matching(Path(folder), (*_MODEL, ADAPTER_CONFIG, ADAPTER_WEIGHTS, *RESUMING, *_shards(Path(folder))))
 
 
 def left_behind(folder: str | os.PathLike, files: Iterable[str]) -> list[str]:
@@ -80,3 +82,11 @@ def matching(folder: Path, patterns: Iterable[str]) -> list[str]:
                 "itself there (`cp -rL` copies a folder without links), or remove it."
             )
     return sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
+
+
+def _shards(folder: Path, inside: str = "") -> list[str]:
+    """Paths of the files that the index of a checkpoint names, as patterns."""
+    index = folder / inside / INDEX
+    if not index.is_file():
+        return []
+    return [f"{inside}{glob.escape(shard)}" for shard in sorted(set(read_weight_map(index).values()))]

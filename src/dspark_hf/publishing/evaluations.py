@@ -88,13 +88,31 @@ def read_evaluation(file: str | os.PathLike, drafter: str | None = None) -> dict
                 f"{file} is no whole summary of an evaluation ({type(error).__name__}: {error}). Make it again: "
                 "dspark evaluate."
             ) from error
-    else:
-        record = {key: result[key] for key in _KEPT if result.get(key) is not None}
-        if isinstance(result.get("data"), str):
-            record["data"] = PurePath(result["data"]).name
-    check_evaluation(record, file)
-    record["provenance"] = _shortened(result.get("provenance") or {}, file)
-    return record
+        result = {**record, "provenance": result.get("provenance")}
+    return public_evaluation(result, file)
+
+
+def public_evaluation(record: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """What of a record anybody may see: figures that are known here, and a command without tokens and places.
+
+    Args:
+        record (`Mapping[str, Any]`): The record, whoever wrote it.
+        file (`Path`): Where it stands, for errors.
+
+    Returns:
+        `dict[str, Any]`: The same for what is public already.
+
+    Raises:
+        `ValueError`: If it holds no figures.
+    """
+    check_evaluation(dict(record), file)
+    names = dict.fromkeys((*_KEPT, *_KEPT_OF_ROW, "prompting", "baseline"))
+    kept = {key: record[key] for key in names if record.get(key) is not None}
+    if isinstance(record.get("data"), str):
+        kept["data"] = PurePath(record["data"]).name
+    if isinstance(record.get("rows"), list):
+        kept["rows"] = [{key: row[key] for key in _KEPT_OF_ROW if row.get(key) is not None} for row in record["rows"]]
+    return {**kept, "provenance": _shortened(record.get("provenance") or {}, file)}
 
 
 def describe(record: dict[str, Any], name: str) -> list[dict[str, str]]:

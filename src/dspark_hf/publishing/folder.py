@@ -13,6 +13,7 @@ from typing import Any
 
 from dspark_hf.files import read_json
 
+from .commands import shorten_command
 from .contents import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -21,11 +22,11 @@ from .contents import (
     EVALUATIONS,
     RECORDS,
     TRAINING,
-    WEIGHTS,
     matching,
 )
-from .records import check_calibration, check_config, check_evaluation, check_training, is_number
-from .weight_index import read_stored
+from .evaluations import read_evaluation
+from .records import check_calibration, check_config, check_training, is_number
+from .weight_index import WEIGHTS, read_stored
 
 _HELD_OUT = "eval_results.json"
 
@@ -99,10 +100,11 @@ class DrafterFolder:
                 drafter = replace(drafter, calibration=content)
             elif name == TRAINING:
                 check_training(content := read_json(file), file)
+                if isinstance(content.get("command"), str):
+                    content["command"] = shorten_command(content["command"])
                 drafter = replace(drafter, training=content)
             elif name.startswith(f"{EVALUATIONS}/"):
-                check_evaluation(content := read_json(file), file)
-                evaluations = drafter.evaluations | {file.stem: content}
+                evaluations = drafter.evaluations | {file.stem: read_evaluation(file)}
                 drafter = replace(drafter, evaluations=dict(sorted(evaluations.items())))
         return drafter
 

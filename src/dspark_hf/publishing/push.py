@@ -14,10 +14,11 @@ from dspark_hf.files import write_json
 from .base_model import check_base_model
 from .cards.card import draw_card, is_generated
 from .cards.facts import CardFacts, named_target
-from .contents import CARD, CONFIG, EVALUATIONS, INDEX, SUBFOLDER, WEIGHTS, checkpoint_files, files_to_push
+from .contents import CARD, CONFIG, EVALUATIONS, SUBFOLDER, TRAINING, checkpoint_files, files_to_push
 from .folder import DrafterFolder
 from .hub_errors import explained_push
 from .remote import Repository
+from .weight_index import INDEX, WEIGHTS
 
 
 def push_folder(
@@ -173,7 +174,17 @@ def prepare(
         path = f"{facts.subfolder}/{EVALUATIONS}/{name}.json".lstrip("/")
         files[path] = Path(made) / path
         write_json(files[path], record)
-    return drafter.with_records(_inside(facts.subfolder, files)), files
+    drafter = drafter.with_records(_inside(facts.subfolder, files))
+    # As they lie in the folder they may name tokens and places of this machine.
+    public = {f"{EVALUATIONS}/{name}.json": record for name, record in drafter.evaluations.items()}
+    if drafter.training:
+        public[TRAINING] = drafter.training
+    for name, record in public.items():
+        path = f"{facts.subfolder}/{name}".lstrip("/")
+        if path in files:
+            files[path] = Path(made) / path
+            write_json(files[path], record)
+    return drafter, files
 
 
 def _with_card(

@@ -8,8 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from dspark_hf.files import read_json
 
-from .contents import INDEX, WEIGHTS
-
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SUFFIX = ".safetensors"
 
 
