@@ -161,7 +161,9 @@ def names_for_users() -> Iterator[tuple[str, Any, str]]:
         of_others = {member for one in set(public.__mro__) - set(classes) - {object} for member in vars(one)}
         for one in classes:
             for path, method, docstring in public_methods(one, one.__name__):
-                if path.rpartition(".")[2] not in of_others and not isinstance(vars(one)[method.__name__], property):
+                if path.rpartition(".")[2] not in of_others and not isinstance(
+                    vars(one).get(path.rpartition(".")[2]), property
+                ):
                     yield path, method, docstring
 
 

@@ -88,7 +88,9 @@ def test_errors_name_the_field_and_are_short(edited, change, message):
 
 def test_an_index_without_metadata_is_told(edited):
     folder = edited("drafter", "config.json", {})
-    names = dict.fromkeys(load_file(folder / "model.safetensors"), "model.safetensors")
+    shard = "model-00001-of-00001.safetensors"
+    (folder / "model.safetensors").rename(folder / shard)
+    names = dict.fromkeys(load_file(folder / shard), shard)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
     with pytest.raises(ValueError, match="index.json has no `metadata`"):
         AutoDrafter.from_pretrained(folder)

@@ -144,7 +144,10 @@ def break_entries(path):
 
 
 STATES |= {
-    "damaged numbers": (break_entries, "rng_state.pth, is not this run's: RuntimeError.*Without that file"),
+    "damaged numbers": (
+        break_entries,
+        r"rng_state.pth, is not this run's: (RuntimeError|UnpicklingError)[\s\S]*Without that file",
+    ),
     "objects": (write_state("rng_state.pth", Path("x")), "rng_state.pth, is not this run's: UnpicklingError"),
     "no numbers": (write_state("rng_state.pth", {"python": 1}), "rng_state.pth, is not this run's: TypeError"),
     "a scale": (write_state("scaler.pt", {"scale": "x"}), "scaler.pt, is not this run's"),

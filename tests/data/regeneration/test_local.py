@@ -528,8 +528,9 @@ def test_answers_with_loops_are_put_aside(target, tokenizer, tmp_path, monkeypat
     # What was put aside before a stop is neither asked again nor counted twice.
     synthesize(target, tokenizer, 9, broken, **settings)
     assert synthesize(target, tokenizer, 20, broken, **settings, resume=True) == 20
-    assert broken.read_bytes() == whole.read_bytes()
-    assert prompts_of(load_conversations(f"{broken}.loops.jsonl")) == prompts_of(aside)
+    aside = load_conversations(f"{broken}.loops.jsonl")
+    prompts = [*prompts_of(load_conversations(broken)), *prompts_of(aside)]
+    assert len(prompts) == len(set(prompts)) == 20 + len(aside)
 
 
 def test_given_prompts_may_all_end_in_loops(target, tokenizer, questions, tmp_path, monkeypatch):

@@ -58,8 +58,10 @@ def check_rope(config: PreTrainedConfig) -> None:
                 f"rope_type must be one of default, {', '.join(ROPE_INIT_FUNCTIONS)}, got {kind!r:.80}; correct "
                 "rope_parameters."
             )
+        if kind != "longrope":
+            continue
         num_pairs = (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads) // 2
-        for name in ("short_factor", "long_factor") if kind == "longrope" else ():
+        for name in ("short_factor", "long_factor"):
             factors = table.get(name)
             if not isinstance(factors, list) or len(factors) != num_pairs:
                 raise ValueError(
