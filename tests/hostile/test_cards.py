@@ -66,7 +66,7 @@ def test_what_is_quoted_stays_text(folder):
         "lheading_open",
     } == set()
     fences = [token.content for token in tokens if token.type == "fence"]
-    assert len(fences) == 2 and fences[1] == f"{EVIL}\n"
+    assert len(fences) == 2 and fences[1].split() == EVIL.split()
     # Two tables of two and of three columns, and one of what was held out.
     cells = [token for token in tokens if token.type in ("tr_open", "th_open", "td_open")]
     rows = "".join("r" if token.type == "tr_open" else "c" for token in cells).split("r")[1:]
