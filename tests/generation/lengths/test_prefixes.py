@@ -106,19 +106,20 @@ def slow_early_stop(known, seconds):
 
 def slow_walk(known, ahead, seconds, price):
     while known.heads():
-        values = []
+        # By value, then by row and slot.
+        further = []
         for value, row in known.heads():
             chances = [1.0, *ahead[row, known.lens[row] + 1 : known.most[row]]]
-            values += list(value * np.cumprod(chances))
+            further += [(-value * chance, row, slot) for slot, chance in enumerate(np.cumprod(chances))]
+        further.sort(key=lambda one: (round(one[0], 12), *one[1:]))
         taken = sum(known.lens)
-        won = np.cumsum(sorted(values, reverse=True)) - price * (
-            seconds[taken + 1 : taken + 1 + len(values)] - seconds[taken]
+        won = np.cumsum([-value for value, *_ in further]) - price * (
+            seconds[taken + 1 : taken + 1 + len(further)] - seconds[taken]
         )
         if won.max() <= 1e-12:
             break
-        least = sorted(values, reverse=True)[int(won.argmax())]
-        for value, row in known.heads():
-            known.lens[row] += value >= least - 1e-12
+        for _, row, slot in further[: int(won.argmax()) + 1]:
+            known.lens[row] += slot == 0
     return known.lens
 
 
