@@ -27,7 +27,7 @@ structure:
 slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
 
-# With the oldest releases that setup.py allows, but for torch.
+# With the oldest releases that setup.py allows, but for torch, which brings its triton along.
 compat: $(COMPAT)/.dspark-installed
 	OMP_NUM_THREADS=1 $(COMPAT)/bin/python -m pytest -q -n 2 -m "not slow" \
 	  tests/generation tests/modeling tests/trainers tests/hub
@@ -63,7 +63,7 @@ $(STAMP): setup.py constraints.txt Makefile
 
 $(COMPAT)/.dspark-installed: setup.py constraints.txt Makefile
 	$(PYTHON) -m venv --clear $(COMPAT)
-	@{ echo "$(TORCH)"; grep -oE '"[a-z][a-z0-9-]*>=[0-9.]+' setup.py | tr -d '"' | sed 's/>=/==/' | grep -v '^torch=='; } \
+	@{ echo "$(TORCH)"; grep -oE '"[a-z][a-z0-9-]*>=[0-9.]+' setup.py | tr -d '"' | sed 's/>=/==/' | grep -v '^torch==\|^triton=='; } \
 	  > $(COMPAT)/oldest.txt
 	$(COMPAT)/bin/python -m pip --disable-pip-version-check install -qq -c $(COMPAT)/oldest.txt "$(TORCH)"
 	$(COMPAT)/bin/python -m pip --disable-pip-version-check install -qq -c $(COMPAT)/oldest.txt -e ".[test,gguf]"

@@ -74,6 +74,8 @@ setup(
         "tqdm>=4.67",
         # generation/seam.py wraps private methods of this release.
         "transformers>=5.23,<6",
+        # The kernels of ops/. Which release goes with a torch, torch itself says.
+        "triton>=3.5; platform_system == 'Linux'",
         "typer>=0.15",
     ],
     extras_require=EXTRAS,

@@ -7,7 +7,9 @@ from dspark_hf.cli.terminal import plain
 
 
 def env() -> None:
-    """Print versions, device and threads.
+    """Print versions, device and threads, and which kernels run.
+
+    DSPARK_HF_KERNELS=torch takes no kernel; DSPARK_HF_KERNELS=triton takes them or says why it cannot be.
 
     Example:
 
@@ -16,10 +18,15 @@ def env() -> None:
     import torch
 
     from dspark_hf.evaluation.origin import machine, versions
+    from dspark_hf.ops.dispatch import KERNELS, choose
 
     table = Table(show_header=False, box=None)
     for name, value in versions().items():
         table.add_row(name, value or "not installed")
-    for name, value in machine("cuda" if torch.cuda.is_available() else "cpu").items():
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    for name, value in machine(device).items():
         table.add_row(name, plain(str(value)))
+    for name in KERNELS:
+        choice = choose(name, device)
+        table.add_row(f"kernel {name}", plain(f"{choice.runs}: {choice.why}"))
     Console().print(table)

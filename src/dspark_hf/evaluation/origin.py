@@ -9,7 +9,17 @@ from typing import Any
 
 from dspark_hf.provenance import command_line, installed_versions, processor_name
 
-_PACKAGES = ("dspark_hf", "torch", "transformers", "accelerate", "peft", "datasets", "huggingface_hub", "gguf")
+_PACKAGES = (
+    "dspark_hf",
+    "torch",
+    "triton",
+    "transformers",
+    "accelerate",
+    "peft",
+    "datasets",
+    "huggingface_hub",
+    "gguf",
+)
 
 
 def versions() -> dict[str, str | None]:

@@ -1,0 +1,70 @@
+"""What tests, the self-check, the bench and the docs know of a kernel: one `SPEC` in each `ops/<op>/cases.py`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Traffic(NamedTuple):
+    """Bytes of a case.
+
+    Attributes:
+        least (`int`): What must be moved: each input that the result depends on read once, each result written once.
+        torch (`int`): What the torch path moves, operation by operation.
+        flops (`int`): Multiplications and additions, where they count beside the bytes; else 0.
+    """
+
+    least: int
+    torch: int
+    flops: int = 0
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """A kernel's cases, and what is done with one.
+
+    Attributes:
+        name (`str`): The op's folder.
+        cases (`Mapping[str, Any]`): The table of cases, whatever a case is to this op.
+        short (`tuple[str, ...]`): Those of the default tests; the others are slow in the interpreter.
+        self_check (`str`): The small one that is tried at the first use on a device.
+        benched (`tuple[str, ...]`): Those that are timed and whose bytes are counted: shapes as they are served.
+        compare (`Callable`): `compare(case, device)` runs the kernel against the reference and returns in words how
+            they differ, or None. It draws from no generator but its own.
+        ways (`Callable`): `ways(case, device)` returns `{"torch": f, "triton": f}` on the same inputs, to be timed.
+        traffic (`Callable`): `traffic(case)` returns the [`Traffic`] of a case.
+    """
+
+    name: str
+    cases: Mapping[str, Any]
+    short: tuple[str, ...]
+    self_check: str
+    benched: tuple[str, ...]
+    compare: Callable[[Any, torch.device], str | None]
+    ways: Callable[[Any, torch.device], dict[str, Callable[[], Any]]]
+    traffic: Callable[[Any], Traffic]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One form of a kernel that dispatch can choose, as the compiler is asked for it ahead of time.
+
+    Attributes:
+        name (`str`): How tables call it.
+        function (`Any`): The `triton.jit` function.
+        signature (`Mapping[str, str]`): Type of each argument (`*bf16`, `i32`, `constexpr`).
+        constants (`Mapping[str, Any]`): Values of the `constexpr` arguments.
+        num_warps (`int`): Warps of a program.
+        aligned (`tuple[str, ...]`): Arguments that are divisible by 16 in such a launch.
+        num_stages (`int`): Stages of software pipelining.
+    """
+
+    name: str
+    function: Any
+    signature: Mapping[str, str]
+    constants: Mapping[str, Any]
+    num_warps: int
+    aligned: tuple[str, ...] = ()
+    num_stages: int = 3
