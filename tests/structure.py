@@ -28,9 +28,11 @@ ALLOWED = {
     "data": {"modeling", "ops"},
     # Trainers decode with the drafter to see how much is accepted, and write its card.
     "trainers": {"generation", "modeling", "data", "ops", "publishing"},
+    # A server loads what it serves, renders chats, and asks what engines demand.
+    "serving": {"generation", "data", "modeling", "ops", "hub", "publishing"},
     # A composite repository is a target that generates with its drafter.
     "hub": {"generation", "modeling", "ops", "publishing"},
-    "cli": {"ops", "modeling", "generation", "evaluation", "data", "trainers", "hub", "publishing"},
+    "cli": {"ops", "modeling", "generation", "serving", "evaluation", "data", "trainers", "hub", "publishing"},
 }
 # The floors of generation/, from the ground up: a part may import parts of lower floors, and files of its own floor.
 FLOORS = (

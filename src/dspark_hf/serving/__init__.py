@@ -1,0 +1,1 @@
+"""Requests that come and go: conversations, continuous batching, and the server."""
