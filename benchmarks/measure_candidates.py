@@ -20,6 +20,7 @@ import dspark_hf.generation.tokens.sampling as sampling
 from dspark_hf import AutoDrafter, SpeculationConfig
 from dspark_hf.evaluation import encode_prompts, load_prompts
 from dspark_hf.hub.embedded import resolve_drafter, resolve_target
+from dspark_hf.modeling.vocabulary import tokens_of
 from dspark_hf.ops.verify import block_chances
 
 NUM_CANDIDATES = (4, 16, 32, 64, 128, 256, 512, None)
@@ -67,7 +68,7 @@ def teacher_forced(target, drafter, ids, start, temperature, top_p):
         for count in NUM_CANDIDATES:
             best, entries = drafter.best_entries(base, count)
             scores = best + (bias if entries is None else bias.gather(-1, entries))
-            tokens = drafter._entry_tokens(entries, scores)
+            tokens = tokens_of(entries, scores, drafter.draft_tokens)
             if temperature == 0:
                 right = tokens.gather(-1, scores.argmax(-1, keepdim=True))[..., 0] == p_logits.argmax(-1)
                 sums[count] += float(right.float().cumprod(-1).sum() + len(right))

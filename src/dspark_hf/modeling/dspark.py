@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from dspark_hf.ops.blocks import LayerView, training_mask
-from dspark_hf.ops.candidates import Candidates
 
 from .cache_name import CACHE_NAME
 from .configuration.dspark import DFlashConfig, DSparkConfig
@@ -253,21 +252,14 @@ class DSparkModel(DraftModel):
         Returns:
             [`Proposal`].
         """
-        num_slots = hidden.shape[1]
-        prev_ids, markov_state, drawn_from, max_probs = anchor_ids, None, [], []
-        ids = anchor_ids.new_empty(anchor_ids.shape[0], num_slots)
-        for slot in range(num_slots):
+        block, prev_ids, markov_state = self._draft(anchor_ids, hidden.shape[1], pick), anchor_ids, None
+        for slot in range(hidden.shape[1]):
             slot_logits, slot_entries = logits[:, slot], None if entries is None else entries[:, slot]
             if self.markov_head is not None:
                 vector, markov_state = self.markov_head.step(self._previous(prev_ids), hidden[:, slot], markov_state)
                 slot_logits = slot_logits + self.markov_head.bias(vector, slot_entries)
-            prev_ids, slot_candidates, max_prob = self._choose(slot_logits, slot_entries, ids[:, :slot], pick)
-            ids[:, slot] = prev_ids
-            drawn_from.append(slot_candidates)
-            max_probs.append(max_prob)
-        confidence = self._confidence(hidden, torch.cat([anchor_ids.unsqueeze(1), ids[:, :-1]], 1))
-        candidates = None if drawn_from[0] is None else Candidates.stack(drawn_from)
-        return Proposal(ids, candidates, confidence, torch.stack(max_probs, 1))
+            prev_ids = block.choose(slot_logits, slot_entries)
+        return block.proposal(self._confidence(hidden, torch.cat([anchor_ids.unsqueeze(1), block.ids[:, :-1]], 1)))
 
     @torch.no_grad()
     def block_hidden(self, state: DraftState | TracedState, anchor_ids: Tensor) -> tuple[Tensor, Tensor]:

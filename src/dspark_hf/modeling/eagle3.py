@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dspark_hf.ops.blocks import FULL_VIEW, LayerView, training_mask
-from dspark_hf.ops.candidates import Candidates
 
 from .cache_name import CACHE_NAME
 from .configuration.eagle3 import Eagle3Config
@@ -239,21 +238,16 @@ class Eagle3Model(DraftModel):
             `ValueError`: If `num_slots` is out of range.
         """
         num_slots, lens = self._slots_to_draft(num_slots), state.context_lens
-        ids = anchor_ids.new_empty(anchor_ids.shape[0], num_slots)
-        hidden, prev_ids, drawn_from, max_probs = state.last_features(), anchor_ids, [], []
+        block, hidden, prev_ids = self._draft(anchor_ids, num_slots, pick), state.last_features(), anchor_ids
         if pick is None:
             # Without a sequential head the best of all is the best of any number of them.
             num_candidates = None
-        for slot in range(num_slots):
+        for _ in range(num_slots):
             rope = self.rope(hidden, state.positions(1, anchor_ids.device))
             mask = self._attention_mask(state.block_mask(1, anchor_ids.device), hidden.dtype)
             hidden = self.layers[0](hidden, self.embed(prev_ids.unsqueeze(1)), rope, mask, context=state)
             state.advance([1] * len(lens))
             best = self.best_entries(self.base_logits(self.norm(hidden))[:, 0], num_candidates)
-            prev_ids, slot_candidates, max_prob = self._choose(*best, ids[:, :slot], pick)
-            ids[:, slot] = prev_ids
-            drawn_from.append(slot_candidates)
-            max_probs.append(max_prob)
+            prev_ids = block.choose(*best)
         state.crop(lens)
-        candidates = None if drawn_from[0] is None else Candidates.stack(drawn_from)
-        return Proposal(ids, candidates, None, torch.stack(max_probs, 1))
+        return block.proposal()

@@ -55,6 +55,24 @@ def token_entries(token_ids: Tensor, t2d: Tensor) -> Tensor:
     return torch.where(t2d[token_ids], entries[token_ids], -1)
 
 
+def tokens_of(entries: Tensor | None, logits: Tensor, draft_tokens: Tensor | None) -> Tensor:
+    """The tokens that logits are those of.
+
+    Args:
+        entries (`torch.LongTensor` of any shape, *optional*): Entries of the draft vocabulary; all, if not given.
+        logits (`torch.Tensor` of shape `(..., draft_vocab)`): Of all entries; read where `entries` are not given.
+        draft_tokens (`torch.LongTensor` of shape `(draft_vocab,)`, *optional*): The token of each entry; entries are
+            tokens, if not given.
+
+    Returns:
+        `torch.LongTensor` of the shape of `entries`; of all, that of `logits`, without storage.
+    """
+    if entries is not None:
+        return entries if draft_tokens is None else draft_tokens[entries]
+    tokens = torch.arange(logits.shape[-1], device=logits.device) if draft_tokens is None else draft_tokens
+    return tokens.expand(logits.shape)
+
+
 def frequent_tokens(rows: Iterable[Mapping[str, Any]], size: int, vocab_size: int) -> list[int]:
     """The tokens that supervised text uses most, ties and gaps filled with low ids (which BPE merged first).
 
