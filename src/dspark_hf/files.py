@@ -60,7 +60,7 @@ def whole_file(path: str | os.PathLike, *, durable: bool = False) -> Iterator[Pa
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write text so that the file is either whole or as it was."""
+    """Write `text` in UTF-8 so that the file at `path` is either whole or as it was."""
     with whole_file(path) as temp:
         temp.write_text(text, encoding="utf-8")
 
@@ -82,7 +82,7 @@ def copy_files(source: Path, names: Iterable[str], target: Path) -> None:
 
 
 def sole_writer(path: Path) -> FileLock:
-    """The lock of a file, or of a folder that is there, which one process at a time may write; acquired.
+    """The lock of a `path`, a file or a folder that is there, which one process at a time may write; acquired.
 
     A file's folder is made where it is missing. The lock ends with its process, however that ends.
 
@@ -100,7 +100,7 @@ def sole_writer(path: Path) -> FileLock:
 
 
 def open_regular(path: str | os.PathLike) -> BufferedReader:
-    """Open a file for reading its bytes.
+    """Open the file at `path` for reading its bytes.
 
     Raises:
         `OSError`: If it cannot be opened.
@@ -112,7 +112,7 @@ def open_regular(path: str | os.PathLike) -> BufferedReader:
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """The text of a small file, such as a config or a recipe.
+    """The text of the small file at `path`, such as a config or a recipe.
 
     Raises:
         `OSError`: If it cannot be opened.
@@ -129,7 +129,7 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a JSON text says.
+    """What the JSON in `text` says.
 
     Raises:
         `ValueError`: If it is none, or nested deeper than Python reads.
@@ -141,7 +141,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """A JSON object.
+    """The JSON object in the file at `path`.
 
     Raises:
         `ValueError`: If the file is no such thing.
@@ -156,7 +156,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    """Write a JSON object so that the file is either whole or as it was."""
+    """Write `content` as a JSON object so that the file at `path` is either whole or as it was."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 

@@ -49,7 +49,7 @@ class LineFile:
         self._file = open(self.path, "a", encoding="utf-8")
 
     def append(self, lines: Iterable[str]) -> None:
-        """Write lines, which come without their breaks, and push them to the disk; after [`begin`]."""
+        """Write `lines`, which come without their breaks, and push them to the disk; after [`begin`]."""
         self._file.write("".join(f"{line}\n" for line in lines))
         self._file.flush()
         os.fsync(self._file.fileno())

@@ -10,7 +10,7 @@ from typing import Any
 
 
 def installed_versions(*packages: str) -> dict[str, str | None]:
-    """The packages' installed versions; `None` where one is not installed."""
+    """The installed version of each of `packages`, by name; `None` where one is not installed."""
     found: dict[str, str | None] = {}
     for package in packages:
         try:
@@ -28,7 +28,7 @@ def command_line() -> str:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Settings that differ, in words; empty if none does."""
+    """Settings that differ from `before` to `now`, in words; empty if none does."""
     return "; ".join(
         f"{name}: {before.get(name)!r} before, {now.get(name)!r} now"
         for name in sorted({*before, *now})

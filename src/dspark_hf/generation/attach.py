@@ -67,6 +67,6 @@ def detach_drafter(model: PreTrainedModel) -> Any:
 
 
 def attached_drafter(model: PreTrainedModel) -> Any:
-    """The drafter that stays with a model, as an attribute or a submodule, or None."""
+    """The drafter that stays with a `model`, as an attribute or a submodule, or None."""
     drafter = getattr(model, "drafter", None)
     return drafter if getattr(drafter, "is_drafter", False) else None

@@ -45,7 +45,11 @@ _OWN_MODES = (GenerationMode.ASSISTED_GENERATION, GenerationMode.GREEDY_SEARCH, 
 
 
 def check_drafter(drafter: Any, speculation: SpeculationConfig) -> None:
-    """Raise `ValueError` unless `drafter` is one and can do what `speculation` asks for."""
+    """Check that `drafter` is one and can do what `speculation` asks for.
+
+    Raises:
+        `ValueError`: If not, or `speculation` is none.
+    """
     is_class = isinstance(drafter, type)
     if is_class or not getattr(drafter, "is_drafter", False):
         raise ValueError(
@@ -68,7 +72,11 @@ def check_drafter(drafter: Any, speculation: SpeculationConfig) -> None:
 
 
 def check_mode(mode: GenerationMode, generation_config: GenerationConfig) -> None:
-    """Raise `ValueError` unless the decoding mode is greedy search or sampling."""
+    """Check that the decoding `mode` which the `generation_config` leads to is greedy search or sampling.
+
+    Raises:
+        `ValueError`: If it is another.
+    """
     if mode not in _OWN_MODES or (generation_config.num_beams or 1) > 1:
         raise ValueError(
             f"A drafter speeds up greedy search and sampling, but these arguments ask for "
@@ -78,7 +86,12 @@ def check_mode(mode: GenerationMode, generation_config: GenerationConfig) -> Non
 
 
 def check_options(model: PreTrainedModel, generation_config: GenerationConfig) -> None:
-    """Raise `ValueError` for a target or an option that is not supported."""
+    """Check that the target `model` can verify blocks, and that the `generation_config` asks for nothing that cannot
+    be had.
+
+    Raises:
+        `ValueError`: If not; the message names the model or the option, and what to do.
+    """
     name = type(model).__name__
     if model.config.is_encoder_decoder:
         raise ValueError(f"A drafter needs a decoder-only target, and {name} is an encoder-decoder; drop the drafter.")
@@ -149,7 +162,16 @@ def check_options(model: PreTrainedModel, generation_config: GenerationConfig) -
 
 
 def check_synced(model: PreTrainedModel, drafter: Any, generation_config: GenerationConfig) -> None:
-    """Raise `ValueError` where processes that share a sharded target cannot be kept in step."""
+    """Check that processes that share a sharded target can be kept in step.
+
+    Args:
+        model (`PreTrainedModel`): The target.
+        drafter (`Any`): The drafter, or what drafts without a model.
+        generation_config (`GenerationConfig`): That of the call.
+
+    Raises:
+        `ValueError`: If there is no process group, or passes are made that others would not make.
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         raise ValueError(
             "synced_gpus=True keeps processes in step, but there is no process group: call "
@@ -172,7 +194,16 @@ def check_synced(model: PreTrainedModel, drafter: Any, generation_config: Genera
 
 
 def check_cache(model: PreTrainedModel, model_kwargs: dict[str, Any], generation_config: GenerationConfig) -> None:
-    """Raise `ValueError` for a cache that rejected tokens cannot be taken out of, or what does not go with it."""
+    """Check that rejected tokens can be taken out of the cache, and that the rest goes with it.
+
+    Args:
+        model (`PreTrainedModel`): The target.
+        model_kwargs (`dict`): What `generate()` prepared, with the cache among it.
+        generation_config (`GenerationConfig`): That of the call.
+
+    Raises:
+        `ValueError`: If not; the message says what to leave out.
+    """
     cache = model_kwargs.get(CACHE_NAME)
     name = type(model).__name__
     if not is_rewindable(model, cache):
@@ -208,7 +239,17 @@ def check_cache(model: PreTrainedModel, model_kwargs: dict[str, Any], generation
 def check_compile(
     model: PreTrainedModel, cache: Cache, generation_config: GenerationConfig, synced_gpus: bool
 ) -> None:
-    """Raise `ValueError` where rounds cannot be compiled."""
+    """Check that rounds can be compiled.
+
+    Args:
+        model (`PreTrainedModel`): The target.
+        cache (`Cache`): Its cache.
+        generation_config (`GenerationConfig`): That of the call.
+        synced_gpus (`bool`): Whether processes are to be kept in step.
+
+    Raises:
+        `ValueError`: If not, or there is no compiler.
+    """
     name = type(model).__name__
     is_given = generation_config.return_dict_in_generate or getattr(cache, "_is_user_defined", False)
     modules = list(model.modules())
@@ -236,7 +277,16 @@ def check_compile(
 
 
 def check_chunks(layout: PromptLayout, model_kwargs: dict[str, Any], generation_config: GenerationConfig) -> None:
-    """Raise `ValueError` where a prompt is to be processed in chunks and cannot be."""
+    """Check that a prompt can be processed in chunks, if that is asked for.
+
+    Args:
+        layout ([`PromptLayout`]): Where the prompt stands.
+        model_kwargs (`dict`): What `generate()` prepared.
+        generation_config (`GenerationConfig`): That of the call, with `prefill_chunk_size`.
+
+    Raises:
+        `ValueError`: If the size is none, or images or the like would be split.
+    """
     chunk_size = generation_config.prefill_chunk_size
     if chunk_size is None:
         return

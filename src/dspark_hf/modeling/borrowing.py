@@ -65,7 +65,9 @@ class Borrowed:
         return copied
 
     def head_rows(self, rows: Tensor | slice) -> OutputHead:
-        """Rows of the target's output head as they are now, for training, with what follows it."""
+        """The target's output head as it is now, for training, with what follows it: its `rows`, ids or a slice of
+        tokens.
+        """
         weight, bias = plain_rows(self._whole_head, rows)
         return OutputHead(weight, *self.logit_shape, bias)
 
@@ -86,12 +88,12 @@ class Borrowed:
 
 
 def logit_softcap(config: PreTrainedConfig) -> float | None:
-    """The soft cap that a target of this config puts on its logits, as Gemma does."""
+    """The soft cap that a target of this `config` puts on its logits, as Gemma does."""
     return getattr(config.get_text_config(), "final_logit_softcapping", None)
 
 
 def logit_scale(config: PreTrainedConfig) -> float:
-    """What a target of this config multiplies its output head's logits with, as Cohere, Falcon-H1 and Granite do."""
+    """What a target of this `config` multiplies its head's logits with, as Cohere, Falcon-H1 and Granite do."""
     config = config.get_text_config()
     for name in ("logit_scale", "lm_head_multiplier"):
         if getattr(config, name, None) is not None:
@@ -102,7 +104,7 @@ def logit_scale(config: PreTrainedConfig) -> float:
 
 
 def output_head(target: PreTrainedModel) -> OutputHead:
-    """The output head of a target, with what follows it.
+    """The output head of a `target`, with what follows it.
 
     Raises:
         `ValueError`: If it holds its matrix in a form that it alone can read.
@@ -164,7 +166,7 @@ def check_fit(config: DraftConfig, target: PreTrainedModel, *, check_name: bool 
 
 
 def is_made_for(config: DraftConfig, target: PreTrainedModel) -> bool:
-    """Whether a drafter was made for this target, by its name or its fingerprint."""
+    """Whether a drafter of this `config` was made for the `target`, by its name or its fingerprint."""
     # A folder may hold a copy under any name, and a repository may be re-trained under its old one: either is enough.
     name = config.target_name_or_path
     if target.name_or_path and name and _last_part(name) == _last_part(target.name_or_path):

@@ -44,7 +44,8 @@ def open_sizes() -> AbstractContextManager:
 
 
 def mark_open(tensor: Tensor, *dims: int) -> None:
-    """Let code that is compiled with a tensor take it with any size of these dimensions; of all, if none is named.
+    """Let code that is compiled with a `tensor` of any shape take it with any size of these `dims`; of all, if none is
+    named.
 
     Sizes of 1 stay what they are: torch makes code of its own for them in any case.
     """

@@ -27,7 +27,16 @@ class TrainingContext:
         self.key_values = key_values
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """A layer's keys and values `(batch, heads, context + tokens, dim)`: those of the context, then the given."""
+        """A layer's keys and values: those of the context, then the given.
+
+        Args:
+            keys, values (`torch.Tensor` of shape `(batch, heads, tokens, dim)`): Those of the blocks.
+            layer_idx (`int`): The layer, from 0.
+            args, kwargs: What stock layers pass, too; not read.
+
+        Returns:
+            Two `torch.Tensor` of shape `(batch, heads, context + tokens, dim)`.
+        """
         context_keys, context_values = self.key_values[layer_idx]
         return torch.cat([context_keys, keys], 2), torch.cat([context_values, values], 2)
 
@@ -68,7 +77,11 @@ class DraftState:
         return min(lens) == max(lens)
 
     def positions(self, num_tokens: int, device: torch.device) -> Tensor:
-        """Positions `(batch, num_tokens)` of the next tokens; `(1, num_tokens)` when they are the same in all rows."""
+        """Positions of each row's next `num_tokens` tokens, from 0, int64 on the `device`.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch, num_tokens)`, or `(1, num_tokens)` when they are the same in all rows.
+        """
         starts = [length + first for length, first in zip(self.context_lens, self._first_positions, strict=True)]
         steps = torch.arange(num_tokens, device=device)
         if min(starts) == max(starts):
@@ -76,13 +89,13 @@ class DraftState:
         return torch.tensor(starts, device=device).unsqueeze(1) + steps
 
     def move_to(self, positions: Sequence[int]) -> None:
-        """Let each row's next token stand at a position, because the context lacks tokens before it."""
+        """Let each row's next token stand at its one of `positions`, because the context lacks tokens before it."""
         self._first_positions = [
             int(position) - length for position, length in zip(positions, self.context_lens, strict=True)
         ]
 
     def expect(self, num_tokens: int) -> None:
-        """Make room for so many more tokens of each row with the next write, instead of growing towards them."""
+        """Make room for `num_tokens` more tokens of each row with the next write, instead of growing towards them."""
         # What leaves a window makes room for what enters it.
         self._num_expected = max(self.context_lens) + num_tokens if self._window is None else 0
 
@@ -92,14 +105,29 @@ class DraftState:
         return any(buffer is None for buffer in self._keys)
 
     def reserve(self, num_tokens: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Make room for so many more tokens of each row; returns the buffers of keys and of values, which exist."""
+        """Make room for `num_tokens` more tokens of each row now.
+
+        Returns:
+            `tuple[list[torch.Tensor], list[torch.Tensor]]`: The buffers of keys and of values of each layer,
+            `(batch, heads, columns, dim)`; something must have been written before.
+        """
         num_columns = max(max(self.held_lens) + num_tokens, self._num_expected)
         for buffers in (self._keys, self._values):
             buffers[:] = [self._reserve(buffer, buffer, num_columns) for buffer in buffers]
         return self._keys, self._values
 
     def block_mask(self, num_tokens: int, device: torch.device, view: LayerView = FULL_VIEW) -> Tensor | None:
-        """Which columns a block may see, `(batch, 1, 1 or num_tokens, columns)` bool; None where it may see all."""
+        """Which columns a block may see.
+
+        Args:
+            num_tokens (`int`): Tokens of the block.
+            device (`torch.device`): Where the mask is wanted.
+            view ([`LayerView`], *optional*): What the layer sees: a window, or only the inputs before; all, if not
+                given.
+
+        Returns:
+            `torch.BoolTensor` of shape `(batch, 1, 1 or num_tokens, columns)`; None where the block may see all.
+        """
         num_columns = max(self.held_lens) + num_tokens
         if view.window is not None and view.window >= num_columns - (num_tokens if view.is_anchored else 0):
             view = view._replace(window=None, is_anchored=False)
@@ -142,7 +170,7 @@ class DraftState:
         self._dropped = [min(count, length) for count, length in zip(self._dropped, lengths, strict=True)]
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep only these rows, in this order."""
+        """Keep only these `rows`, numbers from 0, in this order."""
         index = None
         for buffers in (self._keys, self._values):
             for layer, buffer in enumerate(buffers):
@@ -154,7 +182,16 @@ class DraftState:
         self._first_positions = [self._first_positions[row] for row in rows]
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Write `(batch, heads, tokens, dim)` behind each row's context; returns context and tokens together."""
+        """Write a layer's keys and values behind each row's context, without counting them.
+
+        Args:
+            keys, values (`torch.Tensor` of shape `(batch, heads, tokens, dim)`): Those of the next tokens.
+            layer_idx (`int`): The layer, from 0.
+            args, kwargs: What stock layers pass, too; not read.
+
+        Returns:
+            Two `torch.Tensor` of shape `(batch, heads, columns, dim)`: context and tokens together.
+        """
         return (
             self._write(self._keys, keys, layer_idx),
             self._write(self._values, values, layer_idx),
@@ -214,7 +251,7 @@ class TracedState:
         mark_open(self._seen)
 
     def positions(self, num_tokens: int, device: torch.device) -> Tensor:
-        """Positions `(batch, num_tokens)` of the tokens."""
+        """As of [`DraftState.positions`], for the one number of tokens that the state was made for."""
         return self._positions
 
     def block_mask(self, num_tokens: int, device: torch.device, view: LayerView = FULL_VIEW) -> Tensor | None:

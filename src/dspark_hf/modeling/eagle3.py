@@ -56,7 +56,9 @@ class Eagle3Layer(GradientCheckpointingLayer):
         self.norm_before_residual = config.norm_before_residual
 
     def pairs(self, embeds: Tensor, hidden: Tensor) -> Tensor:
-        """What the attention reads, `(batch, tokens, 2 * hidden)`."""
+        """What the attention reads, `(batch, tokens, 2 * hidden)`, of `embeds` and `hidden`, each `(batch, tokens,
+        hidden)`.
+        """
         return torch.cat([self.input_layernorm(embeds), self.hidden_norm(hidden)], -1)
 
     def forward(
@@ -72,7 +74,7 @@ class Eagle3Layer(GradientCheckpointingLayer):
             hidden (`torch.Tensor` of shape `(batch, tokens, hidden)`): Features, or this layer's own output.
             embeds (`torch.Tensor` of shape `(batch, tokens, hidden)`): Embeddings of the tokens after them.
             rope (`tuple[torch.Tensor, torch.Tensor]`): Cosines and sines of the pairs' positions.
-            mask (`torch.Tensor`, *optional*): Which pairs are seen.
+            mask (`torch.Tensor` of shape `(batch, 1, tokens, pairs)`, *optional*): Which pairs are seen.
             context ([`TrainingContext`] or [`DraftState`]): The pairs before.
 
         Returns:
@@ -104,7 +106,11 @@ class Eagle3State(DraftState):
         self._features: list[Tensor | None] = [None]
 
     def append(self, features: Tensor) -> Tensor:
-        """Write `(batch, tokens, hidden)` behind each row's context; returns each token's predecessor's feature."""
+        """Write `features` `(batch, tokens, hidden)` behind each row's context.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, tokens, hidden)`: The feature before each token.
+        """
         buffer = self._write(self._features, features.unsqueeze(1), 0)[:, 0]
         return torch.cat([self._last(buffer), features[:, :-1]], 1)
 

@@ -14,7 +14,7 @@ _NUM_ROWS = 64
 
 
 def public_name(name_or_path: str) -> str | None:
-    """A model's name as others may read it: of a folder its own name, not its place on this machine."""
+    """A model's `name_or_path` as others may read it: of a folder its own name, not its place on this machine."""
     is_folder = os.path.isabs(name_or_path) or os.path.isdir(name_or_path)
     return (Path(name_or_path).name if is_folder else name_or_path) or None
 

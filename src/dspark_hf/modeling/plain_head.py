@@ -7,12 +7,12 @@ _PLAIN_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def is_quantised(weight: Tensor) -> bool:
-    """Whether the numbers that a weight holds are not those it multiplies with."""
+    """Whether the numbers that a `weight` of any shape holds are not those it multiplies with."""
     return _unpacks_itself(weight) or weight.dtype not in _PLAIN_DTYPES
 
 
 def plain_weight(head: nn.Module) -> Tensor:
-    """The matrix `(vocab, hidden)` of an output head in floating point, detached; a copy only of a quantised one.
+    """The matrix `(vocab, hidden)` of an output `head` in floating point, detached; a copy only of a quantised one.
 
     Raises:
         `ValueError`: If the head holds its matrix in a form that it alone can read.

@@ -59,8 +59,11 @@ class Taps:
 def merge_streams(tap: Tensor) -> Tensor:
     """The states `(batch, sequence, hidden)` of a tapped layer.
 
-    Layers with several residual streams (DeepSeek-V4's hyper-connections) put out `[B, S, M, E]`, of which a drafter
-    reads the mean.
+    Args:
+        tap (`torch.Tensor` of shape `(batch, sequence, hidden)` or `(batch, sequence, streams, hidden)`): Its output.
+            Layers with several residual streams (DeepSeek-V4's hyper-connections) put out the latter, of which a
+                drafter
+            reads the mean.
     """
     return tap.mean(2) if tap.dim() == 4 else tap
 

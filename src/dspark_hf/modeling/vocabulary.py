@@ -13,10 +13,10 @@ from torch import Tensor
 
 
 def vocabulary_buffers(token_ids: Iterable[int], draft_vocab_size: int, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """`t2d` and `d2t` of the given tokens.
+    """`t2d` `(vocab_size,)` and `d2t` `(draft_vocab_size,)` of the given `token_ids`, in whatever order they come.
 
     Raises:
-        `ValueError`: If there are not exactly `draft_vocab_size` different ids inside the target's vocabulary.
+        `ValueError`: If there are not exactly `draft_vocab_size` different ids from 0 to `vocab_size - 1`.
     """
     ids = torch.tensor(sorted(set(token_ids)), dtype=torch.int64)
     if len(ids) != draft_vocab_size or int(ids[0]) < 0 or int(ids[-1]) >= vocab_size:
@@ -30,7 +30,7 @@ def vocabulary_buffers(token_ids: Iterable[int], draft_vocab_size: int, vocab_si
 
 
 def check_vocabulary(t2d: Tensor, d2t: Tensor) -> None:
-    """Check that both buffers tell of the same tokens.
+    """Check that both buffers tell of the same tokens: `t2d` of shape `(vocab,)`, `d2t` of shape `(draft_vocab,)`.
 
     Raises:
         `ValueError`: If `d2t` leads out of the vocabulary, or to other tokens than `t2d` marks, or not in order.
@@ -45,12 +45,12 @@ def check_vocabulary(t2d: Tensor, d2t: Tensor) -> None:
 
 
 def entry_tokens(d2t: Tensor) -> Tensor:
-    """Ascending token ids `(draft_vocab,)` of the entries."""
+    """Ascending token ids `(draft_vocab,)` of the entries of `d2t`, which has that shape."""
     return d2t + torch.arange(len(d2t), device=d2t.device)
 
 
 def token_entries(token_ids: Tensor, t2d: Tensor) -> Tensor:
-    """Entry of each token, -1 where the draft vocabulary lacks it."""
+    """Entries of `token_ids` of any shape by `t2d` `(vocab,)`, -1 where the draft vocabulary lacks one."""
     entries = torch.cumsum(t2d, 0) - 1
     return torch.where(t2d[token_ids], entries[token_ids], -1)
 

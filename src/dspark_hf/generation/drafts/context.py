@@ -44,7 +44,7 @@ class PendingContext:
             self._flush()
 
     def select(self, rows: list[int]) -> None:
-        """Keep only these rows, in this order."""
+        """Keep only these `rows`, numbers from 0, in this order."""
         self._waiting = [
             (features[rows], ids[rows], [counts[row] for row in rows]) for features, ids, counts in self._waiting
         ]

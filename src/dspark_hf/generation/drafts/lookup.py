@@ -29,7 +29,7 @@ class NgramIndex:
         self.extend(ids)
 
     def extend(self, ids: Iterable[int]) -> None:
-        """Append tokens."""
+        """Append tokens, by their `ids`."""
         known, places = self._ids, self._places
         for token in ids:
             # What ends here has something to copy only now that a token follows it.
@@ -41,7 +41,9 @@ class NgramIndex:
             known.append(token)
 
     def draft(self, num_drafts: int) -> list[int]:
-        """What followed the longest suffix that occurred before, where it occurred last; empty if none did."""
+        """`num_drafts` tokens as they followed the longest suffix that occurred before, where it occurred last; empty
+        if none did.
+        """
         known = self._ids
         for size in reversed(self._sizes):
             place = self._places.get(tuple(known[-size:])) if size <= len(known) else None
@@ -90,12 +92,12 @@ class LookupSource:
         self._num_read = [0] * len(rows)
 
     def select(self, rows: list[int]) -> None:
-        """Go on with these rows only."""
+        """Go on with these `rows` only, numbers from 0."""
         self._indexes = [self._indexes[row] for row in rows]
         self._num_read = [self._num_read[row] for row in rows]
 
     def draft(self, transcript: Transcript, limits: list[int]) -> list[list[int]]:
-        """At most `limits[row]` drafts of each row; none where its latest tokens are new."""
+        """At most `limits[row]` drafts of each row of a `transcript`; none where its latest tokens are new."""
         found = []
         for row, (index, limit) in enumerate(zip(self._indexes, limits, strict=True)):
             new_ids = transcript.new_ids[row]

@@ -44,7 +44,11 @@ class Pricing:
                 self.table = self.log.corrected(self._base)
 
     def wants_plain(self, num_left: list[int]) -> bool:
-        """Whether the next round should be a plain step, so that it is known what one takes."""
+        """Whether the next round should be a plain step, so that it is known what one takes.
+
+        Args:
+            num_left (`list[int]`): Tokens that each row may still get.
+        """
         return self.log is not None and self.log.wants_plain(len(num_left), max(num_left))
 
     def note(

@@ -119,7 +119,7 @@ class Proposer:
             self._lookup.read_prompt(self._transcript.prefix, mask, vocab_size)
 
     def select(self, rows: list[int]) -> None:
-        """Go on with these rows only."""
+        """Go on with these `rows` only, numbers from 0."""
         if self._lookup is not None:
             self._lookup.select(rows)
 

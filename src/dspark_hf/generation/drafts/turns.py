@@ -35,8 +35,9 @@ class LeftContext:
         drafter (`weakref.ref`, *optional*): Whose context it is.
         state ([`DraftState`], *optional*): The context.
         is_read (`torch.BoolTensor` of shape `(batch, columns)`, *optional*): The cache columns in it.
-        keys (`torch.Tensor`, *optional*): The cache's first keys. Whoever writes to the cache replaces them; whoever
-            crops it makes a view of them.
+        keys (`torch.Tensor` of shape `(batch, heads, columns, dim)`, *optional*): The cache's first keys. Whoever
+            writes
+            to the cache replaces them; whoever crops it makes a view of them.
     """
 
     def __init__(
@@ -118,7 +119,9 @@ class DraftContext(PendingContext):
 
     @classmethod
     def of(cls, request: Request, layout: PromptLayout) -> "DraftContext":
-        """The context of a request's drafter, whose passes are compiled where that was asked for."""
+        """The context of a `request`'s drafter, whose passes are compiled where that was asked for, behind the
+        `layout`'s prompt.
+        """
         is_compiled = request.speculation.compile and isinstance(request.drafter, DSparkModel)
         # Embeddings take the place of ids.
         has_ids = request.model_kwargs.get("inputs_embeds") is None

@@ -13,7 +13,7 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 
 
 def is_compactable(cache: Cache) -> bool:
-    """Whether [`compact`] knows every layer of a cache; others may hold more than keys and values."""
+    """Whether [`compact`] knows every layer of a `cache`; others may hold more than keys and values."""
     known = (DummyLayer, DynamicLayer, DynamicSlidingWindowLayer)
     return type(cache) is DynamicCache and not cache.offloading and all(type(layer) in known for layer in cache.layers)
 

@@ -17,19 +17,19 @@ _LAYER_TYPES = ("heavily_compressed_attention", "compressed_sparse_attention")
 
 
 def is_compressed(layer: object) -> bool:
-    """Whether a cache layer is one of DeepSeek-V4's that compress tokens."""
+    """Whether a cache's `layer` is one of DeepSeek-V4's that compress tokens."""
     return any(getattr(cls, "_layer_type", None) in _LAYER_TYPES for cls in type(layer).__mro__)
 
 
 def make_rewindable(layer: Any) -> None:
-    """Let a layer that [`is_compressed`] be cropped, until [`make_stock`]."""
+    """Let a `layer` that [`is_compressed`] be cropped, until [`make_stock`]."""
     if not isinstance(layer, RewindableLayer):
         layer.__class__ = _rewindable_class(type(layer))
         layer.forget_pass()
 
 
 def make_stock(layer: Any) -> None:
-    """Undo [`make_rewindable`]."""
+    """Undo [`make_rewindable`] of a `layer`."""
     if isinstance(layer, RewindableLayer):
         layer.__class__ = type(layer).__bases__[1]
         for name in RewindableLayer.notes:
@@ -61,12 +61,23 @@ class RewindableLayer(DynamicSlidingWindowLayer):
         return keys, values
 
     def store_compression_weights(self, name: str, kv: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Take in weights as the class behind does, and note what there was before."""
+        """Take in weights as the class behind does, and note what there was before.
+
+        Args:
+            name (`str`): Which compressor they are of.
+            kv, gate (`torch.Tensor` of shape `(batch, tokens, width)`): Projections of the new tokens.
+        """
         self._inputs[name] = (self.buffer_kv[name], self.buffer_gate[name], kv, gate, self.entry_count[name])
         return super().store_compression_weights(name, kv, gate)
 
     def update_overlap_state(self, name: str, chunk_kv: Tensor, chunk_gate: Tensor, head_dim: int) -> tuple:
-        """Take in a window as the class behind does, and note what there was before."""
+        """Take in a window as the class behind does, and note what there was before.
+
+        Args:
+            name (`str`): Which compressor it is of.
+            chunk_kv, chunk_gate (`torch.Tensor` of shape `(batch, windows, ratio, 2 * head_dim)`): Projections.
+            head_dim (`int`): Width of a head.
+        """
         self._overlaps[name] = (self.overlap_kv[name], self.overlap_gate[name])
         self._windows[name] = (chunk_kv[..., :head_dim], chunk_gate[..., :head_dim])  # [B, w, r, D]
         return super().update_overlap_state(name, chunk_kv, chunk_gate, head_dim)

@@ -29,16 +29,16 @@ class Interruption:
         self.is_anew = False
 
     def note_prompt(self, num_rows: int, num_columns: int) -> None:
-        """The prompt was processed."""
+        """The prompt was processed: `num_rows` of `num_columns` columns."""
         self.is_anew = False
         self._prompt_end, self._ends = num_columns, [num_columns] * num_rows
 
     def note_block(self, num_block: int) -> None:
-        """A block was processed, of each row as many tokens."""
+        """A block of `num_block` tokens of each row was processed."""
         self._num_open, self.is_anew = num_block, False
 
     def note_commit(self, ends: list[int]) -> None:
-        """What was rejected of it has been taken out, which leaves so many columns of each row."""
+        """What was rejected of it has been taken out: of each row there are columns up to its one of `ends`."""
         self._ends, self._num_open = ends, 0
 
     def restore(self, num_columns: int) -> bool:

@@ -34,7 +34,9 @@ def continues(model_type: str) -> bool:
 
 
 def is_linear(layer: object) -> bool:
-    """Whether a cache layer may hold recurrent states, or inputs of a convolution; it may hold keys and values too."""
+    """Whether a cache's `layer` may hold recurrent states, or inputs of a convolution; it may hold keys and values
+    too.
+    """
     return isinstance(layer, LinearAttentionCacheLayerMixin)
 
 
@@ -51,7 +53,7 @@ class RecurrentStates:
 
     @classmethod
     def of(cls, cache: Cache) -> "RecurrentStates | None":
-        """Those of a cache that has seen tokens; None if it has none. Convolution inputs alone can be cropped."""
+        """Those of a `cache` that has seen tokens; None if it has none. Convolution inputs alone can be cropped."""
         linear = [layer for layer in cache.layers if is_linear(layer)]
         layers = [layer for layer in linear if any(layer.is_recurrent_states_initialized.values())]
         return cls(layers) if layers else None
@@ -94,13 +96,13 @@ class RecurrentStates:
 
     @staticmethod
     def start_recording(layer: LinearAttentionCacheLayerMixin) -> None:
-        """Let a window that slides keep what it is to drop, as [`crop_attention`] needs it."""
+        """Let a `layer`'s window that slides keep what it is to drop, as [`crop_attention`] needs it."""
         if isinstance(layer, DynamicSlidingWindowLayer):
             layer.activate_past_recording()
 
     @staticmethod
     def crop_attention(layer: LinearAttentionCacheLayerMixin, num_tokens: int) -> None:
-        """Take the last tokens out of a layer's keys and values, if it has any."""
+        """Take the last `num_tokens` tokens out of a `layer`'s keys and values, if it has any."""
         for attention_cls in (DynamicSlidingWindowLayer, DynamicLayer):
             if isinstance(layer, attention_cls):
                 attention_cls.crop(layer, -num_tokens)

@@ -15,7 +15,7 @@ MAX_REPLAYED = 32
 
 
 def is_rewindable(model: PreTrainedModel, cache: Cache | None) -> bool:
-    """Whether rejected tokens can be taken out of the cache that a target is used with."""
+    """Whether rejected tokens can be taken out of the `cache` that a target `model` is used with."""
     if not isinstance(cache, DynamicCache):
         return False
     if not any(map(is_linear, cache.layers)):
@@ -27,13 +27,13 @@ def is_rewindable(model: PreTrainedModel, cache: Cache | None) -> bool:
 
 
 def keeps_unknown_state(model: PreTrainedModel) -> bool:
-    """Whether a target remembers tokens in a way that is not known here."""
+    """Whether a target `model` remembers tokens in a way that is not known here."""
     model_type = _model_type(model)
     return model._is_stateful and model_type != "deepseek_v4" and not continues(model_type)
 
 
 def replays(model: PreTrainedModel) -> bool:
-    """Whether tokens that stand are processed again, because a target's states are put back to before them."""
+    """Whether tokens that stand are processed again, because a target `model`'s states are put back to before them."""
     return model._is_stateful and continues(_model_type(model))
 
 
@@ -42,7 +42,7 @@ def _model_type(model: PreTrainedModel) -> str:
 
 
 def compresses(cache: Cache) -> bool:
-    """Whether a cache keeps less than one entry for a token."""
+    """Whether a `cache` keeps less than one entry for a token."""
     return any(map(is_compressed, cache.layers))
 
 
@@ -85,7 +85,7 @@ class Rewinder:
             self._states.save()
 
     def take_back(self, num_rejected: int) -> None:
-        """Take the last tokens of the latest pass out, or what it left behind if that is none."""
+        """Take the last `num_rejected` tokens of the latest pass out, or what it left behind if that is 0."""
         self.num_replayed = 0
         num_removed = num_rejected
         if self._states is not None:
@@ -102,7 +102,7 @@ class Rewinder:
                 layer.crop(-num_removed)
 
     def can_take_back(self, num_rejected: int) -> bool:
-        """Whether so many tokens of the latest pass can be taken out; states are not kept for a single one."""
+        """Whether `num_rejected` tokens of the latest pass can be taken out; states are not kept for a single one."""
         return num_rejected == 0 or self._states is None or self._states.is_saved
 
     def stop(self) -> None:

@@ -96,7 +96,13 @@ def process_by_length(
 
 
 def for_rows(processor: LogitsProcessor, row_ids: list[int], batch_size: int) -> LogitsProcessor:
-    """A stateless processor for some rows of the batch: what it holds of every row is cut down to them."""
+    """A stateless processor for some rows of the batch: what it holds of every row is cut down to them.
+
+    Args:
+        processor (`LogitsProcessor`): The processor; it is not changed.
+        row_ids (`list[int]`): The rows, numbers from 0.
+        batch_size (`int`): Rows that it was made for.
+    """
     if len(row_ids) == batch_size:
         return processor
     kind = type(processor)

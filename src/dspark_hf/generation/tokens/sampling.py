@@ -120,7 +120,19 @@ class TokenChooser:
     def verify_block(
         self, draft_ids: Tensor, candidates: Candidates | None, scores: Tensor, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """`accepted_len` and `next_ids` of each row, from processed scores (or raw logits, see [`needs_scores`])."""
+        """Judge a block of drafts.
+
+        Args:
+            draft_ids (`torch.LongTensor` of shape `(batch, n)`): The drafts.
+            candidates ([`Candidates`] of shape `(batch, n, k)` or `None`): What they were drawn from.
+            scores (`torch.Tensor` of shape `(batch, n + 1, vocab)`): Processed scores, or raw logits, see
+                [`needs_scores`].
+            lengths (`torch.LongTensor` of shape `(batch,)`, *optional*): Drafts to judge of each row; all, if not
+                given.
+
+        Returns:
+            Two `torch.LongTensor` of shape `(batch,)`: `accepted_len`, and `next_ids` behind them.
+        """
         if not self.do_sample:
             # The index of max() is that of argmax(), also at ties, and bfloat16 argmax() is 5 times as slow on a CPU.
             verdict = verify_greedy(draft_ids, scores.max(-1).indices.to(draft_ids.device), lengths)
@@ -132,11 +144,30 @@ class TokenChooser:
         return self._agreed(*verify_sampled(draft_ids, candidates, scores, lengths, generator, self._verification))
 
     def next_scores(self, prefix_ids: Tensor, logits: Tensor) -> Tensor:
-        """Processed scores `(batch, vocab)` of one position, as plain `generate()` computes them."""
+        """Processed scores of one position, as plain `generate()` computes them.
+
+        Args:
+            prefix_ids (`torch.LongTensor` of shape `(batch, tokens)`): The tokens before it.
+            logits (`torch.Tensor` of shape `(batch, vocab)`): The target's; they are not changed.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, vocab)`.
+        """
         return self.processors(prefix_ids, logits.to(device=prefix_ids.device, dtype=torch.float32, copy=True))
 
     def judge(self, draft_ids: Tensor | None, candidates: Candidates | None, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Token of each row at one position, and whether it is the draft; without drafts it never is."""
+        """Choose each row's token at one position.
+
+        Args:
+            draft_ids (`torch.LongTensor` of shape `(batch,)` or `None`): The drafts of it, if there are any.
+            candidates ([`Candidates`] of shape `(batch, k)` or `None`): What they were drawn from.
+            scores (`torch.Tensor` of shape `(batch, vocab)`): Processed scores.
+
+        Returns:
+            `torch.LongTensor` and `torch.BoolTensor` of shape `(batch,)`: Tokens, and whether each is the draft;
+            without
+            drafts none is.
+        """
         tokens, accepted = self._agreed(*self._judge(draft_ids, candidates, scores))
         return tokens, accepted.bool()
 

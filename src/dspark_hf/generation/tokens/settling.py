@@ -94,6 +94,8 @@ class Settler:
         return [index + 1] * num_rows, accepted_lens
 
     def block_scores(self, logits: Tensor) -> Tensor:
-        """Processed scores `(batch, positions, vocab)` behind the tokens so far. Not for `in_order`."""
+        """Processed scores behind the tokens so far, of `logits` `(batch, positions, vocab)` and so shaped. Not for
+        `in_order`.
+        """
         transcript = self._transcript
         return self._chooser.block_scores(transcript.ids, transcript.lens, transcript.row_ids, logits)

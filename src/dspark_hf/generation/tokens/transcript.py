@@ -126,7 +126,7 @@ class Transcript:
         return self.ids.gather(1, columns.clamp_max_(self.ids.shape[1] - 1))
 
     def reserve(self, num_tokens: int) -> None:
-        """Make room for so many drafts behind every row."""
+        """Make room for `num_tokens` drafts behind every row."""
         # One column more than can be output: drafts that a row has no room for end up there.
         most = self._rules.max_length + 1
         num_columns = min(max(self.lens) + num_tokens, most)
@@ -136,7 +136,7 @@ class Transcript:
             self.ids = pad(self.ids, (0, num_columns - self.ids.shape[1]))
 
     def note_drafts(self, draft_ids: Tensor) -> None:
-        """Write drafts behind the tokens so far, without counting them."""
+        """Write `draft_ids` `(batch, n)` behind the tokens so far, without counting them."""
         num_drafts = draft_ids.shape[1]
         # The prefix behind the last draft is asked for, too.
         self.reserve(num_drafts + 1)
@@ -240,7 +240,7 @@ class Transcript:
             self.finished[row] |= stop
 
     def keep(self, rows: list[int]) -> None:
-        """Go on with these rows only; the others have their last token."""
+        """Go on with these `rows` only, numbers from 0; the others have their last token."""
         for row in set(range(len(self.lens))) - set(rows):
             self._ended[self.row_ids[row]] = self.ids[row, : self.lens[row]].clone()
         self.ids = self.ids[rows]
@@ -248,7 +248,7 @@ class Transcript:
             setattr(self, name, [getattr(self, name)[row] for row in rows])
 
     def end_round(self, accepted_len: int) -> None:
-        """Hand the round's tokens to a streamer that wants whole rounds."""
+        """Hand the round's tokens, of which `accepted_len` are drafts, to a streamer that wants whole rounds."""
         if self._streams_rounds and self._round_ids:
             ids, self._round_ids = self._round_ids, []
             self._streamer.put_speculative(torch.tensor(ids, device="cpu"), accepted_len)

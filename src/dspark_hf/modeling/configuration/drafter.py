@@ -112,10 +112,13 @@ class DraftConfig(PreTrainedConfig):
         check_taps(self.target_layer_ids, num_target_layers, with_last=family.may_tap_last)
 
     def check_length(self, num_positions: int | None) -> None:
-        """Raise `ValueError` if a proposal is longer than so many positions; `None` is an unknown number.
+        """Check that a proposal fits into a text.
 
         Args:
-            num_positions (`int` or `None`): The longest text, in tokens.
+            num_positions (`int` or `None`): The longest text, in tokens; `None` is an unknown number.
+
+        Raises:
+            `ValueError`: If a proposal is longer than that, or than any that a drafter can make.
         """
         if self.num_slots > _MOST_SLOTS:
             raise ValueError(

@@ -33,8 +33,15 @@ def check_taps(target_layer_ids: list[int], num_target_layers: int | None, *, wi
 def spread_taps(num_target_layers: int, num_taps: int) -> list[int]:
     """Evenly spaced taps from layer 1 to the third layer from the end: `[1, 9, 17, 25, 33]` of 36 (paper, 5.1).
 
+    Args:
+        num_target_layers (`int`): Layers of the target.
+        num_taps (`int`): Taps wanted; a shallow target has fewer different ones.
+
+    Returns:
+        `list[int]`: Ascending layers, from 0.
+
     Raises:
-        `ValueError`: If the target has fewer than two layers.
+        `ValueError`: If the target has fewer than two layers, or no tap is wanted.
     """
     if num_target_layers < 2 or num_taps < 1:
         raise ValueError(

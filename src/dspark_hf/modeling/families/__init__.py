@@ -20,7 +20,7 @@ DEFAULT_FAMILY = "qwen3"
 
 
 def get_family(model_type: str) -> Family:
-    """The family of a draft decoder.
+    """The family of a draft decoder, by the `model_type` of its config.
 
     Raises:
         `ValueError`: If no family has this `model_type`.

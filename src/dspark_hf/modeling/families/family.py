@@ -36,7 +36,7 @@ LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 
 def plain_rope(rope: dict[str, Any]) -> dict[str, Any]:
-    """Rope with the base of another, and nothing else of it."""
+    """The rope parameters of another: the base of `rope`, and nothing else of it."""
     return {"rope_type": "default", "rope_theta": rope.get("rope_theta", 10000.0)}
 
 
@@ -89,7 +89,10 @@ class Family:
     float32_names: tuple[str, ...] = ()  # what loading leaves in float32
 
     def make_config(self, **fields: Any) -> PreTrainedConfig:
-        """The draft decoder's config with these fields, as checkpoints and users name them.
+        """The draft decoder's config with these fields.
+
+        Args:
+            fields: As checkpoints and users name them.
 
         Raises:
             `ValueError`: If they ask for layers that a drafter cannot have, or a size is none.
@@ -114,6 +117,9 @@ class Family:
             target (`PreTrainedConfig`): The target's text config; attributes it lacks get the family's defaults.
             num_hidden_layers (`int`): Number of draft layers.
             overrides: Any field of the family's config, e.g. `intermediate_size=1024`.
+
+        Raises:
+            `ValueError`: If the family cannot be shaped like this target, or a field is none that a drafter can have.
         """
         # Heads may differ from layer to layer.
         fields = self._decoder_fields(target, num_hidden_layers, target.per_layer_config[0], **overrides)
@@ -160,11 +166,18 @@ class Family:
         return {}
 
     def embed_scale(self, config: PreTrainedConfig) -> float:
-        """What embeddings are multiplied with; the target's own module does so by itself."""
+        """What embeddings are multiplied with, by the decoder's `config`; the target's own module does that itself."""
         return 1.0
 
     def check_attention(self, name: str | None) -> None:
-        """Raise `ValueError` if an attention implementation would drop sinks; None is transformers' choice."""
+        """Check that an attention implementation keeps the attention sinks of the draft layers.
+
+        Args:
+            name (`str` or `None`): As transformers names it; None is its choice.
+
+        Raises:
+            `ValueError`: If it would drop them.
+        """
         if self.has_sinks and name not in (None, "eager"):
             raise ValueError(
                 f"{self.engine_name}-shaped draft layers have attention sinks, which attn_implementation={name!r} "
@@ -172,25 +185,49 @@ class Family:
             )
 
     def lift(self, config: PreTrainedConfig, hidden: Tensor) -> Tensor:
-        """Embeddings `(batch, tokens, hidden)` as the first layer takes them."""
+        """Embeddings as the first layer takes them.
+
+        Args:
+            config (`PreTrainedConfig`): The draft decoder's.
+            hidden (`torch.Tensor` of shape `(batch, tokens, hidden)`): The embeddings.
+
+        Returns:
+            `torch.Tensor` of that shape, or `(batch, tokens, streams, hidden)`.
+        """
         return hidden
 
     def collapse(self, config: PreTrainedConfig) -> nn.Module | None:
-        """What makes states `(batch, tokens, hidden)` of the last layer's output; None where they are such."""
+        """What makes states `(batch, tokens, hidden)` of the last layer's output, by the decoder's `config`; None
+        where they are such.
+        """
         return None
 
     def init_weights(self, module: nn.Module, std: float) -> None:
-        """Fill in fresh weights of a module that transformers does not know in general."""
+        """Fill in fresh weights of a `module` that transformers does not know in general, with a standard deviation of
+        `std`.
+        """
 
     def rotary(self, config: PreTrainedConfig) -> nn.Module:
-        """Tables for [`Family.rope`]. What depends on the length in them is always that of the original length."""
+        """Tables for [`Family.rope`], by the decoder's `config`. What depends on the length is that of the original
+        length.
+        """
         rotary = self.rotary_cls(config)
         types = rotary.rope_type
         rotary.rope_type = dict.fromkeys(types, "default") if isinstance(types, dict) else "default"
         return rotary
 
     def rope(self, rotary: nn.Module, hidden: Tensor, positions: Tensor, layer_type: str) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of `positions` for layers of a type, in the dtype of `hidden`."""
+        """Cosines and sines of positions for draft layers of a type.
+
+        Args:
+            rotary (`nn.Module`): The tables.
+            hidden (`torch.Tensor` of shape `(batch, tokens, hidden)`): States, for their dtype and device.
+            positions (`torch.LongTensor` of shape `(batch, tokens)`): Places in the text, from 0.
+            layer_type (`str`): `"full_attention"` or `"sliding_attention"`.
+
+        Returns:
+            Two `torch.Tensor` of shape `(batch, tokens, head_dim)`, in the dtype of `hidden`.
+        """
         return rotary(hidden, positions)
 
     def context_kv(self, attention: nn.Module, context: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -212,12 +249,25 @@ class Family:
         return self.apply_rotary(keys, keys, *rope)[1], values
 
     def context_keys(self, attention: nn.Module, context: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Unrotated keys `[B, C, H, D]`."""
+        """Unrotated keys.
+
+        Args:
+            attention (`nn.Module`): The `self_attn` of a draft layer.
+            context (`torch.Tensor` of shape `(batch, context, hidden)`): Normalised, projected features.
+            shape (`tuple[int, ...]`): `(batch, context, kv_heads, head_dim)`.
+
+        Returns:
+            `torch.Tensor` of shape `shape`.
+        """
         return attention.k_proj(context).view(shape)
 
 
 def check_sizes(fields: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if a field of a decoder's config that counts something does not, or names no activation."""
+    """Check the `fields` of a decoder's config that count something or name an activation.
+
+    Raises:
+        `ValueError`: If one counts nothing, does not fit another, or names no activation.
+    """
     for name in _SIZES:
         value = fields.get(name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
