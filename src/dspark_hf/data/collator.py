@@ -15,13 +15,21 @@ COLUMNS = ("input_ids", "loss_mask", "features", "last_hidden_states", "log_norm
 
 
 def anchor_places(loss_mask: Tensor) -> Tensor:
-    """Ascending positions that can be anchors: the token and the next one are supervised, and a context is before."""
+    """Where anchors can be: ascending positions with a context before, whose token and the next one are both
+    supervised.
+
+    Args:
+        loss_mask (`torch.BoolTensor` of shape `(sequence,)`): Which tokens are supervised.
+
+    Returns:
+        `torch.LongTensor` of shape `(places,)`.
+    """
     places = torch.nonzero(loss_mask[:-1] & loss_mask[1:]).squeeze(-1)
     return places[places > 0]
 
 
 def has_anchors(loss_mask: Sequence[bool] | Tensor) -> bool:
-    """Whether there is something to learn from a row."""
+    """Whether there is something to learn from a row with this `loss_mask` `(sequence,)`."""
     return len(anchor_places(torch.as_tensor(loss_mask).bool())) > 0
 
 
@@ -47,7 +55,7 @@ class DraftCollator:
         self._epoch = torch.tensor(epoch).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose other anchors, in every process that has this collator."""
+        """Choose other anchors, those of this `epoch`, in every process that has this collator."""
         self._epoch.fill_(epoch)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -98,7 +106,14 @@ class DraftCollator:
     def sample_anchors(self, input_ids: Tensor, loss_mask: Tensor, epoch: int | None = None) -> Tensor:
         """Up to `num_anchors` ascending positions where the token and the next one are both supervised.
 
-        A row without any gets none.
+        Args:
+            input_ids (`torch.LongTensor` of shape `(sequence,)`): The row's tokens; they decide the draw, with seed
+                and epoch.
+            loss_mask (`torch.BoolTensor` of shape `(sequence,)`): Which of them are supervised.
+            epoch (`int`, *optional*): As of which epoch; that of [`DraftCollator.set_epoch`], if not given.
+
+        Returns:
+            `torch.LongTensor` of shape `(anchors,)`; a row without any such position gets none.
         """
         candidates = anchor_places(loss_mask)
         if len(candidates) <= self.num_anchors:

@@ -21,7 +21,7 @@ _LONGEST = 2**26
 
 
 def load_conversations(path: str | os.PathLike) -> list[dict]:
-    """Read all conversations of a file; see [`iterate_conversations`]."""
+    """Read all conversations of the file at `path`; see [`iterate_conversations`]."""
     return list(iterate_conversations(path))
 
 

@@ -17,7 +17,7 @@ _COLUMNS = ("messages", "conversations", "chosen", "prompt", "instruction", "tur
 
 
 def has_conversation(row: Mapping[str, Any]) -> bool:
-    """Whether a data set's row is a conversation, as [`conversation_of`] reads it, rather than ids and mask."""
+    """Whether a data set's `row` is a conversation, as [`conversation_of`] reads it, rather than ids and mask."""
     return "messages" in row or ("input_ids" not in row and any(name in row for name in _COLUMNS))
 
 
@@ -71,7 +71,7 @@ def conversation_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_messages(conversation: str | Sequence[str] | Sequence[dict]) -> list[dict]:
-    """One user turn, or several, or messages, as messages.
+    """A `conversation`, one user turn, or several, or messages, as messages.
 
     Raises:
         `ValueError`: If it is none of these.
@@ -83,9 +83,12 @@ def as_messages(conversation: str | Sequence[str] | Sequence[dict]) -> list[dict
 
 
 def check_messages(messages: Sequence[dict]) -> None:
-    """Raise `ValueError` unless `messages` is a non-empty list of `{"role", "content"}` with known roles.
+    """Check that `messages` is a non-empty list of `{"role", "content"}` with known roles.
 
     The content may be `None` beside tool calls.
+
+    Raises:
+        `ValueError`: If not.
     """
     if not isinstance(messages, (list, tuple)) or not messages:
         raise ValueError(f"Expected a non-empty list of messages, got {messages!r:.80}.")
@@ -101,7 +104,7 @@ def check_messages(messages: Sequence[dict]) -> None:
 
 
 def call_names(messages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The functions that the messages' tool calls name."""
+    """The functions that tool calls in `messages` name."""
     calls = [call for message in messages for call in message.get("tool_calls") or ()]
     functions = [call.get("function", call) for call in calls if isinstance(call, Mapping)]
     return [str(function["name"]) for function in functions if isinstance(function, Mapping) and "name" in function]

@@ -151,7 +151,7 @@ def load_tokenizer(
 
 
 def encoding_file(tokenizer: PreTrainedTokenizerBase) -> EncodingFile | None:
-    """The file that renders a tokenizer's chats; `None` if it has a template, which counts, or neither.
+    """The file that renders a `tokenizer`'s chats; `None` if it has a template, which counts, or neither.
 
     Raises:
         `ValueError`: If there is one in the tokenizer's folder that nobody allowed to run.
@@ -166,7 +166,7 @@ def encoding_file(tokenizer: PreTrainedTokenizerBase) -> EncodingFile | None:
 
 
 def has_chat_form(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether there is a chat template or a file in its place."""
+    """Whether a `tokenizer` has a chat template or a file in its place."""
     return tokenizer.chat_template is not None or encoding_file(tokenizer) is not None
 
 

@@ -88,7 +88,15 @@ class TargetFeatures:
             )
 
     def log_norm(self, last_hidden_states: Tensor, mask: Tensor) -> Tensor:
-        """`logsumexp` of the target's logits, float32 `(batch, sequence)`, where `mask` is True; 0 elsewhere."""
+        """`logsumexp` of the target's logits where it is wanted.
+
+        Args:
+            last_hidden_states (`torch.Tensor` of shape `(batch, sequence, hidden)`): States behind the final norm.
+            mask (`torch.BoolTensor` of shape `(batch, sequence)`): Where it is wanted.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, sequence)` on the CPU; 0 elsewhere.
+        """
         norms = torch.zeros(mask.shape)
         learned = last_hidden_states[mask.to(last_hidden_states.device)]
         norms[mask] = streamed_log_norm(learned, output_head(self.target), 256).cpu()
@@ -96,7 +104,14 @@ class TargetFeatures:
 
 
 def learned_positions(loss_mask: Sequence[bool] | Tensor) -> Tensor:
-    """Where the next token is supervised, bool `(sequence,)`: the target's distribution is learned there alone."""
+    """Where the next token is supervised: the target's distribution is learned there alone.
+
+    Args:
+        loss_mask (`Sequence[bool]` or `torch.Tensor` of shape `(sequence,)`): Which tokens are supervised.
+
+    Returns:
+        `torch.BoolTensor` of shape `(sequence,)`.
+    """
     mask = torch.as_tensor(loss_mask).bool()
     return F.pad(mask[1:], (0, 1))
 

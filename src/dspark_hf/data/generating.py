@@ -7,7 +7,11 @@ import torch
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Stack token lists of different lengths, padded on the left as `generate()` wants them.
+    """Stack token lists of different lengths, padded on the left with `pad_id` as `generate()` wants them.
+
+    Args:
+        rows (`Sequence[Sequence[int]]`): Ids of each row.
+        pad_id (`int`): The token to pad with.
 
     Returns:
         `dict`: `input_ids` and `attention_mask` (`torch.LongTensor` of shape `(batch, seq)`).
@@ -19,7 +23,9 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tens
 
 
 def sampling_options(temperature: float) -> dict[str, Any]:
-    """Options of `generate()`: greedy at 0, else the target's whole distribution at that temperature."""
+    """Options of `generate()`: greedy at a `temperature` of 0, else the target's whole distribution at that
+    temperature.
+    """
     if temperature > 0:
         return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     # None silences the warning about sampling defaults that a checkpoint carries.
@@ -27,7 +33,7 @@ def sampling_options(temperature: float) -> dict[str, Any]:
 
 
 def end_ids(target, tokenizer) -> list[int]:
-    """The ids that end the target's answer: those of its generation config, else the tokenizer's.
+    """The ids that end the `target`'s answer: those of its generation config, else the `tokenizer`'s.
 
     Raises:
         `ValueError`: If neither names one.

@@ -37,7 +37,7 @@ class LeftOut:
         self.skip(_UNUSABLE, f"{place}: {error}")
 
     def skip(self, reason: str, example: str = "") -> None:
-        """Count a row for one of this file's reasons; the first example is told."""
+        """Count a row for one `reason` of this file's; the first `example` is told."""
         self._counts[reason] = self._counts.get(reason, 0) + 1
         self._examples.setdefault(reason, example)
 

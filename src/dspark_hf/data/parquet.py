@@ -13,7 +13,7 @@ _LARGEST_GROUP = 2**30
 
 
 def parquet_rows(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file.
+    """The rows of the Parquet file at `path`.
 
     A text that stands in a thousand rows is in the file once. It is read so too, and how much the rows take is counted
     before they are made.

@@ -64,5 +64,5 @@ def encode_row(
 
 
 def row_name(index: int) -> str:
-    """How messages call a row of a data set."""
+    """How messages call the row of a data set at an `index`, from 0."""
     return f"Row {index} (from 0)"

@@ -8,10 +8,10 @@ _SHORTEST = 3
 
 
 def spelled_token(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str | None:
-    """The first special token of a tokenizer that the text of messages spells out; `None` where there is none.
+    """The first special token of a `tokenizer` that the text of `messages` spells out; `None` where there is none.
 
-    Special are the tokens that the tokenizer marks so: turns, ends, padding. Tokens that models write into their
-    text, such as `<think>`, are not.
+    Special are the tokens that the tokenizer marks so: turns, ends, padding. Tokens that models write into their text,
+    such as `<think>`, are not.
     """
     added = tokenizer.added_tokens_decoder.values()
     tokens = [token.content for token in added if token.special and len(token.content) >= _SHORTEST]

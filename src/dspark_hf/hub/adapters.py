@@ -15,6 +15,10 @@ _PICKLE = "adapter_model.bin"
 def base_of_adapter(path: str, where: str) -> str:
     """The drafter that an adapter was trained on, as its config names it.
 
+    Args:
+        path (`str`): The adapter's config file.
+        where (`str`): Where the adapter lies, for messages.
+
     Raises:
         `ValueError`: If the config is not readable, names none, asks for Megatron's layers, or has fields that cannot
             be right.
@@ -60,7 +64,7 @@ def check_weights(path: str, weights: str | None, where: str) -> None:
 
 
 def check_peft(folder: str) -> None:
-    """Check that transformers can load a target from a folder, if an adapter is in it.
+    """Check that transformers can load a target from a `folder`, if an adapter is in it.
 
     Raises:
         `ValueError`: If transformers asks for a newer PEFT than is installed.

@@ -42,6 +42,9 @@ class DSparkForCausalLM:
     model.generate(**inputs, max_new_tokens=128)
     target, drafter = model, model.detach_drafter()
     ```
+
+    Raises:
+        `ValueError`: If it is instantiated.
     """
 
     def __init__(self):

@@ -54,6 +54,9 @@ class AutoDrafter:
     drafter = AutoDrafter.from_pretrained("org/Model-DSpark")
     model.generate(**inputs, assistant_model=drafter)
     ```
+
+    Raises:
+        `ValueError`: If it is instantiated.
     """
 
     def __init__(self):

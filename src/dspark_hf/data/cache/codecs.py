@@ -24,7 +24,11 @@ _OCTAVE, _MIDDLE = 8, 128
 
 
 def check_dtype(dtype: str) -> None:
-    """Raise `ValueError` unless a cache can be of this dtype."""
+    """Check that a cache can be of a `dtype`, by its name.
+
+    Raises:
+        `ValueError`: If not; the message names those that there are.
+    """
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
 
@@ -37,15 +41,20 @@ class Codec(Protocol):
         """What a token takes on the disk."""
 
     def encode(self, states: Tensor) -> dict[str, Tensor]:
-        """The parts that are stored, by name, of states `(tokens, width)` of any floating dtype."""
+        """The parts that are stored, by name, of `states` `(tokens, width)` of any floating dtype."""
 
     def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """The states `(tokens, width)` that were encoded, as near as the parts keep them."""
+        """The states `(tokens, width)` that were encoded, as near as the `parts` keep them."""
 
 
 @dataclass(frozen=True)
 class RawCodec(Codec):
-    """States as they are, in one dtype."""
+    """States as they are, in one dtype.
+
+    Args:
+        width (`int`): Values of a token.
+        dtype (`torch.dtype`): That of the stored states.
+    """
 
     width: int
     dtype: torch.dtype
@@ -63,7 +72,12 @@ class RawCodec(Codec):
 
 @dataclass(frozen=True)
 class Fp8Codec(Codec):
-    """States as e4m3 with a float32 scale per token and state: a tap's size does not cost another's precision."""
+    """States as e4m3 with a float32 scale per token and state: a tap's size does not cost another's precision.
+
+    Args:
+        width (`int`): Values of a token, those of all taps.
+        hidden_size (`int`): Values of one state.
+    """
 
     width: int
     hidden_size: int
@@ -129,7 +143,15 @@ class GroupCodec(Codec):
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """uint8 codes below `2 ** bits` to bytes: the low 4 bits two a byte, then the next 2 bits four a byte."""
+    """Codes of few bits to bytes: the low 4 bits two a byte, then the next 2 bits four a byte.
+
+    Args:
+        codes (`torch.ByteTensor` of shape `(tokens, width)`): Codes below `2 ** bits`.
+        bits (`int`): 4, 6 or 8.
+
+    Returns:
+        `torch.ByteTensor` of shape `(tokens, width * bits / 8)`.
+    """
     if bits == 8:
         return codes
     planes = [_pack_plane(codes & 15, 4)]
@@ -139,7 +161,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int) -> Tensor:
-    """The inverse of [`pack`]."""
+    """The inverse of [`pack`]: codes `(tokens, width)` of `bits` bits from `packed` `(tokens, width * bits / 8)`."""
     if bits == 8:
         return packed
     if bits == 4:

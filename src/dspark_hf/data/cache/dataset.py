@@ -278,7 +278,7 @@ class TargetCache(Dataset):
 
 
 def missing_ranges(shards: Sequence[Shard], num_rows: int) -> list[tuple[int, int]]:
-    """Source rows `[first, last)` that no shard covers."""
+    """Source rows `[first, last)` that none of `shards`, which are in order, covers, of `num_rows` in all."""
     missing, reached = [], 0
     for shard in shards:
         if shard.start > reached:

@@ -33,7 +33,7 @@ class CacheEstimate:
     bytes_per_token: dict[str, float]
 
     def num_bytes(self, dtype: str) -> int:
-        """Bytes that a cache of this dtype takes."""
+        """Bytes that a cache of this `dtype`, one of the names in `bytes_per_token`, takes."""
         return round(self.num_tokens * self.bytes_per_token[dtype])
 
 

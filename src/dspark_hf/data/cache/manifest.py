@@ -79,6 +79,18 @@ class Manifest:
     ) -> "Manifest":
         """The manifest of a cache to be built.
 
+        Args:
+            target (`PreTrainedModel`): The target.
+            tokenizer (`PreTrainedTokenizerBase` or `None`): What reads the text; None where rows have ids.
+            target_layer_ids (`list[int]`): The taps.
+            max_length (`int`): Tokens after which rows are cut.
+            dtype (`str`): How states are stored.
+            log_norm (`bool`): Whether `logsumexp` of the target's logits is held, too.
+            keep_special_tokens (`bool`, *optional*, defaults to `True`): Whether text may spell special tokens.
+
+        Returns:
+            [`Manifest`].
+
         Raises:
             `ValueError`: If a tap is out of range.
         """
@@ -105,7 +117,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """Read a cache's manifest.
+        """Read the manifest of the cache in a `folder`.
 
         Raises:
             `ValueError`: If it is missing, damaged, or of a newer layout.
@@ -144,11 +156,15 @@ class Manifest:
             raise ValueError(f"{path}: {error}") from error
 
     def write(self, folder: Path) -> None:
-        """Write it to a folder, whole or not at all."""
+        """Write it to a `folder`, whole or not at all."""
         write_record(folder / MANIFEST_FILE, asdict(self))
 
     def check_same(self, wanted: "Manifest", folder: Path) -> None:
-        """Raise `ValueError` unless a cache with this manifest can be continued as `wanted`."""
+        """Check that the cache with this manifest in a `folder` can be continued as `wanted`.
+
+        Raises:
+            `ValueError`: If target, data or settings differ; the message names what.
+        """
         if self._made_from() != wanted._made_from():
             other = f" ({wanted.target})" if wanted.target != self.target else ", with other weights of that name"
             raise ValueError(
@@ -177,7 +193,16 @@ class Manifest:
         target: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        """Raise `ValueError` unless a drafter with this config, target and tokenizer can learn from the cache."""
+        """Check that a drafter can learn from the cache.
+
+        Args:
+            config ([`DraftConfig`]): The drafter's.
+            target (`PreTrainedModel`, *optional*): Its target.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): That of the target.
+
+        Raises:
+            `ValueError`: If the cache has other taps or sizes, or was made from another target or tokenizer.
+        """
         mine = (list(self.target_layer_ids), self.hidden_size, self.num_target_layers)
         theirs = (list(config.target_layer_ids), config.hidden_size, config.num_target_layers)
         if mine != theirs:
@@ -205,7 +230,8 @@ def _named(setting: str) -> str:
 
 
 def weights_digest(target: PreTrainedModel) -> str | None:
-    """Digest of a few elements of every parameter, equal for bfloat16 and float32 copies of one checkpoint.
+    """Digest of a few elements of every parameter of the `target`, equal for bfloat16 and float32 copies of one
+    checkpoint.
 
     The output head alone does not tell a target from one that was fine-tuned, or has an adapter.
 
@@ -225,7 +251,7 @@ def weights_digest(target: PreTrainedModel) -> str | None:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of what decides a tokenizer's ids."""
+    """SHA-256 of what decides a `tokenizer`'s ids."""
     if tokenizer.is_fast:
         content = json.loads(tokenizer.backend_tokenizer.to_str())
         # The settings of the latest call are part of that text.
@@ -237,7 +263,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def template_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What tells chat templates, and files in their place, apart; None of a tokenizer without either."""
+    """What tells chat templates, and files in their place, apart; None of a `tokenizer` without either."""
     if tokenizer.chat_template is None:
         file = getattr(tokenizer, "encoding_file", None)
         return None if file is None else file.digest
@@ -245,5 +271,5 @@ def template_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def file_checksum(path: Path) -> int:
-    """CRC-32 of a file."""
+    """CRC-32 of the file at `path`."""
     return zlib.crc32(path.read_bytes())

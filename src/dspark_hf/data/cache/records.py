@@ -12,13 +12,19 @@ REMEDY = "Delete it and build the cache again: only what is missing is computed.
 
 
 def write_record(path: Path, record: dict[str, Any], durable: bool = True) -> None:
-    """Write a JSON object with its own checksum."""
+    """Write a JSON object with its own checksum.
+
+    Args:
+        path (`Path`): The file.
+        record (`dict`): The object.
+        durable (`bool`, *optional*, defaults to `True`): Whether to wait until the disk has it.
+    """
     with whole_file(path, durable=durable) as temp:
         temp.write_text(json.dumps({**record, "sha256": _digest(record)}, indent=1) + "\n", encoding="utf-8")
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read what [`write_record`] wrote.
+    """Read what [`write_record`] wrote to `path`.
 
     Raises:
         `ValueError`: If the file cannot be read, or a byte of it has changed.
@@ -34,7 +40,17 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def check_counts(record: Mapping[str, Any], path: Path, *names: str, lists: Sequence[str] = ()) -> None:
-    """Raise `ValueError` unless these fields are whole numbers from 0, or lists of such."""
+    """Check that fields count something.
+
+    Args:
+        record (`Mapping`): The fields.
+        path (`Path`): Where they were read, for the message.
+        names (`str`): Those that must be whole numbers from 0.
+        lists (`Sequence[str]`, *optional*): Those that must be lists of such.
+
+    Raises:
+        `ValueError`: If one is not.
+    """
     for name in (*names, *lists):
         value = record[name]
         numbers = value if name in lists and isinstance(value, list) else [value]

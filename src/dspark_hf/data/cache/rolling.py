@@ -185,7 +185,7 @@ def _note_use(path: Path) -> None:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as `50GB` or `512 MiB`.
+    """Bytes of a size in `text` such as `50GB` or `512 MiB`.
 
     Raises:
         `ValueError`: If it is none.

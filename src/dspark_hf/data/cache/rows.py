@@ -82,7 +82,14 @@ class RowCodec:
         return sum(codec.bytes_per_token for codec in self.codecs.values()) + 5 + 4 * self.log_norm
 
     def encode(self, source: TargetFeatures, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Tensor]]:
-        """Run the target on rows of `input_ids` and `loss_mask`, as one batch, and encode what it says.
+        """Run the target on rows, as one batch, and encode what it says.
+
+        Args:
+            source ([`~data.features.TargetFeatures`]): The target.
+            rows (`Sequence[Mapping]`): Rows of `input_ids` and `loss_mask`.
+
+        Returns:
+            `list[dict[str, torch.Tensor]]`: What is stored of each row, by name.
 
         Raises:
             `ValueError`: If a state is not finite.
@@ -100,7 +107,23 @@ class RowCodec:
         ids: Sequence[Tensor],
         loss_masks: Sequence[Any],
     ) -> list[dict[str, Tensor]]:
-        """Encode what [`~data.features.TargetFeatures`] gave for a padded batch, one row at a time."""
+        """Encode what [`~data.features.TargetFeatures`] gave for a padded batch, one row at a time.
+
+        Args:
+            source ([`~data.features.TargetFeatures`]): The target.
+            states (`tuple[torch.Tensor, torch.Tensor]`): Features `(batch, sequence, taps * hidden)` and last hidden
+                states
+                `(batch, sequence, hidden)`.
+            mask (`torch.LongTensor` of shape `(batch, sequence)`): 1 where a token is.
+            ids (`Sequence[torch.Tensor]` of shape `(tokens,)` each): Each row's tokens.
+            loss_masks (`Sequence`): Each row's supervised tokens, bool of shape `(tokens,)`.
+
+        Returns:
+            `list[dict[str, torch.Tensor]]`: What is stored of each row, by name.
+
+        Raises:
+            `ValueError`: If a state is not finite, before or after encoding.
+        """
         keep = mask.bool().to(states[0].device)
         states = [state[keep] for state in states]  # [N, L * E], [N, E]: every row's tokens, end to end
         if not all(bool(torch.isfinite(state).all()) for state in states):
@@ -135,6 +158,9 @@ class RowCodec:
     def decode(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A row for the collator: ids, mask, `features`, `last_hidden_states` and, if held, `log_norm`.
 
+        Args:
+            encoded (`Mapping[str, torch.Tensor]`): What is stored of it.
+
         Raises:
             `ValueError`: If tensors are missing, are of another dtype or shape, or a state is not finite.
         """
@@ -157,7 +183,11 @@ class RowCodec:
 
 
 def check_ids(input_ids: Tensor, vocab_size: int) -> None:
-    """Raise `ValueError` unless all ids are of a vocabulary."""
+    """Check that all of `input_ids` `(tokens,)` are of a vocabulary of `vocab_size` tokens.
+
+    Raises:
+        `ValueError`: If not; the message gives the smallest and the largest.
+    """
     if len(input_ids) and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < vocab_size:
         first, last = int(input_ids.min()), int(input_ids.max())
         raise ValueError(f"input_ids run from {first} to {last}, but the target has {vocab_size} tokens")
@@ -168,12 +198,16 @@ def _is_statistic(part: Tensor | None, blank: Tensor) -> bool:
 
 
 def needs_channels(dtype: str) -> bool:
-    """Whether a cache of this dtype rests on statistics of its channels."""
+    """Whether a cache of this `dtype` rests on statistics of its channels."""
     return dtype in FEATURE_BITS
 
 
 def sample_channels(source: TargetFeatures, rows: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Center and scale of every channel, from the first 8,192 tokens or so of `rows`."""
+    """Center and scale of every channel, by what the `source` says of the first 8,192 tokens or so of `rows`.
+
+    Raises:
+        `ValueError`: If there is no row.
+    """
     states: dict[str, list[Tensor]] = {name: [] for name in STATES}
     num_tokens = 0
     for row in rows:
@@ -189,7 +223,7 @@ def sample_channels(source: TargetFeatures, rows: Iterable[Mapping[str, Any]]) -
 
 
 def all_channel_statistics(states: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Center and scale of every channel of features and last hidden states, each `(tokens, width)`, by name."""
+    """Center and scale of every channel of `states`, features and last hidden ones, each `(tokens, width)`, by name."""
     channels = {}
     for name, state in zip(STATES, states, strict=True):
         channels[f"{name}.center"], channels[f"{name}.scale"] = channel_statistics(state)
@@ -197,13 +231,13 @@ def all_channel_statistics(states: Iterable[Tensor]) -> dict[str, Tensor]:
 
 
 def write_channels(folder: Path, channels: Mapping[str, Tensor]) -> None:
-    """Write statistics of channels, by name, to a folder, and wait until the disk has them."""
+    """Write statistics of `channels`, by name, to a `folder`, and wait until the disk has them."""
     with whole_file(folder / CHANNELS_FILE, durable=True) as temp:
         save_file(dict(channels), temp)
 
 
 def read_channels(folder: Path) -> dict[str, Tensor]:
-    """Read what [`write_channels`] wrote.
+    """Read what [`write_channels`] wrote to a `folder`.
 
     Raises:
         `ValueError`: If the file cannot be read.
@@ -218,7 +252,9 @@ def read_channels(folder: Path) -> dict[str, Tensor]:
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, of at most `batch_tokens` with padding; a longer row goes alone."""
+    """Indices of rows of these `lengths` in batches of similar length, of at most `batch_tokens` with padding; a
+    longer row goes alone.
+    """
     order = sorted(range(len(lengths)), key=lambda index: lengths[index], reverse=True)
     start = 0
     while start < len(order):

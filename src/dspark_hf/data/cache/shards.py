@@ -57,7 +57,7 @@ class Shard:
 
 
 def find_shards(folder: Path) -> list[Shard]:
-    """The shards in a folder, in the order of their rows.
+    """The shards in a `folder`, in the order of their rows.
 
     Raises:
         `ValueError`: If a record is damaged, or two shards hold the same source row.
@@ -74,7 +74,7 @@ def find_shards(folder: Path) -> list[Shard]:
 
 
 def remove_remains(folder: Path) -> None:
-    """Delete what killed writers left: files written aside, and data without a record."""
+    """Delete what killed writers left in a `folder`: files written aside, and data without a record."""
     for path in folder.glob("*.tmp"):
         path.unlink(missing_ok=True)
     for path in folder.glob(f"rows-*{_DATA}"):
@@ -128,7 +128,7 @@ def write_shard(
 
 
 def read_shard(record_path: Path) -> "ShardReader":
-    """Open the shard of a record.
+    """Open the shard whose record is at `record_path`.
 
     Raises:
         `ValueError`: If record or data are missing, cut short or changed.
@@ -138,6 +138,9 @@ def read_shard(record_path: Path) -> "ShardReader":
 
 class ShardReader:
     """Memory-mapped access to the rows of one shard; each row's bytes are checked when they are read.
+
+    Args:
+        shard ([`Shard`]): The shard, as its record tells of it.
 
     Raises:
         `ValueError`: If the file is missing, cut short or changed.
@@ -181,7 +184,11 @@ class ShardReader:
 
 
 def check_size(shard: Shard) -> None:
-    """Raise `ValueError` unless the data file is there and has the size that it was written with."""
+    """Check that the data file of a `shard` is there and has the size that it was written with.
+
+    Raises:
+        `ValueError`: If not.
+    """
     try:
         num_bytes = shard.data_path.stat().st_size
     except OSError as error:
@@ -231,7 +238,7 @@ def _header_checksum(file: Any) -> int:
 
 
 def row_bytes(row: Mapping[str, Any]) -> bytes:
-    """A source row as bytes: its text, or its ids and mask."""
+    """A source `row` as bytes: its text, or its ids and mask."""
     if has_conversation(row):
         try:
             given = conversation_of(row)

@@ -144,7 +144,11 @@ def _as_lines(records: list[dict]) -> list[str]:
 
 
 def check_absent(path: Path) -> None:
-    """Raise `ValueError` if a new file of conversations cannot be started there."""
+    """Check that a new file of conversations can be started at `path`.
+
+    Raises:
+        `ValueError`: If a file or folder is there.
+    """
     if path.is_dir():
         raise ValueError(f"{path} is a folder. Add a file name.")
     if path.exists() and path.stat().st_size:
@@ -169,7 +173,7 @@ class FailedFile:
         self._num_in_a_row = 0
 
     def append(self, messages: Any, error: Exception) -> None:
-        """Put a conversation aside.
+        """Put a conversation of these `messages` aside because of an `error`.
 
         Raises:
             `ValueError`: If one conversation after another failed: the reason lies elsewhere.
@@ -197,11 +201,15 @@ class FailedFile:
         self._num_in_a_row = 0
 
     def check(self, num_answered: int) -> None:
-        """Raise `ValueError` if everything failed and nothing is answered."""
+        """Check that not everything failed, given that `num_answered` conversations are answered.
+
+        Raises:
+            `ValueError`: If some failed and none is answered.
+        """
         if self.num_lines and not num_answered:
             raise ValueError(f"No conversation was answered; the last reason: {self.reason}")
 
 
 def is_secret(key: str | None) -> bool:
-    """Whether a key is one, rather than nothing or a placeholder."""
+    """Whether a `key` is one, rather than nothing or a placeholder."""
     return key is not None and len(key) >= _SHORTEST_SECRET

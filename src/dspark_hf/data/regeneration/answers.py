@@ -20,6 +20,9 @@ class Answerer:
         thinking (`bool`, *optional*): `enable_thinking` of the chat template.
         reasoning_effort (`str`, *optional*): `reasoning_effort` of the chat template or the encoding file.
         keep_special_tokens (`bool`): Whether prompts may spell special tokens of the tokenizer.
+
+    Raises:
+        `ValueError`: If the temperature is negative.
     """
 
     def __init__(
@@ -90,8 +93,13 @@ class Answerer:
         ]
 
     def check(self, messages: Sequence[dict]) -> None:
-        """Raise `ValueError` if the target cannot be asked: the chat template refuses, the prompt is too long, or it
-        spells special tokens, which would be real ones."""
+        """Check that the target can be asked to answer these `messages`.
+
+        Raises:
+            `ValueError`: If the chat template refuses, the prompt is too long, or it spells special tokens, which
+            would be
+                real ones.
+        """
         if not self.keep_special_tokens and (token := spelled_token(self.tokenizer, messages)) is not None:
             raise ValueError(
                 f"The text spells {token!r}, a special token of the tokenizer, and could forge turns. Take it out, or "
@@ -137,5 +145,5 @@ class Answerer:
 
 
 def has_text(record: dict) -> bool:
-    """Whether every answer of a record that [`Answerer.answer`] made has text."""
+    """Whether every answer of a `record` that [`Answerer.answer`] made has text."""
     return all(message["content"].strip() for message in record["messages"])

@@ -8,7 +8,7 @@ _MIN_CHARS = 60
 
 
 def ends_in_loop(text: str) -> bool:
-    """Whether the last 60 characters of a text, or more, are one piece three times or more, the last one maybe cut."""
+    """Whether the last 60 characters of a `text`, or more, are one piece three times or more, the last maybe cut."""
     backwards = text.rstrip()[::-1]
     # Of each beginning of `backwards`, the longest proper part that both begins and ends it (Knuth, Morris and Pratt):
     # what such a beginning is longer by is its period.
@@ -25,5 +25,5 @@ def ends_in_loop(text: str) -> bool:
 
 
 def has_loop(record: Mapping[str, Any]) -> bool:
-    """Whether an answer of a record's `messages` ends in a loop."""
+    """Whether an answer of a `record`'s `messages` ends in a loop."""
     return any(ends_in_loop(message["content"]) for message in record["messages"] if message["role"] == "assistant")

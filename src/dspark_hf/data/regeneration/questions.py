@@ -54,16 +54,16 @@ def _questions(messages: Sequence[dict]) -> list[dict]:
 
 
 def first_prompts(records: Iterable[dict]) -> set[str]:
-    """Collect the first user message of each record: what makes two conversations the same."""
+    """Collect the first user message of each of `records`: what makes two conversations the same."""
     users = ([m["content"] for m in record["messages"] if m["role"] == "user"] for record in records)
     return {contents[0] for contents in users if contents}
 
 
 def prompts_in(path: str | os.PathLike | None) -> set[str]:
-    """The first prompts of a JSONL file of conversations; none without a file."""
+    """The first prompts of the JSONL file of conversations at `path`; none without a file."""
     return set() if path is None else first_prompts(load_conversations(path))
 
 
 def source_name(source: Any) -> str | None:
-    """What provenance calls a file or data set; None for what has no name."""
+    """What provenance calls a `source`, a file or data set; None for what has no name."""
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else None

@@ -37,7 +37,7 @@ class _DrawTopK(LogitsProcessor):
 
 
 def load_openings(path: str | os.PathLike) -> list[str]:
-    r"""Read beginnings of user turns, one a line; empty lines and lines that start with `#` are skipped.
+    r"""Read beginnings of user turns from a `path`, one a line; empty lines and lines that start with `#` are skipped.
 
     `\n` stands for a new line. An opening ends where its line does, so a word is never glued to the target's next one.
 
@@ -61,6 +61,10 @@ class PromptSampler:
         max_prompt_tokens (`int`): Longest prompt; one that reaches it is kept as it is.
         openings (`Sequence[str]`): Beginnings of user turns that the target goes on from, taken in turn. Models asked
             for a whole turn mostly ask for advice; openings such as "Write a Python function that" widen that.
+
+    Raises:
+        `ValueError`: If the tokenizer has no chat template, or one in which the opening of a user turn cannot be
+        found.
     """
 
     def __init__(self, target, tokenizer, *, top_k: int = 40, max_prompt_tokens: int = 40, openings=("",)):
@@ -90,7 +94,7 @@ class PromptSampler:
         self.stop_ids = sorted(set(end_ids(target, tokenizer) + closing_ids))
 
     def sample(self, num_prompts: int, seed: int) -> list[str]:
-        """Draw prompts, useless ones left out, so fewer than `num_prompts` may return. The same seed gives the same.
+        """Draw prompts, useless ones left out, so fewer than `num_prompts` may return. The same `seed` gives the same.
 
         Returns:
             `list[str]`: Distinct prompts in the order drawn.
