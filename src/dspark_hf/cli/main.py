@@ -59,7 +59,7 @@ def _print_error(text: str) -> None:
 
 
 def readable_help(command: Callable) -> str:
-    """A command's docstring for a terminal: text is wrapped, examples stay the lines that they are.
+    """A `command`'s docstring for a terminal: text is wrapped, examples stay the lines that they are.
 
     Nothing in it is markup, so that what stands in brackets is printed.
     """

@@ -85,7 +85,7 @@ def load_target(
 
 
 def load_target_tokenizer(target: str, *, trust_remote_code: bool = False) -> Any:
-    """Load a target's tokenizer, with what renders its chats.
+    """Load the tokenizer of a `target`, with what renders its chats; its own code runs if `trust_remote_code`.
 
     Raises:
         `ValueError`: If that is code which may not run.
@@ -98,7 +98,8 @@ def load_target_tokenizer(target: str, *, trust_remote_code: bool = False) -> An
 
 @contextmanager
 def target_place(target: str, trust_remote_code: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where a target lies, and the arguments with which its own code may run, and no other repository's.
+    """Where a `target` lies, and the arguments with which its own code may run if `trust_remote_code`, and no other
+    repository's.
 
     Raises:
         `ValueError`: If code of another repository would run, or the Hub does not answer.
@@ -117,7 +118,12 @@ def target_place(target: str, trust_remote_code: bool) -> Iterator[tuple[str, di
 
 
 def check_dtype(dtype: str, option: str = "--dtype", *, auto: bool = False) -> str:
-    """The dtype of models that an option names, as torch writes it; `auto` is that of the checkpoint.
+    """The dtype of models that an option names, as torch writes it.
+
+    Args:
+        dtype (`str`): What was given.
+        option (`str`, *optional*, defaults to `"--dtype"`): The option, for the message.
+        auto (`bool`, *optional*, defaults to `False`): Whether it may be `auto`, that of the checkpoint.
 
     Raises:
         `ValueError`: If it names none.

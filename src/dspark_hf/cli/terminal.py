@@ -9,7 +9,7 @@ _TURNING = set(range(0x202A, 0x202F)) | set(range(0x2066, 0x206A))
 
 
 def visible(text: str) -> str:
-    """Text whose control characters, but newline and tab, are pictures of themselves or their codes.
+    """`text` whose control characters, but newline and tab, are pictures of themselves or their codes.
 
     A terminal does what it finds behind an escape character: it clears its screen, sets the clipboard, hides links.
     """
@@ -17,12 +17,14 @@ def visible(text: str) -> str:
 
 
 def visible_name(text: str) -> str:
-    """A name of others that stays in its line: newlines and tabs are pictures, too."""
+    """A name of others, `text`, that stays in its line: newlines and tabs are pictures, too."""
     return visible(text).translate({code: chr(0x2400 + code) for code in map(ord, "\n\t")})
 
 
 def plain(text: str, style: str = "") -> Text:
-    """Text for rich that is neither markup nor control: names of files, models and data, messages of others."""
+    """`text` for rich, in a `style`, that is neither markup nor control: names of files, models and data, messages of
+    others.
+    """
     return Text(visible(text), style)
 
 

@@ -12,13 +12,29 @@ from dspark_hf.publishing.hub_errors import explained_push
 
 
 def check_can_ask(yes: bool, what: str) -> None:
-    """Raise `ValueError` where nobody can be asked and nobody has said yes, before any work."""
+    """Check, before any work, that somebody can be asked about an upload, or has said `yes`.
+
+    Args:
+        yes (`bool`): The answer already.
+        what (`str`): What uploads, for the message.
+
+    Raises:
+        `ValueError`: If neither.
+    """
     if not yes and not sys.stdin.isatty():
         raise ValueError(f"{what} uploads, and this is no terminal to ask at: add --yes to say that it may.")
 
 
 def confirm_upload(repo_id: str, folder: str, *, private: bool | None, yes: bool, revision: str | None = None) -> None:
-    """Show repository, visibility and folder, and ask; `yes` is the answer already.
+    """Show repository, visibility and folder, and ask.
+
+    Args:
+        repo_id (`str`): The repository.
+        folder (`str`): What is uploaded.
+        private (`bool` or `None`): Whether the repository is to be private, if it is made; as the account has it, if
+            None.
+        yes (`bool`): The answer already.
+        revision (`str`, *optional*): The branch.
 
     Raises:
         `ValueError`: If the answer is no, nobody is logged in, or the Hub does not answer.
@@ -32,7 +48,7 @@ def confirm_upload(repo_id: str, folder: str, *, private: bool | None, yes: bool
 
 
 def show_files(files: Sequence[str], left_behind: Sequence[str], *, err: bool) -> None:
-    """List what goes, and say what does not; with `err` on stderr."""
+    """List the `files` that go, and say what is `left_behind`; with `err` on stderr."""
     typer.echo("\n".join(map(visible_name, files)), err=err)
     if left_behind:
         typer.echo(f"stays here: {', '.join(map(visible_name, left_behind))}", err=True)

@@ -20,7 +20,16 @@ _READ_AS_MATRIX = "markov_w2"
 
 
 def check_roles(model: Any, target: Any, args: Any) -> None:
-    """Raise `ValueError` unless drafter, target and arguments of a trainer are what their places say."""
+    """Check that drafter, target and arguments of a trainer are what their places say.
+
+    Args:
+        model (`Any`): What should be the drafter, or a PEFT or compiled wrapper around it.
+        target (`Any`): What should be the target.
+        args (`Any`): What should be [`DraftTrainingArguments`].
+
+    Raises:
+        `ValueError`: If one is not.
+    """
     if not isinstance(unwrap(model), DraftModel):
         is_swapped = isinstance(unwrap(target), DraftModel)
         raise ValueError(
@@ -87,7 +96,7 @@ def _linear_layers(drafter: nn.Module) -> list[str]:
 
 
 def check_trainable(model: nn.Module) -> None:
-    """Check that there is something to train.
+    """Check that there is something to train in a `model`.
 
     Raises:
         `ValueError`: If every weight is frozen, as those of an adapter loaded for use are.
@@ -100,7 +109,7 @@ def check_trainable(model: nn.Module) -> None:
 
 
 def check_target_head(target: PreTrainedModel) -> None:
-    """Check that the target's output head can be read as a matrix, as the loss does.
+    """Check that the `target`'s output head can be read as a matrix, as the loss does.
 
     Raises:
         `ValueError`: If the head carries an adapter, or is quantised in a form that it alone can read.
@@ -115,6 +124,8 @@ def check_target_head(target: PreTrainedModel) -> None:
 
 
 def save_base_config(model: Any, folder: str) -> None:
-    """Write the drafter's own config beside its adapter: it names the target that the adapter was trained for."""
+    """Write the config of the drafter inside `model` to a `folder` beside its adapter: it names the target that the
+    adapter was trained for.
+    """
     if isinstance(model, PeftModel):
         unwrap(model).config.save_pretrained(folder)

@@ -154,7 +154,11 @@ class DraftTrainingArguments(TrainingArguments):
 
 
 def check_trainer_options(options: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if an option of [`~transformers.Trainer`] would have no effect on a drafter's training."""
+    """Check that `options` of [`~transformers.Trainer`] have an effect on a drafter's training.
+
+    Raises:
+        `ValueError`: If one that is given has none.
+    """
     for name in _OPTIONS_WITHOUT_EFFECT:
         if options.get(name) is not None:
             raise ValueError(

@@ -9,7 +9,11 @@ from dspark_hf.data.collator import DraftCollator
 
 
 class AnchorEpoch(TrainerCallback):
-    """Gives each epoch its own anchors, the same ones after a resume."""
+    """Gives each epoch its own anchors, the same ones after a resume.
+
+    Args:
+        collator ([`DraftCollator`]): What samples the anchors.
+    """
 
     def __init__(self, collator: DraftCollator):
         self.collator = collator
@@ -19,7 +23,11 @@ class AnchorEpoch(TrainerCallback):
 
 
 class RollingEpoch(TrainerCallback):
-    """Tells a rolling cache when the data are gone through again."""
+    """Tells a rolling cache when the data are gone through again.
+
+    Args:
+        features ([`RollingFeatures`]): The cache.
+    """
 
     def __init__(self, features: RollingFeatures):
         self.features = features
@@ -57,7 +65,7 @@ class StepClock(TrainerCallback):
         return seconds
 
     def eta_seconds(self, num_left: int) -> float:
-        """Seconds that so many steps will take, by the mean so far."""
+        """Seconds that `num_left` steps will take, by the mean so far."""
         return num_left * self.total_seconds / max(self.num_steps, 1)
 
 
@@ -68,4 +76,6 @@ class LatestEvaluation(TrainerCallback):
         self.step, self.metrics = -1, {}
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        """Keep the `metrics` of an evaluation, and its step."""
+
         self.step, self.metrics = state.global_step, dict(metrics or {})

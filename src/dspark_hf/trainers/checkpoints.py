@@ -24,7 +24,7 @@ logger = logging.get_logger(__name__)
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint in a folder, a trainer's `output_dir`, that was written whole, or None."""
+    """The newest checkpoint in a `folder`, a trainer's `output_dir`, that was written whole, or None."""
     found = []
     for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         step = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
@@ -38,7 +38,7 @@ def last_checkpoint(folder: str | Path) -> str | None:
 
 
 def check_checkpoint(path: str | Path) -> None:
-    """Check that a checkpoint was written whole.
+    """Check that the checkpoint at `path` was written whole.
 
     Raises:
         `ValueError`: If a part is missing or cut off; the message names it.

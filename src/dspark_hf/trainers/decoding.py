@@ -129,6 +129,6 @@ def decode_prompts(
 
 
 def decoding_metrics(stats: Any) -> dict[str, float]:
-    """`tau`, and `accept_rate_slot_k`: P(slot k accepted | all before it accepted)."""
+    """`tau` of a generation's `stats`, and `accept_rate_slot_k`: P(slot k accepted | all before it accepted)."""
     rates = {f"accept_rate_slot_{slot}": rate for slot, rate in enumerate(stats.slot_rates, start=1)}
     return {"tau": stats.tau, **rates}

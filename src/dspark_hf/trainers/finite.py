@@ -62,10 +62,13 @@ class FiniteTraining(WholeCheckpoints):
         )
 
     def check_weights(self, what: str) -> None:
-        """Raise `ValueError`, in all processes, if a weight is not finite in any of them.
+        """Check that all weights are finite, in all processes.
 
         Args:
             what (`str`): What is looked at, as the message begins.
+
+        Raises:
+            `ValueError`: If one is not in any of them; in every process.
         """
         bad = [
             name for name, weight in self.model.named_parameters() if weight.requires_grad and not _is_whole(weight)

@@ -8,7 +8,11 @@ from torch import Tensor
 
 
 class DraftMetrics:
-    """Sums over blocks: acceptance per slot, expected tau, confidence error, loss terms."""
+    """Sums over blocks: acceptance per slot, expected tau, confidence error, loss terms.
+
+    Args:
+        num_slots (`int`): Slots of a block.
+    """
 
     def __init__(self, num_slots: int):
         self.num_slots = num_slots

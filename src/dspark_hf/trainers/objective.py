@@ -22,11 +22,19 @@ class DistillObjective:
     """Weighted means over the global batch of cross-entropy (hard, soft), L1 distance and confidence BCE.
 
     Attributes:
-        input_ids, loss_mask, anchors, anchor_mask: The batch, as the collator made it.
+        input_ids (`torch.LongTensor` of shape `(batch, sequence)`): Tokens.
+        loss_mask (`torch.BoolTensor` of shape `(batch, sequence)`): Which of them are supervised.
+        anchors (`torch.LongTensor` of shape `(batch, anchors)`): Positions of the anchors.
+        anchor_mask (`torch.BoolTensor` of shape `(batch, anchors)`): Which of these are no padding.
         last_hidden_states (`torch.Tensor` of shape `(batch, sequence, hidden)`): Of the target, post-norm.
+        ce_weight, tv_weight, confidence_weight, slot_decay, soft_ce_weight (`float`): As of [`LossWeights`].
+        chunk_size (`int`): Rows whose logits are alive at a time.
+        compile (`bool`): Whether what is computed of a chunk is compiled.
         log_norm (`torch.FloatTensor` of shape `(batch, sequence)`, *optional*): `logsumexp` of the target's logits,
             read where the draft vocabulary is reduced; computed here, if not given.
-        total_weight (`torch.Tensor`, *optional*): Sum of slot weights over the global batch; this batch's, if None.
+        total_weight (`torch.Tensor` of shape `()`, *optional*): Sum of slot weights over the global batch; this
+            batch's,
+            if None.
         metrics ([`DraftMetrics`], *optional*): Where figures are added.
     """
 

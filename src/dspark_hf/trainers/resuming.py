@@ -22,7 +22,11 @@ _ASIDE = {"architectures", "bos_token_id", "dtype", "eos_token_id", "num_anchors
 
 
 def check_same_drafter(checkpoint: str | Path, config: PreTrainedConfig) -> None:
-    """Raise `ValueError` unless a checkpoint is of a drafter with this config; both sides are named."""
+    """Check that a `checkpoint` folder holds a drafter with this `config`.
+
+    Raises:
+        `ValueError`: If it holds another; both sides are named.
+    """
     path = Path(checkpoint) / CONFIG_NAME
     if not path.is_file():
         return
@@ -60,12 +64,12 @@ def check_same_run(checkpoint: str | Path, now: Mapping[str, Mapping[str, Any]])
 
 
 def write_run(folder: str | Path, now: Mapping[str, Mapping[str, Any]]) -> None:
-    """Note what a run is begun with; see [`check_same_run`]."""
+    """Note in a `folder` what a run is begun with `now`, settings by section; see [`check_same_run`]."""
     write_json(Path(folder) / RUN_FILE, dict(now))
 
 
 def rows_digest(rows: Iterable[Mapping[str, Any]]) -> str:
-    """How many rows there are, and what tells them from others."""
+    """How many `rows` of `input_ids` and `loss_mask` there are, and what tells them from others."""
     checksum = num_rows = 0
     for row in rows:
         num_rows += 1

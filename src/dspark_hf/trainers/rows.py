@@ -24,6 +24,16 @@ def load_rows(
 ) -> list[dict[str, Any]]:
     """Encoded conversations of files, those with an answer of at least two tokens; the others are counted.
 
+    Args:
+        files (`Sequence[str]`): Files of conversations.
+        tokenizer (`Any`): The target's.
+        max_length (`int`): Tokens after which a conversation is cut.
+        keep_special_tokens (`bool`, *optional*, defaults to `False`): Whether text may spell special tokens.
+        strict (`bool`, *optional*, defaults to `False`): Whether one that cannot be read or encoded is an error.
+
+    Returns:
+        `list[dict]`: Rows of `input_ids` and `loss_mask`.
+
     Raises:
         `ValueError`: If none is left; or if `strict` and one cannot be read or encoded.
     """
@@ -44,10 +54,16 @@ def encode_rows(
     keep_special_tokens: bool = False,
     strict: bool = False,
 ) -> Any:
-    """Conversations as ids and masks, those with an answer of at least two tokens; any other dataset as it is. Several
-    come by name.
+    """Conversations as ids and masks, those with an answer of at least two tokens; any other dataset as it is.
 
-    Without a length it is a stream, which is encoded as it comes, and over and over where it `repeats`.
+    Args:
+        dataset (`Any`): A dataset, several by name, or None. Without a length it is a stream, which is encoded as it
+            comes.
+        tokenizer (`Any`): The target's.
+        max_length (`int`): Tokens after which a conversation is cut.
+        repeats (`bool`, *optional*, defaults to `False`): Whether a stream is gone through over and over.
+        keep_special_tokens (`bool`, *optional*, defaults to `False`): Whether text may spell special tokens.
+        strict (`bool`, *optional*, defaults to `False`): Whether one that cannot be encoded is an error.
 
     Raises:
         `ValueError`: If no conversation has such an answer; or if `strict` and one cannot be encoded.
@@ -86,7 +102,17 @@ def _with_anchors(
 
 
 def check_caches(datasets: tuple[Any, ...], model: DraftModel, target: PreTrainedModel, tokenizer: Any) -> None:
-    """Raise `ValueError` unless every cache among the datasets was made for this drafter, target and tokenizer."""
+    """Check that every cache among datasets was made for a drafter, its target and the tokenizer.
+
+    Args:
+        datasets (`tuple`): Datasets, each also several by name, or None.
+        model ([`DraftModel`]): The drafter.
+        target (`PreTrainedModel`): Its target.
+        tokenizer (`Any`): That of the target.
+
+    Raises:
+        `ValueError`: If one was not.
+    """
     for dataset in datasets:
         for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
             if isinstance(part, TargetCache):

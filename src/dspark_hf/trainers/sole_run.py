@@ -15,7 +15,7 @@ _HELD: set[Path] = set()
 
 @contextmanager
 def sole_run(folder: str | Path) -> Iterator[None]:
-    """Hold a run's folder, which is made where it is missing. All processes of a run are one writer.
+    """Hold a run's `folder`, which is made where it is missing. All processes of a run are one writer.
 
     Raises:
         `ValueError`: If another run holds it; in every process.

@@ -32,7 +32,7 @@ def show_tables(console: Console, tables: Sequence[Any], notes: Sequence[str] = 
 
 
 def progress_bar(console: Console) -> Progress:
-    """How far a measurement is."""
+    """How far a measurement is, on a `console`."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     return Progress(
         *columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console

@@ -223,7 +223,9 @@ def sample_channels(source: TargetFeatures, rows: Iterable[Mapping[str, Any]]) -
 
 
 def all_channel_statistics(states: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Center and scale of every channel of `states`, features and last hidden ones, each `(tokens, width)`, by name."""
+    """Center and scale of every channel of `states`, features and last hidden ones of shape `(tokens, width)`, by
+    name.
+    """
     channels = {}
     for name, state in zip(STATES, states, strict=True):
         channels[f"{name}.center"], channels[f"{name}.scale"] = channel_statistics(state)

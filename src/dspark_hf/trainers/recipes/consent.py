@@ -11,7 +11,11 @@ _PLACES = ("training.trackio_space_id", "training.trackio_bucket_id", "training.
 
 
 def check_no_token(training: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if training arguments of a recipe, or of a command line, bring a token."""
+    """Check that `training` arguments of a recipe, or of a command line, bring no token.
+
+    Raises:
+        `ValueError`: If one does.
+    """
     for name, value in training.items():
         if str(name).endswith("_token") and value is not None:
             raise ValueError(

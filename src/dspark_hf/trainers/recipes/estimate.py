@@ -148,6 +148,18 @@ def saved_bytes(
 
     Attention is taken to keep its inputs, its mask and its output, as fused kernels do; with sinks, which only its
     eager form knows of, all that this one keeps.
+
+    Args:
+        drafter_cls (`type`): The drafter's class.
+        config ([`DraftConfig`]): Its configuration.
+        batch_size (`int`): Sequences of a pass.
+        num_tokens (`int`): Tokens of each.
+        num_anchors (`int`): Anchors of each.
+        is_checkpointed (`bool`, *optional*, defaults to `False`): Whether layers are computed again in the backward
+            pass.
+
+    Returns:
+        `int`: Bytes.
     """
     attention = "eager" if get_family(config.decoder_config.model_type).has_sinks else _COUNTED
     AttentionInterface.register(_COUNTED, _counted_attention)

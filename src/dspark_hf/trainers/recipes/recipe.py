@@ -166,7 +166,7 @@ class Recipe:
         return arguments
 
     def save(self, path: str | Path) -> None:
-        """Write the recipe as YAML."""
+        """Write the recipe as YAML to `path`."""
         given = {name: value for name, value in asdict(self).items() if value not in (None, {})}
         write_text(path, yaml.safe_dump(given, sort_keys=False))
 
@@ -237,7 +237,7 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def known_keys(content: Mapping[str, Any]) -> set[str]:
-    """Every key that a recipe with this content (`drafter.family`) may have, those of sections with a dot."""
+    """Every key that a recipe with this `content` (`drafter.family`) may have, those of sections with a dot."""
     from peft import LoraConfig
 
     family = (content.get("drafter") or {}).get("family") or DEFAULT_FAMILY
