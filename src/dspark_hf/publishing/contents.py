@@ -56,19 +56,19 @@ def files_to_push(folder: str | os.PathLike, *, tokenizer: bool = False) -> list
 
 
 def checkpoint_files(folder: str | os.PathLike) -> list[str]:
-    """Paths below a trainer's checkpoint that a drafter is loaded and its training gone on from."""
+    """Paths below a `folder`, a trainer's checkpoint, that a drafter is loaded and its training gone on from."""
     return matching(Path(folder), (*_MODEL, ADAPTER_CONFIG, ADAPTER_WEIGHTS, *RESUMING, *_shards(Path(folder))))
 
 
 def left_behind(folder: str | os.PathLike, files: Iterable[str]) -> list[str]:
-    """Names directly in a folder of which nothing is uploaded, folders with a `/` at the end."""
+    """Names directly in a `folder` of which nothing is among the `files` uploaded, folders with a `/` at the end."""
     sent = {path.split("/")[0] for path in files}
     others = [path for path in sorted(Path(folder).iterdir()) if path.name not in sent]
     return [f"{path.name}/" if path.is_dir() else path.name for path in others]
 
 
 def matching(folder: Path, patterns: Iterable[str]) -> list[str]:
-    """Files of a folder that fit one of the patterns, sorted.
+    """Files of a `folder` that fit one of the `patterns`, sorted.
 
     Raises:
         `ValueError`: If one of them is a link.

@@ -116,14 +116,16 @@ def public_evaluation(record: Mapping[str, Any], file: Path) -> dict[str, Any]:
 
 
 def describe(record: dict[str, Any], name: str) -> list[dict[str, str]]:
-    """The cells of an evaluation's rows in the card's table."""
+    """The cells of the rows of an evaluation's `record` in the card's table, where it goes by `name`."""
     settings = record.get("settings") or {}
     parts = record.get("rows") or [{**record, "temperature": settings.get("temperature")}]
     return [_cells(part, record, settings, name) for part in parts]
 
 
 def metrics(record: dict[str, Any], name: str) -> list[tuple[str, str, float]]:
-    """What it was measured on, the metric's name and its value, for the card's metadata."""
+    """What an evaluation's `record` was measured on, `name` unless it says so, the metric's name and its value, for
+    the card's metadata.
+    """
     if not record.get("rows"):
         return [(name, f"{_METRIC}{_with_lookup(record)}", record["tau"])]
     least = min(row.get("batch_size") or 1 for row in record["rows"])

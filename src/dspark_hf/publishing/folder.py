@@ -57,7 +57,7 @@ class DrafterFolder:
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> "DrafterFolder":
-        """Read a folder.
+        """Read the folder at `path`.
 
         Raises:
             `ValueError`: If it is no drafter's folder, or a file in it is missing or damaged.
@@ -110,7 +110,9 @@ class DrafterFolder:
 
 
 def held_out_figures(path: Path) -> dict[str, float]:
-    """What the last evaluation of a training in this folder found, by the names without `eval_`; empty if none."""
+    """What the last evaluation of a training in the folder at `path` found, by the names without `eval_`; empty if
+    none.
+    """
     if not (path / _HELD_OUT).is_file():
         return {}
     kept = ("eval_tau", "eval_expected_tau", "eval_greedy_tau", "eval_loss", "eval_accept_rate_slot_")
@@ -123,7 +125,7 @@ def held_out_figures(path: Path) -> dict[str, float]:
 
 
 def kind(config: dict[str, Any]) -> str:
-    """DSpark, Domino, DFlash or EAGLE-3."""
+    """DSpark, Domino, DFlash or EAGLE-3, by a drafter's `config`."""
     if "ttt_length" in config:
         return "EAGLE-3"
     if config.get("markov_rank") and config.get("markov_head_type") == "domino":
@@ -132,7 +134,7 @@ def kind(config: dict[str, Any]) -> str:
 
 
 def num_slots(config: dict[str, Any]) -> int:
-    """Tokens a proposal has."""
+    """Tokens a proposal has, by a drafter's `config`."""
     if "ttt_length" in config:
         return config["ttt_length"]
     return config["block_size"] - (0 if config.get("sample_from_anchor", True) else 1)

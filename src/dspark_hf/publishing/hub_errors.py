@@ -24,7 +24,11 @@ UNANSWERED = (
 
 @contextmanager
 def explained_push(repo_id: str) -> Iterator[None]:
-    """Turn what keeps a repository from being written into a `ValueError`."""
+    """Turn what keeps the repository `repo_id` from being written into an error that says what to do.
+
+    Raises:
+        `ValueError`: In place of the Hub's own errors.
+    """
     try:
         yield
     except HfHubHTTPError as error:
@@ -47,7 +51,11 @@ def explained_push(repo_id: str) -> Iterator[None]:
 
 @contextmanager
 def explained_load(name: str) -> Iterator[None]:
-    """Turn a Hub that does not answer, and an empty cache, into a `ValueError` that names what was to be loaded."""
+    """Turn a Hub that does not answer, and an empty cache, into an error that names what was to be loaded, `name`.
+
+    Raises:
+        `ValueError`: In place of those of the network.
+    """
     try:
         yield
     except (OSError, HTTPError) as error:
@@ -65,7 +73,7 @@ def explained_load(name: str) -> Iterator[None]:
 
 
 def is_unreachable(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, is that of a network rather than of an answer."""
+    """Whether an `error`, or what it came from, is that of a network rather than of an answer."""
     while error is not None:
         if isinstance(error, HfHubHTTPError):
             return False

@@ -145,6 +145,9 @@ def preview(
 ) -> tuple[list[str], str]:
     """What [`push_folder`] would send, found without a network, and without writing anything.
 
+    Args:
+        folder, facts, evaluations, tokenizer, replace_card: As there.
+
     Returns:
         `tuple[list[str], str]`: Paths in the repository, and the text of the card where the repository is a new one.
     """
@@ -162,7 +165,14 @@ def prepare(
     evaluations: Mapping[str, dict[str, Any]] | None = None,
     tokenizer: bool = False,
 ) -> tuple[DrafterFolder, dict[str, Path]]:
-    """The drafter of a folder, and its files by their paths in the repository; `made` gets what is not in the folder.
+    """The drafter of a folder, and its files by their paths in the repository.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder.
+        facts ([`CardFacts`]): What its files do not tell.
+        made (`str` or `os.PathLike`): A folder for what is not in that one.
+        evaluations (`Mapping`, *optional*): Records of evaluations to add, by name.
+        tokenizer (`bool`, *optional*, defaults to `False`): Whether the tokenizer's files go along.
 
     Raises:
         `ValueError`: If the folder holds no drafter, or a file of it is damaged or a link.

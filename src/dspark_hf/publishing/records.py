@@ -10,7 +10,7 @@ HEADS = {"vanilla": "a vanilla", "gated": "a gated", "rnn": "a recurrent", "domi
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number."""
+    """Whether a `value` is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -106,24 +106,40 @@ _TRAINING = {
 
 
 def check_config(config: Mapping[str, Any], path: Path) -> None:
-    """Raise `ValueError` unless a drafter's config holds what a card says of it."""
+    """Check that a drafter's `config`, read from `path`, holds what a card says of it.
+
+    Raises:
+        `ValueError`: If something is missing or of another kind.
+    """
     _check(config, _CONFIG, path)
 
 
 def check_evaluation(record: Mapping[str, Any], path: Path) -> None:
-    """Raise `ValueError` unless an evaluation has its tau, and everything else is of its kind."""
+    """Check that the `record` of an evaluation, read from `path`, has its tau, and everything else is of its kind.
+
+    Raises:
+        `ValueError`: If not.
+    """
     if not is_number(record.get("tau")):
         raise ValueError(f"{path} holds no tau; give what `dspark evaluate --out` filled.")
     _check(record, _EVALUATION, path)
 
 
 def check_training(record: Mapping[str, Any], path: Path) -> None:
-    """Raise `ValueError` unless everything in a training record is of its kind."""
+    """Check that everything in the `record` of a training, read from `path`, is of its kind.
+
+    Raises:
+        `ValueError`: If not.
+    """
     _check(record, _TRAINING, path)
 
 
 def check_calibration(calibration: Mapping[str, Any], slots: int, path: Path) -> None:
-    """Raise `ValueError` unless there is one temperature a slot."""
+    """Check that a `calibration`, read from `path`, has one temperature for each of so many `slots`.
+
+    Raises:
+        `ValueError`: If not.
+    """
     temperatures = calibration.get("temperatures")
     is_list = isinstance(temperatures, list) and all(is_number(one) and one > 0 for one in temperatures)
     if not is_list or len(temperatures) != slots:

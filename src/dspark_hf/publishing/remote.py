@@ -35,13 +35,20 @@ class Repository:
 
     @classmethod
     def read(cls, api: HfApi, repo_id: str, revision: str | None, *, may_be_new: bool) -> "Repository":
-        """Look at a repository that is there; with `may_be_new` the branch need not be."""
+        """Look at a repository that is there.
+
+        Args:
+            api (`HfApi`): How the Hub is asked.
+            repo_id (`str`): Its name.
+            revision (`str` or `None`): A branch; the main one, if None.
+            may_be_new (`bool`): Whether the branch need not be there.
+        """
         is_new = revision is not None and may_be_new and not _exists(api, repo_id, revision)
         files = [] if is_new else api.list_repo_files(repo_id, revision=revision)
         return cls(api, repo_id, revision, files, is_new)
 
     def fetch(self, path: str) -> Path | None:
-        """A copy of a file, in the Hub's cache; None if it is not there."""
+        """A copy of the file at `path`, in the Hub's cache; None if it is not there."""
         if path not in self.files:
             return None
         return Path(self.api.hf_hub_download(self.repo_id, path, revision=self.revision))
@@ -52,25 +59,25 @@ class Repository:
         return None if path is None else path.read_text(encoding="utf-8")
 
     def target_name(self, subfolder: str) -> str | None:
-        """What the config of the drafter there calls its target."""
+        """What the config of the drafter in a `subfolder` calls its target."""
         path = self.fetch(f"{subfolder}/{CONFIG}".lstrip("/"))
         return None if path is None else read_json(path).get("target_name_or_path")
 
     def has_same_weights(self, additions: Mapping[str, CommitOperationAdd]) -> bool:
-        """Whether every file of weights that is to go there is there already."""
+        """Whether every file of weights among `additions`, by their paths, is there already."""
         weights = [path for path in additions if path.endswith(".safetensors")]
         found = self.api.get_paths_info(self.repo_id, weights, revision=self.revision)
         digests = {entry.path: entry.lfs.sha256 for entry in found if getattr(entry, "lfs", None)}
         return all(digests.get(path) == additions[path].upload_info.sha256.hex() for path in weights)
 
     def stale_weights(self, paths: Collection[str]) -> list[str]:
-        """Weights that stand beside new ones without being replaced."""
+        """Weights that stand beside new ones, at `paths`, without being replaced."""
         folders = _weight_folders(paths)
         others = [PurePosixPath(path) for path in self.files if path not in paths]
         return [str(p) for p in others if p.parent in folders and _matches(p.name, _WEIGHT_PATTERNS)]
 
     def other_records(self, paths: Collection[str]) -> list[str]:
-        """Records of the weights that are there, where the new ones bring none of that name."""
+        """Records of the weights that are there, where the new files, at `paths`, bring none of that name."""
         patterns = [str(folder / record) for folder in _weight_folders(paths) for record in RECORDS]
         return [path for path in self.files if path not in paths and _matches(path, patterns)]
 

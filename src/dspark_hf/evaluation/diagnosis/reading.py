@@ -50,7 +50,7 @@ class Reading:
         return self.template is None and self.target_adapter is None
 
     def with_other(self, other: "Reading") -> "Reading":
-        """Both changes at once."""
+        """The changes of this reading and of the `other` at once."""
         return replace(self, **{name: getattr(other, name) for name in other.changes})
 
 
@@ -83,7 +83,7 @@ def alternatives(target: Any, drafter: Any, *, template: bool, has_template: boo
 
 
 def read_as(drafter: Any, reading: Reading) -> DraftModel:
-    """The drafter under a reading, with shared weights unless the dtype changes; adapters are the caller's affair."""
+    """The `drafter` under a `reading`, with shared weights unless the dtype changes; adapters are for the caller."""
     model = unwrap(drafter)
     if reading.dtype is not None:
         model = copy.deepcopy(model).to(reading.dtype)

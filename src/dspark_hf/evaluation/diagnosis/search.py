@@ -33,7 +33,7 @@ class Search:
     tried: dict[Reading, Trial] = field(default_factory=dict)
 
     def trial(self, reading: Reading) -> Trial:
-        """The trial of a reading, made once."""
+        """The trial of a `reading`, made once."""
         if reading not in self.tried:
             self.tried[reading] = self.run(reading)
         return self.tried[reading]
@@ -61,7 +61,7 @@ class Search:
         return found
 
     def helps(self, reading: Reading, over: Reading) -> bool:
-        """Whether a reading is better than another one beyond doubt, on the slots that both have."""
+        """Whether a `reading` is better than the reading `over` beyond doubt, on the slots that both have."""
         new, old = self.trial(reading), self.trial(over)
         num_slots = min(new.num_slots, old.num_slots)
         ours, theirs = new.accepted(num_slots), old.accepted(num_slots)

@@ -57,7 +57,7 @@ class Texts:
         self._features: dict[tuple[int, ...], list[Tensor]] = {}
 
     def features(self, layer_ids: Sequence[int]) -> list[Tensor]:
-        """Features `(1, tokens, taps * hidden)` of each text."""
+        """Features `(1, tokens, taps * hidden)` of each text, tapped at `layer_ids`, numbers from 0."""
         key = tuple(layer_ids)
         if key not in self._features:
             with self._setting():
@@ -70,7 +70,17 @@ class Texts:
 
 
 def encode(prompts: Sequence[Any], tokenizer: Any, *, template: bool, **form: Any) -> list[list[int]]:
-    """Prompts as token ids, through the chat template, with its options `form`, or raw."""
+    """Prompts as token ids.
+
+    Args:
+        prompts (`Sequence`): Prompts, or conversations.
+        tokenizer (`Any`): The target's.
+        template (`bool`): Whether they go through the chat template; otherwise they are raw text.
+        form: Options of the template.
+
+    Returns:
+        `list[list[int]]`: Ids of each.
+    """
     return prompt_rows(prompts, tokenizer, template=template, **(form if template else {}))
 
 

@@ -37,7 +37,7 @@ class Trial:
         return float(self.stands[:, 0].mean())
 
     def accepted(self, num_slots: int) -> numpy.ndarray:
-        """Drafts of the first slots that would stand, at each place."""
+        """How many drafts of the first `num_slots` slots would stand, at each place, `(places,)`."""
         return self.stands[:, :num_slots].cumprod(1).sum(1)
 
     @property

@@ -55,7 +55,7 @@ class GreedyCheck:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "GreedyCheck":
-        """Make one from what [`as_dict`] gave, also where JSON has made text of numbers."""
+        """Make one from the `fields` that [`as_dict`] gave, also where JSON has made text of numbers."""
         lens = Counter({int(length): count for length, count in fields["accepted_lens"].items()})
         return cls(**{**fields, "accepted_lens": lens})
 

@@ -55,7 +55,7 @@ def chi_square_p_value(counts: Tensor, joint: Tensor) -> float:
     Rare cells are merged until each is expected five times. A cell that cannot occur and did gives 0.
 
     Args:
-        counts (`torch.Tensor`): How often each outcome occurred.
+        counts (`torch.Tensor` of any shape): How often each outcome occurred.
         joint (`torch.DoubleTensor` of the same shape): Probabilities.
 
     Returns:

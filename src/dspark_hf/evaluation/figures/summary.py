@@ -58,7 +58,7 @@ def summarize(
 
 
 def figures(calls: Sequence[Call], way: str) -> dict[str, Any]:
-    """The figures of one way over some calls; see [`summarize`]."""
+    """The figures of one `way` over some `calls`; see [`summarize`]."""
     runs = [call.runs[way] for call in calls]
     joined = joined_stats(runs)
     drafted = joined.without_lookup()
@@ -89,7 +89,7 @@ def figures(calls: Sequence[Call], way: str) -> dict[str, Any]:
 
 
 def joined_stats(runs: Sequence[Run]) -> SpeculationStats:
-    """One record of the rounds of all runs."""
+    """One record of the rounds of all `runs`."""
     joined = SpeculationStats()
     for run in runs:
         if run.stats is not None:
@@ -98,7 +98,7 @@ def joined_stats(runs: Sequence[Run]) -> SpeculationStats:
 
 
 def seconds_in_parts(runs: Sequence[Run]) -> dict[str, float] | None:
-    """Where the speculative runs' wall time went; `None` where a run did not measure it.
+    """Where the wall time of speculative `runs` went; `None` where a run did not measure it.
 
     `rest` is the rounds' time outside both models' forward passes; `outside` is what `generate()` does before and
     after the decoding loop.
@@ -113,7 +113,9 @@ def seconds_in_parts(runs: Sequence[Run]) -> dict[str, float] | None:
 
 
 def time_share(seconds: dict[str, float] | None) -> dict[str, float] | None:
-    """Fractions of the rounds' time that go to the target, to the drafter, and to everything else."""
+    """Fractions of the rounds' time, of `seconds` by part, that go to the target, to the drafter, and to everything
+    else.
+    """
     if seconds is None:
         return None
     rounds = {part: seconds[part] for part in ("target", "drafter", "rest")}
@@ -122,14 +124,18 @@ def time_share(seconds: dict[str, float] | None) -> dict[str, float] | None:
 
 
 def throughput(runs: Sequence[Run]) -> dict[str, float]:
-    """Tokens, seconds and tokens per second over all runs."""
+    """Tokens, seconds and tokens per second over all `runs`."""
     tokens = sum(run.num_tokens for run in runs)
     seconds = sum(run.seconds for run in runs)
     return {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
 
 
 def identical_ids(calls: Sequence[Call], way: str) -> dict[str, Any] | None:
-    """How many greedy answers have plain's ids, and the target's logit gap where another one parts from them.
+    """How many greedy answers of a way have plain's ids, and the target's logit gap where another one parts from them.
+
+    Args:
+        calls (`Sequence[Call]`): The calls.
+        way (`str`): The way's name.
 
     Returns:
         `dict`: `num_identical`, `num_answers`, and `differences`, one entry each; `None` where ids were not compared.

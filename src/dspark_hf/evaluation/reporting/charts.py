@@ -46,7 +46,7 @@ def all_charts(summaries: Summaries) -> dict[str, tuple[str, Figure]]:
 
 
 def tau_chart(summaries: Summaries) -> Figure | None:
-    """Bars of tau: a group a task, a colour a way, at each way's smallest batch size."""
+    """Bars of tau of runs, `summaries` by name: a group a task, a colour a way, at each way's smallest batch size."""
     lines = list(_lines(summaries, together=False))
     lines = [(label, [row for row in rows if row["tau"] is not None]) for label, rows in lines]
     lines = [(label, rows) for label, rows in lines if rows]
@@ -66,7 +66,7 @@ def tau_chart(summaries: Summaries) -> Figure | None:
 
 
 def acceptance_chart(summaries: Summaries) -> Figure | None:
-    """How often each slot is accepted, given all before it."""
+    """How often each slot is accepted, given all before it, in runs, `summaries` by name."""
     lines = [(label, rows[0]["accepted_per_slot_given_previous"]) for label, rows in _lines(summaries)]
     lines = [(label, rates) for label, rates in lines if rates]
     if not lines:
@@ -80,7 +80,7 @@ def acceptance_chart(summaries: Summaries) -> Figure | None:
 
 
 def reliability_chart(summaries: Summaries) -> Figure | None:
-    """Acceptance against confidence; the area of a point is its share of the slots."""
+    """Acceptance against confidence in runs, `summaries` by name; the area of a point is its share of the slots."""
     lines = [(label, rows[0]["confidence"]) for label, rows in _lines(summaries) if rows[0]["confidence"]]
     if not lines:
         return None
@@ -98,7 +98,7 @@ def reliability_chart(summaries: Summaries) -> Figure | None:
 
 
 def threshold_chart(summaries: Summaries) -> Figure | None:
-    """Tau against verified drafts a round, one point a threshold on survival."""
+    """Tau against verified drafts a round, one point a threshold on survival, in runs, `summaries` by name."""
     lines = [(label, rows[0]["sweep"]) for label, rows in _lines(summaries) if rows[0]["sweep"]]
     if not lines:
         return None
@@ -114,7 +114,9 @@ def threshold_chart(summaries: Summaries) -> Figure | None:
 
 
 def throughput_chart(summaries: Summaries) -> Figure | None:
-    """Tokens per second over those of plain generate(), against the batch size; of runs with several sizes."""
+    """Tokens per second over those of plain generate(), against the batch size; of those of `summaries` with several
+    sizes.
+    """
     figure, axes = _figure()
     index = 0
     for name, summary in summaries.items():
@@ -136,13 +138,13 @@ def throughput_chart(summaries: Summaries) -> Figure | None:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write a picture on white."""
+    """Write a `figure` on white to `path`."""
     with whole_file(path) as temp:
         figure.savefig(temp, format="png", dpi=150, metadata={"Software": None})
 
 
 def as_svg(figure: Figure, title: str) -> str:
-    """A picture as an element of a page, in the page's own colours."""
+    """A `figure` as an element of a page, in the page's own colours, with a `title` of its own on that page."""
     buffer = io.StringIO()
     # Text stays text, and ids are the same for the same picture.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):

@@ -26,7 +26,9 @@ class Table:
 
 
 def conditions(summary: Mapping[str, Any]) -> list[str]:
-    """What every figure of a run depends on, and what would mislead if it were not said: one sentence each."""
+    """What every figure of a run's `summary` depends on, and what would mislead if it were not said: one sentence
+    each.
+    """
     made = summary["made_with"]
     settings = made["settings"]
     lines = [
@@ -59,7 +61,7 @@ def conditions(summary: Mapping[str, Any]) -> list[str]:
 
 
 def context(summary: Mapping[str, Any]) -> str:
-    """What stands below every table: the baseline, and how prompts were put."""
+    """What stands below every table of a run's `summary`: the baseline, and how prompts were put."""
     made = summary["made_with"]
     baseline = f"plain generate(), dynamic cache, {made['dtype']}" if PLAIN in made["ways"] else "none"
     return (
@@ -68,7 +70,9 @@ def context(summary: Mapping[str, Any]) -> str:
 
 
 def headline(summary: Mapping[str, Any], *, categories: bool = False) -> Table:
-    """One row for each task, or for each category of those that have some, temperature, batch size and way."""
+    """One row for each task, temperature, batch size and way of a run's `summary`; with `categories`, for each
+    category of the tasks that have some.
+    """
     rows = [
         [
             _task(row),
@@ -88,7 +92,7 @@ def headline(summary: Mapping[str, Any], *, categories: bool = False) -> Table:
 
 
 def tau_table(summary: Mapping[str, Any]) -> Table:
-    """Tau of every way (rows) on every task (columns), as Table 1 of the paper."""
+    """Tau of every way (rows) on every task (columns) of a run's `summary`, as Table 1 of the paper."""
     rows = [row for row in summary["rows"] if row["category"] is None and row["tau"] is not None]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     keys = list(dict.fromkeys((row["temperature"], row["batch_size"], row["way"]) for row in rows))
@@ -101,7 +105,7 @@ def tau_table(summary: Mapping[str, Any]) -> Table:
 
 
 def confidence_table(summary: Mapping[str, Any]) -> Table:
-    """Whether the drafters know which of their drafts stand."""
+    """Whether the drafters of a run's `summary` know which of their drafts stand."""
     rows = [
         [
             _task(row),
@@ -122,7 +126,7 @@ def confidence_table(summary: Mapping[str, Any]) -> Table:
 
 
 def slot_table(summary: Mapping[str, Any]) -> Table:
-    """How often each slot stands."""
+    """How often each slot stands, by a run's `summary`."""
     rows = [
         [
             _task(row),
@@ -139,7 +143,7 @@ def slot_table(summary: Mapping[str, Any]) -> Table:
 
 
 def time_table(summary: Mapping[str, Any]) -> Table:
-    """Where the time goes, and how much memory is taken."""
+    """Where the time goes, and how much memory is taken, by a run's `summary`."""
     rows = []
     for row in _rows(summary, categories=False):
         share, peak, reached = row["time_share"], row["peak_bytes"], row["efficiency"]
@@ -163,7 +167,7 @@ def time_table(summary: Mapping[str, Any]) -> Table:
 
 
 def all_tables(summary: Mapping[str, Any]) -> list[Table]:
-    """Every table that has rows."""
+    """Every table of a run's `summary` that has rows."""
     tables = [
         headline(summary),
         headline(summary, categories=True),
@@ -282,7 +286,9 @@ def _without_empty(table: Table) -> Table:
 
 
 def side_by_side(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Tau and speed of several runs, a column each; what keeps them from being compared is said with it."""
+    """Tau and speed of several runs, `summaries` by name, a column each; what keeps them from being compared is said
+    with it.
+    """
     names, cells = list(summaries), {}
     for name, summary in summaries.items():
         for row in _rows(summary, categories=False):

@@ -111,7 +111,7 @@ def evaluate(
 
 
 def task_facts(made_with: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What tables say of each task besides its figures."""
+    """What tables say of each task besides its figures, by name, from what a run was `made_with`."""
     return {task["name"]: task for task in made_with["tasks"]}
 
 

@@ -30,7 +30,7 @@ class RunFolder:
         self.path = None if path is None else Path(path)
 
     def records(self, rank: int) -> Path | None:
-        """The file of a process's records."""
+        """The file of the records of the process of this `rank`; None without a folder."""
         return None if self.path is None else self.path / f"records-{rank}.jsonl"
 
     def read(self) -> tuple[dict[str, Any], list[Call], int]:
@@ -88,7 +88,7 @@ class RunFolder:
         return {"made_with": made_with, **figures, "provenance": None, "num_missing": None, "num_files": num_files}
 
     def add_tokens(self, calls: Sequence[Call], tokenizer: Any) -> None:
-        """Keep the text of every token in these calls."""
+        """Keep the text of every token in `calls`, as the `tokenizer` has it."""
         ids = {one for call in calls for prompt in call.prompts for one in prompt["ids"]}
         ids |= {one for call in calls for run in call.runs.values() for row in run.ids for one in row}
         ids |= {one for call in calls for run in call.runs.values() if run.stats is not None

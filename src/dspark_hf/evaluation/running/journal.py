@@ -90,7 +90,7 @@ class Journal:
 
 
 def read_journal(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a journal was made with, and its parts by name; it may be growing meanwhile.
+    """What the journal at `path` was made with, and its parts by name; it may be growing meanwhile.
 
     Raises:
         `ValueError`: If it is damaged, or holds nothing yet.
@@ -144,7 +144,11 @@ def journal_path(out: Path | None, resume: bool) -> Path | None:
 
 
 def check_no_journal(path: Path) -> None:
-    """Raise `ValueError` where a stopped run left its parts."""
+    """Check that no stopped run left its parts at `path`.
+
+    Raises:
+        `ValueError`: If one did.
+    """
     if path.exists() and path.stat().st_size:
         raise ValueError(f"{path} is what a stopped run left. Go on with --resume, or remove it to begin anew.")
 

@@ -43,7 +43,7 @@ class Pieces:
 
 
 def can_time(target: Any) -> bool:
-    """Whether a target's pieces can be timed: those of one whose cache keeps nothing but keys and values."""
+    """Whether a `target`'s pieces can be timed: those of one whose cache keeps nothing but keys and values."""
     return is_compactable(DynamicCache(config=target.config))
 
 
@@ -81,7 +81,14 @@ def time_pieces(target: Any, drafter: Any, rows: Sequence[Sequence[int]], num_ta
 
 
 def time_pieces_of(target: Any, drafter: Any, prompt_ids: Sequence[Sequence[int]], run: Run) -> Pieces:
-    """Time the pieces in the middle of the answers of a run, at the tau that it had."""
+    """Time the pieces in the middle of the answers of a run, at the tau that it had.
+
+    Args:
+        target (`Any`): The target.
+        drafter (`Any`): Its drafter.
+        prompt_ids (`Sequence[Sequence[int]]`): The run's prompts.
+        run ([`Run`]): The run, with its answers and statistics.
+    """
     pairs = list(zip(prompt_ids, run.ids, strict=True))
     length = max(2, sum(len(prompt) + len(answer) // 2 for prompt, answer in pairs) // len(pairs))
     rows = [[*prompt, *answer] for prompt, answer in pairs]

@@ -47,12 +47,12 @@ class Call:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Call":
-        """Read a record."""
+        """Read a `record` as it stands in a file."""
         return cls(**{**record, "runs": {name: _run(one) for name, one in record["runs"].items()}})
 
 
 def rounds_of(stats: SpeculationStats) -> list[dict[str, Any]]:
-    """A record for each verification, in order.
+    """A record for each verification in the `stats`, in order.
 
     Returns:
         `list[dict]`: `row`; the numbers of drafts `drafted`, `verified`, `accepted`; tokens `emitted`, the target's
@@ -80,7 +80,7 @@ def rounds_of(stats: SpeculationStats) -> list[dict[str, Any]]:
 
 
 def stats_of(rounds: Sequence[Mapping[str, Any]], totals: Mapping[str, Any]) -> SpeculationStats:
-    """The statistics that records were made of."""
+    """The statistics that records were made of: `rounds` as of [`rounds_of`], and `totals`, the other fields."""
     stats = SpeculationStats(**totals)
     for one in rounds:
         stats.record(

@@ -160,7 +160,7 @@ def timed_generate(
 
 
 def wait_for(device: torch.device) -> None:
-    """A GPU works behind the clock's back; wait until it is done."""
+    """Wait until a `device` is done: a GPU works behind the clock's back."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -46,5 +46,5 @@ class EvaluationSettings:
             self.decoding(temperature)
 
     def decoding(self, temperature: float) -> DecodingSettings:
-        """The settings that each call at a temperature shares."""
+        """The settings that each call at a `temperature` shares."""
         return DecodingSettings(self.max_new_tokens, temperature)

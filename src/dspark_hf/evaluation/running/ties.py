@@ -37,7 +37,7 @@ class TokenDifference:
 
 
 def first_difference(left: list[int], right: list[int]) -> int | None:
-    """Return the first index at which two token lists differ, or `None` where they are equal."""
+    """The first index at which the token lists `left` and `right` differ, or `None` where they are equal."""
     for index, (one, other) in enumerate(zip(left, right, strict=False)):
         if one != other:
             return index

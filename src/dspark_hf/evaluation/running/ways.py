@@ -50,7 +50,7 @@ class Way:
     acceptance: float | None = None
 
     def takes(self, temperature: float, batch_size: int) -> bool:
-        """Whether it runs at such a temperature, in calls of so many prompts."""
+        """Whether it runs at such a `temperature`, in calls of `batch_size` prompts."""
         return not (self.one_row and batch_size > 1) and not (self.greedy_only and temperature > 0)
 
     def run(
@@ -88,7 +88,7 @@ class Way:
 
 
 def plain_way(target: Any = None) -> Way:
-    """Plain `generate()`: the baseline; of the target in another dtype, if that is given."""
+    """Plain `generate()`: the baseline; of the `target` in another dtype, if that is given."""
     if target is None:
         return Way(PLAIN, {"kind": "plain", "cache": "dynamic"}, {"speculation": False})
     dtype = str(target.dtype).removeprefix("torch.")
@@ -112,7 +112,7 @@ def lookup_way(num_tokens: int) -> Way:
 
 
 def assistant_way(name: str, model: Any) -> Way:
-    """transformers' assisted decoding with a smaller model, one prompt at a time."""
+    """transformers' assisted decoding with a smaller `model`, which tables call `name`, one prompt at a time."""
     about = {"kind": "assistant model", "model": name, "weights": weights_digest(model)}
     options = {"assistant_model": model}
     return Way(f"assistant {name}", about, options, one_row=True, counts_passes=True)
@@ -141,6 +141,11 @@ def synthetic_way(name: str, drafter: Any, acceptance: float) -> Way:
 
     Greedy decoding only, behind a plain run of the same call, which says what stands.
 
+    Args:
+        name (`str`): What records call the drafter.
+        drafter (`Any`): The drafter, which takes its time.
+        acceptance (`float`): The rate, 0 to 1.
+
     Raises:
         `ValueError`: If the rate is not between 0 and 1.
     """
@@ -153,7 +158,7 @@ def synthetic_way(name: str, drafter: Any, acceptance: float) -> Way:
 
 
 def speculation_fields(speculation: str) -> dict[str, Any]:
-    """Fields of [`SpeculationConfig`] that a name of `SPECULATIONS`, or `KEY=VALUE,...`, stands for.
+    """Fields of [`SpeculationConfig`] that `speculation`, a name of `SPECULATIONS` or `KEY=VALUE,...`, stands for.
 
     Raises:
         `ValueError`: If it is neither, or a value is none of the field's.

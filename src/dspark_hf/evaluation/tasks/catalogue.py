@@ -29,7 +29,7 @@ def _contest(row: Mapping[str, Any]) -> list[str]:
 
 
 def spec_bench_category(category: str) -> str:
-    """Spec-Bench's category of a row's."""
+    """Spec-Bench's category of a row's `category`."""
     return _CONVERSATION if category in _OF_CONVERSATION else category
 
 

@@ -34,7 +34,17 @@ def load_prompts(path: str | Path, limit: int | None = None) -> list[list[dict[s
 def encode_prompts(
     prompts: Sequence[Any], tokenizer: Any, *, thinking: bool | None = None, reasoning_effort: str | None = None
 ) -> dict[str, torch.Tensor]:
-    """Turn prompts into one left-padded batch for `generate()`; see [`prompt_rows`] and [`pad_prompts`]."""
+    """Turn prompts into one left-padded batch for `generate()`; see [`prompt_rows`] and [`pad_prompts`].
+
+    Args:
+        prompts (`Sequence`): Prompts, or conversations.
+        tokenizer (`Any`): The target's.
+        thinking (`bool`, *optional*): `enable_thinking` of the chat template.
+        reasoning_effort (`str`, *optional*): `reasoning_effort` of the chat template or the encoding file.
+
+    Returns:
+        `dict`: `input_ids` and `attention_mask` (`torch.LongTensor` of shape `(batch, seq)`).
+    """
     rows = prompt_rows(prompts, tokenizer, thinking=thinking, reasoning_effort=reasoning_effort)
     return pad_prompts(rows, tokenizer)
 

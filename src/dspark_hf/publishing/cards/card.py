@@ -48,6 +48,11 @@ def write_card(folder: str | os.PathLike, facts: CardFacts | None = None, *, ove
 def draw_card(drafter: DrafterFolder, facts: CardFacts, folder: Path) -> list[str]:
     """Write a card and its pictures below a folder.
 
+    Args:
+        drafter ([`DrafterFolder`]): What is published.
+        facts ([`CardFacts`]): What its files do not tell.
+        folder (`Path`): Where to write.
+
     Returns:
         `list[str]`: Their paths in the repository.
     """
@@ -61,7 +66,13 @@ def draw_card(drafter: DrafterFolder, facts: CardFacts, folder: Path) -> list[st
 
 
 def card_text(drafter: DrafterFolder, facts: CardFacts, pictures: list[str]) -> str:
-    """The card, with the mark by which it is recognised again."""
+    """The card, with the mark by which it is recognised again.
+
+    Args:
+        drafter ([`DrafterFolder`]): What is published.
+        facts ([`CardFacts`]): What its files do not tell.
+        pictures (`list[str]`): Paths of the pictures in the repository.
+    """
     base_model = facts.base_model or named_target(drafter.config)
     metadata = card_metadata(drafter, facts, base_model).to_yaml()
     text = f"---\n{metadata}\n---\n\n{card_body(drafter, facts, base_model, pictures)}"
@@ -69,7 +80,13 @@ def card_text(drafter: DrafterFolder, facts: CardFacts, pictures: list[str]) -> 
 
 
 def card_metadata(drafter: DrafterFolder, facts: CardFacts, base_model: str | None) -> ModelCardData:
-    """The card's front matter. `adapter` is the Hub's word for what is added to an unchanged base model."""
+    """The card's front matter. `adapter` is the Hub's word for what is added to an unchanged base model.
+
+    Args:
+        drafter ([`DrafterFolder`]): What is published.
+        facts ([`CardFacts`]): What its files do not tell.
+        base_model (`str` or `None`): The target's repository.
+    """
     results = [
         EvalResult(
             task_type="text-generation",
@@ -96,7 +113,7 @@ def card_metadata(drafter: DrafterFolder, facts: CardFacts, base_model: str | No
 
 
 def is_generated(text: str) -> bool:
-    """Whether a card is as this library wrote it: not written or changed by hand."""
+    """Whether the `text` of a card is as this library wrote it: not written or changed by hand."""
     mark = _MARK_PATTERN.search(text)
     return mark is not None and mark[1] == _digest(text[: mark.start()])
 

@@ -64,17 +64,17 @@ class CardFacts:
 
 
 def named_target(config: dict[str, Any]) -> str | None:
-    """The target's repository, if a drafter's config names one."""
+    """The target's repository, if a drafter's `config` names one."""
     return known_repo(config.get("target_name_or_path"))
 
 
 def known_repo(name: Any) -> str | None:
-    """A name, if it is that of a Hub repository; without an owner it may as well be a folder's."""
+    """A `name`, if it is that of a Hub repository; without an owner it may as well be a folder's."""
     return name if is_repo_name(name) and "/" in name and not Path(name).is_dir() else None
 
 
 def is_repo_name(name: Any) -> bool:
-    """Whether a repository on the Hub can have this name: no path, whatever lies on this machine."""
+    """Whether a repository on the Hub can have this `name`: no path, whatever lies on this machine."""
     try:
         validate_repo_id(name)
     except HFValidationError:

@@ -13,7 +13,7 @@ class Markdown(str):
 
 
 def quoted(value: Any) -> Markdown:
-    """A value as one line of plain text; markdown stays as it is."""
+    """A `value` as one line of plain text; markdown stays as it is."""
     if isinstance(value, Markdown):
         return value
     text = _SPECIAL.sub(r"\\\g<0>", " ".join(str(value).split()))
@@ -21,7 +21,7 @@ def quoted(value: Any) -> Markdown:
 
 
 def code(text: Any) -> Markdown:
-    """A value as code inside a line."""
+    """A `text` as code inside a line."""
     text = " ".join(str(text).split())
     ticks = "`" * (_longest_run(text) + 1)
     space = " " if text.startswith("`") or text.endswith("`") else ""
@@ -29,13 +29,13 @@ def code(text: Any) -> Markdown:
 
 
 def fenced(text: str, language: str) -> Markdown:
-    """Lines of code."""
+    """A `text` as lines of code in a `language`."""
     fence = "`" * max(3, _longest_run(text) + 1)
     return Markdown(f"{fence}{language}\n{text}\n{fence}")
 
 
 def table(columns: list[Any], rows: list[list[Any]]) -> Markdown:
-    """A table; cells are quoted, and none ends early."""
+    """A table of `columns` and `rows`; cells are quoted, and none ends early."""
     lines = [columns, [Markdown("---")] * len(columns), *rows]
     return Markdown("\n".join("| " + " | ".join(map(_cell, cells)) + " |" for cells in lines))
 

@@ -59,7 +59,7 @@ def plot_reliability(path: Path, evaluations: dict[str, dict[str, Any]]) -> bool
 
 
 def calibration_error(bins: list[dict[str, Any]]) -> float:
-    """Expected calibration error: mean distance of confidence and acceptance over bins, weighted by count."""
+    """Expected calibration error: mean distance of confidence and acceptance over `bins`, weighted by count."""
     total = sum(one["count"] for one in bins)
     return sum(one["count"] * abs(one["confidence"] - one["accepted"]) for one in bins) / total if total else 0.0
 
