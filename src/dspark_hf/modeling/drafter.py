@@ -18,8 +18,8 @@ from .configuration.drafter import DraftConfig
 from .context import DraftState
 from .families import get_family
 from .placement import compute_device
-from .token_ends import TokenEnds
 from .vocabulary import check_vocabulary
+from .vocabulary.ends import TokenEnds
 from .wrappers import unwrap
 
 logger = logging.get_logger(__name__)

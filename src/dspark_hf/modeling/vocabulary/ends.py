@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dspark_hf.modeling.borrowing import Borrowed, logit_softcap
+from dspark_hf.modeling.configuration.drafter import DraftConfig
+from dspark_hf.modeling.drafting import BlockDraft, PickFn
+from dspark_hf.modeling.families import Family
+from dspark_hf.modeling.placement import compute_device, compute_dtype
+from dspark_hf.modeling.wrappers import unwrap
 from dspark_hf.ops.output_head import OutputHead, shape_logits
 
-from .borrowing import Borrowed, logit_softcap
-from .configuration.drafter import DraftConfig
-from .drafting import BlockDraft, PickFn
-from .families import Family
-from .placement import compute_device, compute_dtype
-from .vocabulary import entry_tokens, token_entries, vocabulary_buffers
-from .wrappers import unwrap
+from .reduced import entry_tokens, token_entries, vocabulary_buffers
 
 
 class TokenEnds(PreTrainedModel):
