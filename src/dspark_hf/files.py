@@ -44,9 +44,11 @@ def whole_file(path: str | os.PathLike, *, durable: bool = False) -> Iterator[Pa
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     # A new file: what others have put in its place, such as a link to elsewhere, is not written to.
-    os.close(os.open(temp, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    _touch(temp)
+    mode = temp.stat().st_mode
     try:
         yield temp
+        temp.chmod(mode)  # safetensors puts a file for the owner alone in its place
         if durable:
             with open(temp, "rb+") as file:
                 os.fsync(file.fileno())
@@ -59,18 +61,37 @@ def whole_file(path: str | os.PathLike, *, durable: bool = False) -> Iterator[Pa
         temp.unlink(missing_ok=True)
 
 
+def follow_umask(folder: str | os.PathLike) -> None:
+    """Let those read a folder's weights who may read any new file: safetensors writes them for their owner alone.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder, to which was just written.
+    """
+    probe = Path(folder) / f".{secrets.token_hex(8)}.tmp"
+    _touch(probe)
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for path in Path(folder).glob("*.safetensors"):
+        if not path.is_symlink():
+            path.chmod(mode)
+
+
+def _touch(path: Path) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write `text` in UTF-8 so that the file at `path` is either whole or as it was."""
     with whole_file(path) as temp:
         temp.write_text(text, encoding="utf-8")
 
 
-def copy_files(source: Path, names: Iterable[str], target: Path) -> None:
+def copy_files(source: Path, names: Iterable[str | os.PathLike], target: Path) -> None:
     """Copy files to the same places below another folder; folders are made where they are missing.
 
     Args:
         source (`Path`): The folder that has them.
-        names (`Iterable[str]`): Their paths below it.
+        names (`Iterable[str | os.PathLike]`): Their paths below it.
         target (`Path`): The folder that gets them.
 
     Raises:

@@ -15,7 +15,7 @@ from huggingface_hub import CommitInfo
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from dspark_hf.files import read_json, write_json
+from dspark_hf.files import follow_umask, read_json, write_json
 from dspark_hf.generation import attach_drafter, detach_drafter
 from dspark_hf.publishing import CardFacts, push_folder
 from dspark_hf.publishing.cards.facts import known_repo
@@ -164,6 +164,8 @@ class DSparkForCausalLM:
         folder = Path(save_directory)
         if self._includes_target(include_target):
             super().save_pretrained(folder, **kwargs)
+            if kwargs.get("is_main_process", True):
+                follow_umask(folder)
         else:
             save_reference(folder, self.config, *(self._named_target or (self.name_or_path, None)))
         shard_size = {name: kwargs[name] for name in ("max_shard_size",) if name in kwargs}

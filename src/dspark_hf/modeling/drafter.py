@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
 from transformers.utils import logging
 
+from dspark_hf.files import follow_umask
 from dspark_hf.publishing import push_model
 from dspark_hf.publishing.engines import Checkpoint, not_served
 
@@ -175,6 +176,7 @@ class DraftModel(TokenEnds):
         """
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
+            follow_umask(save_directory)
             self.tell_engines()
 
     def tell_engines(self) -> None:

@@ -1,8 +1,10 @@
 """A drafter written beside its target in the form of the releases is read again as it was."""
 
 import json
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,6 +75,29 @@ def test_a_trained_one_goes_through_the_command(plain, tmp_path, dspark):
     path = tmp_path / "both" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "fp8"}}))
     assert "quantised (fp8), and the drafter's are not: SGLang builds the drafter by" in engines_of(tmp_path / "both")
+
+
+def test_its_files_are_its_own_and_as_open_as_any_new_one(plain, tmp_path):
+    plain.joinpath("tokenizer.json").write_text("{}")
+    before = os.umask(0o027)
+    try:
+        write_stages(AutoDrafter.from_pretrained(GOLDEN), plain, tmp_path / "both")
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "both").rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
+    assert {path.stat().st_nlink for path in files} == {1} and len(list(plain.glob("*.safetensors"))) == 1
+    before = (plain / "tokenizer.json").read_bytes()
+    with open(tmp_path / "both" / "tokenizer.json", "w") as file:
+        file.write("changed")
+    assert (plain / "tokenizer.json").read_bytes() == before
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=10**5))
+    with pytest.raises(ValueError, match=r"take 0\.0 GB, and the disk of .*both has 0\.0 GB free"):
+        write_stages(AutoDrafter.from_pretrained(GOLDEN), plain, tmp_path / "new" / "both")
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_the_form_has_no_place_for_is_refused(plain, tmp_path):

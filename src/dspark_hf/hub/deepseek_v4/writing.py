@@ -7,25 +7,21 @@ from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, revert_weight_conversion
 
-from dspark_hf.files import read_json, write_json
+from dspark_hf.files import copy_files, follow_umask, read_json, write_json
 from dspark_hf.modeling import DSparkModel
 from dspark_hf.publishing.weight_index import read_weight_map
 
 from .layout import HEADS, OWN, PREFIX
-from .loading import INDEX, RENAMES
-
-# Rules for what stages do not have, whose names would take those of what they do.
-_OF_TARGET = (r"\.norm\.", "^hc_head_fn", "^hc_head_base", "^hc_head_scale")
+from .loading import INDEX
+from .released_names import released_tensors
 
 
 def write_stages(drafter: DSparkModel, target: str | os.PathLike, folder: str | os.PathLike) -> None:
     """Write a checkpoint with target and drafter in it, which [`AutoDrafter`] reads as it does a release.
 
-    The target's files are linked, or copied where that cannot be. Fields and tensors are those of the releases, but
-    the drafter's weights are not quantised.
+    The target's files are copied, so that what is later written into either folder leaves the other as it is. Fields
+    and tensors are those of the releases, but the drafter's weights are not quantised.
 
     Args:
         drafter ([`DSparkModel`]): A DeepSeek-V4-shaped drafter with the heads of the releases.
@@ -33,45 +29,31 @@ def write_stages(drafter: DSparkModel, target: str | os.PathLike, folder: str | 
         folder (`str` or `os.PathLike`): The folder to write, empty or absent.
 
     Raises:
-        `ValueError`: If the form has no place for such a drafter, or the target is none for it or has one already.
+        `ValueError`: If the form has no place for such a drafter, the target is none for it or has one already, or
+            the disk has no room for both.
     """
     target, folder = Path(target), Path(folder)
     raw, weight_map = read_json(target / "config.json"), read_weight_map(target / INDEX)
     _check(drafter, raw, weight_map, target)
+    released, files = released_tensors(drafter), [*target.iterdir(), *target.glob("encoding/*.py")]
+    files = [path for path in files if path.is_file() and path.name not in ("config.json", INDEX)]
+    _check_room(folder, sum(path.stat().st_size for path in files) + sum(one.nbytes for one in released.values()))
     folder.mkdir(parents=True, exist_ok=True)
-    for path in [*target.iterdir(), *target.glob("encoding/*.py")]:
-        if path.is_file() and path.name not in ("config.json", INDEX):
-            _link(path, folder / path.relative_to(target))
+    copy_files(target, [path.relative_to(target) for path in files], folder)
     stages: dict[str, dict[str, Tensor]] = {}
-    for name, weight in released_tensors(drafter).items():
+    for name, weight in released.items():
         stages.setdefault(name.split(".")[1], {})[name] = weight.detach().cpu().contiguous()
     for number, tensors in stages.items():
         file = f"model-mtp-{number}.safetensors"
         save_file(tensors, folder / file, {"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
+    follow_umask(folder)
     write_json(folder / INDEX, {"metadata": {}, "weight_map": weight_map})
     fields = {theirs: getattr(drafter.config, ours) for theirs, ours in OWN.items()}
     raw |= fields | {"n_mtp_layers": len(stages)}
     if isinstance(raw.get("compress_ratios"), list):
         raw["compress_ratios"] = raw["compress_ratios"][: raw["num_hidden_layers"]] + [0] * len(stages)
     write_json(folder / "config.json", raw)
-
-
-def released_tensors(drafter: DSparkModel) -> dict[str, Tensor]:
-    """The drafter's tensors by the names of the releases."""
-    last = drafter.config.num_hidden_layers - 1
-    own = [
-        WeightRenaming(
-            source_patterns=theirs.replace(r"\d+", "0" if "main_" in theirs else str(last)), target_patterns=to
-        )
-        for theirs, to in RENAMES
-    ]
-    shared = get_checkpoint_conversion_mapping("deepseek_v4")
-    drafter._weight_conversions = own + [rule for rule in shared if rule.source_patterns[0] not in _OF_TARGET]
-    try:
-        return revert_weight_conversion(drafter, drafter.state_dict())
-    finally:
-        del drafter._weight_conversions
 
 
 def _check(drafter: DSparkModel, raw: dict[str, Any], weight_map: dict[str, str], target: Path) -> None:
@@ -119,9 +101,12 @@ def engines_of(folder: str | os.PathLike) -> str:
     )
 
 
-def _link(source: Path, place: Path) -> None:
-    place.parent.mkdir(exist_ok=True)
-    try:
-        os.link(source.resolve(), place)
-    except OSError:
-        shutil.copyfile(source, place)
+def _check_room(folder: Path, num_bytes: int) -> None:
+    """Raise `ValueError` unless the disk of a folder, which need not be there yet, takes so many bytes more."""
+    place = next(one for one in [folder, *folder.absolute().parents] if one.is_dir())
+    free = shutil.disk_usage(place).free
+    if num_bytes > free:
+        raise ValueError(
+            f"Target and drafter take {num_bytes / 10**9:.1f} GB, and the disk of {folder} has {free / 10**9:.1f} GB "
+            "free. Choose a folder on a larger one."
+        )

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import save_torch_state_dict
 
-from dspark_hf.files import write_json
+from dspark_hf.files import follow_umask, write_json
 from dspark_hf.modeling import DraftModel
 
 from .interleaved import FLAGS
@@ -100,6 +100,7 @@ class SpecForge(Packaging):
         tensors = {theirs.get(name, name): tensor for name, tensor in drafter.state_dict().items()}
         tensors = {name: tensors[name].cpu().contiguous() for name in tensors if name.split(".")[0] not in _BORROWED}
         save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
+        follow_umask(folder)
         write_json(folder / "config.json", _config(drafter, kind))
 
 
