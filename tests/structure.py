@@ -43,7 +43,7 @@ FLOORS = (
     {"drafts"},
     {"decode"},
     {"checks", "entry"},
-    {"attach", "seam"},
+    {"attach", "seam", "misuse"},
 )
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 

@@ -2,11 +2,14 @@
 
 import copy
 import pickle
+import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
+from transformers import AutoTokenizer, pipeline
 
 from dspark_hf.data.chat import encode_conversation, prompt_ids, render
 from dspark_hf.data.encoding_file import EncodingFile, load_tokenizer
@@ -56,8 +59,6 @@ def test_the_file_runs_only_with_the_users_word(folder):
 
 
 def test_whoever_loads_the_tokenizer_otherwise_is_told_too(folder):
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for use in (lambda: prompt_ids(tokenizer, "Why?"), lambda: encode_conversation(tokenizer, plain(TWO_TURNS))):
         with pytest.raises(ValueError, match="No template is guessed.*--trust-remote-code"):
@@ -210,6 +211,67 @@ def test_bad_files(folder, source, message):
     write_encoding(folder, source)
     with pytest.raises(ValueError, match=message):
         prompt_ids(load_tokenizer(folder, trust_remote_code=True), [ASKED])
+
+
+@pytest.mark.parametrize(
+    "raised", ["KeyboardInterrupt('stop')", "SystemExit(3)", "GeneratorExit()", "type('Odd', (BaseException,), {})()"]
+)
+@pytest.mark.parametrize("thread", [False, True])
+def test_whatever_the_file_raises_is_told_as_its_own(folder, raised, thread):
+    def use(source, message):
+        write_encoding(folder, source)
+        with pytest.raises(ValueError, match=message) as caught:
+            prompt_ids(load_tokenizer(folder, trust_remote_code=True), [ASKED])
+        assert type(caught.value) is ValueError
+
+    def both():
+        use(f"raise {raised}", r"encoding_dsv4.py\) cannot be run: \w+")
+        use(f"def encode_messages(messages, thinking_mode): raise {raised}", r"encoding_dsv4.py\) refuses a conv")
+
+    before = signal.getsignal(signal.SIGINT)
+    if thread:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(both).result()
+    else:
+        both()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_errors_that_cannot_be_shown_and_callables_that_do_not_tell(folder):
+    odd = "class Odd(Exception):\n    def __str__(self): raise SystemExit\n"
+    write_encoding(folder, f"{odd}def encode_messages(messages, thinking_mode): raise Odd")
+    with pytest.raises(ValueError, match="refuses a conversation of roles .*: Odd. Leave such"):
+        prompt_ids(load_tokenizer(folder, trust_remote_code=True), [ASKED])
+    write_encoding(folder, "encode_messages = dict")
+    with pytest.raises(ValueError, match="takes no reasoning_effort, got 'high'"):
+        prompt_ids(load_tokenizer(folder, trust_remote_code=True), [ASKED], reasoning_effort="high")
+
+
+def test_the_users_own_interrupt_stays_one(folder):
+    # As a terminal sends it while the file runs.
+    write_encoding(folder, "import signal\ndef encode_messages(messages, thinking_mode):\n    "
+                           "signal.raise_signal(signal.SIGINT)")  # fmt: skip
+    tokenizer = load_tokenizer(folder, trust_remote_code=True)
+    with pytest.raises(KeyboardInterrupt):
+        prompt_ids(tokenizer, [ASKED])
+
+
+def test_a_pipeline_and_an_auto_tokenizer_of_the_hub_name_the_way(folder, hub, tiny_target_dir):
+    pipe = pipeline("text-generation", model=tiny_target_dir, tokenizer=AutoTokenizer.from_pretrained(folder))
+    told = rf"load_tokenizer\('{folder}', trust_remote_code=True\).*prompt_ids"
+    with pytest.raises(ValueError, match=f"its chats are rendered by code of the repository.*{told}"):
+        pipe([ASKED], max_new_tokens=1)
+    HfApi().create_repo("org/Model")
+    HfApi().upload_folder(repo_id="org/Model", folder_path=folder)
+    tokenizer = AutoTokenizer.from_pretrained("org/Model")
+    with pytest.raises(ValueError, match=r"'org/Model' has no chat template; some repositories' chats"):
+        tokenizer.apply_chat_template([ASKED])
+    with pytest.raises(ValueError, match=r"AutoTokenizer does not fetch it: .*load_tokenizer\('org/Model', trust"):
+        encode_conversation(tokenizer, plain(TWO_TURNS))
+    for path in (folder / "encoding").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="^Cannot use chat template functions"):
+        AutoTokenizer.from_pretrained(folder).apply_chat_template([ASKED])
 
 
 def test_what_the_file_does_not_know_is_refused(folder, tokenizer):

@@ -287,7 +287,14 @@ def _tokenize(tokenizer, text: str, return_offsets_mapping: bool = False) -> dic
 
 
 def _no_template(tokenizer) -> str:
+    name, told = str(tokenizer.name_or_path or ""), ""
+    # Into a folder it was looked; of a repository there is only what was asked for.
+    if name and not os.path.isdir(name):
+        told = (
+            " Where a repository renders chats by code of its own (encoding/encoding_*.py), AutoTokenizer does not "
+            f"fetch it: load it with dspark_hf.data.encoding_file.load_tokenizer({name!r}, trust_remote_code=True)."
+        )
     return (
         f"The tokenizer of {tokenizer.name_or_path!r} has no chat template; set `tokenizer.chat_template` if the "
-        "target was trained with one."
+        f"target was trained with one.{told}"
     )

@@ -1,14 +1,17 @@
 """Chats of targets whose repository renders them by Python code instead of a chat template, as DeepSeek-V4's does.
 
 Such a repository holds one file `encoding/encoding_*.py` with a function `encode_messages(messages, thinking_mode)`.
-It is code of somebody else's, and runs only where the user allows that.
+It is code of somebody else's, and runs only where the user allows that. `AutoTokenizer` fetches no such file: of a
+repository of the Hub, [`load_tokenizer`] does.
 """
 
 import hashlib
 import inspect
 import json
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +25,7 @@ from dspark_hf.files import read_text
 _PATTERN = "encoding/encoding_*.py"
 _ENCODE, _PARSE = "encode_messages", "parse_message_from_completion_text"
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+_LONGEST = 600  # characters of an error of the file
 _WAY_OUT = "Fetch it again, or give the tokenizer a template of your own (tokenizer.chat_template)."
 
 
@@ -48,10 +52,9 @@ class EncodingFile:
         module.__file__ = self.path
         sys.modules[module.__name__] = module
         try:
-            exec(compile(source, self.path, "exec"), module.__dict__)  # noqa: S102
-        # It may do anything, and is told as what it is.
-        except (Exception, SystemExit) as error:
-            raise ValueError(f"{self} cannot be run: {_told(error)}. {_WAY_OUT}") from error
+            _call(lambda: exec(compile(source, self.path, "exec"), module.__dict__))  # noqa: S102
+        except _RaisedThere as error:
+            raise ValueError(f"{self} cannot be run: {error}. {_WAY_OUT}") from error.__cause__
         self._encode, self._parse = getattr(module, _ENCODE, None), getattr(module, _PARSE, None)
         if not callable(self._encode):
             raise ValueError(f"{self} has no function {_ENCODE}(messages, thinking_mode). {_WAY_OUT}")
@@ -89,14 +92,14 @@ class EncodingFile:
         if unknown := options.keys() - _parameters(self._encode):
             raise ValueError(f"{self} takes no {unknown.pop()}, got {reasoning_effort!r}. Leave it out.")
         try:
-            text = self._encode(given, thinking_mode=_mode(thinking), **options)
-        except (Exception, SystemExit) as error:
+            text = _call(self._encode, given, thinking_mode=_mode(thinking), **options)
+        except _RaisedThere as error:
             roles = [message["role"] for message in messages]
             told = "" if reasoning_effort is None else f" and reasoning_effort={reasoning_effort!r}"
             raise ValueError(
-                f"{self} refuses a conversation of roles {roles}{told}: {_told(error)}. Leave such conversations out, "
+                f"{self} refuses a conversation of roles {roles}{told}: {error}. Leave such conversations out, "
                 "change them, or give the tokenizer a template of your own (tokenizer.chat_template)."
-            ) from error
+            ) from error.__cause__
         if not isinstance(text, str):
             raise ValueError(f"{self} gives {type(text).__name__} instead of text. {_WAY_OUT}")
         return text
@@ -111,11 +114,11 @@ class EncodingFile:
         if not thinking or not callable(self._parse):
             return None
         try:
-            found = self._parse(text, thinking_mode=_mode(thinking))
+            found = _call(self._parse, text, thinking_mode=_mode(thinking))
             message = {"role": "assistant", "content": found["content"] or ""}
             thoughts = found["reasoning_content"]
         # What targets write need not be of any form.
-        except (Exception, SystemExit):
+        except Exception:
             return None
         is_plain = isinstance(message["content"], str) and isinstance(thoughts, str) and not found.get("tool_calls")
         return message | {"reasoning_content": thoughts} if is_plain and thoughts else None
@@ -214,10 +217,46 @@ def _mode(thinking: bool | None) -> str:
 
 
 def _parameters(function: Any) -> set[str]:
-    parameters = inspect.signature(function).parameters.values()
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    # Some callables do not tell.
+    except (TypeError, ValueError):
+        return set()
     takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
     return {one.name for one in parameters} | ({"reasoning_effort"} if takes_all else set())
 
 
+class _RaisedThere(Exception):
+    """What the file raised, of whatever kind; its text says what."""
+
+
+def _call(function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Run code of the file. All that it raises is a `_RaisedThere`; only the user's own Ctrl-C stays one."""
+    is_main = threading.current_thread() is threading.main_thread()
+    handler, pressed = signal.getsignal(signal.SIGINT) if is_main else None, []
+
+    def note(*given: Any) -> Any:
+        pressed.append(given)
+        return handler(*given)
+
+    if callable(handler):
+        signal.signal(signal.SIGINT, note)
+    try:
+        return function(*args, **kwargs)
+    # It may raise anything, KeyboardInterrupt too.
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and pressed:
+            raise
+        raise _RaisedThere(_told(error)) from error
+    finally:
+        if callable(handler):
+            signal.signal(signal.SIGINT, handler)
+
+
 def _told(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+    try:
+        text = str(error)
+    # That, too, is code of the file.
+    except BaseException:
+        text = ""
+    return f"{type(error).__name__}: {' '.join(text.split())[:_LONGEST]}".rstrip(".: ")

@@ -1,7 +1,8 @@
 """The one place where transformers' `generate()` learns about drafters.
 
 Methods of `GenerationMixin` are wrapped, and the function that loads a pipeline's assistant. A call without a drafter
-of this library passes through untouched. Drafters are recognised by their attribute `is_drafter`, so classes loaded as
+of this library passes through untouched. Where drafters and targets are loaded otherwise than they can be, errors say
+how to load them ([`misuse`]). Drafters are recognised by their attribute `is_drafter`, so classes loaded as
 remote code count too. Wrappers import what they need when they are called: the first module of this library that is
 imported may be the one to install them.
 """
@@ -13,6 +14,8 @@ import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
+
+from .misuse import wrap_adjust, wrap_report, wrap_template
 
 # The oldest and the newest release of transformers that the tests run with.
 TESTED = ("5.23", "5.24")
@@ -28,6 +31,8 @@ _NEEDED = {
     "_assisted_decoding": {"logits_processor", "stopping_criteria", "generation_config", "assistant_model"},
     "adjust_generation_fn": {"pretrained_model_name_or_path"},
     "load_assistant_model": {"model", "assistant_model", "assistant_tokenizer"},
+    "log_state_dict_report": {"model", "pretrained_model_name_or_path"},
+    "get_chat_template": {"chat_template", "tools"},
 }
 
 
@@ -53,8 +58,10 @@ def install() -> None:
         ("generate", _wrap_generate),
         ("_validate_generation_mode", _wrap_validate),
         ("_assisted_decoding", _wrap_assisted),
-        ("adjust_generation_fn", _wrap_adjust),
+        ("adjust_generation_fn", wrap_adjust),
         ("load_assistant_model", _wrap_load_assistant),
+        ("log_state_dict_report", wrap_report),
+        ("get_chat_template", wrap_template),
     ):
         original = getattr(_home(name), name)
         wrapper = functools.wraps(original)(wrap(original))
@@ -91,6 +98,14 @@ def _home(name: str) -> Any:
         from transformers.pipelines import base
 
         return base
+    if name == "log_state_dict_report":
+        from transformers import modeling_utils
+
+        return modeling_utils
+    if name == "get_chat_template":
+        from transformers import PreTrainedTokenizerBase
+
+        return PreTrainedTokenizerBase
     from transformers import GenerationMixin
 
     return GenerationMixin
@@ -239,25 +254,6 @@ def _wrap_assisted(original: Callable) -> Callable:
         return speculative_generate(self, drafter=drafter, speculation=_speculation.get(), **given)
 
     return assisted_decoding
-
-
-def _wrap_adjust(original: Callable) -> Callable:
-    # from_pretrained() of a model that generates calls it when the weights are in place.
-    names = list(inspect.signature(original).parameters)
-
-    def adjust_generation_fn(self, *args, **kwargs):
-        from dspark_hf.modeling.configuration.recognition import is_of_drafter
-
-        if is_of_drafter(vars(self.config)):
-            name = (dict(zip(names[1:], args, strict=False)) | kwargs).get("pretrained_model_name_or_path")
-            raise ValueError(
-                f"{name} holds a drafter, of which {type(self).__name__} would be made with random weights in "
-                f"place of what it lacks. Load it with dspark_hf: AutoDrafter.from_pretrained({str(name)!r}), and "
-                "pass it to the target's generate() as assistant_model."
-            )
-        return original(self, *args, **kwargs)
-
-    return adjust_generation_fn
 
 
 def _wrap_load_assistant(original: Callable) -> Callable:
