@@ -103,3 +103,31 @@ def test_a_check_wants_an_engine_or_a_folder(dspark, qwen_shaped, hub):
     assert outcome.code == 1 and "no reduced draft vocabulary" in outcome.out
     outcome = dspark("convert", "org/absent", "--check", "sglang")
     assert outcome.code == 2 and "org/absent" in outcome.err
+
+
+def test_a_target_of_other_sizes_is_refused(dspark, speculator, tmp_path, tiny_target_dir):
+    config = json.loads((Path(tiny_target_dir) / "config.json").read_text())
+    for name, message in (("hidden_size", "The hidden size differs"), ("vocab_size", "The vocabulary differs"),
+                          ("num_hidden_layers", "cannot be tapped")):  # fmt: skip
+        other = tmp_path / name
+        other.mkdir()
+        (other / "config.json").write_text(json.dumps(config | {name: config[name] // 2}))
+        outcome = dspark("convert", speculator, tmp_path / "flat", "--target", other)
+        assert outcome.code == 2 and message in outcome.err, outcome.err
+        assert not (tmp_path / "flat").exists()
+
+
+def test_a_check_reads_fields_and_tensors(dspark, tmp_path, tiny_target_dir):
+    fields = {"family": "qwen3", "num_hidden_layers": 1, "target_layer_ids": [0, 2], "markov_rank": 4, "block_size": 4}
+    target, folder = AutoModelForCausalLM.from_pretrained(tiny_target_dir), tmp_path / "drafter"
+    DSparkModel.from_target(target, **fields).save_pretrained(folder)
+    assert dspark("convert", folder, "--check", "vllm").code == 0
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["layers.0.self_attn.q_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    outcome = dspark("convert", folder, "--check", "vllm")
+    assert outcome.code == 1 and "does not load it: it lacks the tensor layers.0.self_attn.q_proj" in outcome.out
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": "x"}))
+    outcome = dspark("convert", folder, "--check", "vllm")
+    assert outcome.code == 2 and "hidden_size must be a whole number above 0, got 'x'" in outcome.err

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, pipeline
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM, pipeline
 
-from dspark_hf import AutoDrafter, DSparkModel
+from dspark_hf import AutoDrafter, DSparkModel, Eagle3Model
 from dspark_hf.modeling.configuration.recognition import is_of_drafter
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dspark_vanilla"
@@ -232,3 +232,38 @@ def test_the_word_embedded(folder, monkeypatch, tiny_target_dir):
 def test_it_is_not_instantiated():
     with pytest.raises(ValueError, match="from_pretrained"):
         AutoDrafter()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "told"),
+    [(torch.int64, "I64"), (torch.bool, "BOOL"), (torch.complex64, "C64"), (torch.float8_e4m3fn, "F8_E4M3"),
+     (torch.float8_e5m2, "F8_E5M2"), (torch.uint8, "U8")],
+    ids=str,
+)  # fmt: skip
+def test_weights_of_types_that_no_weight_has_are_refused(folder, dtype, told):
+    edit_tensors(folder, lambda tensors: tensors.update({"norm.weight": tensors["norm.weight"].to(dtype)}))
+    with pytest.raises(
+        ValueError, match=f"norm.weight in .*drafter is stored as {told}, and weights must be BF16, F16"
+    ):
+        AutoDrafter.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_refused(folder, value):
+    edit_tensors(folder, lambda tensors: tensors["fc.weight"].view(-1)[5:6].fill_(value))
+    with pytest.raises(ValueError, match="weight fc.weight in .*drafter has entries that are no finite numbers"):
+        AutoDrafter.from_pretrained(folder)
+
+
+def test_auto_classes_name_the_loader_of_eagle3_too(tiny_target_dir, tmp_path):
+    target = AutoModelForCausalLM.from_pretrained(tiny_target_dir)
+    for family in ("llama", "qwen3"):
+        Eagle3Model.from_target(target, family=family, target_layer_ids=[0, 2]).save_pretrained(tmp_path / family)
+        for load in (AutoModelForCausalLM, {"llama": LlamaForCausalLM, "qwen3": Qwen3ForCausalLM}[family]):
+            with pytest.raises(ValueError, match=rf"{family} holds a drafter.*AutoDrafter.from_pretrained"):
+                load.from_pretrained(tmp_path / family)
+    # Another model's weights of other shapes are told as ever.
+    config = AutoConfig.from_pretrained(tiny_target_dir)
+    config.intermediate_size += 8
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModelForCausalLM.from_pretrained(tiny_target_dir, config=config)

@@ -77,14 +77,15 @@ def convert(
     from dspark_hf.hub.embedded import resolve_drafter, resolve_target
     from dspark_hf.hub.load import AutoDrafter
     from dspark_hf.hub.packagings import write_packaging
+    from dspark_hf.modeling.borrowing import check_target_sizes
     from dspark_hf.publishing.hub_errors import explained_load
 
     drafter = AutoDrafter.from_pretrained(resolve_drafter(source), **places)
     if target is not None:
         with explained_load(target):
-            num_layers = AutoConfig.from_pretrained(resolve_target(target)).get_text_config().num_hidden_layers
-        drafter.config.check_taps(num_layers)
-        drafter.config.num_target_layers = num_layers
+            text_config = AutoConfig.from_pretrained(resolve_target(target)).get_text_config()
+        check_target_sizes(drafter.config, text_config, target)
+        drafter.config.num_target_layers = text_config.num_hidden_layers
     if drafter.config.num_target_layers is None:
         raise ValueError(f"{source} does not tell how many layers its target has; name the target with --target.")
     if form == "v4":
@@ -139,11 +140,13 @@ def _local(source: str, subfolder: str | None = None, revision: str | None = Non
 def _say(engines: list[Any], folder: Path) -> None:
     if not engines:
         return
+    from dspark_hf.hub.described import faults
     from dspark_hf.publishing.engines import Checkpoint
 
     checkpoint, is_refused = Checkpoint.read(folder), False
     for engine in engines:
-        problems = engine.problems(checkpoint)
+        # An engine may refuse what cannot be read here either, and says why by itself.
+        problems = engine.problems(checkpoint) or faults(folder)
         is_refused |= bool(problems)
         told = f"does not load it: {'; '.join(problems)}." if problems else "loads it, as far as its code says."
         typer.echo(visible(f"{engine.name} ({engine.release}) {told}"))

@@ -1,18 +1,15 @@
 """AutoDrafter: any drafter checkpoint, from a folder or the Hub."""
 
 import warnings
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
-import torch
 from huggingface_hub import is_offline_mode
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
 from dspark_hf.files import read_json
@@ -23,20 +20,19 @@ from dspark_hf.modeling.fingerprint import public_name
 from dspark_hf.modeling.vocabulary import check_vocabulary
 from dspark_hf.publishing.contents import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CALIBRATION, SUBFOLDER
 from dspark_hf.publishing.hub_errors import explained_load
-from dspark_hf.publishing.weight_index import read_weight_map
+from dspark_hf.publishing.weight_index import read_stored, read_weight_map
 
 from .adapters import base_of_adapter, check_weights, put_on
-from .deepseek_v4 import as_plain, check_memory, has_stages, stages_alone
+from .deepseek_v4 import as_plain, check_memory, stages_alone
+from .described import Described, is_dtype, short
 from .embedded import resolve_drafter
-from .packagings import Packaging, drafter_class, find_packaging, flat_config
-from .packagings.interleaved import is_interleaved, sort_pairs, without_flags
-from .packagings.renaming import key_mapping, without_wrappers
-from .shapes import wrong_shape
+from .outline import Difference, check_numbers
+from .packagings.interleaved import is_interleaved, sort_pairs
+from .packagings.renaming import key_mapping
 from .trust import check_named
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLE = "pytorch_model.bin"
-_LONGEST_REASON = 600
 # What says where files are, for target and drafter alike.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
@@ -122,34 +118,33 @@ def _load_checkpoint(
     raw: dict[str, Any], repo_or_dir: str, where: str, hub: dict[str, Any], kwargs: dict[str, Any]
 ) -> DraftModel:
     weight_map = _weight_map(repo_or_dir, where, hub)
-    stored = without_wrappers(weight_map, where)
-    packaging = _packaging(raw, stored.values(), where)
-    stored = {name: packaging.rename(plain) for name, plain in stored.items()}
-    names = set(stored.values())
-    flat = _flat(packaging, raw, names, where)
-    model_cls, config = _drafter_config(flat, where)
-    if config.own_lm_head and "lm_head.bias" in names:
+    found = Described.of(raw, weight_map, where)
+    config = found.config
+    if config.own_lm_head and "lm_head.bias" in found.names.values():
         raise ValueError(f"The output head in {where} has a bias, which a drafter's own cannot have.")
     dtype = kwargs.get("dtype", "auto")
-    if dtype != "auto" and not _is_dtype(dtype):
+    if dtype != "auto" and not is_dtype(dtype):
         raise ValueError(f"dtype={dtype!r} for {where} is no torch dtype; use e.g. 'bfloat16', 'float32' or 'auto'.")
-    # A checkpoint may carry copies of the target's embedding and head; without them the drafter borrows later.
-    kwargs = {"config": config, "own_embeddings": {"embed_tokens.weight", "lm_head.weight"} <= names, **kwargs}
-    if not has_stages(raw, names):
-        options = {"key_mapping": key_mapping(stored), **kwargs}
-        drafter = _checked(*_load_weights(model_cls, repo_or_dir, where, options), names, where)
-        # Saving would give the tensors back the names that they had.
-        drafter.__dict__.pop("_weight_conversions", None)
-        if is_interleaved(flat):
-            sort_pairs(drafter)
-        return drafter
-    config.target_name_or_path = public_name(repo_or_dir)
-    options = _without(kwargs, *HUB_ARGUMENTS, "subfolder")
     find = partial(_shard, repo_or_dir, where=where, hub=hub)
-    check_memory(config, dtype, kwargs.get("device_map"), where)
-    with stages_alone(raw, config, weight_map, find, where) as (folder, stages_cls):
-        drafter = _checked(*_load_weights(stages_cls, folder, where, options), names, where)
-    return as_plain(drafter, repo_or_dir)
+    kwargs = {"config": config, "own_embeddings": found.own_embeddings, **kwargs}
+    if found.is_in_stages:
+        config.target_name_or_path = public_name(repo_or_dir)
+        options = _without(kwargs, *HUB_ARGUMENTS, "subfolder")
+        check_memory(config, dtype, kwargs.get("device_map"), where)
+        with stages_alone(raw, config, weight_map, find, where) as (folder, stages_cls):
+            drafter = _checked(*_load_weights(stages_cls, folder, where, options), where)
+        return as_plain(drafter, repo_or_dir)
+    folder = {Path(find(file)).parent for file in sorted(set(weight_map.values()))}.pop()
+    stored = read_stored(folder)
+    found.difference(stored).check(where)
+    # All is here now.
+    options = {"key_mapping": key_mapping(found.names), **_without(kwargs, "force_download")}
+    drafter = _checked(*_load_weights(found.model_cls, repo_or_dir, where, options), where)
+    # Saving would give the tensors back the names that they had.
+    drafter.__dict__.pop("_weight_conversions", None)
+    if is_interleaved(found.flat):
+        sort_pairs(drafter)
+    return drafter
 
 
 def _load_weights(
@@ -166,22 +161,13 @@ def _load_weights(
     except Exception as error:
         if isinstance(error, KeyError) and error.args == ("metadata",):
             raise ValueError(f'{where}: {_INDEX} has no `metadata`. Add "metadata": {{}} to it.') from error
-        places = {name: options[name] for name in (*HUB_ARGUMENTS, "subfolder") if options.get(name) is not None}
-        reason = wrong_shape(model_cls, folder, options, places) or _short(error)
-        raise ValueError(f"The weights in {where} do not fit its config.json: {reason}") from error
+        raise ValueError(f"The weights in {where} do not fit its config.json: {short(error)}") from error
 
 
-def _checked(drafter: DraftModel, report: dict[str, Any], names: set[str], where: str) -> DraftModel:
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(
-            f"The checkpoint {where} lacks {len(missing)} tensors that its config.json asks for, e.g. "
-            f"{missing[:3]}; it holds {len(names)}. Fetch it again, or correct config.json."
-        )
-    if unexpected := sorted(report["unexpected_keys"]):
-        raise ValueError(
-            f"The checkpoint {where} holds {len(unexpected)} tensors that its config.json does not explain, e.g. "
-            f"{unexpected[:3]}; without them drafts would be wrong. Correct config.json."
-        )
+def _checked(drafter: DraftModel, report: dict[str, Any], where: str) -> DraftModel:
+    """Check what transformers made of the files."""
+    Difference(sorted(report["missing_keys"]), unexplained=sorted(report["unexpected_keys"])).check(where)
+    check_numbers(drafter, where)
     if drafter.has_reduced_vocabulary:
         try:
             check_vocabulary(drafter.t2d, drafter.d2t)
@@ -204,50 +190,6 @@ def _read_config(repo_or_dir: str, where: str, hub: dict[str, Any]) -> dict[str,
     if path is None:
         raise ValueError(f"There is no {_CONFIG} in {where}; give a drafter's folder or repository (see `subfolder`).")
     return read_json(path)
-
-
-def _packaging(config: dict[str, Any], names: Collection[str], where: str) -> Packaging:
-    for name in ("dtype", "torch_dtype"):
-        if config.get(name) not in (None, "auto") and not _is_dtype(config[name]):
-            raise ValueError(f"{where}: {name} in config.json is no torch dtype, got {config[name]!r:.80}.")
-    with _told_of(where):
-        return find_packaging(config, names, where)
-
-
-def _flat(packaging: Packaging, config: dict[str, Any], names: set[str], where: str) -> dict[str, Any]:
-    with _told_of(where):
-        return flat_config(packaging, config, names, where)
-
-
-def _drafter_config(flat: dict[str, Any], where: str) -> tuple[type[DraftModel], PreTrainedConfig]:
-    """The drafter's class and its config, from the fields of the flat layout."""
-    with _told_of(where):
-        model_cls = drafter_class(flat)
-        return model_cls, model_cls.config_class.from_dict(without_flags(flat))
-
-
-@contextmanager
-def _told_of(where: str) -> Iterator[None]:
-    """Whatever a config.json ends in, as an error that says whose it is."""
-    try:
-        yield
-    except (OSError, ImportError):
-        raise
-    # Fields may be of any type, and meet code that expects its own.
-    except Exception as error:
-        if type(error) is ValueError and where in str(error):
-            raise
-        raise ValueError(f"{where}: config.json cannot be used: {_short(error)}") from error
-
-
-def _short(error: Exception) -> str:
-    """An error in one line, at a length that can be read: it may quote a field of any length."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
-
-
-def _is_dtype(name: Any) -> bool:
-    return isinstance(getattr(torch, str(name).removeprefix("torch."), None), torch.dtype)
 
 
 def _weight_map(repo_or_dir: str, where: str, hub: dict[str, Any]) -> dict[str, str]:

@@ -126,20 +126,8 @@ def check_fit(config: DraftConfig, target: PreTrainedModel, *, check_name: bool 
     """
     text_config = target.config.get_text_config()
     target_name = target.name_or_path or type(target).__name__
-    sides = f"drafter (made for {config.target_name_or_path or 'an unnamed target'}) and target ({target_name})"
-    # Tokens that were added behind those the drafter knows are no obstacle: it never proposes them.
-    for what, ours, theirs in (
-        ("vocabulary", config.vocab_size, min(config.vocab_size, text_config.vocab_size)),
-        ("hidden size", config.hidden_size, text_config.hidden_size),
-        ("number of target layers", config.num_target_layers, text_config.num_hidden_layers),
-        ("soft cap on the logits", logit_softcap(config.decoder_config), logit_softcap(text_config)),
-    ):
-        if ours is not None and ours != theirs:
-            raise ValueError(
-                f"The {what} differs between {sides}: {ours} and {theirs}. Use the drafter that was trained for this "
-                "target, or train one: DSparkModel.from_target(target)."
-            )
-    config.check_taps(text_config.num_hidden_layers)
+    sides = _sides(config, target_name)
+    check_target_sizes(config, text_config, target_name)
     config.check_length(getattr(text_config, "max_position_embeddings", None))
     if target.get_output_embeddings() is None:
         raise ValueError(f"{sides} do not fit: the target has no output head. Load it with AutoModelForCausalLM.")
@@ -163,6 +151,37 @@ def check_fit(config: DraftConfig, target: PreTrainedModel, *, check_name: bool 
             "a fine-tuned or merged target pass SpeculationConfig(check_target=False), and to train the drafter for "
             "it call drafter.bind(target, check_name=False) first."
         )
+
+
+def check_target_sizes(config: DraftConfig, text_config: PreTrainedConfig, target_name: str) -> None:
+    """Check that a drafter can read a target of this config.
+
+    Args:
+        config ([`DraftConfig`]): The drafter's configuration.
+        text_config (`PreTrainedConfig`): That of the target's text part.
+        target_name (`str`): The target's name, for messages.
+
+    Raises:
+        `ValueError`: If sizes differ, or a tap is out of range.
+    """
+    sides = _sides(config, target_name)
+    # Tokens that were added behind those the drafter knows are no obstacle: it never proposes them.
+    for what, ours, theirs in (
+        ("vocabulary", config.vocab_size, min(config.vocab_size, text_config.vocab_size)),
+        ("hidden size", config.hidden_size, text_config.hidden_size),
+        ("number of target layers", config.num_target_layers, text_config.num_hidden_layers),
+        ("soft cap on the logits", logit_softcap(config.decoder_config), logit_softcap(text_config)),
+    ):
+        if ours is not None and ours != theirs:
+            raise ValueError(
+                f"The {what} differs between {sides}: {ours} and {theirs}. Use the drafter that was trained for this "
+                "target, or train one: DSparkModel.from_target(target)."
+            )
+    config.check_taps(text_config.num_hidden_layers)
+
+
+def _sides(config: DraftConfig, target_name: str) -> str:
+    return f"drafter (made for {config.target_name_or_path or 'an unnamed target'}) and target ({target_name})"
 
 
 def is_made_for(config: DraftConfig, target: PreTrainedModel) -> bool:

@@ -1,5 +1,6 @@
 """How a released DeepSeek-V4 checkpoint says that it holds a drafter, and of what shape."""
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
@@ -27,6 +28,8 @@ HEADS = {
 _READ = {"qk_rope_head_dim", "rope_scaling"}
 # What differs from layer to layer; stages are all of one kind.
 _BY_LAYER = {"layer_types", "mlp_layer_types"}
+_NUMBER = re.compile("0|[1-9][0-9]{0,8}")
+_NUM_TOLD = 10
 _WAY_OUT = "Serve it with an engine, or train a drafter of its own: DSparkModel.from_target(target, family='qwen3')."
 
 
@@ -113,16 +116,16 @@ def count_stages(config: Mapping[str, Any], names: Collection[str], where: str) 
         `ValueError`: If stages are missing.
     """
     numbers = {name.split(".")[1] for name in names if name.startswith(PREFIX)}
-    if odd := sorted(number for number in numbers if not number.isdecimal()):
-        raise ValueError(f"{where}: tensors mtp.{odd[0]}.* are of no numbered stage; fetch the checkpoint again.")
-    found = sorted(map(int, numbers))
-    num_stages = found[-1] + 1
-    ratios = config.get("compress_ratios")
-    if isinstance(ratios, list) and len(ratios) > config["num_hidden_layers"]:
-        num_stages = max(num_stages, len(ratios) - config["num_hidden_layers"])
-    if found != list(range(num_stages)):
+    if odd := sorted(number for number in numbers if not _NUMBER.fullmatch(number)):
+        raise ValueError(f"{where}: tensors mtp.{odd[0]:.80}.* are of no numbered stage; fetch the checkpoint again.")
+    found, num_layers = sorted(map(int, numbers)), config["num_hidden_layers"]
+    num_stages, ratios = found[-1] + 1, config.get("compress_ratios")
+    if isinstance(ratios, list) and len(ratios) > num_layers:
+        num_stages = max(num_stages, len(ratios) - num_layers)
+    # A name may say any number: stages are counted, not enumerated.
+    if len(found) != num_stages:
         raise ValueError(
-            f"{where} holds the stages {found} of a drafter of {num_stages} (tensors mtp.*, and compress_ratios in "
-            "config.json): fetch the missing shards, and the index that names them."
+            f"{where} holds the stages {found[:_NUM_TOLD]} of a drafter of {num_stages} (tensors mtp.*, and "
+            "compress_ratios in config.json): fetch the missing shards, and the index that names them."
         )
     return num_stages

@@ -13,32 +13,20 @@ from typing import Any
 
 import torch
 from accelerate.utils import get_max_memory
-from safetensors import SafetensorError, safe_open
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.utils import logging
 
+from dspark_hf.hub.outline import outline
 from dspark_hf.modeling import DSparkConfig, DSparkModel
 
 from .layout import PREFIX
+from .quantised import block_of, check_stored
+from .released_names import RENAMES, released_tensors
 
 INDEX = "model.safetensors.index.json"
 _GB = 10**9
-# Packed pairs of FP4 numbers have a scale for each of these many inputs of a row.
-_FP4_BLOCK = (1, 32)
 _NOT_OURS = "target."
-# The drafter's own names; transformers would take its norm for that of a compressor. The rest are the target's.
-RENAMES = (
-    (r"^mtp\.\d+\.main_proj\.", "fc."),
-    (r"^mtp\.\d+\.main_norm\.", "hidden_norm."),
-    (r"^mtp\.\d+\.norm\.", "norm."),
-    (r"^mtp\.\d+\.hc_head_fn", "hc_head.hc_fn"),
-    (r"^mtp\.\d+\.hc_head_base", "hc_head.hc_base"),
-    (r"^mtp\.\d+\.hc_head_scale", "hc_head.hc_scale"),
-    (r"^mtp\.\d+\.markov_head\.", "markov_head."),
-    (r"^mtp\.\d+\.confidence_head\.", "confidence_head."),
-    (r"^mtp\.", "layers."),
-)
 
 logger = logging.get_logger(__name__)
 
@@ -76,13 +64,14 @@ def stages_alone(
         `tuple[str, type]`: The folder, with an index of the drafter's tensors, and the class to load it with.
 
     Raises:
-        `ValueError`: If a file is not there or damaged, or a scale is none of its weight's.
+        `ValueError`: If a file is not there or damaged, or its tensors are not those that the config asks for.
     """
     own = {name: file for name, file in weight_map.items() if name.startswith(PREFIX)}
     paths = {file: find(file) for file in sorted(set(own.values()))}
-    quantisation = raw.get("quantization_config") or {"quant_method": "fp8"}
-    if check_scales(own, paths, tuple(quantisation.get("weight_block_size") or (128, 128)), where):
-        config.quantization_config = {**quantisation, "dequantize": True}
+    asked = {name: tuple(one.shape) for name, one in released_tensors(outline(DSparkModel, config, where)).items()}
+    if check_stored(raw, own, paths, asked, where):
+        block = list(block_of(raw, where))
+        config.quantization_config = {"quant_method": "fp8", "weight_block_size": block, "dequantize": True}
     with tempfile.TemporaryDirectory() as folder:
         for file, path in paths.items():
             (Path(folder) / file).symlink_to(Path(path).resolve())
@@ -118,8 +107,7 @@ def check_memory(config: DSparkConfig, dtype: Any, device_map: Any, where: str) 
     """
     dtype = config.dtype if dtype == "auto" else dtype
     dtype = getattr(torch, str(dtype or "bfloat16").removeprefix("torch."))
-    with torch.device("meta"):
-        num_bytes = sum(weight.numel() for weight in DSparkModel(config).parameters()) * dtype.itemsize
+    num_bytes = sum(weight.numel() for weight in outline(DSparkModel, config, where).parameters()) * dtype.itemsize
     free = get_max_memory()
     place = "this machine and its GPUs"
     if device_map is None or str(device_map) == "cpu":
@@ -135,47 +123,3 @@ def check_memory(config: DSparkConfig, dtype: Any, device_map: Any, where: str) 
         )
     if num_bytes > _GB:
         logger.warning(f"{size}; {place} has {sum(free.values()) / _GB:.1f} GB free.")
-
-
-def check_scales(own: Mapping[str, str], paths: Mapping[str, str], block: tuple[int, ...], where: str) -> bool:
-    """Check, by the files' headers alone, that each quantised weight has a scale for each of its blocks.
-
-    Args:
-        own (`Mapping[str, str]`): The file of each tensor of the drafter.
-        paths (`Mapping[str, str]`): The path of each file.
-        block (`tuple[int, int]`): Rows and columns of an FP8 block.
-        where (`str`): Where the checkpoint lies, for messages.
-
-    Returns:
-        `bool`: Whether there are quantised weights.
-
-    Raises:
-        `ValueError`: If a scale has another shape, or is missing, or a file cannot be read or lacks a tensor.
-    """
-    headers: dict[str, tuple[list[int], str]] = {}
-    for file, path in paths.items():
-        try:
-            with safe_open(path, framework="pt") as opened:
-                for name in [name for name, its_file in own.items() if its_file == file]:
-                    part = opened.get_slice(name)
-                    headers[name] = part.get_shape(), part.get_dtype()
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{where}: {file} is damaged, or the index does not belong to it ({error}). Fetch it again."
-            ) from error
-    quantised = [
-        name for name, (_, dtype) in headers.items() if name.endswith(".weight") and dtype in ("F8_E4M3", "I8")
-    ]
-    for name in quantised:
-        shape, dtype = headers[name]
-        rows, columns = _FP4_BLOCK if dtype == "I8" else block
-        num_columns = shape[1] * (2 if dtype == "I8" else 1)
-        scale = name.removesuffix("weight") + "scale"
-        found = headers.get(scale, (None, None))[0]
-        if shape[0] % rows or num_columns % columns or found != [shape[0] // rows, num_columns // columns]:
-            raise ValueError(
-                f"{where}: {name} has {shape[0]} rows of {num_columns} numbers in blocks of {rows}x{columns}, and "
-                f"{scale} has the shape {found}; there must be one scale a block. The checkpoint is none of the "
-                "released form, or damaged: fetch it again."
-            )
-    return bool(quantised)

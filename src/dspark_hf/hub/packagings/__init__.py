@@ -9,6 +9,7 @@ from typing import Any
 
 from dspark_hf.hub.deepseek_v4 import refuse_relatives
 from dspark_hf.modeling import ALGORITHMS, DraftModel
+from dspark_hf.publishing.config_fields import check_fields
 
 from .flat import Flat
 from .midlayer import Midlayer
@@ -20,8 +21,8 @@ from .stages import Stages
 # Asked in this order whether a checkpoint is theirs.
 PACKAGINGS: list[Packaging] = [Stages(), Speculators(), Midlayer(), SpecForge(), Flat()]
 
-_SECTIONS = ("dflash_config", "dspark_config", "speculators_config", "transformer_layer_config")
-_TAPS = ("target_layer_ids", "aux_hidden_state_layer_ids", "eagle_aux_hidden_state_layer_ids")
+# What says how large draft layers are; transformers would fill in some model's sizes.
+_SIZES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 
 
 def find_packaging(config: Mapping[str, Any], names: Collection[str], where: str) -> Packaging:
@@ -33,18 +34,9 @@ def find_packaging(config: Mapping[str, Any], names: Collection[str], where: str
         where (`str`): Where the checkpoint lies, for messages.
 
     Raises:
-        `ValueError`: If it is no drafter's, or a section of the config holds what it cannot.
+        `ValueError`: If it is no drafter's, or a field is not of its kind.
     """
-    for name in _SECTIONS:
-        if not isinstance(config.get(name), dict | None):
-            raise ValueError(f"{where}: {name} in config.json must hold fields, got {config[name]!r:.80}.")
-    architectures = config.get("architectures") or []
-    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
-        raise ValueError(f"{where}: architectures in config.json must be a list of names, got {architectures!r:.80}.")
-    for name in _TAPS:
-        taps = config.get(name)
-        if taps is not None and not (isinstance(taps, list) and all(type(tap) is int for tap in taps)):
-            raise ValueError(f"{where}: {name} in config.json must be a list of layers, got {taps!r:.80}.")
+    check_fields(config, where)
     packaging = next((one for one in PACKAGINGS if one.is_of(config, names)), None)
     if packaging is None or packaging.name != Stages.name:
         refuse_relatives(config, names, where)
@@ -77,9 +69,10 @@ def flat_config(packaging: Packaging, config: Mapping[str, Any], names: Collecti
         # Some trainers write the field for a whole vocabulary, too.
         flat.pop("draft_vocab_size", None)
     width = flat.pop("target_hidden_size", None)
-    if width is not None and width != flat["hidden_size"]:
+    if width is not None and width != flat.get("hidden_size"):
         raise ValueError(
-            f"{where} is {flat['hidden_size']} wide and its target {width}; a drafter must be as wide as its target."
+            f"{where} is {flat.get('hidden_size')} wide and its target {width}; a drafter must be as wide as its "
+            "target."
         )
     for name, neutral in NEUTRAL.items():
         if flat.get(name) not in (None, neutral):
@@ -90,6 +83,10 @@ def flat_config(packaging: Packaging, config: Mapping[str, Any], names: Collecti
     if "ttt_length" not in flat and flat.get("mask_token_id") is None:
         raise ValueError(
             f"{where} does not say which token fills its blocks; add mask_token_id to config.json, as in training."
+        )
+    if missing := [name for name in _SIZES if flat.get(name) is None]:
+        raise ValueError(
+            f"{where} does not say how large its layers are: config.json lacks {', '.join(missing)}. Fetch it again."
         )
     return flat
 

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
-from dspark_hf.files import write_json
+from dspark_hf.files import follow_umask, write_json
 from dspark_hf.modeling import DraftModel, DSparkModel, Eagle3Config
 
 from .packaging import WAY_OUT, Packaging, known_fields, with_heads
@@ -49,7 +49,12 @@ class Speculators(Packaging):
             )
         speculation = config.get("speculators_config") or {}
         known = known_fields()
-        flat = {name: value for name, value in config["transformer_layer_config"].items() if not name.startswith("_")}
+        if not (layers := config.get("transformer_layer_config")):
+            raise ValueError(
+                f"{where} does not say how large its layers are: transformer_layer_config of config.json is missing "
+                "or empty. Fetch it again."
+            )
+        flat = {name: value for name, value in layers.items() if not name.startswith("_")}
         flat |= {name: value for name, value in config.items() if name in known and value is not None}
         flat |= {
             "target_layer_ids": [layer_id - 1 for layer_id in taps],
@@ -93,6 +98,7 @@ class Speculators(Packaging):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_torch_state_dict(_tensors(drafter), folder, metadata={"format": "pt"})
+        follow_umask(folder)
         write_json(folder / "config.json", _config(drafter, kind))
 
 

@@ -12,23 +12,9 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-# Fields of a decoder's config that count something.
-_SIZES = (
-    "global_head_dim",
-    "head_dim",
-    "hidden_size",
-    "intermediate_size",
-    "max_position_embeddings",
-    "num_attention_heads",
-    "num_global_key_value_heads",
-    "num_hidden_layers",
-    "num_key_value_heads",
-    "sliding_window",
-    "vocab_size",
-)
+from dspark_hf.publishing.config_fields import wrong_field
+
 _ACTIVATIONS = ("hidden_act", "hidden_activation")
-# Far more than any model has; a config's list of layer types would fill the memory.
-_MOST_LAYERS = 1000
 
 # Frequencies that depend on the longest position of a pass. A drafter's context is rotated in pieces, so its rope must
 # turn a position by the same angle in every pass.
@@ -263,17 +249,13 @@ class Family:
 
 
 def check_sizes(fields: Mapping[str, Any]) -> None:
-    """Check the `fields` of a decoder's config that count something or name an activation.
+    """Check the `fields` of a decoder's config.
 
     Raises:
-        `ValueError`: If one counts nothing, does not fit another, or names no activation.
+        `ValueError`: If one is not of its kind, does not fit another, or names no activation.
     """
-    for name in _SIZES:
-        value = fields.get(name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ValueError(f"{name} must be a whole number above 0, got {value!r:.80}.")
-    if (fields.get("num_hidden_layers") or 1) > _MOST_LAYERS:
-        raise ValueError(f"num_hidden_layers must be at most {_MOST_LAYERS}, got {fields['num_hidden_layers']}.")
+    if told := wrong_field(fields):
+        raise ValueError(f"{told}.")
     heads, shared = fields.get("num_attention_heads"), fields.get("num_key_value_heads")
     if heads and shared and heads % shared:
         raise ValueError(f"num_attention_heads={heads} must be a multiple of num_key_value_heads={shared}.")

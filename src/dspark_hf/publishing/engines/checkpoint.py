@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dspark_hf.files import read_json
+from dspark_hf.publishing.config_fields import check_fields
 from dspark_hf.publishing.contents import CONFIG
 from dspark_hf.publishing.weight_index import read_stored
 
@@ -35,12 +36,13 @@ class Checkpoint:
         """The checkpoint in a folder.
 
         Raises:
-            `ValueError`: If there is none, or a file of it is missing or damaged.
+            `ValueError`: If there is none, a file is missing or damaged, or a field of the config is not of its kind.
         """
         folder = Path(folder)
         if not (folder / CONFIG).is_file():
             raise ValueError(f"There is no {CONFIG} in {folder}; name a folder that holds a drafter.")
         config = read_json(folder / CONFIG)
+        check_fields(config, str(folder))
         if "dspark_block_size" in config:
             raise ValueError(
                 f"{folder} is a target with its drafter inside, as DeepSeek-V4's releases are; what engines demand of "
