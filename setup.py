@@ -9,6 +9,8 @@ from setuptools.command.build_py import build_py
 EXTRAS = {
     # The embedded target arrives as a GGUF file, which is read once.
     "gguf": ["gguf>=0.17.1"],
+    # The site of the documentation: `make docs`. MkDocs 2 has no plugins.
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"],
     # examples/quickstart.ipynb.
     "notebook": ["ipykernel>=6.29", "ipywidgets>=8.1", "jupyterlab>=4.0"],
     # Training text from a target behind an OpenAI-compatible server.

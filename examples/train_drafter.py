@@ -5,6 +5,8 @@
         --num_hidden_layers 2 --markov_rank 32 --target_layer_ids 2 10 18 26 --bf16 --compile_loss
     python examples/train_drafter.py --data text.jsonl --cache cache --cache_dtype int4 --output_dir runs/third
     python examples/train_drafter.py --data text.jsonl --drafter runs/second --output_dir runs/fourth
+    accelerate launch --config_file examples/accelerate/ddp.yaml examples/train_drafter.py --data text.jsonl \
+        --output_dir runs/fifth
 
 Every option of `DraftTrainingArguments` works too (`--help`): logging, checkpoints, `--resume_from_checkpoint`, ...
 `dspark train --config RECIPE.yaml` does the same from a recipe.

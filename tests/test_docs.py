@@ -20,7 +20,11 @@ from dspark_hf.hub import embedded
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "examples").rglob("*.md")),
+]
 QUICKSTART = (ROOT / "examples" / "quickstart.py").read_text(encoding="utf-8")
 
 
@@ -50,13 +54,44 @@ def test_no_page_has_the_marks_of_an_unsettled_merge(page):
 
 
 def test_every_page_is_linked():
-    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    pages = [page.name for page in (ROOT / "docs").glob("*.md") if page.name != "index.md"]
-    assert [page for page in pages if f"({page})" not in index or f"(docs/{page})" not in README] == []
+    docs = ROOT / "docs"
+    index = (docs / "index.md").read_text(encoding="utf-8")
+    pages = [page.relative_to(docs).as_posix() for page in docs.rglob("*.md") if page.name != "index.md"]
+    assert [page for page in pages if f"({page})" not in index] == []
+    # The site's own list of pages.
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert [page for page in pages if f": {page}\n" not in site] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_into_pages_find_their_heading(page):
+    for link, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+        there = page.parent / link if link else page
+        assert anchor in anchors(there.read_text(encoding="utf-8")), (link, anchor)
+
+
+def anchors(text: str) -> set[str]:
+    """What headings are called in links, on the site and where repositories are shown."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lists_and_tables_stand_apart(page):
+    """Where they do not, one renderer shows them and the site's does not."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    is_code, glued = False, []
+    for before, line in zip(["", *lines], lines, strict=False):
+        is_code ^= line.startswith("```")
+        if not is_code and re.match(r"(\* |\d\. )", line) and before and not re.match(r"(\* |\d\. |  )", before):
+            glued.append(line)
+        if not is_code and line.startswith("|") and before and not before.startswith("|"):
+            glued.append(line)
+    assert glued == []
 
 
 def test_layout_is_the_layout():
-    block = README.split("## Layout")[1].split("```")[1]
+    block = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
     entries = [line.split()[0] for line in block.strip().splitlines()]
     inside = [entry for entry, line in zip(entries, block.strip().splitlines(), strict=True) if line.startswith("  ")]
     outside = [entry for entry in entries if entry not in inside]
