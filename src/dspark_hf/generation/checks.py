@@ -105,7 +105,8 @@ def check_options(model: PreTrainedModel, generation_config: GenerationConfig) -
         )
     text_config = model.config.get_text_config(decoder=True)
     for field, values in (("use_bidirectional_attention", (True, "all")), ("is_causal", (False,))):
-        if getattr(text_config, field, None) in values:
+        # PaliGemma means its prompt with it: behind that its masks are causal.
+        if getattr(text_config, field, None) in values and model.config.model_type != "paligemma":
             raise ValueError(
                 f"Tokens of {name} see what stands behind them ({field}={getattr(text_config, field)!r} in its "
                 "config), so drafts would change what they are to be verified by; generate without a drafter."
