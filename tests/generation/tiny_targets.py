@@ -5,6 +5,22 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 VOCAB_SIZE = 64
 FAMILIES = ("llama", "qwen3", "mistral", "gemma3_text")
+# Fields of every tiny target's text.
+TINY = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.5,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
 # With the fields of theirs that matter to packed rounds.
 MORE_FAMILIES = {
     "qwen2": {},
@@ -155,21 +171,7 @@ def make_target(family="llama", vocab_size=VOCAB_SIZE, seed=0, **overrides):
     Windows of mistral and gemma3 are shorter than most prompts.
     """
     torch.manual_seed(seed + _SEEDS.get(family, 0))
-    fields = {
-        "vocab_size": vocab_size,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 512,
-        "initializer_range": 0.5,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": 0,
-        "tie_word_embeddings": False,
-    }
+    fields = {**TINY, "vocab_size": vocab_size}
     fields |= _FIELDS.get(family, {}) | overrides
     config_cls = CONFIG_MAPPING[family]
     if isinstance(vars(config_cls).get("head_dim"), property):

@@ -1,25 +1,10 @@
 """Tiny random targets that see images, and prompts with an image in them."""
 
 import torch
+from tiny_targets import TINY, VOCAB_SIZE
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
-VOCAB_SIZE = 64
 IMAGE_ID, START_ID, END_ID, VIDEO_ID = SPECIAL = [60, 61, 62, 63]
-_TEXT = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.5,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-    "tie_word_embeddings": False,
-}
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 _SPECIAL = {
     "image_token_id": IMAGE_ID,
@@ -48,18 +33,18 @@ _QWEN3_VISION = {**_VISION, "out_hidden_size": 32, "num_position_embeddings": 16
 _FIELDS = {
     "qwen2_vl": {
         **_SPECIAL,
-        "text_config": {**_TEXT, "rope_parameters": _MROPE},
+        "text_config": {**TINY, "rope_parameters": _MROPE},
         "vision_config": {"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "patch_size": 4},
     },
     "qwen2_5_vl": {
         **_SPECIAL,
-        "text_config": {**_TEXT, "rope_parameters": _MROPE},
+        "text_config": {**TINY, "rope_parameters": _MROPE},
         "vision_config": {**_VISION, "out_hidden_size": 32, "fullatt_block_indexes": [0], "window_size": 16},
     },
-    "qwen3_vl": {**_SPECIAL, "text_config": {**_TEXT, "rope_parameters": _MROPE}, "vision_config": _QWEN3_VISION},
+    "qwen3_vl": {**_SPECIAL, "text_config": {**TINY, "rope_parameters": _MROPE}, "vision_config": _QWEN3_VISION},
     "qwen3_5": {
         **_SPECIAL,
-        "text_config": {**_TEXT, **_LINEAR, "rope_parameters": {**_MROPE, "partial_rotary_factor": 1.0}},
+        "text_config": {**TINY, **_LINEAR, "rope_parameters": {**_MROPE, "partial_rotary_factor": 1.0}},
         "vision_config": {**_VISION, "out_hidden_size": 32, "num_position_embeddings": 16},
     },
     "gemma3": {
@@ -67,13 +52,13 @@ _FIELDS = {
         "boi_token_index": START_ID,
         "eoi_token_index": END_ID,
         "mm_tokens_per_image": 4,
-        "text_config": {**_TEXT, "sliding_window": 8, "query_pre_attn_scalar": 8, "model_type": "gemma3_text"},
+        "text_config": {**TINY, "sliding_window": 8, "query_pre_attn_scalar": 8, "model_type": "gemma3_text"},
         "vision_config": {**_SIGLIP, "model_type": "siglip_vision_model", "vision_use_head": False},
     },
     "qwen3_vl_moe": {
         **_SPECIAL,
         "text_config": {
-            **_TEXT,
+            **TINY,
             "rope_parameters": _MROPE,
             "num_experts": 4,
             "num_experts_per_tok": 2,
@@ -86,7 +71,7 @@ _FIELDS = {
         "video_token_id": VIDEO_ID,
         "image_start_token_id": START_ID,
         "image_end_token_id": END_ID,
-        "text_config": {**_TEXT, "rope_parameters": {**_MROPE, "partial_rotary_factor": 1.0}},
+        "text_config": {**TINY, "rope_parameters": {**_MROPE, "partial_rotary_factor": 1.0}},
         "vision_config": {**_VISION, "out_hidden_size": 32, "image_size": 16},
     },
     "gemma4": {
@@ -94,7 +79,7 @@ _FIELDS = {
         "boi_token_id": START_ID,
         "eoi_token_id": END_ID,
         "text_config": {
-            **_TEXT,
+            **TINY,
             "sliding_window": 8,
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
             "vocab_size_per_layer_input": VOCAB_SIZE,
@@ -117,20 +102,20 @@ _FIELDS = {
     },
     "idefics3": {
         "image_token_id": IMAGE_ID,
-        "text_config": {**_TEXT, "model_type": "llama"},
+        "text_config": {**TINY, "model_type": "llama"},
         "vision_config": {**_SIGLIP, "image_size": 16},
         "scale_factor": 2,
     },
     "mistral3": {
         "image_token_index": IMAGE_ID,
         "spatial_merge_size": 2,
-        "text_config": {**_TEXT, "model_type": "mistral", "sliding_window": 8},
+        "text_config": {**TINY, "model_type": "mistral", "sliding_window": 8},
         "vision_config": {**_SIGLIP, "model_type": "pixtral", "image_size": 16, "head_dim": 8},
         "vision_feature_layer": -1,
     },
     "paligemma": {
         "image_token_index": IMAGE_ID,
-        "text_config": {**_TEXT, "model_type": "gemma"},
+        "text_config": {**TINY, "model_type": "gemma"},
         "vision_config": {
             **_SIGLIP,
             "model_type": "siglip_vision_model",
@@ -141,7 +126,7 @@ _FIELDS = {
     },
     "llava": {
         "image_token_index": IMAGE_ID,
-        "text_config": {**_TEXT, "model_type": "llama"},
+        "text_config": {**TINY, "model_type": "llama"},
         "vision_config": {**_SIGLIP, "model_type": "clip_vision_model", "projection_dim": 16},
         "vision_feature_select_strategy": "default",
     },

@@ -141,20 +141,6 @@ def test_context_that_lacks_tokens(target):
     assert state.positions(1, "cpu").tolist() == [[7]]
 
 
-def test_blocks_do_not_see_each_other_or_the_future(target):
-    drafter = make_drafter(target)
-    ids, features = torch.randint(VOCAB, (1, 12)), torch.randn(1, 12, 96)
-    anchors, keep = torch.tensor([[3, 6]]), torch.ones(1, 2, dtype=torch.bool)
-    output = drafter(ids, features, anchors, keep).hidden
-    changed = features.clone()
-    changed[:, 6:] += 1
-    torch.testing.assert_close(drafter(ids, changed, anchors, keep).hidden, output)
-    alone = drafter(ids, features, anchors[:, :1], keep[:, :1]).hidden
-    torch.testing.assert_close(alone[:, 0], output[:, 0], rtol=1e-4, atol=1e-4)
-    changed[:, 5] += 1
-    assert not torch.allclose(drafter(ids, changed, anchors, keep).hidden[:, 1], output[:, 1])
-
-
 @pytest.mark.parametrize("fields", [
     {}, {"family": "gemma4_text"}, {"family": "qwen3", "sliding_window": 5, "layer_types": ["sliding_attention"] * 2}
 ], ids=str)  # fmt: skip

@@ -83,6 +83,21 @@ def test_rows_are_independent(pair):
     assert torch.equal(draft(pair[0]).ids[:1], draft(pair[0], rows=1).ids)
 
 
+def test_blocks_do_not_see_each_other_or_the_future(pair):
+    drafter, generator = pair[0], torch.Generator().manual_seed(4)
+    ids = torch.randint(VOCAB, (1, LENGTH), generator=generator)
+    features = torch.randn(1, LENGTH, drafter.fc.in_features, generator=generator)
+    anchors, keep = torch.tensor([[3, 6]]), torch.ones(1, 2, dtype=torch.bool)
+    output = drafter(ids, features, anchors, keep).hidden
+    changed = features.clone()
+    changed[:, 6:] += 1
+    torch.testing.assert_close(drafter(ids, changed, anchors, keep).hidden, output)
+    alone = drafter(ids, features, anchors[:, :1], keep[:, :1]).hidden
+    torch.testing.assert_close(alone[:, 0], output[:, 0], rtol=1e-4, atol=1e-4)
+    changed[:, 5] += 1
+    assert not torch.allclose(drafter(ids, changed, anchors, keep).hidden[:, 1], output[:, 1])
+
+
 def test_fewer_slots_are_the_first(pair):
     """Block inputs do not change with how many slots are asked for."""
     whole = draft(pair[0]).ids

@@ -141,6 +141,19 @@ SHAPED = {
 }  # fmt: skip
 
 
+def logits_of(trainer, drafter, target, rows):
+    """What drafter and target say in four rows' slots, `(4, anchors, slots, vocab)` each, and which slots count."""
+    batch = trainer.data_collator(rows)
+    features, _ = trainer.features(batch["input_ids"], batch["attention_mask"])
+    places = [batch[name] for name in ("input_ids", "loss_mask", "anchors", "anchor_mask")]
+    _, source, mask = block_targets(*places, 4)
+    with torch.no_grad():
+        output = drafter(places[0], features, places[2], places[3])
+        draft = drafter.base_logits(output.hidden) + drafter.markov_head.markov_w2(output.markov_states)
+        logits = target(places[0], attention_mask=batch["attention_mask"]).logits
+    return draft, logits[torch.arange(4)[:, None, None], source], mask
+
+
 @pytest.mark.parametrize(
     ("model_type", "fields"),
     [
@@ -170,15 +183,7 @@ def test_targets_that_do_more_to_their_logits(make_trainer, tmp_path, rows, mode
     )
     trainer = make_trainer(tmp_path, rows[:4], drafter=drafter, target=target, max_steps=1,
                            ce_weight=0.0, tv_weight=1.0, confidence_weight=0.0, slot_decay=1e6)  # fmt: skip
-    batch = trainer.data_collator(rows[:4])
-    features, _ = trainer.features(batch["input_ids"], batch["attention_mask"])
-    places = [batch[name] for name in ("input_ids", "loss_mask", "anchors", "anchor_mask")]
-    _, source, mask = block_targets(*places, 4)
-    with torch.no_grad():
-        output = drafter(places[0], features, places[2], places[3])
-        draft = drafter.base_logits(output.hidden) + drafter.markov_head.markov_w2(output.markov_states)
-        logits = target(places[0], attention_mask=batch["attention_mask"]).logits
-    true = logits[torch.arange(4)[:, None, None], source]
+    draft, true, mask = logits_of(trainer, drafter, target, rows[:4])
     # A reduced vocabulary holds the first tokens here.
     probs = F.pad(draft.softmax(-1), (0, 97 - draft.shape[-1]))
     l1 = (probs - true.softmax(-1)).abs().sum(-1)
@@ -208,16 +213,9 @@ def test_a_target_with_added_tokens(make_trainer, target, tmp_path, rows, fields
     rows = [{**row, "input_ids": [*row["input_ids"][:10], 99, *row["input_ids"][11:]]} for row in rows[:4]]
     trainer = make_trainer(tmp_path, rows, drafter=drafter, target=larger, max_steps=1,
                            ce_weight=0.0, tv_weight=1.0, confidence_weight=0.0, slot_decay=1e6)  # fmt: skip
-    batch = trainer.data_collator(rows)
-    features, _ = trainer.features(batch["input_ids"], batch["attention_mask"])
-    places = [batch[name] for name in ("input_ids", "loss_mask", "anchors", "anchor_mask")]
-    _, source, mask = block_targets(*places, 4)
-    with torch.no_grad():
-        output = drafter(places[0], features, places[2], places[3])
-        draft = drafter.base_logits(output.hidden) + drafter.markov_head.markov_w2(output.markov_states)
-        logits = larger(places[0], attention_mask=batch["attention_mask"]).logits
+    draft, true, mask = logits_of(trainer, drafter, larger, rows)
     probs = F.pad(draft.softmax(-1), (0, 105 - draft.shape[-1]))
-    l1 = (probs - logits[torch.arange(4)[:, None, None], source].softmax(-1)).abs().sum(-1)
+    l1 = (probs - true.softmax(-1)).abs().sum(-1)
     trainer.train()
     logged = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
     assert logged == pytest.approx(float(l1[mask].mean()), rel=1e-4)

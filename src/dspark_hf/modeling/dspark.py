@@ -50,18 +50,7 @@ class DSparkModel(DraftModel):
         self.post_init()
 
     def project(self, features: Tensor) -> Tensor:
-        """Tapped states to context states.
-
-        Args:
-            features (`torch.Tensor` of shape `(batch, tokens, taps * hidden)`): Outputs of the tapped layers, side by
-                side, in any floating dtype.
-
-        Returns:
-            `torch.Tensor` of shape `(batch, tokens, hidden)`, in the drafter's dtype.
-
-        Raises:
-            `ValueError`: If the features have another width.
-        """
+        """Tapped states to context states: as of [`DraftModel.project`], normed."""
         return self.hidden_norm(super().project(features))
 
     def _decode(
