@@ -10,7 +10,7 @@ import torch
 
 from dspark_hf.ops import dispatch
 from dspark_hf.ops.dispatch import choose, failure, kernel_for
-from dspark_hf.ops.spec import KernelSpec, Traffic
+from dspark_hf.ops.spec import KernelSpec, Least
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -27,7 +27,7 @@ def fake(monkeypatch):
         return state.differs
 
     spec = KernelSpec(
-        "fake", {"small": 1}, ("small",), "small", ("small",), compare, lambda *_: {}, lambda _: Traffic(1, 1)
+        "fake", {"small": 1}, ("small",), "small", ("small",), compare, lambda *_: {}, lambda _: Least(1)
     )
     for part in ("triton", "cases"):
         module = types.ModuleType(f"dspark_hf.ops.fake.{part}")

@@ -7,18 +7,16 @@ from typing import Any, NamedTuple
 import torch
 
 
-class Traffic(NamedTuple):
-    """Bytes of a case.
+class Least(NamedTuple):
+    """What a case takes at least.
 
     Attributes:
-        least (`int`): What must be moved: each input that the result depends on read once, each result written once.
-        torch (`int`): What the torch path moves, operation by operation.
-        flops (`int`): Multiplications and additions, where they count beside the bytes; else 0.
+        num_bytes (`int`): Each input that the result depends on read once, each result written once.
+        num_flops (`int`): Multiplications and additions, where they count beside the bytes; else 0.
     """
 
-    least: int
-    torch: int
-    flops: int = 0
+    num_bytes: int
+    num_flops: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class KernelSpec:
         compare (`Callable`): `compare(case, device)` runs the kernel against the reference and returns in words how
             they differ, or None. It draws from no generator but its own.
         ways (`Callable`): `ways(case, device)` returns `{"torch": f, "triton": f}` on the same inputs, to be timed.
-        traffic (`Callable`): `traffic(case)` returns the [`Traffic`] of a case.
+        least (`Callable`): `least(case)` returns the [`Least`] that a case takes.
     """
 
     name: str
@@ -44,7 +42,7 @@ class KernelSpec:
     benched: tuple[str, ...]
     compare: Callable[[Any, torch.device], str | None]
     ways: Callable[[Any, torch.device], dict[str, Callable[[], Any]]]
-    traffic: Callable[[Any], Traffic]
+    least: Callable[[Any], Least]
 
 
 @dataclass(frozen=True)
@@ -68,3 +66,18 @@ class Configuration:
     num_warps: int
     aligned: tuple[str, ...] = ()
     num_stages: int = 3
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        function: Any,
+        types: Mapping[str, str],
+        constants: Mapping[str, Any],
+        num_warps: int,
+        aligned: tuple[str, ...] = (),
+        num_stages: int = 3,
+    ) -> "Configuration":
+        """One form of a kernel, whose signature is picked out of `types` by the names of its arguments."""
+        signature = {name: "constexpr" if name in constants else types[name] for name in function.arg_names}
+        return cls(name, function, signature, constants, num_warps, aligned, num_stages)

@@ -14,7 +14,7 @@ from transformers import LogitsProcessorList
 from dspark_hf.generation.config import SpeculationConfig
 from dspark_hf.modeling.drafting import PickFn
 from dspark_hf.ops.candidates import Candidates
-from dspark_hf.ops.verify import Verification, accept_or_redraw, draw, verify_greedy, verify_sampled
+from dspark_hf.ops.verify import Verification, accept_or_redraw, draw, verify_argmax, verify_sampled
 
 from .processors import PREFIX_FREE, STATELESS, TOKEN_FREE, process_by_length
 
@@ -134,9 +134,9 @@ class TokenChooser:
             Two `torch.LongTensor` of shape `(batch,)`: `accepted_len`, and `next_ids` behind them.
         """
         if not self.do_sample:
-            # The index of max() is that of argmax(), also at ties, and bfloat16 argmax() is 5 times as slow on a CPU.
-            verdict = verify_greedy(draft_ids, scores.max(-1).indices.to(draft_ids.device), lengths)
-            return self._agreed(*verdict)
+            device, lengths = scores.device, None if lengths is None else lengths.to(scores.device)
+            verdict = verify_argmax(draft_ids.to(device), scores, lengths)
+            return self._agreed(*(part.to(draft_ids.device) for part in verdict))
         scores = scores.to(draft_ids.device)
         if candidates is not None:
             candidates = candidates.to(scores.device)

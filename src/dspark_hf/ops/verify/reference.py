@@ -1,4 +1,4 @@
-"""Verification of a drafted block: which drafts stand, and which token follows them.
+"""Verification in torch: what the kernel is held to, and what runs elsewhere.
 
 Shapes: B batch, n offered slots, k candidates of a slot, V vocabulary. Row b is offered `lengths[b] <= n` slots; what
 lies beyond is padding. Nothing here waits for the device, and no tensor of probabilities `(B, n, V)` is made.
@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .candidates import Candidates
+from dspark_hf.ops.candidates import Candidates
 
 Verification = Literal["block", "token"]
 
@@ -17,23 +17,8 @@ Verification = Literal["block", "token"]
 _CHUNK, _MANY = 512, 65_536
 
 
-def verify_greedy(draft_ids: Tensor, target_ids: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Accept the longest prefix of each block that equals the target's own choices.
-
-    Args:
-        draft_ids (`torch.LongTensor` of shape `(batch, slots)`): Drafted tokens.
-        target_ids (`torch.LongTensor` of shape `(batch, slots + 1)`):
-            The target's choice at every position of the block, and after it.
-        lengths (`torch.LongTensor` of shape `(batch,)`, *optional*): Slots offered per row; all, if not given.
-
-    Returns:
-        `tuple(torch.LongTensor, torch.LongTensor)`: `accepted_len` `(batch,)`, and `next_ids` `(batch,)`, the target's
-        own token after the accepted ones.
-
-    Raises:
-        `ValueError`: If the shapes do not belong together.
-    """
-    _check_shapes(draft_ids, target_ids)
+def verify_greedy(draft_ids: Tensor, target_ids: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """See [`dspark_hf.ops.verify.verify_greedy`]."""
     passed = draft_ids == target_ids[:, :-1]
     if lengths is not None:
         passed = passed & _is_offered(passed.shape[1], lengths)
@@ -45,46 +30,41 @@ def verify_sampled(
     draft_ids: Tensor,
     candidates: Candidates | None,
     target_scores: Tensor,
-    lengths: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    verification: Verification = "block",
+    lengths: Tensor | None,
+    generator: torch.Generator | None,
+    verification: Verification,
 ) -> tuple[Tensor, Tensor]:
-    """Accept a prefix of each block and draw the next token, so that tokens follow the target's distribution exactly.
+    """See [`dspark_hf.ops.verify.verify_sampled`]."""
+    if draft_ids.shape[1] == 0:
+        return draft_ids.new_zeros(draft_ids.shape[0]), draw(_softmax(target_scores[:, 0]), generator)
+    uniform = torch.rand(draft_ids.shape, generator=generator, device=draft_ids.device)
+    accepted_len, weights = judge(draft_ids, candidates, target_scores, lengths, uniform, verification)
+    return accepted_len, draw(weights, generator)
 
-    A row's length may depend on its drafts as a stopping time does: whether slot k is offered, on those before it. A
-    slot whose candidates all have probability 0, or one that is not finite, ends its row's offer. So does one where
-    the target has no distribution, as behind a draft after which processors ban every token.
+
+def judge(
+    draft_ids: Tensor,
+    candidates: Candidates,
+    target_scores: Tensor,
+    lengths: Tensor | None,
+    uniform: Tensor,
+    verification: Verification,
+) -> tuple[Tensor, Tensor]:
+    """What stands, with random numbers that are given; in the precision of scores that are float64, else in float32.
 
     Args:
-        draft_ids (`torch.LongTensor` of shape `(batch, slots)`): Drafted tokens.
-        candidates ([`Candidates`] of shape `(batch, slots, k)`, *optional*):
-            The very probabilities that `draft_ids` were drawn from. May be None only without slots.
-        target_scores (`torch.Tensor` of shape `(batch, slots + 1, vocab)`):
-            The target's processed scores, of which the softmax in float32 is its distribution.
+        draft_ids (`torch.LongTensor` of shape `(batch, slots)`): Drafted tokens, of one slot or more.
+        candidates ([`Candidates`] of shape `(batch, slots, k)`): What they were drawn from.
+        target_scores (`torch.Tensor` of shape `(batch, slots + 1, vocab)`): The target's processed scores.
         lengths (`torch.LongTensor` of shape `(batch,)`, *optional*): Slots offered per row; all, if not given.
-        generator (`torch.Generator`, *optional*): Source of randomness.
-        verification (`str`, *optional*, defaults to `"block"`): `"token"` judges one draft after the other, `"block"`
-            by what their prefix as a whole has left of its probability, which accepts as many or more.
+        uniform (`torch.Tensor` of shape `(batch, slots)`): Numbers in [0, 1), one for each slot.
+        verification (`str`): `"token"` or `"block"`.
 
     Returns:
-        `tuple(torch.LongTensor, torch.LongTensor)`: `accepted_len` `(batch,)` and `next_ids` `(batch,)`.
-
-    Raises:
-        `ValueError`: If the shapes do not belong together.
-
-    Source: Leviathan et al. 2023, algorithm 1 (https://arxiv.org/abs/2211.17192); Sun et al. 2024, algorithm 2
-    (https://arxiv.org/abs/2403.10444).
+        `tuple(torch.LongTensor, torch.Tensor)`: `accepted_len` `(batch,)`, and weights `(batch, vocab)` of the token
+        that follows.
     """
-    _check_shapes(draft_ids, target_scores)
     batch_size, num_slots = draft_ids.shape
-    if num_slots == 0:
-        return draft_ids.new_zeros(batch_size), draw(target_scores[:, 0].float().softmax(-1), generator)
-    if candidates is None or candidates.ids.shape[:2] != draft_ids.shape:
-        got = None if candidates is None else tuple(candidates.ids.shape)
-        raise ValueError(
-            f"candidates must be what the drafts were drawn from, of shape {tuple(draft_ids.shape)} and a number for "
-            f"each slot, got {got}."
-        )
     p = _probs_at(target_scores, torch.cat([draft_ids.unsqueeze(-1), candidates.ids], -1))  # [B, n, 1 + k]
     drawn_p, candidate_p = p[..., 0], p[..., 1:]
     drawn_q = candidates.prob_of(draft_ids)
@@ -93,7 +73,6 @@ def verify_sampled(
     if lengths is not None:
         is_offered &= _is_offered(num_slots, lengths)
     lengths = _count_leading(is_offered)
-    uniform = torch.rand(draft_ids.shape, generator=generator, device=draft_ids.device, dtype=drawn_p.dtype)
     if verification == "token":
         # u < p / q, strictly and without the division: a token of probability zero never passes.
         passed = (uniform * drawn_q < drawn_p) & (drawn_q > 0)
@@ -103,15 +82,15 @@ def verify_sampled(
         chances, budgets = block_chances(drawn_p, drawn_q, candidate_p, candidates.probs, lengths)
         places = torch.arange(1, num_slots + 1, device=draft_ids.device)
         accepted_len = torch.where(uniform < chances, places, 0).amax(-1)
-        budget = budgets.gather(1, accepted_len.unsqueeze(1)).float()
+        budget = budgets.gather(1, accepted_len.unsqueeze(1)).to(drawn_p)
     rows = torch.arange(batch_size, device=draft_ids.device)
     q = candidates[rows, accepted_len.clamp_max(num_slots - 1)]
     # After the last offered slot nothing was rejected: the next token is the target's own.
     rejected = (accepted_len < lengths).unsqueeze(-1)
-    q = Candidates(q.ids, torch.where(rejected, q.probs, 0.0))
     # A row of probabilities `(batch, vocab)` is all that is ever made of the target's.
-    weights = residual(target_scores[rows, accepted_len].float().softmax(-1), q, torch.where(rejected, budget, 1.0))
-    return accepted_len, draw(weights, generator)
+    target_probs = _softmax(target_scores[rows, accepted_len])
+    q = Candidates(q.ids, torch.where(rejected, q.probs, 0.0).to(target_probs.dtype))
+    return accepted_len, residual(target_probs, q, torch.where(rejected, budget, 1.0))
 
 
 def block_chances(
@@ -150,28 +129,6 @@ def block_chances(
         budgets.append(budget)
         chances.append(torch.where(lengths >= place, chance, 0.0))
     return torch.stack(chances, 1), torch.stack(budgets, 1)
-
-
-def accept_or_redraw(
-    draft_ids: Tensor, candidates: Candidates, target_scores: Tensor, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """One slot of [`verify_sampled`], for callers that must look at each token before the next is judged.
-
-    Args:
-        draft_ids (`torch.LongTensor` of shape `(batch,)`): Drafted tokens.
-        candidates ([`Candidates`] of shape `(batch, k)`): What they were drawn from.
-        target_scores (`torch.FloatTensor` of shape `(batch, vocab)`): The target's processed scores.
-        generator (`torch.Generator`, *optional*): Source of randomness.
-
-    Returns:
-        `tuple(torch.LongTensor, torch.BoolTensor)`: The token of each row, and whether it is the draft.
-    """
-    both = target_scores.unsqueeze(1).expand(-1, 2, -1)
-    accepted_len, next_ids = verify_sampled(
-        draft_ids.unsqueeze(1), candidates[:, None], both, None, generator, verification="token"
-    )
-    accepted = accepted_len == 1
-    return torch.where(accepted, draft_ids, next_ids), accepted
 
 
 def residual(target_probs: Tensor, candidates: Candidates, budget: Tensor | float = 1.0) -> Tensor:
@@ -227,23 +184,15 @@ def _below(threshold: Tensor, sums: Tensor) -> Tensor:
     return torch.minimum(threshold, sums[:, -1:].nextafter(torch.zeros_like(threshold)))
 
 
-def survival(confidence_logits: Tensor) -> Tensor:
-    """Probability that a slot and all before it are accepted (paper, section 3.3).
-
-    Args:
-        confidence_logits (`torch.Tensor` of shape `(batch, slots)`): Logits of P(slot accepted | all before accepted).
-
-    Returns:
-        `torch.FloatTensor` of shape `(batch, slots)`, falling from slot to slot.
-    """
-    return confidence_logits.float().sigmoid().cumprod(-1)
-
-
 def _probs_at(scores: Tensor, ids: Tensor) -> Tensor:
     # One position at a time, since probabilities of all of them would be as large as the logits. A position without a
     # distribution has none that is finite.
-    slots = [scores[:, slot].float().softmax(-1).gather(1, ids[:, slot]) for slot in range(ids.shape[1])]
+    slots = [_softmax(scores[:, slot]).gather(1, ids[:, slot]) for slot in range(ids.shape[1])]
     return torch.stack(slots, 1)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
 def _is_offered(num_slots: int, lengths: Tensor) -> Tensor:
@@ -252,11 +201,3 @@ def _is_offered(num_slots: int, lengths: Tensor) -> Tensor:
 
 def _count_leading(passed: Tensor) -> Tensor:
     return passed.long().cumprod(-1).sum(-1)
-
-
-def _check_shapes(draft_ids: Tensor, target: Tensor) -> None:
-    if draft_ids.ndim != 2 or target.shape[:2] != (draft_ids.shape[0], draft_ids.shape[1] + 1):
-        raise ValueError(
-            f"A block of n drafts is verified against n + 1 positions of the target, got drafts of shape "
-            f"{tuple(draft_ids.shape)} and target positions of shape {tuple(target.shape[:2])}."
-        )

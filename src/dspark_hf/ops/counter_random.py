@@ -1,0 +1,29 @@
+"""The random numbers of kernels, one by one on the host: what tests and self-checks compare draws with.
+
+Source: Salmon et al. 2011, Philox 4x32-10 (https://doi.org/10.1145/2063384.2063405), as `triton.language.randint4x`.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+_FACTORS, _STEPS, _ROUNDS = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85), 10
+_WORD = 2**32
+
+
+def uniforms(seed: int, counters: Iterable[int]) -> Tensor:
+    """Numbers in [0, 1) of 53 bits, float64 `(counters,)`, one for each counter under a key of 64 bits."""
+    return torch.tensor([_uniform(seed, counter) for counter in counters], dtype=torch.float64)
+
+
+def _uniform(seed: int, counter: int) -> float:
+    words = [counter % _WORD, counter // _WORD, 0, 0]
+    key = [seed % _WORD, seed // _WORD]
+    for _ in range(_ROUNDS):
+        first, second = words[0] * _FACTORS[0], words[2] * _FACTORS[1]
+        words = [
+            second // _WORD ^ words[1] ^ key[0], second % _WORD, first // _WORD ^ words[3] ^ key[1], first % _WORD
+        ]  # fmt: skip
+        key = [(part + step) % _WORD for part, step in zip(key, _STEPS, strict=True)]
+    return (words[0] << 21 | words[1] >> 11) * 2.0**-53
