@@ -103,12 +103,12 @@ def faults(folder: Path) -> list[str]:
 
 
 def is_dtype(name: Any) -> bool:
-    """Whether a word is a torch dtype's."""
+    """Whether a `name` is a torch dtype's."""
     return isinstance(getattr(torch, str(name).removeprefix("torch."), None), torch.dtype)
 
 
 def short(error: Exception) -> str:
-    """An error in one line, at a length that can be read: it may quote a field of any length."""
+    """An `error` in one line, at a length that can be read: it may quote a field of any length."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
 

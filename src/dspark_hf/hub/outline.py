@@ -47,10 +47,13 @@ class Difference:
         return lacks + shapes + types + more
 
     def check(self, where: str) -> None:
-        """Raise `ValueError` if anything differs.
+        """Check that nothing differs.
 
         Args:
             where (`str`): Where the checkpoint lies.
+
+        Raises:
+            `ValueError`: If something does; the message names one tensor.
         """
         if self.unread:
             name, dtype = next(iter(self.unread.items()))

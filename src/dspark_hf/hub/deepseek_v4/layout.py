@@ -34,23 +34,26 @@ _WAY_OUT = "Serve it with an engine, or train a drafter of its own: DSparkModel.
 
 
 def tells_of_stages(config: Mapping[str, Any]) -> bool:
-    """Whether the fields are those of a DeepSeek-V4 target with a DSpark drafter inside."""
+    """Whether the fields of a `config` are those of a DeepSeek-V4 target with a DSpark drafter inside."""
     return config.get("model_type") == _FAMILY and any(name.startswith("dspark_") for name in config)
 
 
 def has_stages(config: Mapping[str, Any], names: Collection[str]) -> bool:
-    """Whether fields and tensors are those of a DeepSeek-V4 target with a DSpark drafter inside."""
+    """Whether `config` and tensors of these `names` are those of a DeepSeek-V4 target with a DSpark drafter in it."""
     has_tensors = any(name.startswith(PREFIX) and ".main_proj." in name for name in names)
     return has_tensors and tells_of_stages(config)
 
 
 def refuse_relatives(config: Mapping[str, Any], names: Collection[str], where: str) -> None:
-    """Raise `ValueError` for checkpoints of DeepSeek-V4's kin that hold no drafter of this form.
+    """Tell checkpoints of DeepSeek-V4's kin that hold no drafter of this form.
 
     Args:
         config (`Mapping`): The config.json.
         names (`Collection[str]`): Names of the checkpoint's tensors.
         where (`str`): Where the checkpoint lies, for messages.
+
+    Raises:
+        `ValueError`: If it is one.
     """
     model_type = config.get("model_type")
     if model_type == "deepseek_v41":

@@ -97,13 +97,16 @@ def as_plain(drafter: StagesModel, name_or_path: str) -> DSparkModel:
 
 
 def check_memory(config: DSparkConfig, dtype: Any, device_map: Any, where: str) -> None:
-    """Say how large the drafter is, and raise `ValueError` if that is more than there is room for.
+    """Say how large the drafter is, and check that there is room for it.
 
     Args:
         config ([`DSparkConfig`]): The drafter's.
         dtype (`str` or `torch.dtype`): That of its weights; `"auto"` for the checkpoint's own.
         device_map (`str`, `dict` or `torch.device`, *optional*): Where they go; memory of the host, if not given.
         where (`str`): Where the checkpoint lies, for messages.
+
+    Raises:
+        `ValueError`: If there is none.
     """
     dtype = config.dtype if dtype == "auto" else dtype
     dtype = getattr(torch, str(dtype or "bfloat16").removeprefix("torch."))

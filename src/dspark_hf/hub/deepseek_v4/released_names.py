@@ -23,7 +23,7 @@ _OF_TARGET = (r"\.norm\.", "^hc_head_fn", "^hc_head_base", "^hc_head_scale")
 
 
 def released_tensors(drafter: DSparkModel) -> dict[str, Tensor]:
-    """The drafter's tensors by the names of the releases."""
+    """A `drafter`'s tensors by the names of the releases."""
     last = drafter.config.num_hidden_layers - 1
     own = [
         WeightRenaming(

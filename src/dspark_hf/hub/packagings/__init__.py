@@ -92,7 +92,7 @@ def flat_config(packaging: Packaging, config: Mapping[str, Any], names: Collecti
 
 
 def drafter_class(flat: Mapping[str, Any]) -> type[DraftModel]:
-    """The class of a drafter, from its flat config."""
+    """The class of a drafter, from its `flat` config."""
     return next(model_cls for model_cls in ALGORITHMS.values() if model_cls.config_class.describes(flat))
 
 

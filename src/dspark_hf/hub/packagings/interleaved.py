@@ -22,13 +22,13 @@ def is_interleaved(config: Mapping[str, Any]) -> bool:
 
 
 def without_flags(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config that does not tell of the order of rope's pairs."""
+    """A `config` that does not tell of the order of rope's pairs."""
     return {name: value for name, value in config.items() if name not in FLAGS}
 
 
 @torch.no_grad()
 def sort_pairs(drafter: DraftModel) -> None:
-    """Sort the entries of every head's queries and keys, in place."""
+    """Sort the entries of every head's queries and keys of a `drafter`, in place."""
     for layer in drafter.layers:
         attention = layer.self_attn
         for name in ("q_proj", "k_proj"):

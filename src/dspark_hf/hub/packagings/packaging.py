@@ -54,11 +54,11 @@ class Packaging:
         raise NotImplementedError
 
     def rename(self, name: str) -> str:
-        """A tensor's name in the flat layout."""
+        """A tensor's `name` in the flat layout."""
         return name
 
     def write(self, drafter: DraftModel, folder: str | os.PathLike) -> None:
-        """Write a drafter in this packaging into a folder, empty or absent.
+        """Write a `drafter` in this packaging into a `folder`, empty or absent.
 
         Raises:
             `ValueError`: If this packaging has no place for such a drafter, or is not written at all.
@@ -73,7 +73,7 @@ def known_fields() -> set[str]:
 
 
 def with_heads(flat: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """What a config does not say about the confidence head, from the tensors."""
+    """The `flat` fields, and what they do not say about the confidence head, from the `names` of the tensors."""
     has_head = any(name.endswith("confidence_head.proj.weight") for name in names)
     defaults = {"enable_confidence_head": has_head, "confidence_head_with_markov": bool(flat.get("markov_rank"))}
     return defaults | flat

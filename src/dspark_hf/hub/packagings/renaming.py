@@ -33,5 +33,5 @@ def without_wrappers(names: Iterable[str], where: str) -> dict[str, str]:
 
 
 def key_mapping(names: Mapping[str, str]) -> dict[str, str]:
-    """A `key_mapping` for `from_pretrained`, of the names that change alone."""
+    """A `key_mapping` for `from_pretrained`, of those of `names`, new by old, that change."""
     return {f"^{re.escape(old)}$": new for old, new in names.items() if old != new}

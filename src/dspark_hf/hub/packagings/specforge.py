@@ -148,12 +148,12 @@ def _config(drafter: DraftModel, kind: str) -> dict[str, Any]:
 
 
 def nested_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the sections together."""
+    """The fields of a `config`'s sections together."""
     return {name: value for section in _SECTIONS for name, value in (config.get(section) or {}).items()}
 
 
 def nested_windows(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the nested fields say about sliding windows, as top-level fields."""
+    """What the nested fields of a `config` say about sliding windows, as top-level fields."""
     fields, nested = {}, nested_fields(config)
     if config.get("is_causal") is None and nested.get("causal") is not None:
         fields["is_causal"] = nested["causal"]

@@ -33,7 +33,7 @@ ENGINES = {
 
 
 def get_engine(name: str) -> Engine:
-    """An engine by the name that `--check` takes.
+    """An engine by the `name` that `--check` takes.
 
     Raises:
         `ValueError`: If there is none of this name.

@@ -33,10 +33,10 @@ class Checkpoint:
 
     @classmethod
     def read(cls, folder: str | os.PathLike) -> "Checkpoint":
-        """The checkpoint in a folder.
+        """The checkpoint in a `folder`.
 
         Raises:
-            `ValueError`: If there is none, a file is missing or damaged, or a field of the config is not of its kind.
+            `ValueError`: If there is none, or a file of it is missing or damaged.
         """
         folder = Path(folder)
         if not (folder / CONFIG).is_file():
@@ -100,7 +100,7 @@ class Checkpoint:
         return self.config.get("markov_head_type") or "vanilla"
 
     def has(self, name: str) -> bool:
-        """Whether it holds a tensor, or will."""
+        """Whether it holds a tensor of this `name`, or will."""
         if self.shapes is not None:
             return name in self.shapes
         written = {"lm_head.weight": bool(self.config.get("own_lm_head")), "d2t": self.is_reduced}
