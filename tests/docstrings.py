@@ -155,11 +155,11 @@ def unsaid(value: Any, docstring: str) -> set[str]:
     for name, one in own_parameters(value).items():
         text = told.get(name)
         if text is None:
-            mention = re.search(rf"`{name}\b(?s:.*)", docstring)
-            if mention is None:
+            mentions = [span for span in re.finditer("`[^`]+`", docstring) if re.search(rf"\b{name}\b", span[0])]
+            if not mentions:
                 missing.add(name)
                 continue
-            text = mention[0]
+            text = docstring[mentions[0].start() :]
         if is_tensor(one) and not SHAPE.search(text):
             missing.add(f"{name}: shape")
     if raises_value_error(value) and "ValueError" not in parts.get("Raises", ""):

@@ -12,7 +12,9 @@ _ENCODINGS = "encoding/encoding_*.py"
 
 
 def wrap_adjust(original: Callable) -> Callable:
-    """`adjust_generation_fn`, which `from_pretrained()` of a model that generates calls when weights are in place."""
+    """`adjust_generation_fn`, the `original`, which `from_pretrained()` of a model that generates calls when weights
+    are in place.
+    """
     names = list(inspect.signature(original).parameters)
 
     def adjust_generation_fn(self, *args, **kwargs):
@@ -24,7 +26,9 @@ def wrap_adjust(original: Callable) -> Callable:
 
 
 def wrap_report(original: Callable) -> Callable:
-    """`log_state_dict_report`, which raises for weights of other shapes: an EAGLE-3 layer is wider than a model's."""
+    """`log_state_dict_report`, the `original`, which raises for weights of other shapes: an EAGLE-3 layer is wider
+    than a model's.
+    """
     names = list(inspect.signature(original).parameters)
 
     def log_state_dict_report(*args, **kwargs):
@@ -39,7 +43,7 @@ def wrap_report(original: Callable) -> Callable:
 
 
 def wrap_template(original: Callable) -> Callable:
-    """`get_chat_template` of tokenizers, which pipelines and servers render chats with."""
+    """`get_chat_template` of tokenizers, the `original`, which pipelines and servers render chats with."""
 
     def get_chat_template(self, *args, **kwargs):
         try:

@@ -55,7 +55,9 @@ def block_targets(
 
 
 def slot_weights(num_slots: int, decay: float, device: torch.device | None = None) -> Tensor:
-    """`exp(-(k - 1) / decay)` for slots k = 1..n, float32 `(slots,)`: early slots decide more (paper, section 3.4)."""
+    """`exp(-(k - 1) / decay)` for slots k = 1..`num_slots`, float32 `(num_slots,)` on the `device`: early slots decide
+    more (paper, section 3.4).
+    """
     return torch.exp(-torch.arange(num_slots, device=device, dtype=torch.float32) / decay)
 
 

@@ -28,13 +28,13 @@ class Candidates:
 
     @classmethod
     def certain(cls, token_ids: Tensor) -> "Candidates":
-        """Drafts `(...)` that could have been nothing else."""
+        """Drafts `token_ids` of shape `(...)` that could have been nothing else."""
         ids = token_ids.unsqueeze(-1)
         return cls(ids, torch.ones(ids.shape, device=ids.device))
 
     @classmethod
     def stack(cls, slots: list["Candidates"]) -> "Candidates":
-        """Slots `(batch, k)` side by side: `(batch, slots, k)`."""
+        """Candidates of `slots`, `(batch, k)` each, side by side: `(batch, slots, k)`."""
         return cls(torch.stack([slot.ids for slot in slots], 1), torch.stack([slot.probs for slot in slots], 1))
 
     @property
@@ -47,15 +47,15 @@ class Candidates:
         return Candidates(self.ids[index], self.probs[index])
 
     def to(self, device: torch.device) -> "Candidates":
-        """The same on a device."""
+        """The same on a `device`."""
         return Candidates(self.ids.to(device), self.probs.to(device))
 
     def prob_of(self, token_ids: Tensor) -> Tensor:
-        """Probability of one token of each distribution: `(...)` to `(...)`."""
+        """Probability of one token of each distribution, float32 `(...)`: of `token_ids` `(...)`."""
         return torch.where(self.ids == token_ids.unsqueeze(-1), self.probs, 0.0).sum(-1)
 
     def pad(self, num_slots: int, num_candidates: int) -> "Candidates":
-        """Distributions `(batch, slots, k)` with padding behind, up to these numbers."""
+        """Distributions `(batch, slots, k)` with padding behind: `(batch, num_slots, num_candidates)`."""
         shape = (*self.ids.shape[:-2], num_slots, num_candidates)
         padded = Candidates(self.ids.new_zeros(shape), self.probs.new_zeros(shape))
         inside = (..., slice(self.ids.shape[-2]), slice(self.ids.shape[-1]))

@@ -13,7 +13,7 @@ _WORD = 2**32
 
 
 def uniforms(seed: int, counters: Iterable[int]) -> Tensor:
-    """Numbers in [0, 1) of 53 bits, float64 `(counters,)`, one for each counter under a key of 64 bits."""
+    """Numbers in [0, 1) of 53 bits, float64 `(counters,)`, one for each of `counters` under a 64-bit key `seed`."""
     return torch.tensor([_uniform(seed, counter) for counter in counters], dtype=torch.float64)
 
 

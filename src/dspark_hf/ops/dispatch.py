@@ -56,7 +56,9 @@ def kernel_for(name: str, device: torch.device) -> ModuleType | None:
 
 
 def choose(name: str, device: torch.device) -> Choice:
-    """What runs for an op on a device and why, in words; what is asked for and cannot run is told, not raised."""
+    """What runs for the op of this `name` on a `device` and why, in words; what is asked for and cannot run is told,
+    not raised.
+    """
     try:
         choice = _by_rule(device)
     except ValueError as error:
@@ -84,7 +86,7 @@ def failure(name: str, device: torch.device) -> str | None:
 
 
 def spec_of(name: str) -> KernelSpec:
-    """The cases of an op's kernel."""
+    """The cases of the kernel of the op of this `name`."""
     return importlib.import_module(f"dspark_hf.ops.{name}.cases").SPEC
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 @torch.no_grad()
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no value of a tensor of any shape and dtype is infinite or NaN; one read from its device."""
+    """Whether no value of a `tensor` of any shape and dtype is infinite or NaN; one read from its device."""
     if not tensor.is_floating_point():
         return True
     tensor = tensor.float() if tensor.dtype.itemsize == 1 else tensor

@@ -23,16 +23,25 @@ class OutputHead(NamedTuple):
     bias: Tensor | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """`softcap * tanh(scale * (hidden @ weight.T + bias) / softcap)`, or as much of it as there is."""
+        """`softcap * tanh(scale * (hidden @ weight.T + bias) / softcap)`, or as much of it as there is.
+
+        Args:
+            hidden (`torch.Tensor` of shape `(..., hidden)`): States behind the final norm.
+
+        Returns:
+            `torch.Tensor` of shape `(..., vocab)`.
+        """
         return shape_logits(F.linear(hidden, self.weight, self.bias), self.scale, self.softcap)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "OutputHead":
-        """The head with its tensors there and so."""
+        """The head with its tensors on a `device` and in a `dtype`."""
         bias = None if self.bias is None else self.bias.to(device, dtype)
         return self._replace(weight=self.weight.to(device, dtype), bias=bias)
 
 
 def shape_logits(logits: Tensor, scale: float = 1.0, softcap: float | None = None) -> Tensor:
-    """`softcap * tanh(scale * logits / softcap)`, elementwise, without the parts that change nothing."""
+    """`softcap * tanh(scale * logits / softcap)` of `logits` of any shape by `scale` and `softcap`, without the parts
+    that change nothing.
+    """
     logits = logits if scale == 1 else scale * logits
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)

@@ -78,6 +78,16 @@ class Configuration:
         aligned: tuple[str, ...] = (),
         num_stages: int = 3,
     ) -> "Configuration":
-        """One form of a kernel, whose signature is picked out of `types` by the names of its arguments."""
+        """One form of a kernel, whose signature is picked out of `types` by the names of its arguments.
+
+        Args:
+            name (`str`): What the form is called.
+            function (`Any`): The kernel.
+            types (`Mapping[str, str]`): triton's type of each argument, also of other kernels'.
+            constants (`Mapping[str, Any]`): Its arguments that are known when it is compiled.
+            num_warps (`int`): Warps of a program.
+            aligned (`tuple[str, ...]`, *optional*): Arguments that are divisible by 16 in such a launch.
+            num_stages (`int`, *optional*, defaults to 3): Stages of a pipelined loop.
+        """
         signature = {name: "constexpr" if name in constants else types[name] for name in function.arg_names}
         return cls(name, function, signature, constants, num_warps, aligned, num_stages)

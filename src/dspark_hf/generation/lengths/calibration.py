@@ -105,10 +105,13 @@ class Calibration:
         return cls(**known)
 
     def check_length(self, num_slots: int) -> None:
-        """Raise `ValueError` unless it is for so many slots.
+        """Check that it is for so many slots.
 
         Args:
             num_slots (`int`): Slots of the drafter.
+
+        Raises:
+            `ValueError`: If it is for others.
         """
         if len(self.temperatures) != num_slots:
             raise ValueError(
@@ -118,7 +121,7 @@ class Calibration:
 
 
 def drafter_fingerprint(drafter: Any) -> str | None:
-    """A short digest of some rows of what projects a drafter's features, equal in bfloat16 and float32.
+    """A short digest of some rows of what projects a `drafter`'s features, equal in bfloat16 and float32.
 
     Returns:
         `str`, or `None` where there is no such matrix at hand.

@@ -39,7 +39,7 @@ def circumstances(target: Any, drafter: Any) -> dict[str, Any]:
 
 
 def cost_path(made_for: dict[str, Any]) -> Path:
-    """Where the step cost of some circumstances is kept."""
+    """Where the step cost of the circumstances that it is `made_for` is kept."""
     digest = hashlib.sha256(json.dumps(made_for, sort_keys=True).encode()).hexdigest()[:16]
     return cache_root() / "step_costs" / f"{digest}.json"
 
@@ -81,7 +81,7 @@ def load_cost(path: str | Path) -> StepCost:
 
 
 def kept_cost(made_for: dict[str, Any]) -> StepCost | None:
-    """What was measured for these circumstances; None, with a warning, where the file is damaged."""
+    """What was measured for the circumstances `made_for`; None, with a warning, where the file is damaged."""
     path = cost_path(made_for)
     if not path.exists():
         return None
@@ -95,7 +95,11 @@ def kept_cost(made_for: dict[str, Any]) -> StepCost | None:
 
 
 def check_cost(cost: StepCost, made_for: dict[str, Any]) -> None:
-    """Raise `ValueError` where a step cost was measured elsewhere, or with other models."""
+    """Check that a `cost` was measured in the circumstances `made_for`: here, and with these models.
+
+    Raises:
+        `ValueError`: If it was in others; the message says what differs.
+    """
     if cost.made_for and (changed := changes(cost.made_for, made_for)):
         changed = changed.replace(" before, ", " when it was measured, ")
         raise ValueError(f"This step cost holds for something else ({changed}). Measure here with `dspark profile`.")
@@ -151,7 +155,7 @@ def from_sglang(content: dict[str, Any]) -> StepCost:
 
 
 def without_made_for(cost: StepCost) -> StepCost:
-    """The same, to be used anywhere."""
+    """The same `cost`, to be used anywhere."""
     return replace(cost, made_for={})
 
 

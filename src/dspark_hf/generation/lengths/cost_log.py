@@ -37,7 +37,7 @@ class CostLog:
 
     @classmethod
     def of(cls, made_for: dict[str, Any]) -> "CostLog":
-        """The log of some circumstances."""
+        """The log of the circumstances `made_for`."""
         return cls._logs.setdefault(json.dumps(made_for, sort_keys=True), cls())
 
     def wants_plain(self, num_rows: int, num_left: int) -> bool:

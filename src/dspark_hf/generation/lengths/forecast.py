@@ -51,7 +51,7 @@ class Forecast:
         return np.interp(np.arange(num_rows * num_slots + 1), known, np.concatenate([[0.0], values.cumsum() * scale]))
 
     def note(self, survival: np.ndarray) -> None:
-        """Remember this round's survival `(rows, slots)`; slots that were not drafted are taken to go on as before."""
+        """Remember this round's `survival` `(rows, slots)`; slots that were not drafted are taken to go on so."""
         missing = self.num_slots - survival.shape[1]
         for row in survival:
             tail = row[-1] * self.rates()[survival.shape[1] :].cumprod() if missing else []

@@ -17,6 +17,10 @@ _SHIFTED_RATE = 0.25
 class Evidence:
     """What is known of a drafter on its target, from all calls so far.
 
+    Args:
+        num_slots (`int`): Slots of the drafter.
+        num_rows (`int`): Rows of these calls.
+
     Attributes:
         record ([`TrackRecord`]): What its rounds told.
         num_judged, num_accepted (`int`): First drafts that were verified, and those of them that stood.
@@ -33,7 +37,14 @@ class Evidence:
 
     @classmethod
     def of(cls, drafter: Any, num_slots: int, is_blind: bool, num_rows: int) -> "Evidence":
-        """What is known of a drafter in such calls; forgotten when it is bound to another target."""
+        """What is known of a drafter in such calls; forgotten when it is bound to another target.
+
+        Args:
+            drafter (`Any`): The drafter.
+            num_slots (`int`): Its slots.
+            is_blind (`bool`): Whether drafts are made without some of the logits processors.
+            num_rows (`int`): Rows of the call.
+        """
         known = cls._known.setdefault(getattr(drafter, "borrowed", drafter), {})
         return known.setdefault((num_slots, is_blind, num_rows), cls(num_slots, num_rows))
 

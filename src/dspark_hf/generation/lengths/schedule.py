@@ -192,7 +192,9 @@ class Schedule:
                 part.record.settle(gain, extra, len(lens))
 
     def cuts_pay(self, lens: Sequence[int]) -> bool:
-        """Whether verifying less may save time that is worth anything; survival need not be known otherwise."""
+        """Whether verifying less than `lens` drafts of each row may save time that is worth anything; survival need
+        not be known otherwise.
+        """
         if self.options.policy in ("fixed", "threshold"):
             return self.options.policy == "threshold"
         return bool((self._seconds[sum(lens)] / self._seconds[0] - 1) * self._num_rows * 2 > _NEGLIGIBLE)

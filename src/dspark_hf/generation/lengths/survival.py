@@ -39,7 +39,9 @@ class Signals:
 
 
 def certain_signals(num_rows: int, num_slots: int) -> dict[str, np.ndarray]:
-    """Signals of drafts that were certain, as those of lookup: that says nothing of their chance, so all are alike."""
+    """Signals `(num_rows, num_slots)` of drafts that were certain, as those of lookup: that says nothing of their
+    chance, so all are alike.
+    """
     return {"max_probs": np.full((num_rows, num_slots), _CERTAIN)}
 
 
@@ -85,7 +87,7 @@ class SurvivalPredictor:
         return chances
 
     def survival(self, chances: dict[str, np.ndarray]) -> np.ndarray | None:
-        """Survival `(rows, slots)` by the best of them so far; None where nobody can tell."""
+        """Survival `(rows, slots)` by the best of `chances`, each so shaped, so far; None where nobody can tell."""
         if not chances:
             return None
         if self._in_use not in chances:

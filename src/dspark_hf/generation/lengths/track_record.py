@@ -97,6 +97,12 @@ class TrackRecord:
             self.predictor.learn(self._signals, self._chances, row, num_judged[row], num_stood[row])
 
     def settle(self, gain: float, extra: float, num_rows: int) -> None:
-        """Count what a round won and took, in plain steps: drafts that became output of a row, and time beyond one."""
+        """Count what a round won and took, in plain steps.
+
+        Args:
+            gain (`float`): Drafts that became output, per row that was drafted for.
+            extra (`float`): Plain steps that the round took beyond one.
+            num_rows (`int`): Rows at work.
+        """
         self._tokens, self._steps = _KEPT * self._tokens + 1 + gain, _KEPT * self._steps + 1 + extra
         self.account.settle(gain, extra, num_rows)

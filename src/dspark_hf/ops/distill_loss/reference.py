@@ -25,7 +25,11 @@ def distill_loss_reference(
     softcap: float | None = None,
     target_head: OutputHead | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See [`distill_loss`]; differentiable by autograd."""
+    """As of [`distill_loss`], with every logit in memory; differentiable by autograd.
+
+    Returns:
+        `tuple`: `loss`, `cross_entropy`, `l1` and `agrees` of [`DistillLoss`].
+    """
     head = OutputHead(head_weight, logit_scale, softcap, head_bias)
     logits = head.logits(hidden)  # [N, V]
     if markov_states is not None:

@@ -26,7 +26,21 @@ def logit_gradient(
     weights: Tensor,
     term_weights: tuple[float, float, float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradient `(rows, vocab)` in the logits' dtype; loss, cross-entropy, L1 distance, argmax agreement, `(rows,)`."""
+    """Loss and gradient of some rows.
+
+    Args:
+        logits (`torch.Tensor` of shape `(rows, vocab)`): The drafter's.
+        target_logits (`torch.Tensor` of shape `(rows, vocab)`): The target's.
+        target_ids (`torch.LongTensor` of shape `(rows,)`): Tokens to predict; -1 where there is none.
+        target_log_norm (`torch.FloatTensor` of shape `(rows,)` or `None`): As of [`distill_loss`].
+        weights (`torch.FloatTensor` of shape `(rows,)`): Row weights.
+        term_weights (`tuple[float, float, float]`): Those of cross-entropy, L1 distance and soft cross-entropy.
+
+    Returns:
+        `tuple`: The gradient `(rows, vocab)` in the logits' dtype, of the weighted loss; and of each row, `(rows,)`,
+        the
+        loss, cross-entropy, L1 distance and whether the argmaxes agree.
+    """
     ce_weight, tv_weight, soft_ce_weight = term_weights
     scores, target_scores = logits.float(), target_logits.float()
     top, target_top = scores.amax(-1, keepdim=True), target_scores.amax(-1, keepdim=True)
@@ -139,7 +153,16 @@ class StreamedDistillLoss(torch.autograd.Function):
 
 @torch.no_grad()
 def streamed_log_norm(hidden: Tensor, head: OutputHead, chunk_size: int) -> Tensor:
-    """`logsumexp` of a head's logits, float32 `(rows,)`, with one `[chunk, V]` buffer alive at a time."""
+    """`logsumexp` of a head's logits, with one `[chunk, V]` buffer alive at a time.
+
+    Args:
+        hidden (`torch.Tensor` of shape `(rows, hidden)`): States that the head reads.
+        head ([`OutputHead`]): The head.
+        chunk_size (`int`): Rows whose logits are alive at a time.
+
+    Returns:
+        `torch.FloatTensor` of shape `(rows,)`.
+    """
     chunks = (head.logits(rows) for rows in hidden.split(chunk_size))
     parts = (torch.logsumexp(part.float(), -1) for logits in chunks for part in logits.split(_NORM_ROWS))
     return torch.cat([hidden.new_empty(0, dtype=torch.float32), *parts])

@@ -49,7 +49,12 @@ class Case:
 
 
 class Inputs:
-    """What a case is called with, made on the CPU from a seed of its own."""
+    """What a case is called with, made on the CPU from a seed of its own.
+
+    Args:
+        case ([`Case`]): Sizes and peculiarities.
+        device (`torch.device`): Where tensors end up.
+    """
 
     def __init__(self, case: Case, device: torch.device):
         generator = torch.Generator().manual_seed(case.vocab + case.slots)
@@ -85,7 +90,9 @@ class Inputs:
 
 
 def compare(case: Case, device: torch.device) -> str | None:
-    """How the kernel differs from the reference in float64 under the same random numbers, in words; None if not."""
+    """How the kernel on a `device` differs from the reference in float64 under the same random numbers in a `case`, in
+    words; None if it does not.
+    """
     from . import triton
 
     inputs = Inputs(case, device)
@@ -137,7 +144,7 @@ def _misdrawn(next_ids: Tensor, weights: Tensor, numbers: Tensor) -> str | None:
 
 
 def ways(case: Case, device: torch.device) -> dict[str, Callable[[], Any]]:
-    """The case as torch and as the kernel compute it."""
+    """A `case` on a `device` as torch and as the kernel compute it."""
     from . import triton
 
     inputs, generator = Inputs(case, device), torch.Generator(device=device).manual_seed(0)
@@ -152,7 +159,9 @@ def ways(case: Case, device: torch.device) -> dict[str, Callable[[], Any]]:
 
 
 def least(case: Case) -> Least:
-    """Logits of the positions that are offered, what drafts were drawn from, and the verdict."""
+    """The least that a `case` moves: logits of the positions that are offered, what drafts were drawn from, and the
+    verdict.
+    """
     lengths = [row % (case.slots + 1) if case.is_ragged else case.slots for row in range(case.rows)]
     of_slot = 8 + (0 if case.mode == "greedy" else 12 * case.candidates)
     of_row = 16 + 8 * case.is_ragged

@@ -18,7 +18,7 @@ _CHUNK, _MANY = 512, 65_536
 
 
 def verify_greedy(draft_ids: Tensor, target_ids: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """See [`dspark_hf.ops.verify.verify_greedy`]."""
+    """As of [`dspark_hf.ops.verify.verify_greedy`]."""
     passed = draft_ids == target_ids[:, :-1]
     if lengths is not None:
         passed = passed & _is_offered(passed.shape[1], lengths)
@@ -34,7 +34,7 @@ def verify_sampled(
     generator: torch.Generator | None,
     verification: Verification,
 ) -> tuple[Tensor, Tensor]:
-    """See [`dspark_hf.ops.verify.verify_sampled`]."""
+    """As of [`dspark_hf.ops.verify.verify_sampled`]."""
     if draft_ids.shape[1] == 0:
         return draft_ids.new_zeros(draft_ids.shape[0]), draw(_softmax(target_scores[:, 0]), generator)
     uniform = torch.rand(draft_ids.shape, generator=generator, device=draft_ids.device)

@@ -31,7 +31,7 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def covers(target_scores: Tensor, candidates: Candidates | None = None) -> bool:
-    """Whether the kernels take such scores `(batch, slots + 1, vocab)` and candidates `(batch, slots, k)`."""
+    """Whether the kernels take `target_scores` `(batch, slots + 1, vocab)` and `candidates` `(batch, slots, k)`."""
     return (
         target_scores.dtype in _DTYPES
         and target_scores.numel() > 0
@@ -42,7 +42,7 @@ def covers(target_scores: Tensor, candidates: Candidates | None = None) -> bool:
 
 
 def verify_argmax(draft_ids: Tensor, target_scores: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """See [`dspark_hf.ops.verify.verify_argmax`]."""
+    """As of [`dspark_hf.ops.verify.verify_argmax`]."""
     best, places = _sum_up(target_scores, lengths, is_greedy=True)
     accepted_len, next_ids = _verdicts(draft_ids)
     _judge_greedy[(draft_ids.shape[0],)](
@@ -61,7 +61,7 @@ def verify_sampled(
     generator: torch.Generator | None,
     verification: str,
 ) -> tuple[Tensor, Tensor]:
-    """See [`dspark_hf.ops.verify.verify_sampled`]."""
+    """As of [`dspark_hf.ops.verify.verify_sampled`]."""
     seed = torch.randint(2**62, (1,), generator=generator, device=target_scores.device)
     return verify_seeded(draft_ids, candidates, target_scores, lengths, seed, verification)
 
@@ -74,7 +74,7 @@ def verify_seeded(
     seed: Tensor,
     verification: str,
 ) -> tuple[Tensor, Tensor]:
-    """[`verify_sampled`] under a key: `seed` is int64 of shape `(1,)`, on the device."""
+    """As of [`verify_sampled`] under a key: `seed` is int64 of shape `(1,)`, on the device."""
     if candidates is None:
         candidates = Candidates(draft_ids.unsqueeze(-1), target_scores.new_empty(*draft_ids.shape, 1).float())
     ids, probs = candidates.ids.contiguous(), candidates.probs.contiguous()
