@@ -78,6 +78,13 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def kernels(monkeypatch):
+    """Ops run their kernels, in Triton's interpreter where there is no GPU."""
+    pytest.importorskip("triton")
+    monkeypatch.setenv("DSPARK_HF_KERNELS", "triton")
+
+
 def make_tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level tokenizer: any text goes in and comes out again."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -1,6 +1,7 @@
 """Blocks of every family and attention type against the plain formulas, in training and in cached rounds."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from small_target import VOCAB, make_target
 from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
 from dspark_hf import DSparkModel
+from dspark_hf.modeling import block_attention
 from dspark_hf.ops.blocks import LayerView, training_mask
+from dspark_hf.ops.row_attention import row_attention
 
 TAPS, LENGTH, BLOCK = [0, 2], 21, 4
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -83,8 +86,7 @@ def test_training(case):
             torch.testing.assert_close(hidden[row, index], expected(row, anchor), **CLOSE)
 
 
-@pytest.mark.parametrize("lengths", [(5, 5), (2, 9), (1, 14)])
-def test_cached_rounds(case, lengths):
+def check_rounds(case, lengths):
     """Two rounds on a growing context, of rows that are equally long, or not, with leftovers of rejected tokens."""
     drafter, features, ids, expected = case
     state = drafter.start(2)
@@ -98,6 +100,36 @@ def test_cached_rounds(case, lengths):
         more = torch.stack([features[row, end : end + 4] for row, end in enumerate(ends)])
         drafter.extend(state, more)
         state.crop([end + 3 for end in ends])
+
+
+@pytest.mark.parametrize("lengths", [(5, 5), (2, 9), (1, 14)])
+def test_cached_rounds(case, lengths):
+    check_rounds(case, lengths)
+
+
+def test_cached_rounds_through_the_kernel(case, kernels, monkeypatch):
+    seen = []
+    monkeypatch.setattr(block_attention, "row_attention", lambda *a, **k: seen.append(0) or row_attention(*a, **k))
+    check_rounds(case, (2, 9))
+    drafter = case[0]
+    assert len(seen) == 2 * len(drafter.layers)
+    assert drafter.config.decoder_config._attn_implementation == "sdpa"
+
+
+def test_other_threads_keep_their_masks(kernels):
+    """A pass that meets the function under its name, but none of ours, is torch's."""
+    drafter = make_drafter(make_target())
+    states = drafter.start(2), drafter.start(2)
+    for state in states:
+        drafter.extend(state, torch.ones(2, 9, 64), [3, 9])
+    anchor_ids = torch.tensor([1, 2])
+    expected = drafter.block_hidden(states[0], anchor_ids)[0]
+    drafter.config.decoder_config._attn_implementation = "dspark_block"
+    mask_of = partial(states[1].block_mask, BLOCK, anchor_ids.device)
+    with torch.no_grad():
+        positions = states[1].positions(BLOCK, anchor_ids.device)
+        hidden = drafter.norm(drafter._decode(drafter._embed_blocks(anchor_ids), positions, states[1], mask_of))
+    torch.testing.assert_close(hidden, expected, **CLOSE)
 
 
 def test_eager_attention_takes_the_same_masks(case):

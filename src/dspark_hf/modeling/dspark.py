@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dspark_hf.ops.blocks import LayerView, training_mask
 
+from .block_attention import block_attention
 from .cache_name import CACHE_NAME
 from .configuration.dspark import DFlashConfig, DSparkConfig
 from .context import DraftState, TracedState, TrainingContext
@@ -265,7 +266,8 @@ class DSparkModel(DraftModel):
         block_size = self.config.block_size
         positions = state.positions(block_size, anchor_ids.device)
         mask_of = partial(state.block_mask, block_size, anchor_ids.device)
-        states = self._decode(self._embed_blocks(anchor_ids), positions, state, mask_of)
+        with block_attention(self.config.decoder_config, state, block_size, self._views, anchor_ids.device):
+            states = self._decode(self._embed_blocks(anchor_ids), positions, state, mask_of)
         return self._normed(states[:, block_size - self.config.num_slots :])
 
 

@@ -6,6 +6,8 @@ Shapes: B rows, w tokens of the row with most, N tokens of all rows.
 import torch
 from torch import Tensor
 
+from dspark_hf.ops.row_attention import Rows
+
 # Named, because torch's default device may be another.
 _HOST = torch.device("cpu")
 
@@ -37,6 +39,7 @@ class Packing:
         columns = torch.tensor(starts, device=_HOST)[rows] + steps
         self._indices = {_HOST: (rows, columns, rows * self.width + steps)}
         self._places: dict[tuple, Tensor] = {}
+        self._rows: dict[torch.device, Rows] = {}
 
     def cells(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Row and column of each token, `(N,)` each."""
@@ -45,6 +48,15 @@ class Packing:
     def columns(self, device: torch.device) -> Tensor:
         """Columns `(batch, w)` of the rows' tokens; past a row's count they go on, and mean nothing."""
         return torch.tensor(self.starts, device=device).unsqueeze(1) + torch.arange(self.width, device=device)
+
+    def rows(self, device: torch.device) -> Rows:
+        """Where the rows stand, as attention over them takes it."""
+        if device not in self._rows:
+            numbers = [self.starts, self.counts, self._offsets.tolist()]
+            numbers = torch.tensor(numbers, dtype=torch.int32).to(device, non_blocking=True)
+            visible = None if self.visible is None else self.visible.to(device)
+            self._rows[device] = Rows(*numbers, self.width, visible)
+        return self._rows[device]
 
     def pack(self, values: Tensor) -> Tensor:
         """`(1, N, ...)` of `(batch, w, ...)`."""

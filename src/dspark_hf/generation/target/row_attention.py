@@ -19,10 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dspark_hf.modeling.compiling import is_compiled, mark_open
+from dspark_hf.ops.blocks import LayerView
+from dspark_hf.ops.row_attention import has_kernel, row_attention
 
 from .packing import Packing
 
@@ -110,9 +112,20 @@ class RowPass:
     def __init__(self, packing: Packing):
         self.packing = packing
         self._grouped: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        # What each mask says, where it can be said in words; with the first of its columns.
+        self._views: dict[int, tuple[Tensor, LayerView, int]] = {}
 
-    def mask(self, mask_function: Callable, first: int, length: int, dtype: torch.dtype, device) -> Tensor:
-        """Additive mask `(batch, 1, w, C)` of the columns from `first` on."""
+    def mask(
+        self, mask_function: Callable, first: int, length: int, dtype: torch.dtype, device, window: int | None = None
+    ) -> Tensor:
+        """Additive mask `(batch, 1, w, C)` of the columns from `first` on; `window` is the layer's, if it has one."""
+        mask = self._make_mask(mask_function, first, length, dtype, device)
+        view = view_of(mask_function, window, self.packing)
+        if view is not None:
+            self._views[id(mask)] = (mask, view, first)
+        return mask
+
+    def _make_mask(self, mask_function: Callable, first: int, length: int, dtype: torch.dtype, device) -> Tensor:
         packing = self.packing
         batch_size = len(packing.starts)
         queries = packing.columns(device)[:, None, :, None]
@@ -128,6 +141,12 @@ class RowPass:
 
     def sdpa(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, scaling) -> Tensor:
         """Attention `(1, N, Q, D)`; heads that share keys are put side by side, so no key is repeated."""
+        known = self._views.get(id(mask))
+        if known is not None and dropout == 0 and has_kernel(query, key, value):
+            _, view, first = known
+            queries, rows = query.transpose(1, 2)[0], self.packing.rows(query.device)
+            scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+            return row_attention(queries, key, value, rows, view, scaling=scaling, first=first).unsqueeze(0)
         queries = self._sort(query)  # [B, w, Q, D]
         batch_size, width, num_heads, _ = queries.shape
         num_groups = num_heads // key.shape[1]
@@ -208,7 +227,38 @@ def _mask(base: str, batch_size: int, q_length: int, kv_length: int, q_offset: i
         if current is not None:
             current.note_mask(mask, kwargs.get("use_vmap", False))
         return mask
-    return current.mask(kwargs["mask_function"], kv_offset, kv_length, kwargs["dtype"], kwargs["device"])
+    names = ("mask_function", "dtype", "device")
+    function, dtype, device = (kwargs[name] for name in names)
+    return current.mask(function, kv_offset, kv_length, dtype, device, kwargs.get("local_size"))
+
+
+def view_of(mask_function: Callable, window: int | None, packing: Packing) -> LayerView | None:
+    """What the tokens of a packed pass see; None where that is not every token before them, or a window of these.
+
+    Functions with a window are sliding windows or chunks: of either a token sees columns without a gap, which are
+    known by their ends. In a pass in which chunks show what windows would, they are windows.
+
+    Args:
+        mask_function (`Callable`): As transformers' mask interface gets it.
+        window (`int`, *optional*): The `local_size` that comes with it.
+        packing ([`Packing`]): Where the pass's tokens stand.
+    """
+    if mask_function is causal_mask_function:
+        return LayerView(is_causal=True)
+    if window is None:
+        return None
+    host = torch.device("cpu")
+    rows, columns = (cells.unsqueeze(1) for cells in packing.cells(host))
+    nearest = (columns - window + 1).clamp_min(0)
+    seen = torch.cat([nearest, columns], 1)
+    hidden = torch.cat([nearest - 1, columns + 1], 1)
+    try:
+        is_window = mask_function(rows, torch.zeros_like(rows), columns, seen).all()
+        is_window &= ~(mask_function(rows, torch.zeros_like(rows), columns, hidden) & (hidden >= 0)).any()
+    except RuntimeError:
+        # It reads tensors, which lie on another device.
+        return None
+    return LayerView(window, is_causal=True) if is_window else None
 
 
 def _eager_attention(module: nn.Module) -> Callable | None:
