@@ -74,7 +74,7 @@ class ColumnInputs:
             positions[..., -1] = positions[..., -2]
 
     def keep_rows(self, rows: list[int]) -> None:
-        """Go on with these rows only."""
+        """Go on with these `rows` only, numbers from 0."""
         self.mask = None if self.mask is None else self.mask[rows]
         self.others = {name: values[..., rows, :] for name, values in self.others.items()}
 
@@ -110,7 +110,7 @@ class ColumnInputs:
 
 
 def reads_columns(model: PreTrainedModel) -> bool:
-    """Whether attention is cut into chunks of columns."""
+    """Whether attention of a target `model` is cut into chunks of columns."""
     return getattr(model.config.get_text_config(decoder=True), "attention_chunk_size", None) is not None
 
 

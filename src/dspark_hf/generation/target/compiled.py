@@ -27,7 +27,15 @@ from .row_cache import RowLayer, TracedRowLayer
 
 
 class CompiledRunner(FlatRunner):
-    """A [`FlatRunner`] whose rounds are compiled. The prompt is processed as always."""
+    """A [`FlatRunner`] whose rounds are compiled. The prompt is processed as always.
+
+    Args:
+        model (`PreTrainedModel`): The target.
+        args, kwargs: As of [`FlatRunner`].
+
+    Raises:
+        `ValueError`: If its rounds cannot be packed.
+    """
 
     _row_layer_cls = TracedRowLayer
 
@@ -134,7 +142,9 @@ def _run_layer(layer, *args, **kwargs):
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module] | None:
-    """A target's decoder layers, in order; None where they do not stand in one list, or do not take the cache."""
+    """The decoder layers of a target `model`, in order; None where they do not stand in one list, or do not take the
+    cache.
+    """
     num_layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     lists = [child for child in model.get_decoder().children() if isinstance(child, nn.ModuleList)]
     found = [list(layers) for layers in lists if len(layers) == num_layers]

@@ -32,7 +32,9 @@ class Peers:
         return self._group is not None
 
     def go_on(self, is_over: bool) -> bool:
-        """Whether anyone still generates. All processes must ask at the same time."""
+        """Whether anyone still generates, where this process `is_over` or not. All processes must ask at the same
+        time.
+        """
         if not self.is_synced:
             return not is_over
         num_left = torch.tensor(0.0 if is_over else 1.0, device=self._device)
@@ -40,7 +42,8 @@ class Peers:
         return num_left.item() > 0
 
     def agree(self, values: Tensor) -> Tensor:
-        """What the first of the processes that run the same rows has computed; `values` themselves without such.
+        """What the first of the processes that run the same rows has computed; the `values` of any shape themselves
+        without such.
 
         Draws differ where generators were seeded differently, and a logit may where processors do.
         """
@@ -50,7 +53,15 @@ class Peers:
         return values
 
     def agree_on_drafts(self, ids: Tensor, lens: list[int]) -> tuple[Tensor, list[int]]:
-        """The first process's drafts `(rows, n)` and how many each row is offered."""
+        """The first process's drafts and how many each row is offered.
+
+        Args:
+            ids (`torch.LongTensor` of shape `(rows, n)`): This process's.
+            lens (`list[int]`): How many of each row are offered here.
+
+        Returns:
+            `tuple[torch.LongTensor, list[int]]`: The same of the first one.
+        """
         if self._group is None:
             return ids, lens
         lens = self.agree(torch.tensor(lens, device=ids.device)).tolist()

@@ -39,21 +39,27 @@ class StateRecorder:
         return self.hidden_states is not None or self.attentions is not None
 
     def note_prompt(self, outputs: Any) -> None:
-        """Record a pass over the prompt, in place of the pass before."""
+        """Record the `outputs` of a pass over the prompt, in place of the pass before."""
         for entries in (self.hidden_states, self.attentions):
             if entries is not None:
                 entries.clear()
         self.note_whole(outputs)
 
     def note_whole(self, outputs: Any) -> None:
-        """Record all of a pass as one entry, as of a target that computes all tokens anew for the next one."""
+        """Record a pass's `outputs` as one entry, as of a target that computes all tokens anew for the next one."""
         if self.hidden_states is not None:
             self.hidden_states.append(outputs.hidden_states)
         if self.attentions is not None:
             self.attentions.append(outputs.attentions)
 
     def note_block(self, outputs: Any, num_taken: int, num_replayed: int) -> None:
-        """Record the first tokens of a pass over a block, behind those replayed; the cache still holds all of it."""
+        """Record a pass over a block; the cache still holds all of it.
+
+        Args:
+            outputs (`Any`): The target's.
+            num_taken (`int`): Tokens that are recorded.
+            num_replayed (`int`): Tokens before them that were recorded already.
+        """
         for index in range(num_replayed, num_replayed + num_taken):
             if self.hidden_states is not None:
                 self.hidden_states.append(tuple(_at(states, index) for states in outputs.hidden_states))

@@ -120,7 +120,7 @@ class RotaryStepper:
         )
 
     def commit(self, num_rejected: int) -> None:
-        """The latest pass stands, but for its last columns."""
+        """The latest pass stands, but for its last `num_rejected` columns."""
         for key, (positions, given) in self._latest.items():
             num_kept = positions.shape[-1] - num_rejected
             if num_kept > 0:
@@ -141,7 +141,7 @@ class RotaryStepper:
 
 
 def varies_with_length(model: PreTrainedModel) -> bool:
-    """Whether rotary frequencies of a target may depend on how long a pass is."""
+    """Whether rotary frequencies of a target `model` may depend on how long a pass is."""
     return any(_varying_types(module) for module in model.modules())
 
 

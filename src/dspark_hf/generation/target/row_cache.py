@@ -47,7 +47,7 @@ class RowLayer(CacheLayerMixin):
         return self.keys[:, :, window], self.values[:, :, window]
 
     def begin(self, packing: Packing) -> None:
-        """Expect a pass over these tokens."""
+        """Expect a pass over these tokens, laid out by a `packing`."""
         self.packing = packing
 
     def _make_room(self, first: int, length: int) -> None:
@@ -82,7 +82,7 @@ class RowLayer(CacheLayerMixin):
         """Nothing to do: a layer is made of the prompt's keys and values."""
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows only."""
+        """Keep these `rows` only, int64 of shape `(rows,)`."""
         self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
 
 
@@ -139,12 +139,12 @@ class RowCache(Cache):
         super().__init__(layers=layers)
 
     def begin(self, packing: Packing) -> None:
-        """Expect a pass over these tokens."""
+        """Expect a pass over these tokens, laid out by a `packing`."""
         for layer in self._row_layers():
             layer.begin(packing)
 
     def select(self, rows: list[int]) -> None:
-        """Keep these rows only, in this order."""
+        """Keep these `rows` only, numbers from 0, in this order."""
         for layer in self._row_layers():
             layer.select(torch.tensor(rows, device=layer.keys.device))
 

@@ -143,7 +143,7 @@ class TargetRunner:
         return logits
 
     def most_drafts(self, lens: list[int]) -> int | None:
-        """Drafts that the next pass may have at most, behind rows of so many tokens; None where there is no limit."""
+        """Drafts that the next pass may have at most, behind rows of `lens` tokens; None where there is no limit."""
         return self._switch.most_drafts(max(lens))
 
     @torch.no_grad()
@@ -194,9 +194,14 @@ class TargetRunner:
             yield torch.cat([tap[:, begin : begin + PIECE_LEN].to(taps[0].device) for tap in taps], -1)
 
     def take_features(self, num_tokens: int | None = None, rows: list[int] | None = None) -> Tensor | None:
-        """Features `(batch, num_tokens, taps * hidden)` of the latest pass's first tokens; to be taken once.
+        """Features of the latest pass's first tokens; to be taken once.
 
-        None without taps. `rows` are those to take them of, as left in the batch.
+        Args:
+            num_tokens (`int`, *optional*): Tokens of each row; all, if not given.
+            rows (`list[int]`, *optional*): Rows as left in the batch; all, if not given.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, num_tokens, taps * hidden)`; None without taps.
         """
         taps, self._taps_of_pass = self._taps_of_pass, []
         if not taps:

@@ -39,7 +39,7 @@ class RopeSwitch:
             )
 
     def most_drafts(self, length: int) -> int | None:
-        """Drafts that may stand behind so many tokens; None where there is no limit."""
+        """Drafts that may stand behind `length` tokens; None where there is no limit."""
         if self._length is None or length - 1 + self._shift > self._length:
             return None
         return max(0, self._length - length)
