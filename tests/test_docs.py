@@ -115,6 +115,17 @@ def test_public_names_are_listed():
         assert all(hasattr(importlib.import_module(path), name) for name in re.findall(r"`(\w+)`", names))
 
 
+def test_what_is_imported_for_users_is_listed():
+    rows = [line for line in NAMES.splitlines() if line.startswith("| `dspark_hf.")]
+    texts = [page.read_text(encoding="utf-8") for page in PAGES + sorted((ROOT / "examples").glob("*.*py*"))]
+    pattern = r"from (dspark_hf\.[\w.]+) import ((?:\w+(?:, )?)+|\([\w\s,]+\))"
+    found = [one for text in texts for one in re.findall(pattern, text)]
+    imports = {(module, name) for module, names in found for name in re.findall(r"\w+", names)}
+    listed = {(module, name) for module, name in imports for row in rows
+              if f"`{module}.{name}`" in row or (f"`{module}`" in row and f"`{name}`" in row)}  # fmt: skip
+    assert len(imports) > 10 and imports - listed == set()
+
+
 def test_commands_are_listed():
     group = typer.main.get_command(app)
     commands = {f"dspark {name}": command for name, command in group.commands.items()}

@@ -85,5 +85,5 @@ class PromptLayout:
 
 
 def first_keys(cache: Cache) -> Tensor | None:
-    """Keys `(batch, heads, columns, dim)` of a `cache`'s first layer that has any; some keep a recurrent state only."""
+    """Keys `(batch, heads, columns, dim)` of a `cache`'s first layer that has any; some have recurrent states only."""
     return next((layer.keys for layer in cache.layers if getattr(layer, "keys", None) is not None), None)
