@@ -41,7 +41,8 @@ FLOORS = (
     {"tokens", "rollback"},
     {"target"},
     {"drafts"},
-    {"decode"},
+    {"static"},
+    {"decode", "choosing"},
     {"checks", "entry"},
     {"attach", "seam", "misuse"},
 )

@@ -6,10 +6,11 @@ import shutil
 from typing import Any
 
 import torch
-from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel, StaticCache
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
+from dspark_hf.modeling import DSparkModel
 from dspark_hf.modeling.cache_name import CACHE_NAME
 from dspark_hf.modeling.compiling import is_compiled
 
@@ -41,6 +42,8 @@ _UNSUPPORTED = (
     ("use_mtp", (None, False), "pass one drafter only"),
     ("speculation_type", (None,), "leave it out: the drafter says how it drafts"),
 )  # fmt: skip
+# Values of cache_implementation that ask for static rounds: transformers' own fixed shapes, and older names of them.
+STATIC_CACHES = ("static", "hybrid", "sliding_window", "hybrid_chunked")
 _OWN_MODES = (GenerationMode.ASSISTED_GENERATION, GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
 
@@ -207,6 +210,12 @@ def check_cache(model: PreTrainedModel, model_kwargs: dict[str, Any], generation
     """
     cache = model_kwargs.get(CACHE_NAME)
     name = type(model).__name__
+    if isinstance(cache, StaticCache):
+        raise ValueError(
+            f"A {type(cache).__name__} of {cache.get_max_length()} columns knows one length for all rows, and drafts "
+            "let rows grow apart, so it is too small for that, whatever its size. Leave it out and pass "
+            'cache_implementation="static": static rounds keep buffers of their own, as large as they need.'
+        )
     if not is_rewindable(model, cache):
         got = "no cache" if cache is None else type(cache).__name__
         if isinstance(cache, DynamicCache):
@@ -235,6 +244,40 @@ def check_cache(model: PreTrainedModel, model_kwargs: dict[str, Any], generation
             f"output_attentions is not supported together with a drafter for {name}, whose layers attend to more or "
             "less than one column for each token: leave it out, or generate without a drafter."
         )
+
+
+def check_static(
+    model: PreTrainedModel,
+    drafter: Any,
+    cache: Cache,
+    generation_config: GenerationConfig,
+    speculation: SpeculationConfig,
+    synced_gpus: bool,
+) -> None:
+    """Raise `ValueError` where rounds cannot have fixed shapes."""
+    name, is_own = type(model).__name__, isinstance(drafter, DSparkModel)
+    parameters = inspect.signature(model.forward).parameters.values()
+    takes_mask = any(one.name == "attention_mask" or one.kind is one.VAR_KEYWORD for one in parameters)
+    for what, is_set in (
+        ("return_dict_in_generate, whose cache someone gets: rounds have buffers of their own",
+         generation_config.return_dict_in_generate),
+        ("synced_gpus", synced_gpus),
+        ("the drafts of PromptLookup, which are made on the host", isinstance(drafter, PromptLookup)),
+        ("prompt_lookup, whose drafts are made on the host", bool(speculation.prompt_lookup)),
+        (f"{type(drafter).__name__}, which is none of the drafters that draft a whole block in one pass (DSpark, "
+         "DFlash)", not is_own),
+        (f"{name}, whose cache holds more than keys and values", not is_compactable(cache)),
+        (f"{name}, which takes no attention_mask", not takes_mask),
+        (f"{name} with another attention than sdpa or eager from transformers' interface, so that what was rejected "
+         "cannot be masked", not can_swap(model)),
+        (f"a drafter on {getattr(drafter, 'device', None)} and a target on {model.device}",
+         is_own and drafter.device != model.device),
+    ):  # fmt: skip
+        if is_set:
+            raise ValueError(
+                f"cache_implementation='static' together with a drafter is not supported for {what}. Leave one of the "
+                "two out."
+            )
 
 
 def check_compile(

@@ -5,16 +5,19 @@ Shapes: B batch, n drafts of a round.
 
 import time
 
+import torch
 from torch import Tensor
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from dspark_hf.modeling.cache_name import CACHE_NAME
 
+from .choosing import choose_runner, why_ragged
 from .drafts.proposing import Offer, Proposer
 from .drafts.turns import DraftContext
 from .request import Request
+from .static.context import StaticContext
+from .static.runner import StaticRunner
 from .stats import ConfidenceLog, DraftLog, SpeculationStats, Stopwatch
-from .target.choosing import choose_runner
 from .target.decode_kernels import decode_kernels
 from .target.layout import PromptLayout
 from .target.peers import Peers
@@ -52,12 +55,15 @@ class SpeculativeLoop:
         chooser = TokenChooser(
             request.logits_processor, bool(config.do_sample), request.batch_size, speculation, self.peers.agree
         )
-        self.target = choose_runner(request, layout, rules.max_length)
+        self.chooser, self.target = chooser, choose_runner(request, layout, rules)
+        self.is_static = isinstance(self.target, StaticRunner)
+        self.stats.round_kind = "static" if self.is_static else "ragged"
+        self.stats.why_ragged = why_ragged(request, rules) if request.is_static else None
         # A single row has ended when all is over.
         keeps_rows = request.needs_all_rows or request.batch_size == 1 or not self.target.can_drop_rows
         self.transcript = Transcript(request.input_ids, rules, config, keeps_rows, request.streamer)
         self.settler = Settler(chooser, self.transcript)
-        self.context = DraftContext.of(request, layout)
+        self.context = (StaticContext if self.is_static else DraftContext).of(request, layout)
         self.proposer = Proposer(request, chooser, self.transcript, self.context, self.stats, self.watch, self.peers)
         is_watched = request.streamer is not None or self.target.recorder is not None
         self.needs_level_rows = chooser.in_order or rules.needs_level_rows or is_watched
@@ -80,6 +86,7 @@ class SpeculativeLoop:
             self.watch.stop()
             self.target.close()
             self.stats.new_tokens = transcript.num_made
+            self.stats.host_reads += self.settler.host_reads
             self.stats.confidences = self.confidences.read()
             self.stats.draft_ids = self.drafts.read()
             self.request.drafter.last_stats = self.stats
@@ -97,6 +104,8 @@ class SpeculativeLoop:
         if rows:
             self._drop_others(rows)
             self.target.commit([0] * len(rows), transcript.lens, rows)
+        if self.is_static and not transcript.is_over:
+            self._enter_static(logits)
         while self.peers.go_on(transcript.is_over):
             if transcript.is_over:
                 self._idle()
@@ -105,6 +114,18 @@ class SpeculativeLoop:
             else:
                 self._catch_up()
         self._complete_cache()
+
+    def _enter_static(self, logits: Tensor) -> None:
+        """From here on, tokens are made on the device by rounds of fixed shapes, and the host only reads them."""
+        transcript = self.transcript
+        transcript.to_host()
+        self.target.enter(
+            self.request, self.context.state(), self.chooser, self.stats, logits.shape[-1], transcript.row_ids,
+            transcript.anchor_ids.tolist(),
+        )  # fmt: skip
+        self.context.enter(self.target)
+        # Of a round's logits only the number of tokens is asked.
+        self._no_logits = logits[:0]
 
     def _complete_cache(self) -> None:
         """Bring a cache that someone gets to all tokens but the last, as plain `generate()` leaves it."""
@@ -125,17 +146,27 @@ class SpeculativeLoop:
         transcript = self.transcript
         live, started = transcript.live, time.perf_counter()
         offer = self.proposer.propose(self.target.most_drafts(transcript.lens))
-        transcript.note_drafts(offer.ids)
-        with self.watch.part("target"):
-            logits = self.target.verify(transcript.ids, transcript.lens, offer.lens)
+        num_taken, accepted_lens = self._verify(offer)
         self.stats.rounds += 1
-        num_taken, accepted_lens = self.settler.settle(logits, offer.ids, offer.candidates, offer.lens)
         self.proposer.learn(offer, accepted_lens, num_taken, started, self.settler.judged_at)
         # A row may end on a draft, and those behind it did not become output.
         accepted_lens = [min(pair) for pair in zip(accepted_lens, num_taken, strict=True)]
         self._note(offer, live, accepted_lens, num_taken)
         transcript.end_round(accepted_lens[0])
         self._commit(offer.ids.shape[1] + 1, num_taken)
+
+    def _verify(self, offer: Offer) -> tuple[list[int], list[int]]:
+        """Tokens that each row takes, and drafts accepted."""
+        transcript = self.transcript
+        if self.is_static:
+            with self.watch.part("target"):
+                tokens, accepted_len = self.target.run(offer.lens, any(offer.from_drafter))
+            transcript.note_drafts(tokens)
+            return self.settler.take(torch.cat([tokens, accepted_len], 1), None, self._no_logits)
+        transcript.note_drafts(offer.ids)
+        with self.watch.part("target"):
+            logits = self.target.verify(transcript.ids, transcript.lens, offer.lens)
+        return self.settler.settle(logits, offer.ids, offer.candidates, offer.lens)
 
     def _note(self, offer: Offer, live: list[bool], accepted_lens: list[int], num_taken: list[int]) -> None:
         """Write a round down, for whoever asks what happened."""

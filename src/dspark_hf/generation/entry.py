@@ -4,18 +4,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from dspark_hf.modeling.cache_name import CACHE_NAME
 
 from .checks import (
+    STATIC_CACHES,
     check_cache,
     check_chunks,
     check_compile,
     check_drafter,
     check_mode,
     check_options,
+    check_static,
     check_synced,
 )
 from .config import SpeculationConfig
@@ -74,7 +76,14 @@ def speculative_generate(
     check_options(model, generation_config)
     if synced_gpus:
         check_synced(model, drafter, generation_config)
+    # The seam has seen to it that the prompt fills a cache that grows.
+    asked = getattr(generation_config, "static_rounds", None)
+    if asked is None and generation_config.cache_implementation in STATIC_CACHES:
+        asked = generation_config.cache_implementation
+        model_kwargs[CACHE_NAME] = DynamicCache(config=model.config.get_text_config(decoder=True))
     check_cache(model, model_kwargs, generation_config)
+    if asked is not None:
+        check_static(model, drafter, model_kwargs[CACHE_NAME], generation_config, speculation, synced_gpus)
     if speculation.compile:
         check_compile(model, model_kwargs[CACHE_NAME], generation_config, synced_gpus)
     layout = PromptLayout.of(input_ids, model_kwargs, generation_config)
@@ -83,6 +92,6 @@ def speculative_generate(
         drafter.bind(model, check_name=speculation.check_target)
     request = Request(
         model, drafter, speculation, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs,
-        streamer, synced_gpus,
+        streamer, synced_gpus, asked is not None,
     )  # fmt: skip
     return SpeculativeLoop(request, layout).run()

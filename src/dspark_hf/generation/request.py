@@ -32,6 +32,7 @@ class Request:
         generation_config (`GenerationConfig`): The prepared config.
         model_kwargs (`dict`): What was prepared for the target's forward passes, the cache among it.
         streamer (`BaseStreamer`, *optional*): Gets tokens as they are made.
+        is_static (`bool`): Whether rounds of fixed shapes were asked for.
         synced_gpus (`bool`): Whether other processes share the target, so that each makes as many passes.
     """
 
@@ -45,6 +46,7 @@ class Request:
     model_kwargs: dict[str, Any]
     streamer: Any = None
     synced_gpus: bool = False
+    is_static: bool = False
 
     @property
     def batch_size(self) -> int:
@@ -77,7 +79,7 @@ class Request:
         if not self.has_draft_model:
             return self.drafter
         asked = self.speculation.prompt_lookup
-        if asked is None and self.batch_size <= MOST_LOOKUP_ROWS and not self.speculation.compile:
+        if asked is None and self.batch_size <= MOST_LOOKUP_ROWS and not (self.speculation.compile or self.is_static):
             return PromptLookup()
         return asked or None
 

@@ -215,7 +215,7 @@ def _made_ready(target: Any, drafter: Any) -> Any:
 
 def _wrap_validate(original: Callable) -> Callable:
     def validate(self, generation_mode, generation_config, generation_mode_kwargs):
-        from .checks import check_drafter, check_mode, check_options
+        from .checks import STATIC_CACHES, check_drafter, check_mode, check_options
         from .config import SpeculationConfig
         from .target.rotary import varies_with_length
 
@@ -229,6 +229,11 @@ def _wrap_validate(original: Callable) -> Callable:
         if not varies_with_length(self):
             generation_config.use_cache = True
         check_options(self, generation_config)
+        if generation_config.cache_implementation in STATIC_CACHES:
+            # The prompt fills a cache that grows. transformers' own has one length for all rows, and not every kind of
+            # layer, which is told with all else that stands in the way.
+            generation_config.static_rounds = generation_config.cache_implementation
+            generation_config.cache_implementation = None
         if "assistant_tokenizer" in generation_mode_kwargs:
             raise ValueError(
                 "assistant_tokenizer is not supported together with a drafter, which shares the target's vocabulary: "

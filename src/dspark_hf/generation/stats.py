@@ -32,6 +32,12 @@ class SpeculationStats:
         confidences (`list[list[float]]`): Confidence of each drafted slot; empty for a drafter without that head.
         drafted_lens (`list[int]`): Drafts that were made, of which a policy may have left some unverified.
         draft_ids (`list[list[int]]`): The drafts that were verified; empty unless `SpeculationConfig.record_drafts`.
+        round_kind (`str`): `"ragged"`, rounds of exactly as many tokens as are verified, or `"static"`, rounds of
+            fixed shapes on the device.
+        why_ragged (`str` or `None`): Where static rounds were asked for and others were run, what needed those.
+        host_reads (`int`): Times that rounds waited for the device; what processors and criteria do is not counted.
+        buckets (`dict[str, int]`): Static rounds of each shape, `rows x width x columns`.
+        graphs (`int`): CUDA graphs that were captured.
         total_seconds (`float`): Wall time of the decoding loop, prefill included.
         prefill_seconds, target_seconds, drafter_seconds (`float` or `None`):
             Seconds in the prefill, in the verification passes and in the drafter; None where time was not measured
@@ -49,6 +55,11 @@ class SpeculationStats:
     confidences: list[list[float]] = field(default_factory=list)
     drafted_lens: list[int] = field(default_factory=list)
     draft_ids: list[list[int]] = field(default_factory=list)
+    round_kind: str = "ragged"
+    why_ragged: str | None = None
+    host_reads: int = 0
+    buckets: dict[str, int] = field(default_factory=dict)
+    graphs: int = 0
     total_seconds: float = 0.0
     prefill_seconds: float | None = None
     target_seconds: float | None = None
@@ -176,6 +187,15 @@ class SpeculationStats:
         self.accepted_lens.append(accepted_len)
         self.emitted_lens.append(emitted_len)
 
+    def note_bucket(self, bucket: str, count: int = 1) -> None:
+        """Count static rounds of a shape.
+
+        Args:
+            bucket (`str`): The shape.
+            count (`int`, *optional*, defaults to 1): How many.
+        """
+        self.buckets[bucket] = self.buckets.get(bucket, 0) + count
+
     def add(self, other: "SpeculationStats") -> None:
         """Add what happened in another generation; seconds stay as they are.
 
@@ -187,7 +207,9 @@ class SpeculationStats:
                 # Where the drafter was never asked, nothing is noted of any verification.
                 parts = [getattr(part, name) or [[]] * len(part.verified_lens) for part in (self, other)]
                 setattr(self, name, parts[0] + parts[1])
-        for name in ("rounds", "new_tokens", "paused_rounds"):
+        for bucket, count in other.buckets.items():
+            self.note_bucket(bucket, count)
+        for name in ("rounds", "new_tokens", "paused_rounds", "host_reads", "graphs"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in _COUNTS:
             getattr(self, name).extend(getattr(other, name))

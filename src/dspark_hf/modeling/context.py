@@ -136,6 +136,25 @@ class DraftState:
         lens = torch.tensor(self.held_lens[:1] if self.is_uniform else self.held_lens, device=device)
         return _block_mask(lens.unsqueeze(1) + torch.arange(num_tokens, device=device), num_columns, view)
 
+    @property
+    def key_values(self) -> list[tuple[Tensor, Tensor]]:
+        """Every layer's buffers `(batch, heads, columns, dim)`, of a context that is not empty."""
+        return list(zip(self._keys, self._values, strict=True))
+
+    @property
+    def first_positions(self) -> list[int]:
+        """Position of each row's first token."""
+        return list(self._first_positions)
+
+    def copy_held(self, held: Tensor, buffer: Tensor) -> None:
+        """Copy what one of the buffers holds of each row into `(rows, heads, columns, dim)`, token i in column i."""
+        if not any(self._dropped):
+            width = max(self.held_lens)
+            buffer[: len(held), :, :width] = held[:, :, :width]
+            return
+        for row, (start, count) in enumerate(zip(self._dropped, self.held_lens, strict=True)):
+            buffer[row, :, start : start + count] = held[row, :, :count]
+
     def advance(self, counts: Sequence[int]) -> None:
         """Keep the first `counts[row]` tokens of the latest `update`."""
         self.context_lens = [length + int(count) for length, count in zip(self.context_lens, counts, strict=True)]
@@ -266,6 +285,42 @@ class TracedState:
             buffer[self._rows, :, self._columns] = new.transpose(1, 2)
         end = self._seen.shape[0]
         return self._keys[layer_idx][:, :, :end], self._values[layer_idx][:, :, :end]
+
+
+class FixedState:
+    """A context in buffers that stay where they are, with lengths in a tensor: token i of a row stands in column i.
+
+    Nothing in it depends on what the lengths are, so a pass with it always has the same shapes.
+
+    Args:
+        key_values (`list[tuple[torch.Tensor, torch.Tensor]]`): Every layer's buffers `(rows, heads, columns, dim)`.
+        first_positions (`torch.LongTensor` of shape `(rows,)`): Position of each row's first token.
+        lens (`torch.LongTensor` of shape `(rows,)`, *optional*): Tokens of each row's context.
+    """
+
+    def __init__(self, key_values: list[tuple[Tensor, Tensor]], first_positions: Tensor, lens: Tensor | None = None):
+        self.key_values, self.first_positions, self.lens = key_values, first_positions, lens
+
+    def at(self, lens: Tensor) -> "FixedState":
+        """The same buffers with so many tokens of each row."""
+        return FixedState(self.key_values, self.first_positions, lens)
+
+    def positions(self, num_tokens: int, device: torch.device) -> Tensor:
+        """Positions `(rows, num_tokens)` of the next tokens."""
+        return (self.lens + self.first_positions).unsqueeze(1) + torch.arange(num_tokens, device=device)
+
+    def block_mask(self, num_tokens: int, device: torch.device, view: LayerView = FULL_VIEW) -> Tensor:
+        """Which columns a block may see, `(rows, 1, 1 or num_tokens, columns)` bool."""
+        places = self.lens.unsqueeze(1) + torch.arange(num_tokens, device=device)
+        return _block_mask(places, self.key_values[0][0].shape[2], view)
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Write `(rows, heads, tokens, dim)` behind each row's context; returns all columns."""
+        rows = torch.arange(keys.shape[0], device=keys.device).unsqueeze(1)
+        columns = self.lens.unsqueeze(1) + torch.arange(keys.shape[2], device=keys.device)
+        for buffer, new in zip(self.key_values[layer_idx], (keys, values), strict=True):
+            buffer[rows, :, columns] = new.transpose(1, 2).to(buffer.dtype)
+        return self.key_values[layer_idx]
 
 
 def _block_mask(places: Tensor, num_columns: int, view: LayerView) -> Tensor:

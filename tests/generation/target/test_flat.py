@@ -12,7 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from dspark_hf import SpeculationConfig
-from dspark_hf.generation.target import choosing
+from dspark_hf.generation import choosing
 from dspark_hf.generation.target.flat import FlatRunner
 from dspark_hf.generation.target.packing import Packing
 from dspark_hf.generation.target.row_attention import Trial, attention_of, can_swap

@@ -25,6 +25,9 @@ class PendingContext:
         state ([`DraftState`], *optional*): Context to go on with; an empty one, if not given.
     """
 
+    # Whether proposals are on the host already when they are asked for.
+    reads_ahead = False
+
     def __init__(self, drafter: Any, batch_size: int, state: Any = None):
         self._drafter = drafter
         self._state = drafter.start(batch_size) if state is None else state

@@ -39,7 +39,9 @@ class Pricing:
             self._base = self.table if kept is None else kept
             self.table = self._base
             must_repeat = request.generation_config.do_sample or speculation.seed is not None
-            if options.policy == "auto" and not must_repeat and not speculation.compile:
+            # Static rounds draft and verify in one go, and take other times than the rounds of a table.
+            is_other = speculation.compile or request.is_static
+            if options.policy == "auto" and not must_repeat and not is_other:
                 self.log = CostLog.of({**made_for, "is_kept": kept is not None})
                 self.table = self.log.corrected(self._base)
 

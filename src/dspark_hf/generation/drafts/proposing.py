@@ -228,6 +228,8 @@ class Proposer:
             return self._parts
         found, asked, proposal, num_drafts = self._drafted
         self._parts = []
+        # Drafts that were read with the round before wait for nobody.
+        self._stats.host_reads += proposal is not None and not self._context.reads_ahead
         if any(found):
             rows = [row for row, drafts in enumerate(found) if drafts]
             record, width = self._lookup.record, min(num_drafts, self._lookup.record.num_slots)

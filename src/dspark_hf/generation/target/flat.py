@@ -46,11 +46,15 @@ class FlatRunner(TargetRunner):
         yield from super().prefill(input_ids, chunk_size)
         if self._trial is not None and self._trial.allows_packing(self.cache):
             self._is_flat = True
-            num_columns, mask = self._layout.num_columns, self._columns.mask
-            self._visible = None if mask is None else mask[:, :num_columns].bool()
-            # A draft may stand behind the last token, as in the buffer of ids.
-            self.cache = RowCache(self.cache, num_columns, self._columns.most_columns + 1, self._row_layer_cls)
-            self._kwargs[CACHE_NAME] = self.cache
+            self._take_over()
+
+    def _take_over(self) -> None:
+        """Go on with the prompt's keys and values in a cache whose rows grow apart."""
+        num_columns, mask = self._layout.num_columns, self._columns.mask
+        self._visible = None if mask is None else mask[:, :num_columns].bool()
+        # A draft may stand behind the last token, as in the buffer of ids.
+        self.cache = RowCache(self.cache, num_columns, self._columns.most_columns + 1, self._row_layer_cls)
+        self._kwargs[CACHE_NAME] = self.cache
 
     def _prefill_pass(self, ids: Tensor, begin: int, stop: int) -> Tensor:
         if self._trial is None:

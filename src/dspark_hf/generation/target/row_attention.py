@@ -136,8 +136,7 @@ class RowPass:
             visible = packing.visible[:, first:].to(device)
             visible = F.pad(visible, (0, length - visible.shape[1]), value=True)
             allowed = allowed & visible[:, None, None]
-        allowed = allowed.expand(batch_size, 1, packing.width, length)
-        return torch.zeros((), dtype=dtype, device=device).where(allowed, torch.finfo(dtype).min)
+        return _additive(allowed.expand(batch_size, 1, packing.width, length), dtype)
 
     def sdpa(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, scaling) -> Tensor:
         """Attention `(1, N, Q, D)`; heads that share keys are put side by side, so no key is repeated."""
@@ -180,6 +179,35 @@ class RowPass:
         return self._grouped[key][1]
 
 
+class FixedPass(RowPass):
+    """A pass over rows of as many tokens each, with everything that changes in tensors: nothing is packed.
+
+    Args:
+        columns (`torch.LongTensor` of shape `(batch, w)`): Columns of the tokens.
+        visible (`torch.BoolTensor` of shape `(batch, columns)`): Columns that are no padding.
+    """
+
+    def __init__(self, columns: Tensor, visible: Tensor):
+        self._columns, self._visible = columns, visible
+
+    def mask(self, mask_function: Callable, first: int, length: int, dtype: torch.dtype, device) -> Tensor:
+        """Additive mask `(batch, 1, w, C)` of the columns from `first` on."""
+        queries = self._columns[:, None, :, None]
+        columns = torch.arange(first, first + length, device=device)
+        rows = torch.arange(queries.shape[0], device=device)[:, None, None, None]
+        allowed = mask_function(rows, torch.zeros_like(rows), queries, columns[None, None, None])
+        return _additive(allowed & self._visible[:, None, None, first : first + length], dtype)
+
+    def _sort(self, query: Tensor) -> Tensor:
+        return query.transpose(1, 2)
+
+    def _pack(self, values: Tensor) -> Tensor:
+        return values
+
+    def _group(self, mask: Tensor, num_groups: int) -> Tensor:
+        return mask.unsqueeze(2).expand(-1, -1, num_groups, -1, -1).flatten(2, 3)
+
+
 class TracedPass(RowPass):
     """A packed pass whose attention is in compiled code: what changes from pass to pass is in tensors.
 
@@ -204,6 +232,10 @@ class TracedPass(RowPass):
         return mask.unsqueeze(2).expand(-1, -1, num_groups, -1, -1).flatten(2, 3)
 
 
+def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros((), dtype=dtype, device=allowed.device).where(allowed, torch.finfo(dtype).min)
+
+
 def _attention(base: str, module: nn.Module, query, key, value, attention_mask, **kwargs) -> tuple:
     current = _traced.what if torch.compiler.is_compiling() else _pass.get()
     if not isinstance(current, RowPass):
@@ -217,7 +249,7 @@ def _attention(base: str, module: nn.Module, query, key, value, attention_mask, 
 
 
 def _mask(base: str, batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0, **kwargs):
-    current = _pass.get()
+    current = _traced.what if torch.compiler.is_compiling() else _pass.get()
     if not isinstance(current, RowPass):
         function = ALL_MASK_ATTENTION_FUNCTIONS[base]
         mask = function(

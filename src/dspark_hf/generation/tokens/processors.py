@@ -31,6 +31,8 @@ PREFIX_FREE = frozenset(
 _OF_DISTRIBUTIONS = frozenset({logits_process.EtaLogitsWarper, logits_process.TopHLogitsWarper})
 # Those of them that do not tell tokens apart: what they do to some scores does not depend on whose they are.
 TOKEN_FREE = PREFIX_FREE - {logits_process.SuppressTokensLogitsProcessor}
+# Processors that look at scores only, and never wait for the device.
+ON_DEVICE = PREFIX_FREE - _OF_DISTRIBUTIONS
 # Processors that are functions of prefix and scores: calling them on prefixes that are rejected later does no harm.
 STATELESS = PREFIX_FREE | frozenset(
     getattr(logits_process, name)

@@ -22,12 +22,14 @@ class Settler:
         transcript ([`Transcript`]): Takes the tokens.
 
     Attributes:
+        host_reads (`int`): Times that it waited for the device.
         judged_at (`float` or `None`): Time at which the latest round's verdict was known, before anyone was told; None
             where the two cannot be told apart.
     """
 
     def __init__(self, chooser: TokenChooser, transcript: Transcript):
         self._chooser = chooser
+        self.host_reads = 0
         self._transcript = transcript
         self.judged_at: float | None = None
 
@@ -48,7 +50,6 @@ class Settler:
         if self._chooser.in_order:
             return self._settle_in_order(logits, draft_ids, candidates)
         transcript = self._transcript
-        live = transcript.live
         scores = self.block_scores(logits) if self._chooser.needs_scores() else None
         is_even = min(draft_lens) == draft_ids.shape[1]
         accepted_len, next_ids = self._chooser.verify_block(
@@ -61,7 +62,24 @@ class Settler:
         tokens = torch.cat([draft_ids, next_ids], 1).scatter_(1, accepted_len, next_ids)  # [B, n + 1]
         transcript.note_drafts(tokens)
         # The round's one wait for the device.
-        *columns, accepted_lens = torch.cat([tokens, accepted_len], 1).T.tolist()
+        self.host_reads += 1
+        return self.take(torch.cat([tokens, accepted_len], 1).cpu(), scores, logits)
+
+    def take(self, verdict: Tensor, scores: Tensor | None, logits: Tensor) -> tuple[list[int], list[int]]:
+        """Take the tokens that stand, which are noted in the transcript already.
+
+        Args:
+            verdict (`torch.LongTensor` of shape `(batch, drafts + 2)`): Tokens, and in the last column how many drafts
+                were accepted; on the host.
+            scores (`torch.FloatTensor` of shape `(batch, drafts + 1, vocab)`, *optional*): Processed scores.
+            logits (`torch.Tensor` of shape `(batch, drafts + 1, vocab)`): Raw logits.
+
+        Returns:
+            `tuple(list[int], list[int])`: As of [`settle`].
+        """
+        transcript = self._transcript
+        live = transcript.live
+        *columns, accepted_lens = verdict.T.tolist()
         self.judged_at = time.perf_counter()
         counts = [length + 1 if is_live else 0 for length, is_live in zip(accepted_lens, live, strict=True)]
         if transcript.in_step:
@@ -84,6 +102,7 @@ class Settler:
             else:
                 tokens, accepted = self._chooser.judge(None, None, scores)
             transcript.note_drafts(tokens.unsqueeze(1))
+            self.host_reads += 1
             host_tokens, host_accepted = torch.stack([tokens, accepted.long()]).tolist()
             transcript.take([host_tokens], [1] * num_rows, scores.unsqueeze(1), logits[:, index : index + 1])
             for row, was_accepted in enumerate(host_accepted):

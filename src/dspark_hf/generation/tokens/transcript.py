@@ -49,6 +49,7 @@ class Transcript:
         streamer: Any = None,
     ):
         self._batch_size, self._prompt_len = batch_size, prompt_len = input_ids.shape
+        self._device = input_ids.device
         self.ids = input_ids.long()
         self.lens = [prompt_len] * batch_size
         self._unpadded_lens = list(self.lens)
@@ -69,6 +70,10 @@ class Transcript:
         is_recorded = generation_config.return_dict_in_generate
         self.scores = [] if is_recorded and generation_config.output_scores else None
         self.logits = [] if is_recorded and generation_config.output_logits else None
+
+    def to_host(self) -> None:
+        """Keep the tokens on the host from now on: rounds have them on the device themselves."""
+        self.ids = self.ids.cpu()
 
     @property
     def num_left(self) -> list[int]:
@@ -235,7 +240,7 @@ class Transcript:
         else:
             ids = self.ids[rows, :length]
             scores = self.scores and [values[rows] for values in self.scores[: length - self._prompt_len]]
-        stops = self._rules.others(ids, None if scores is None else tuple(scores)).tolist()
+        stops = self._rules.others(ids.to(self._device), None if scores is None else tuple(scores)).tolist()
         for row, stop in zip(rows, stops, strict=True):
             self.finished[row] |= stop
 
@@ -261,13 +266,13 @@ class Transcript:
     def sequences(self) -> Tensor:
         """All rows in order, `(batch, tokens)`, padded on the right."""
         if not self._ended and self.is_level:
-            return self.prefix.clone()
+            return self.prefix.clone().to(self._device)
         self.keep([])
         num_tokens = max(row.shape[0] for row in self._ended.values())
         sequences = self.ids.new_full((self._batch_size, num_tokens), self.pad_id)
         for row_id, row in self._ended.items():
             sequences[row_id, : row.shape[0]] = row
-        return sequences
+        return sequences.to(self._device)
 
 
 def _check_drawn(tokens: list[int], vocab_size: int) -> None:
