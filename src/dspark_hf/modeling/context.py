@@ -147,7 +147,12 @@ class DraftState:
         return list(self._first_positions)
 
     def copy_held(self, held: Tensor, buffer: Tensor) -> None:
-        """Copy what one of the buffers holds of each row into `(rows, heads, columns, dim)`, token i in column i."""
+        """Copy what `held`, one of the buffers, holds of each row into another, token i into column i.
+
+        Args:
+            held (`torch.Tensor` of shape `(batch, heads, columns, dim)`): The buffer.
+            buffer (`torch.Tensor` of shape `(rows, heads, columns, dim)`): The other one, of as many rows or more.
+        """
         if not any(self._dropped):
             width = max(self.held_lens)
             buffer[: len(held), :, :width] = held[:, :, :width]
@@ -302,20 +307,38 @@ class FixedState:
         self.key_values, self.first_positions, self.lens = key_values, first_positions, lens
 
     def at(self, lens: Tensor) -> "FixedState":
-        """The same buffers with so many tokens of each row."""
+        """The same buffers with `lens` `(rows,)` tokens of each row."""
         return FixedState(self.key_values, self.first_positions, lens)
 
     def positions(self, num_tokens: int, device: torch.device) -> Tensor:
-        """Positions `(rows, num_tokens)` of the next tokens."""
+        """Positions `(rows, num_tokens)` of the next `num_tokens` tokens, on the `device`."""
         return (self.lens + self.first_positions).unsqueeze(1) + torch.arange(num_tokens, device=device)
 
     def block_mask(self, num_tokens: int, device: torch.device, view: LayerView = FULL_VIEW) -> Tensor:
-        """Which columns a block may see, `(rows, 1, 1 or num_tokens, columns)` bool."""
+        """Which columns a block may see.
+
+        Args:
+            num_tokens (`int`): Tokens of the block.
+            device (`torch.device`): Where the mask is wanted.
+            view ([`LayerView`], *optional*): As of [`DraftState.block_mask`].
+
+        Returns:
+            `torch.BoolTensor` of shape `(rows, 1, 1 or num_tokens, columns)`.
+        """
         places = self.lens.unsqueeze(1) + torch.arange(num_tokens, device=device)
         return _block_mask(places, self.key_values[0][0].shape[2], view)
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Write `(rows, heads, tokens, dim)` behind each row's context; returns all columns."""
+        """Write a layer's `keys` and `values` behind each row's context.
+
+        Args:
+            keys, values (`torch.Tensor` of shape `(rows, heads, tokens, dim)`): They.
+            layer_idx (`int`): The layer.
+            args, kwargs: Not read.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]` of shape `(rows, heads, columns, dim)`: All columns.
+        """
         rows = torch.arange(keys.shape[0], device=keys.device).unsqueeze(1)
         columns = self.lens.unsqueeze(1) + torch.arange(keys.shape[2], device=keys.device)
         for buffer, new in zip(self.key_values[layer_idx], (keys, values), strict=True):
