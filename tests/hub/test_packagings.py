@@ -69,6 +69,8 @@ def test_there_and_back(target, tmp_path, model_cls, fields, dtype):
     tensors = [load_file(tmp_path / name / "model.safetensors") for name in ("flat", "speculators", "again")]
     assert_bit_equal(tensors[0], tensors[1])
     assert_bit_equal(tensors[0], tensors[2])
+    for name in ("flat", "speculators", "again"):
+        assert len({path.stat().st_mode for path in (tmp_path / name).iterdir()}) == 1, "as open as any new file"
     if model_cls is not Eagle3Model:
         assert back.config.layer_views == drafter.config.layer_views
         problems = ENGINES["speculators"].problems(Checkpoint.read(tmp_path / "speculators"))

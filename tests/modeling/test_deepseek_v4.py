@@ -139,7 +139,7 @@ def test_layers_may_be_dense(target, tmp_path):
     ("make", "message"),
     [
         (lambda config: DSparkConfig.from_target(config, family="deepseek_v4", n_routed_experts=-1),
-         "n_routed_experts must be a whole number, 0 for dense layers, got -1"),
+         "n_routed_experts must be a whole number from 0 up, got -1"),
         (lambda config: DSparkConfig.from_target(config, family="deepseek_v4", n_routed_experts=1),
          "num_experts_per_tok=2 of n_routed_experts=1: give fewer of the former, or n_routed_experts=0"),
         (lambda config: DSparkConfig.from_target(AutoConfig.for_model("llama"), family="deepseek_v4"),

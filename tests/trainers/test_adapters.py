@@ -48,6 +48,8 @@ def test_an_adapter_is_trained_saved_loaded_and_generates(make_trainer, target, 
     assert trainer.evaluate()["eval_tau"] >= 1
     trainer.save_model()
     assert not (tmp_path / "model.safetensors").exists() and (tmp_path / "adapter_model.safetensors").exists()
+    modes = {(tmp_path / name).stat().st_mode for name in ("adapter_model.safetensors", "adapter_config.json")}
+    assert len(modes) == 1, "as open as any new file"
 
     loaded = AutoDrafter.from_pretrained(tmp_path)
     by_hand = PeftModel.from_pretrained(AutoDrafter.from_pretrained(base_dir), tmp_path).eval()

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from dspark_hf.files import copy_files
+from dspark_hf.files import copy_files, follow_umask
 from dspark_hf.modeling.borrowing import check_fit
 from dspark_hf.publishing.cards.card import is_generated
 from dspark_hf.publishing.contents import CARD, SUBFOLDER, files_to_push
@@ -51,6 +51,7 @@ def assemble(
         whole = AutoModelForCausalLM.from_pretrained(target, dtype="auto")
         check_fit(model.config, whole)
         whole.save_pretrained(folder)
+        follow_umask(folder)
     else:
         save_reference(folder, config, name or target)
     AutoTokenizer.from_pretrained(target).save_pretrained(folder)

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from dspark_hf.files import cache_root
+from dspark_hf.files import cache_root, follow_umask
 from dspark_hf.hub.adapters import check_peft
 
 EMBEDDED = "embedded"
@@ -211,5 +211,6 @@ def _convert(gguf: Path, folder: Path) -> None:
         plain.tie_weights()
         plain.generation_config = quantized.generation_config
         plain.to(torch.bfloat16).save_pretrained(folder)
+        follow_umask(folder)
         tokenizer.save_pretrained(folder)
         stages.update()

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from dspark_hf.files import follow_umask
 from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.plain_head import plain_weight
 from dspark_hf.modeling.wrappers import unwrap
@@ -125,7 +126,8 @@ def check_target_head(target: PreTrainedModel) -> None:
 
 def save_base_config(model: Any, folder: str) -> None:
     """Write the config of the drafter inside `model` to a `folder` beside its adapter: it names the target that the
-    adapter was trained for.
+    adapter was trained for. Who may read other new files may read the adapter.
     """
     if isinstance(model, PeftModel):
         unwrap(model).config.save_pretrained(folder)
+        follow_umask(folder)
