@@ -98,8 +98,11 @@ def load_target_tokenizer(target: str, *, trust_remote_code: bool = False) -> An
 
 @contextmanager
 def target_place(target: str, trust_remote_code: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where a `target` lies, and the arguments with which its own code may run if `trust_remote_code`, and no other
-    repository's.
+    """Where a `target` lies, and the arguments with which its own code may run, but no other repository's.
+
+    Args:
+        target (`str`): A repository, a folder, or `embedded`.
+        trust_remote_code (`bool`): Whether its code may run.
 
     Raises:
         `ValueError`: If code of another repository would run, or the Hub does not answer.

@@ -22,9 +22,7 @@ def visible_name(text: str) -> str:
 
 
 def plain(text: str, style: str = "") -> Text:
-    """`text` for rich, in a `style`, that is neither markup nor control: names of files, models and data, messages of
-    others.
-    """
+    """`text` for rich, in a `style`, neither markup nor control: names of files, models and data, words of others."""
     return Text(visible(text), style)
 
 

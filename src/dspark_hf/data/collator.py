@@ -15,14 +15,13 @@ COLUMNS = ("input_ids", "loss_mask", "features", "last_hidden_states", "log_norm
 
 
 def anchor_places(loss_mask: Tensor) -> Tensor:
-    """Where anchors can be: ascending positions with a context before, whose token and the next one are both
-    supervised.
+    """Where anchors can be: behind a context, where the token and the next one are supervised.
 
     Args:
         loss_mask (`torch.BoolTensor` of shape `(sequence,)`): Which tokens are supervised.
 
     Returns:
-        `torch.LongTensor` of shape `(places,)`.
+        `torch.LongTensor` of shape `(places,)`: Ascending positions.
     """
     places = torch.nonzero(loss_mask[:-1] & loss_mask[1:]).squeeze(-1)
     return places[places > 0]

@@ -23,9 +23,7 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tens
 
 
 def sampling_options(temperature: float) -> dict[str, Any]:
-    """Options of `generate()`: greedy at a `temperature` of 0, else the target's whole distribution at that
-    temperature.
-    """
+    """Options of `generate()` for a `temperature`: greedy at 0, else the target's whole distribution."""
     if temperature > 0:
         return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     # None silences the warning about sampling defaults that a checkpoint carries.

@@ -89,8 +89,11 @@ def check_mode(mode: GenerationMode, generation_config: GenerationConfig) -> Non
 
 
 def check_options(model: PreTrainedModel, generation_config: GenerationConfig) -> None:
-    """Check that the target `model` can verify blocks, and that the `generation_config` asks for nothing that cannot
-    be had.
+    """Check that the target can verify blocks, and that nothing is asked for that cannot be had.
+
+    Args:
+        model (`PreTrainedModel`): The target.
+        generation_config (`GenerationConfig`): That of the call.
 
     Raises:
         `ValueError`: If not; the message names the model or the option, and what to do.
@@ -254,7 +257,19 @@ def check_static(
     speculation: SpeculationConfig,
     synced_gpus: bool,
 ) -> None:
-    """Raise `ValueError` where rounds cannot have fixed shapes."""
+    """Check that rounds can have fixed shapes.
+
+    Args:
+        model (`PreTrainedModel`): The target.
+        drafter (`Any`): The drafter, or what drafts without a model.
+        cache (`Cache`): The target's cache.
+        generation_config (`GenerationConfig`): That of the call.
+        speculation ([`SpeculationConfig`]): How to speculate.
+        synced_gpus (`bool`): Whether processes are to be kept in step.
+
+    Raises:
+        `ValueError`: If not; the message says what to leave out.
+    """
     name, is_own = type(model).__name__, isinstance(drafter, DSparkModel)
     parameters = inspect.signature(model.forward).parameters.values()
     takes_mask = any(one.name == "attention_mask" or one.kind is one.VAR_KEYWORD for one in parameters)

@@ -12,9 +12,7 @@ _ENCODINGS = "encoding/encoding_*.py"
 
 
 def wrap_adjust(original: Callable) -> Callable:
-    """`adjust_generation_fn`, the `original`, which `from_pretrained()` of a model that generates calls when weights
-    are in place.
-    """
+    """Around `adjust_generation_fn`, the `original`, which `from_pretrained()` calls when weights are in place."""
     names = list(inspect.signature(original).parameters)
 
     def adjust_generation_fn(self, *args, **kwargs):
@@ -26,9 +24,7 @@ def wrap_adjust(original: Callable) -> Callable:
 
 
 def wrap_report(original: Callable) -> Callable:
-    """`log_state_dict_report`, the `original`, which raises for weights of other shapes: an EAGLE-3 layer is wider
-    than a model's.
-    """
+    """Around `log_state_dict_report`, the `original`, which raises for other shapes: an EAGLE-3 layer is wider."""
     names = list(inspect.signature(original).parameters)
 
     def log_state_dict_report(*args, **kwargs):
@@ -43,7 +39,7 @@ def wrap_report(original: Callable) -> Callable:
 
 
 def wrap_template(original: Callable) -> Callable:
-    """`get_chat_template` of tokenizers, the `original`, which pipelines and servers render chats with."""
+    """Around `get_chat_template` of tokenizers, the `original`, which pipelines and servers render chats with."""
 
     def get_chat_template(self, *args, **kwargs):
         try:

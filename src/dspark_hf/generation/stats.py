@@ -250,7 +250,13 @@ class ConfidenceLog:
         self._rounds: list[tuple[torch.Tensor | None, list[bool], list[bool]]] = []
 
     def note(self, live: list[bool], logits: torch.Tensor | None, drafted: list[bool]) -> None:
-        """Keep a round's logits `(rows, slots)`, if there are any, of the live rows; only the drafted have any."""
+        """Keep a round's confidence.
+
+        Args:
+            live (`list[bool]`): Which rows the round verified something of.
+            logits (`torch.Tensor` of shape `(rows, slots)` or `None`): Of the confidence head, if there are any.
+            drafted (`list[bool]`): The rows that the drafter drafted for; only theirs mean anything.
+        """
         self._rounds.append((logits, list(live), list(drafted)))
 
     def read(self) -> list[list[float]]:
@@ -281,7 +287,13 @@ class DraftLog:
         self._rounds: list[tuple[torch.Tensor, list[bool], list[int]]] = []
 
     def note(self, live: list[bool], ids: torch.Tensor, lens: list[int]) -> None:
-        """Keep a round's drafts `(rows, n)`, of which the live rows' first `lens` were verified."""
+        """Keep a round's drafts.
+
+        Args:
+            live (`list[bool]`): Which rows the round verified something of.
+            ids (`torch.LongTensor` of shape `(rows, n)`): The drafts.
+            lens (`list[int]`): How many of each row were verified.
+        """
         if self._enabled:
             # A compiled drafter writes the next drafts into the same memory.
             self._rounds.append((ids.clone(), list(live), list(lens)))
@@ -317,7 +329,7 @@ class Stopwatch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Measure the block as `prefill`, `target` or `drafter`."""
+        """Measure the block of code as the part `name`: `"prefill"`, `"target"` or `"drafter"`."""
         if not self._enabled:
             yield
             return

@@ -65,8 +65,10 @@ class Borrowed:
         return copied
 
     def head_rows(self, rows: Tensor | slice) -> OutputHead:
-        """The target's output head as it is now, for training, with what follows it: its `rows`, ids or a slice of
-        tokens.
+        """The target's output head as it is now, for training, with what follows it.
+
+        Args:
+            rows (`torch.LongTensor` of shape `(rows,)` or `slice`): Which tokens' rows.
         """
         weight, bias = plain_rows(self._whole_head, rows)
         return OutputHead(weight, *self.logit_shape, bias)

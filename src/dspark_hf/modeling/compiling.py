@@ -44,10 +44,13 @@ def open_sizes() -> AbstractContextManager:
 
 
 def mark_open(tensor: Tensor, *dims: int) -> None:
-    """Let code that is compiled with a `tensor` of any shape take it with any size of these `dims`; of all, if none is
-    named.
+    """Let code that is compiled with a tensor take it with any size of some dimensions.
 
     Sizes of 1 stay what they are: torch makes code of its own for them in any case.
+
+    Args:
+        tensor (`torch.Tensor` of any shape): The tensor.
+        dims (`int`): The dimensions; all, if none is named.
     """
     if getattr(tensor, "dspark_is_open", False):
         # Most tensors are seen by every layer, and marking takes longer than looking.

@@ -56,7 +56,7 @@ class Eagle3Layer(GradientCheckpointingLayer):
         self.norm_before_residual = config.norm_before_residual
 
     def pairs(self, embeds: Tensor, hidden: Tensor) -> Tensor:
-        """What the attention reads, `(batch, tokens, 2 * hidden)`, of `embeds` and `hidden`, each `(batch, tokens,
+        """What the attention reads, `(batch, tokens, 2 * hidden)`, of `embeds` and `hidden`, both `(batch, tokens,
         hidden)`.
         """
         return torch.cat([self.input_layernorm(embeds), self.hidden_norm(hidden)], -1)

@@ -4,9 +4,7 @@ from typing import Any
 
 
 def unwrap(model: Any) -> Any:
-    """The model that runs in the end: that inside `torch.compile` and PEFT wrappers around `model`, any other as it
-    is.
-    """
+    """The model that runs in the end: that inside a `model` of `torch.compile` or PEFT, any other as it is."""
     while True:
         if "_orig_mod" in getattr(model, "_modules", {}):
             model = model._orig_mod

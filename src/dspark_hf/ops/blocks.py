@@ -55,8 +55,15 @@ def block_targets(
 
 
 def slot_weights(num_slots: int, decay: float, device: torch.device | None = None) -> Tensor:
-    """`exp(-(k - 1) / decay)` for slots k = 1..`num_slots`, float32 `(num_slots,)` on the `device`: early slots decide
-    more (paper, section 3.4).
+    """How much slots weigh in the loss, `exp(-(k - 1) / decay)`: early ones decide more (paper, section 3.4).
+
+    Args:
+        num_slots (`int`): Slots, k = 1, 2, ...
+        decay (`float`): Slots after which a weight is 1 / e of what it was.
+        device (`torch.device`, *optional*): Where it is wanted.
+
+    Returns:
+        `torch.FloatTensor` of shape `(num_slots,)`.
     """
     return torch.exp(-torch.arange(num_slots, device=device, dtype=torch.float32) / decay)
 

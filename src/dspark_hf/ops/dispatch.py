@@ -56,8 +56,11 @@ def kernel_for(name: str, device: torch.device) -> ModuleType | None:
 
 
 def choose(name: str, device: torch.device) -> Choice:
-    """What runs for the op of this `name` on a `device` and why, in words; what is asked for and cannot run is told,
-    not raised.
+    """What runs for an op, and why, in words; what is asked for and cannot run is told, not raised.
+
+    Args:
+        name (`str`): The op, as its folder is called.
+        device (`torch.device`): Where its tensors are.
     """
     try:
         choice = _by_rule(device)

@@ -40,8 +40,12 @@ class OutputHead(NamedTuple):
 
 
 def shape_logits(logits: Tensor, scale: float = 1.0, softcap: float | None = None) -> Tensor:
-    """`softcap * tanh(scale * logits / softcap)` of `logits` of any shape by `scale` and `softcap`, without the parts
-    that change nothing.
+    """`softcap * tanh(scale * logits / softcap)`, elementwise, without the parts that change nothing.
+
+    Args:
+        logits (`torch.Tensor` of any shape): What the head's matrix gives.
+        scale (`float`, *optional*, defaults to 1.0): What they are multiplied with.
+        softcap (`float`, *optional*): The cap, if there is one.
     """
     logits = logits if scale == 1 else scale * logits
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)

@@ -123,8 +123,11 @@ def describe(record: dict[str, Any], name: str) -> list[dict[str, str]]:
 
 
 def metrics(record: dict[str, Any], name: str) -> list[tuple[str, str, float]]:
-    """What an evaluation's `record` was measured on, `name` unless it says so, the metric's name and its value, for
-    the card's metadata.
+    """What was measured for the card's metadata: on what, the metric's name and its value.
+
+    Args:
+        record (`dict`): The evaluation.
+        name (`str`): On what, where the record does not tell.
     """
     if not record.get("rows"):
         return [(name, f"{_METRIC}{_with_lookup(record)}", record["tau"])]

@@ -110,9 +110,7 @@ class DrafterFolder:
 
 
 def held_out_figures(path: Path) -> dict[str, float]:
-    """What the last evaluation of a training in the folder at `path` found, by the names without `eval_`; empty if
-    none.
-    """
+    """What the last evaluation of a training in the folder at `path` found, without `eval_` in names, if any."""
     if not (path / _HELD_OUT).is_file():
         return {}
     kept = ("eval_tau", "eval_expected_tau", "eval_greedy_tau", "eval_loss", "eval_accept_rate_slot_")

@@ -125,8 +125,13 @@ def check_target_head(target: PreTrainedModel) -> None:
 
 
 def save_base_config(model: Any, folder: str) -> None:
-    """Write the config of the drafter inside `model` to a `folder` beside its adapter: it names the target that the
-    adapter was trained for. Who may read other new files may read the adapter.
+    """Write the drafter's own config beside its adapter: it names the target that the adapter was trained for.
+
+    Who may read other new files may read the adapter.
+
+    Args:
+        model (`Any`): The drafter; nothing is written for one without an adapter.
+        folder (`str`): Where.
     """
     if isinstance(model, PeftModel):
         unwrap(model).config.save_pretrained(folder)

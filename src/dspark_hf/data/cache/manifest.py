@@ -230,10 +230,9 @@ def _named(setting: str) -> str:
 
 
 def weights_digest(target: PreTrainedModel) -> str | None:
-    """Digest of a few elements of every parameter of the `target`, equal for bfloat16 and float32 copies of one
-    checkpoint.
+    """Digest of a few elements of every parameter, equal for bfloat16 and float32 copies of one checkpoint.
 
-    The output head alone does not tell a target from one that was fine-tuned, or has an adapter.
+    The output head alone does not tell a `target` from one that was fine-tuned, or has an adapter.
 
     Returns:
         `str`, or `None` where weights are not at hand (meta device).

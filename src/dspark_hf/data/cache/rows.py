@@ -223,9 +223,7 @@ def sample_channels(source: TargetFeatures, rows: Iterable[Mapping[str, Any]]) -
 
 
 def all_channel_statistics(states: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Center and scale of every channel of `states`, features and last hidden ones of shape `(tokens, width)`, by
-    name.
-    """
+    """Center and scale of every channel, by name, of `states`: features and last hidden ones, `(tokens, width)`."""
     channels = {}
     for name, state in zip(STATES, states, strict=True):
         channels[f"{name}.center"], channels[f"{name}.scale"] = channel_statistics(state)
@@ -254,8 +252,8 @@ def read_channels(folder: Path) -> dict[str, Tensor]:
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of rows of these `lengths` in batches of similar length, of at most `batch_tokens` with padding; a
-    longer row goes alone.
+    """Indices of rows of similar `lengths`, at most `batch_tokens` in a batch, padding included; a longer row goes
+    alone.
     """
     order = sorted(range(len(lengths)), key=lambda index: lengths[index], reverse=True)
     start = 0

@@ -113,9 +113,7 @@ def seconds_in_parts(runs: Sequence[Run]) -> dict[str, float] | None:
 
 
 def time_share(seconds: dict[str, float] | None) -> dict[str, float] | None:
-    """Fractions of the rounds' time, of `seconds` by part, that go to the target, to the drafter, and to everything
-    else.
-    """
+    """Fractions of the rounds' time that go to the target, to the drafter, and to the rest, of `seconds` by part."""
     if seconds is None:
         return None
     rounds = {part: seconds[part] for part in ("target", "drafter", "rest")}

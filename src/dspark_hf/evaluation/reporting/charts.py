@@ -114,9 +114,7 @@ def threshold_chart(summaries: Summaries) -> Figure | None:
 
 
 def throughput_chart(summaries: Summaries) -> Figure | None:
-    """Tokens per second over those of plain generate(), against the batch size; of those of `summaries` with several
-    sizes.
-    """
+    """Tokens per second over plain generate()'s against the batch size, of those of `summaries` with several sizes."""
     figure, axes = _figure()
     index = 0
     for name, summary in summaries.items():

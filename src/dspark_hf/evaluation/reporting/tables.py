@@ -26,9 +26,7 @@ class Table:
 
 
 def conditions(summary: Mapping[str, Any]) -> list[str]:
-    """What every figure of a run's `summary` depends on, and what would mislead if it were not said: one sentence
-    each.
-    """
+    """What every figure of a run's `summary` depends on, and what would mislead unsaid: one sentence each."""
     made = summary["made_with"]
     settings = made["settings"]
     lines = [
@@ -70,8 +68,8 @@ def context(summary: Mapping[str, Any]) -> str:
 
 
 def headline(summary: Mapping[str, Any], *, categories: bool = False) -> Table:
-    """One row for each task, temperature, batch size and way of a run's `summary`; with `categories`, for each
-    category of the tasks that have some.
+    """One row for each task, temperature, batch size and way of a run's `summary`; with `categories`, for each of
+    those.
     """
     rows = [
         [
@@ -286,8 +284,10 @@ def _without_empty(table: Table) -> Table:
 
 
 def side_by_side(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Tau and speed of several runs, `summaries` by name, a column each; what keeps them from being compared is said
-    with it.
+    """Tau and speed of several runs, a column each; what keeps them from being compared is said with it.
+
+    Args:
+        summaries (`Mapping`): The runs' summaries by name.
     """
     names, cells = list(summaries), {}
     for name, summary in summaries.items():

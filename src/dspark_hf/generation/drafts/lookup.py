@@ -41,8 +41,8 @@ class NgramIndex:
             known.append(token)
 
     def draft(self, num_drafts: int) -> list[int]:
-        """`num_drafts` tokens as they followed the longest suffix that occurred before, where it occurred last; empty
-        if none did.
+        """`num_drafts` tokens as they followed the latest earlier place of the longest suffix that has one; empty
+        without.
         """
         known = self._ids
         for size in reversed(self._sizes):

@@ -119,8 +119,11 @@ class DraftContext(PendingContext):
 
     @classmethod
     def of(cls, request: Request, layout: PromptLayout) -> "DraftContext":
-        """The context of a `request`'s drafter, whose passes are compiled where that was asked for, behind the
-        `layout`'s prompt.
+        """The context of a request's drafter, whose passes are compiled where that was asked for.
+
+        Args:
+            request ([`Request`]): What was asked for.
+            layout ([`PromptLayout`]): Where its prompt stands.
         """
         is_compiled = request.speculation.compile and isinstance(request.drafter, DSparkModel)
         # Embeddings take the place of ids.

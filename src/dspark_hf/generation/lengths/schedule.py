@@ -192,8 +192,8 @@ class Schedule:
                 part.record.settle(gain, extra, len(lens))
 
     def cuts_pay(self, lens: Sequence[int]) -> bool:
-        """Whether verifying less than `lens` drafts of each row may save time that is worth anything; survival need
-        not be known otherwise.
+        """Whether verifying less than `lens` drafts of the rows may save time worth anything; else survival is not
+        asked for.
         """
         if self.options.policy in ("fixed", "threshold"):
             return self.options.policy == "threshold"

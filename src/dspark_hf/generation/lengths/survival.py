@@ -39,8 +39,10 @@ class Signals:
 
 
 def certain_signals(num_rows: int, num_slots: int) -> dict[str, np.ndarray]:
-    """Signals `(num_rows, num_slots)` of drafts that were certain, as those of lookup: that says nothing of their
-    chance, so all are alike.
+    """Signals of drafts that were certain, as those of lookup: that says nothing of their chance, so all are alike.
+
+    Args:
+        num_rows, num_slots (`int`): How many there are.
     """
     return {"max_probs": np.full((num_rows, num_slots), _CERTAIN)}
 

@@ -34,9 +34,7 @@ def continues(model_type: str) -> bool:
 
 
 def is_linear(layer: object) -> bool:
-    """Whether a cache's `layer` may hold recurrent states, or inputs of a convolution; it may hold keys and values
-    too.
-    """
+    """Whether a cache's `layer` may hold recurrent states or inputs of a convolution; it may hold keys, too."""
     return isinstance(layer, LinearAttentionCacheLayerMixin)
 
 

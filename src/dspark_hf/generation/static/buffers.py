@@ -39,17 +39,17 @@ class Bucket(NamedTuple):
 
 
 def bucket_rows(num_rows: int) -> int:
-    """The least power of two that holds so many rows."""
+    """The least power of two that holds `num_rows` rows."""
     return 1 << max(num_rows - 1, 0).bit_length()
 
 
 def bucket_columns(num_columns: int) -> int:
-    """The least power of two, 128 at least, that holds so many columns."""
+    """The least power of two, 128 at least, that holds `num_columns` columns."""
     return max(bucket_rows(num_columns), _LEAST_COLUMNS)
 
 
 def bucket_width(num_tokens: int, most: int) -> int:
-    """The least of 1, 2, 4, ... and `most` that holds so many tokens of a row."""
+    """The least of 1, 2, 4, ... and `most` that holds `num_tokens` tokens of a row."""
     return min(bucket_rows(num_tokens), most)
 
 
@@ -98,7 +98,7 @@ class FixedCache(Cache):
     """Layers over fixed buffers; what shares another layer's keys has none of its own."""
 
     def begin(self, columns: Tensor) -> None:
-        """Expect a pass whose tokens stand in these columns, `(rows, w)`."""
+        """Expect a pass whose tokens stand in these `columns`, int64 `(rows, w)`."""
         cells = torch.arange(columns.shape[0], device=columns.device).unsqueeze(1), columns
         for layer in self.layers:
             if isinstance(layer, FixedLayer):
@@ -221,7 +221,13 @@ class Buffers:
         return self._candidates[num_candidates]
 
     def fits(self, cache: Cache, state: DraftState, num_rows: int, num_columns: int) -> bool:
-        """Whether these buffers hold so many rows and columns of a prompt's cache and context."""
+        """Whether these buffers hold a prompt's cache and context.
+
+        Args:
+            cache (`Cache`): The cache.
+            state ([`DraftState`]): The context.
+            num_rows, num_columns (`int`): Rows and columns to hold.
+        """
         return (
             self.num_rows >= num_rows and self.num_columns >= num_columns and self.made_for == shapes_of(cache, state)
         )
@@ -278,7 +284,7 @@ def _holds(layer: CacheLayerMixin) -> bool:
 
 
 def shapes_of(cache: Cache, state: DraftState) -> tuple:
-    """What buffers for a cache and a context are made by, besides the numbers of rows and columns."""
+    """What buffers for a `cache` and a context, `state`, are made by, besides the numbers of rows and columns."""
     tensors = [part for layer in cache.layers if _holds(layer) for part in (layer.keys, layer.values)]
     tensors += [part for kv in state.key_values for part in kv]
     return tuple((tensor.shape[1], tensor.shape[3], tensor.dtype, tensor.device) for tensor in tensors)

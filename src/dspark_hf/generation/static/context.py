@@ -15,7 +15,7 @@ class StaticContext(DraftContext):
     _rounds: StaticRunner | None = None
 
     def enter(self, rounds: StaticRunner) -> None:
-        """Go on with the context in the buffers of static rounds."""
+        """Go on with the context in the buffers of static `rounds`."""
         self._rounds, self._state = rounds, None
 
     def select(self, rows: list[int]) -> None:

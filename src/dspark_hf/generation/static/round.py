@@ -130,7 +130,7 @@ class Report:
         return self._values[:, :width].long(), accepted.long()
 
     def proposal(self, num_slots: int) -> Proposal:
-        """The next block's first drafts, and what was said of them."""
+        """The next block's first `num_slots` drafts, and what was said of them."""
         start = 2 + self._num_slots
         ids, confidence, max_probs = (
             self._values[:, start + part * self._num_slots :][:, :num_slots] for part in range(3)
@@ -138,5 +138,5 @@ class Report:
         return Proposal(ids.long(), None, confidence.float() if self._has_confidence else None, max_probs.float())
 
     def keep(self, rows: list[int]) -> None:
-        """Go on with these rows only."""
+        """Go on with these `rows` only, numbers from 0."""
         self._values = self._values[rows]

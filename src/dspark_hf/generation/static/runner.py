@@ -63,6 +63,9 @@ class StaticRunner(FlatRunner):
             vocab_size (`int`): Tokens that the target tells apart.
             rows (`list[int]`): Rows of the prompt that go on.
             anchor_ids (`list[int]`): Their last tokens.
+
+        Raises:
+            `ValueError`: If what was rejected could not be masked in this target.
         """
         if not self._is_flat:
             raise ValueError(
@@ -120,7 +123,9 @@ class StaticRunner(FlatRunner):
             layer.reset()
 
     def drafted(self, num_slots: int) -> Proposal:
-        """The next block's first drafts, of the rows at work; the round before has made them, unless drafts paused."""
+        """The next block's first `num_slots` drafts, of the rows at work; the round before has made them, unless
+        drafts paused.
+        """
         if not self._has_drafts:
             self._launch(0, drafts=True)
         return self._report.proposal(num_slots)

@@ -142,9 +142,7 @@ def _run_layer(layer, *args, **kwargs):
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module] | None:
-    """The decoder layers of a target `model`, in order; None where they do not stand in one list, or do not take the
-    cache.
-    """
+    """A target `model`'s decoder layers, in order; None where they are in no single list, or do not take the cache."""
     num_layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     lists = [child for child in model.get_decoder().children() if isinstance(child, nn.ModuleList)]
     found = [list(layers) for layers in lists if len(layers) == num_layers]

@@ -6,8 +6,7 @@ from transformers import PreTrainedModel
 
 
 def decode_kernels(model: PreTrainedModel) -> AbstractContextManager:
-    """What transformers puts around a `model`'s passes behind the prompt: off the CPU, experts then run by another
-    kernel.
+    """What transformers puts around a `model`'s passes behind the prompt: on a GPU, another kernel for experts.
 
     Verification by the kernels of plain decoding gives the tokens of plain decoding.
     """

@@ -42,15 +42,15 @@ class Packing:
         self._rows: dict[torch.device, Rows] = {}
 
     def cells(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Row and column of each token, `(N,)` each."""
+        """Row and column of each token on a `device`, int64 `(N,)` each."""
         return self._on(device)[:2]
 
     def columns(self, device: torch.device) -> Tensor:
-        """Columns `(batch, w)` of the rows' tokens; past a row's count they go on, and mean nothing."""
+        """Columns `(batch, w)` of the rows' tokens on a `device`; past a row's count they go on, and mean nothing."""
         return torch.tensor(self.starts, device=device).unsqueeze(1) + torch.arange(self.width, device=device)
 
     def rows(self, device: torch.device) -> Rows:
-        """Where the rows stand, as attention over them takes it."""
+        """Where the rows stand, on a `device`, as attention over them takes it."""
         if device not in self._rows:
             numbers = [self.starts, self.counts, self._offsets.tolist()]
             numbers = torch.tensor(numbers, dtype=torch.int32).to(device, non_blocking=True)
@@ -59,7 +59,7 @@ class Packing:
         return self._rows[device]
 
     def pack(self, values: Tensor) -> Tensor:
-        """`(1, N, ...)` of `(batch, w, ...)`."""
+        """`(1, N, ...)` of `values` `(batch, w, ...)`."""
         values = values.flatten(0, 1)
         return (values if self.is_even else values.index_select(0, self._on(values.device)[2])).unsqueeze(0)
 
@@ -82,7 +82,8 @@ class Packing:
         return values[0].index_select(0, self._places[key]).view(num_rows, num_tokens, *values.shape[2:])
 
     def order(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Where each row's tokens stand among N, `(batch, w)`, and each of N among the rows' tokens, `(N,)`.
+        """Where each row's tokens stand among N, `(batch, w)`, and each of N among the rows' tokens, `(N,)`, on a
+        `device`.
 
         Past a row's count its last token is repeated.
         """

@@ -32,8 +32,10 @@ class Peers:
         return self._group is not None
 
     def go_on(self, is_over: bool) -> bool:
-        """Whether anyone still generates, where this process `is_over` or not. All processes must ask at the same
-        time.
+        """Whether anyone still generates. All processes must ask at the same time.
+
+        Args:
+            is_over (`bool`): Whether this one does not.
         """
         if not self.is_synced:
             return not is_over
@@ -42,10 +44,12 @@ class Peers:
         return num_left.item() > 0
 
     def agree(self, values: Tensor) -> Tensor:
-        """What the first of the processes that run the same rows has computed; the `values` of any shape themselves
-        without such.
+        """What the first of the processes that run the same rows has computed; without such, what was given.
 
         Draws differ where generators were seeded differently, and a logit may where processors do.
+
+        Args:
+            values (`torch.Tensor` of any shape): What this process has computed.
         """
         if self._group is not None:
             values = values.contiguous()

@@ -12,8 +12,6 @@ def prepares_elsewhere(model: PreTrainedModel) -> bool:
 
 
 def hook_arguments(model: PreTrainedModel) -> set[str]:
-    """What hooks of a `model` hand to layers: `adapter_names`, one for each row, or `alora_offsets`, counted in
-    tokens.
-    """
+    """What hooks hand to a `model`'s layers: `adapter_names`, one for each row, or `alora_offsets`, in tokens."""
     hooks = [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
     return {name for hook in hooks if isinstance(hook, partial) for name in hook.keywords}

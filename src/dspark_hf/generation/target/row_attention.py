@@ -38,7 +38,7 @@ _swap = threading.RLock()
 
 
 def can_swap(model: PreTrainedModel) -> bool:
-    """Whether a target says that it takes attention functions from outside, and has one that can be stood in for."""
+    """Whether a target `model` says that it takes attention functions from outside, and has one to stand in for."""
     config = model.config.get_text_config(decoder=True)
     # Another thread may be in the middle of a pass.
     base = config._attn_implementation.removeprefix(_PREFIX)
@@ -54,7 +54,12 @@ def can_swap(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def attention_of(model: PreTrainedModel, what: "Trial | RowPass") -> Iterator[None]:
-    """Run the target's passes in this block through the functions of this file."""
+    """Run passes of a target in this block through the functions of this file.
+
+    Args:
+        model (`PreTrainedModel`): The target.
+        what ([`Trial`] or a pass of this file): What the functions then serve.
+    """
     config = model.config.get_text_config(decoder=True)
     with _swap:
         before = config._attn_implementation
@@ -78,7 +83,13 @@ class Trial:
         self._is_plain = True
 
     def note_attention(self, module: nn.Module, mask: Tensor | None, kwargs: dict) -> None:
-        """Note that a layer asked the interface, with which mask, and what else came along."""
+        """Note that a layer asked the interface.
+
+        Args:
+            module (`nn.Module`): The layer's attention.
+            mask (`torch.Tensor` of shape `(batch, 1, tokens, columns)` or `None`): The mask that it has.
+            kwargs (`dict`): What else came along.
+        """
         self._layer_ids.add(getattr(module, "layer_idx", None))
         # Biases that depend on cache columns are laid out for the whole batch, whether they come along or in the mask.
         self._is_plain &= kwargs.get("position_bias") is None and (mask is None or self._is_known(mask))
@@ -89,7 +100,12 @@ class Trial:
         return any(mask is other or (mask.device != other.device and mask.shape == other.shape) for other in made)
 
     def note_mask(self, mask: Tensor | None, use_vmap: bool) -> None:
-        """Note a mask that the interface made, and whether its function had to be mapped."""
+        """Note a mask that the interface made.
+
+        Args:
+            mask (`torch.Tensor` of shape `(batch, 1, tokens, columns)` or `None`): The mask.
+            use_vmap (`bool`): Whether its function had to be mapped.
+        """
         self._num_masks += 1
         if mask is not None:
             self._masks.append(weakref.ref(mask))
@@ -97,7 +113,7 @@ class Trial:
         self._is_plain &= not use_vmap
 
     def allows_packing(self, cache: Cache) -> bool:
-        """Whether every layer of the cache was seen, and nothing that depends on more than row and column."""
+        """Whether every layer of the `cache` was seen, and nothing that depends on more than row and column."""
         layer_ids = {index for index, layer in enumerate(cache.layers) if layer.is_initialized}
         return self._is_plain and self._num_masks > 0 and layer_ids <= self._layer_ids
 
@@ -118,7 +134,18 @@ class RowPass:
     def mask(
         self, mask_function: Callable, first: int, length: int, dtype: torch.dtype, device, window: int | None = None
     ) -> Tensor:
-        """Additive mask `(batch, 1, w, C)` of the columns from `first` on; `window` is the layer's, if it has one."""
+        """Additive mask of some columns, for [`RowPass.sdpa`] and [`RowPass.eager`].
+
+        Args:
+            mask_function (`Callable`): That of transformers: of rows, heads, columns of queries and columns of keys.
+            first, length (`int`): The first column, and how many.
+            dtype (`torch.dtype`): That of the scores.
+            device (`torch.device`): Where it is wanted.
+            window (`int`, *optional*): The layer's window, if it has one.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, 1, w, length)`.
+        """
         mask = self._make_mask(mask_function, first, length, dtype, device)
         view = view_of(mask_function, window, self.packing)
         if view is not None:
@@ -139,7 +166,18 @@ class RowPass:
         return _additive(allowed.expand(batch_size, 1, packing.width, length), dtype)
 
     def sdpa(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, scaling) -> Tensor:
-        """Attention `(1, N, Q, D)`; heads that share keys are put side by side, so no key is repeated."""
+        """Attention by torch; heads that share keys are put side by side, so no key is repeated.
+
+        Args:
+            query (`torch.Tensor` of shape `(1, Q, N, D)`): Queries of the packed tokens.
+            key, value (`torch.Tensor` of shape `(batch, H, C, D)`): Keys and values of the cache's columns.
+            mask (`torch.Tensor` of shape `(batch, 1, w, C)`): That of [`RowPass.mask`].
+            dropout (`float`): Part of the weights to drop.
+            scaling (`float` or `None`): What scores are multiplied with; `D ** -0.5`, if None.
+
+        Returns:
+            `torch.Tensor` of shape `(1, N, Q, D)`.
+        """
         known = self._views.get(id(mask))
         if known is not None and dropout == 0 and has_kernel(query, key, value):
             _, view, first = known
@@ -157,7 +195,18 @@ class RowPass:
         return self._pack(out.flatten(2, 3).contiguous())
 
     def eager(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **kwargs) -> Tensor:
-        """The target's own function `(1, N, Q, D)`, with its soft-caps and sinks."""
+        """Attention by the target's own function, with its soft-caps and sinks.
+
+        Args:
+            module (`nn.Module`): The layer's attention.
+            query (`torch.Tensor` of shape `(1, Q, N, D)`): Queries of the packed tokens.
+            key, value (`torch.Tensor` of shape `(batch, H, C, D)`): Keys and values of the cache's columns.
+            mask (`torch.Tensor` of shape `(batch, 1, w, C)`): That of [`RowPass.mask`].
+            kwargs: What else the layer passes.
+
+        Returns:
+            `torch.Tensor` of shape `(1, N, Q, D)`.
+        """
         queries = self._sort(query).transpose(1, 2)
         return self._pack(_eager_attention(module)(module, queries, key, value, mask, **kwargs)[0])
 

@@ -113,8 +113,13 @@ class Settler:
         return [index + 1] * num_rows, accepted_lens
 
     def block_scores(self, logits: Tensor) -> Tensor:
-        """Processed scores behind the tokens so far, of `logits` `(batch, positions, vocab)` and so shaped. Not for
-        `in_order`.
+        """Processed scores behind the tokens so far. Not for `in_order`.
+
+        Args:
+            logits (`torch.Tensor` of shape `(batch, positions, vocab)`): The target's.
+
+        Returns:
+            `torch.FloatTensor` of that shape.
         """
         transcript = self._transcript
         return self._chooser.block_scores(transcript.ids, transcript.lens, transcript.row_ids, logits)

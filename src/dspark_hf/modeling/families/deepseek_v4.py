@@ -22,7 +22,7 @@ class DenseMLP(stock.DeepseekV4MLP):
     """What stands in the place of a mixture of experts: one expert of `moe_intermediate_size`, without a router."""
 
     def forward(self, hidden_states: Tensor, input_ids: Tensor | None = None) -> Tensor:
-        """States `(batch, tokens, hidden)` of `hidden_states` of that shape; `input_ids` `(batch, tokens)` are for
+        """States of the shape of `hidden_states`, `(batch, tokens, hidden)`; `input_ids` `(batch, tokens)` are for
         routers.
         """
 

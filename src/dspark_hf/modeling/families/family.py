@@ -183,18 +183,18 @@ class Family:
         return hidden
 
     def collapse(self, config: PreTrainedConfig) -> nn.Module | None:
-        """What makes states `(batch, tokens, hidden)` of the last layer's output, by the decoder's `config`; None
-        where they are such.
+        """What makes states `(batch, tokens, hidden)` of the last layer's output, by the decoder's `config`; None if
+        nothing.
         """
         return None
 
     def init_weights(self, module: nn.Module, std: float) -> None:
-        """Fill in fresh weights of a `module` that transformers does not know in general, with a standard deviation of
+        """Fill in fresh weights of a `module` that transformers does not know in general, with standard deviation
         `std`.
         """
 
     def rotary(self, config: PreTrainedConfig) -> nn.Module:
-        """Tables for [`Family.rope`], by the decoder's `config`. What depends on the length is that of the original
+        """Tables for [`Family.rope`], by the decoder's `config`: as for texts of the original length, whatever the
         length.
         """
         rotary = self.rotary_cls(config)
