@@ -1,12 +1,21 @@
 """Folders of drafters and adapters from others: broken fields, sizes and indexes end in an error that names them."""
 
+import copy
 import json
 import os
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from peft import (
+    AdaLoraConfig,
+    FourierFTConfig,
+    LoHaConfig,
+    LoraConfig,
+    PeftModel,
+    VeraConfig,
+    get_peft_model,
+)
+from safetensors.torch import load_file, save_file
 
 from dspark_hf import AutoDrafter, DFlashConfig, DSparkModel, Eagle3Model
 from dspark_hf.publishing.folder import DrafterFolder
@@ -99,13 +108,17 @@ def test_errors_name_the_field_and_are_short(edited, change, message):
     assert str(folder) in str(caught.value) and len(str(caught.value)) < 1500
 
 
-def test_an_index_without_metadata_is_told(edited):
+@pytest.mark.parametrize("more", [{}, {"metadata": None}, {"metadata": [1]}], ids=str)
+def test_an_index_without_metadata_is_loaded(edited, whole, more):
     folder = edited("drafter", "config.json", {})
     shard = "model-00001-of-00001.safetensors"
     (folder / "model.safetensors").rename(folder / shard)
     names = dict.fromkeys(load_file(folder / shard), shard)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    with pytest.raises(ValueError, match="index.json has no `metadata`"):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names, **more}))
+    drafter, other = AutoDrafter.from_pretrained(folder), AutoDrafter.from_pretrained(whole / "drafter")
+    assert drafter.name_or_path == str(folder) and torch.equal(drafter.fc.weight, other.fc.weight)
+    (folder / shard).unlink()
+    with pytest.raises(ValueError, match=f"lacks {shard}, which its index names"):
         AutoDrafter.from_pretrained(folder)
 
 
@@ -142,8 +155,6 @@ def test_broken_adapters_are_refused(edited, change):
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        ({"r": 200_000}, "r asks for the rank 200000, which no tensor"),
-        ({"rank_pattern": {"q_proj": 10**10}}, "rank_pattern asks for the rank 10000000000"),
         ({"rank_pattern": {"(((q_proj)*)*)*!": 2}}, "rank_pattern is an expression whose search may not end"),
         ({"target_modules": "(([a-z._0-9]*)*)*!"}, "target_modules is an expression whose search may not end"),
         ({"exclude_modules": "(([a-z._0-9]*)*)*!"}, "exclude_modules is an expression"),
@@ -161,6 +172,54 @@ def test_fields_of_adapters_are_looked_at_before_anything_is_made(edited, change
     folder = edited("adapter", "adapter_config.json", change)
     with pytest.raises(ValueError, match=f"adapter_config.json: {field}"):
         AutoDrafter.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "shape"),
+    [
+        ({"r": 200_000}, r"\(200000, 16\), which is \(2, 16\)"),
+        ({"r": 16}, r"\(16, 16\), which is \(2, 16\)"),
+        ({"rank_pattern": {"q_proj": 10**10}}, r"\(10000000000, 16\), which is"),
+        ({"target_modules": ["q_proj", "v_proj"]}, r"v_proj.lora_A.weight of shape \(2, 16\), which is not there"),
+    ],
+    ids=str,
+)
+def test_tensors_of_adapters_are_of_the_shapes_that_its_config_asks_for(edited, change, shape):
+    folder = edited("adapter", "adapter_config.json", change)
+    # Somewhere in the file, but not in this layer.
+    weights = load_file(folder / "adapter_model.safetensors")
+    save_file({**weights, "other": torch.zeros(16, 200_000)}, folder / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=f"adapter_config.json asks for the tensor .*{shape}"):
+        AutoDrafter.from_pretrained(folder)
+
+
+METHODS = {
+    "AdaLoRA": (AdaLoraConfig(init_r=4, target_r=2, total_step=9, target_modules=["q_proj"]), "init_r"),
+    "VeRA": (VeraConfig(r=4, target_modules=["q_proj"], save_projection=True), "r"),
+    "VeRA without": (VeraConfig(r=4, target_modules=["q_proj"], save_projection=False), "r"),
+    "LoHa": (LoHaConfig(r=2, target_modules=["q_proj"]), "r"),
+    "FourierFT": (FourierFTConfig(n_frequency=8, target_modules=["q_proj"]), "n_frequency"),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_method_of_adapters_takes_memory_that_its_file_does_not_fill(whole, tmp_path, name):
+    config, field = METHODS[name]
+    adapted = get_peft_model(AutoDrafter.from_pretrained(whole / "drafter"), copy.deepcopy(config))
+    adapted.save_pretrained(tmp_path)
+    assert isinstance(AutoDrafter.from_pretrained(tmp_path), PeftModel)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: 10**8}))
+    with pytest.raises(ValueError, match="adapter_config.json|n_frequency"):
+        AutoDrafter.from_pretrained(tmp_path)
+    if name == "VeRA without":
+        # Both say so, but the matrix is made from a seed.
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 10**5}))
+        weights = load_file(tmp_path / "adapter_model.safetensors")
+        large = {key: torch.zeros(10**5) if "lambda_d" in key else one for key, one in weights.items()}
+        save_file(large, tmp_path / "adapter_model.safetensors")
+        with pytest.raises(ValueError, match="numbers, of which most are not in .*Lower its rank"):
+            AutoDrafter.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("modules", ["all-linear", r".*\.(q_proj|v_proj)", ["q_proj"]], ids=str)

@@ -18,10 +18,13 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dspark_hf import AutoDrafter, DraftTrainer, DraftTrainingArguments, DSparkForCausalLM, DSparkModel
+from dspark_hf.hub.assemble import assemble
 from dspark_hf.publishing import push_folder, write_training_record
+from dspark_hf.publishing.cards.card import write_card
 from dspark_hf.publishing.cards.facts import CardFacts
 from dspark_hf.publishing.contents import DRAFTER, files_to_push
 from dspark_hf.publishing.push import prepare
+from dspark_hf.publishing.remote import Repository
 
 SECRET = "a-secret-that-must-stay"
 # What lies in folders of drafters: a trainer's and others' leavings, keys, texts.
@@ -213,13 +216,13 @@ def test_a_copy_that_fails_does_not_end_training(hub, make_trainer, left_over, m
 
 def test_a_drafter_in_memory_and_a_folder(uploaded, hub, folder):
     AutoDrafter.from_pretrained(folder).push_to_hub("org/memory")
-    assert uploaded("org/memory") == DRAFTER_FILES
+    assert uploaded("org/memory") == DRAFTER_FILES | {"calibration.json"}
     push_folder(folder, "org/folder")
     assert uploaded("org/folder") == WHOLE
     push_folder(folder, "org/with-tokenizer", tokenizer=True)
     assert uploaded("org/with-tokenizer") == WHOLE | {"tokenizer.json"}
-    AutoDrafter.from_pretrained(folder).save_pretrained(folder, push_to_hub=True, repo_id="org/saved")
-    assert uploaded("org/saved") == DRAFTER_FILES  # with a card of transformers
+    with pytest.raises(ValueError, match="push_to_hub=True. is not supported: call drafter.push_to_hub.repo_id"):
+        AutoDrafter.from_pretrained(folder).save_pretrained(folder, push_to_hub=True, repo_id="org/saved")
 
 
 def test_shards(uploaded, hub, folder):
@@ -245,7 +248,7 @@ def test_both_models(uploaded, hub, folder, dspark, tiny_target_dir, tiny_tokeni
     assert uploaded("org/both") == root | inside
     model = DSparkForCausalLM.from_pretrained("org/both")
     model.push_to_hub("org/memory", tokenizer=AutoTokenizer.from_pretrained("org/both"))
-    memory = {"dspark/config.json", "dspark/model.safetensors"}
+    memory = {"dspark/config.json", "dspark/model.safetensors", "dspark/calibration.json"}
     assert uploaded("org/memory") == root | memory
     model.save_pretrained(tmp_path / "both", tokenizer=tiny_tokenizer)
     litter(tmp_path / "both")
@@ -355,3 +358,58 @@ def test_what_lies_in_evaluations_goes_up_without_secrets(tiny_drafter_dir, tmp_
     drafter, files = prepare(folder, CardFacts(), made)
     text = files["evaluations/chat.json"].read_text() + json.dumps(drafter.evaluations)
     assert not any(word in text for word in ("hf_", "/home/me", "mine")) and "x.jsonl" in text
+
+
+def test_pictures_are_of_the_evaluations_that_go(uploaded, hub, folder, dspark):
+    for name in ("acceptance.png", "reliability.png"):
+        (folder / name).write_bytes(b"of an earlier push")
+    push_folder(folder, "org/run")
+    assert uploaded("org/run") == WHOLE and "reliability.png" not in WHOLE
+    assert hub.files("org/run")["acceptance.png"].startswith(b"\x89PNG")
+    # Also beside somebody's own words, and where there is nothing to draw.
+    (folder / "README.md").write_text("Mine.")
+    push_folder(folder, "org/words")
+    assert hub.files("org/words")["acceptance.png"].startswith(b"\x89PNG")
+    (folder / "evaluations" / "chat.json").unlink()
+    push_folder(folder, "org/nothing")
+    assert not [path for path in uploaded("org/nothing") if path.endswith(".png")]
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", None], ids=["bytes", "large"])
+def test_a_card_that_is_no_text(hub, folder, dspark, make_trainer, content, tiny_target_dir, tmp_path):
+    card = folder / "README.md"
+    if content is None:
+        with open(card, "wb") as file:
+            file.truncate(2**34)  # 16 GiB that take no place
+    else:
+        card.write_bytes(content)
+    message = (
+        "README.md .*(no text in UTF-8|more than 64 MiB).* Write it as UTF-8, or take it away: then a card is made"
+    )
+    with pytest.raises(ValueError, match=message):
+        push_folder(folder, "org/run")
+    with pytest.raises(ValueError, match=message):
+        write_card(folder)
+    outcome = dspark("push", folder, "org/run", "--yes")
+    assert outcome.code == 2 and "Traceback" not in outcome.err and "README.md" in outcome.err
+    with pytest.raises(ValueError, match=message):
+        assemble(tmp_path / "both", str(tiny_target_dir), folder)
+    with pytest.raises(ValueError, match=message):
+        make_trainer(push_to_hub=False).train()
+
+
+def test_a_card_on_the_hub_that_is_no_text(hub, folder, tmp_path, monkeypatch):
+    push_folder(folder, "org/run")
+    (tmp_path / "README.md").write_bytes(b"\xff\xfe")
+    monkeypatch.setattr(Repository, "fetch", lambda self, path: tmp_path / path)
+    (folder / "README.md").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="The card on the Hub cannot be read.*no text in UTF-8.*--overwrite-card"):
+        push_folder(folder, "org/run")
+
+
+def test_names_that_are_not_utf8(hub, folder, dspark):
+    (folder / "evaluations" / os.fsdecode(b"caf\xe9.json")).write_text('{"tau": 2.0}')
+    with pytest.raises(ValueError, match=r"caf.*xe9.json' is not UTF-8, as those on the Hub are. Rename it"):
+        push_folder(folder, "org/run")
+    outcome = dspark("push", folder, "org/run", "--dry-run")
+    assert outcome.code == 2 and "Traceback" not in outcome.err and "is not UTF-8" in outcome.err

@@ -18,7 +18,7 @@ from written_drafters import (
     write,
 )
 
-from dspark_hf import AutoDrafter, DFlashModel, DSparkModel, Eagle3Model
+from dspark_hf import AutoDrafter, Calibration, DFlashModel, DSparkModel, Eagle3Model
 from dspark_hf.hub.packagings import PACKAGINGS, write_packaging
 from dspark_hf.hub.packagings.interleaved import sort_pairs
 from dspark_hf.ops.blocks import LayerView
@@ -60,8 +60,10 @@ def test_there_and_back(target, tmp_path, model_cls, fields, dtype):
     drafter.save_pretrained(tmp_path / "flat")
     there = AutoDrafter.from_pretrained(tmp_path / "flat")
     there.config.target_name_or_path = "org/Target"
+    there.calibration = Calibration([2.0] * there.config.num_slots)
     write_packaging(there, tmp_path / "speculators", "speculators")
     back = AutoDrafter.from_pretrained(tmp_path / "speculators")
+    assert back.calibration.temperatures == there.calibration.temperatures
     assert_bit_equal(back.state_dict(), there.state_dict())
     write_packaging(back, tmp_path / "again", "flat")
     first, second = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("flat", "again"))

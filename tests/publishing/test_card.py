@@ -10,7 +10,8 @@ from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 from transformers import AutoModelForCausalLM
 
-from dspark_hf import AutoDrafter, DFlashModel, DraftTrainingArguments, Eagle3Model
+from dspark_hf import AutoDrafter, Calibration, DFlashModel, DraftTrainingArguments, Eagle3Model
+from dspark_hf.generation.lengths.calibration import drafter_fingerprint
 from dspark_hf.provenance import command_line
 from dspark_hf.publishing import CardFacts, add_evaluation, push_folder, write_card, write_training_record
 from dspark_hf.publishing.cards.card import is_generated
@@ -146,7 +147,8 @@ def test_words_on_the_hub_are_kept(hub, folder):
 
 
 def test_figures_stay_with_their_weights(hub, evaluated, tiny_drafter_dir):
-    (evaluated / "calibration.json").write_text(json.dumps({"temperatures": [1.0] * 4}))
+    whose = drafter_fingerprint(AutoDrafter.from_pretrained(tiny_drafter_dir))
+    Calibration([1.0] * 4, made_for={"drafter": whose}).save(evaluated)
     write_card(evaluated)
     push_folder(evaluated, "org/drafter")
     full = hub.files("org/drafter")

@@ -43,7 +43,9 @@ class SpeculationConfig:
             whole has left of its probability, which accepts as many or more. Greedy decoding knows no difference, and
             with processors of the caller's own drafts are judged one after the other.
         seed (`int`, *optional*):
-            Seed of all drafting and verification draws. By default they come from torch's global generators.
+            Seed of all drafting and verification draws. By default they come from torch's global generators. With a
+            seed nothing that was measured decides on lengths, unless the policy brings its own `step_cost`, so calls
+            repeat whatever was profiled in between.
         measure_time (`bool`, *optional*):
             Whether the stats tell the seconds spent in target and drafter. Defaults to True for targets on the CPU;
             elsewhere measuring waits for the device around every forward pass, so it is done only if asked for.

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 # PEFT matches these against the names of all modules.
 _PATTERNS = ("target_modules", "exclude_modules", "layers_pattern")
 _LONGEST_PATTERN, _MOST_REPEATS = 500, 4
@@ -58,37 +56,6 @@ def check_config(config: Mapping[str, Any], path: str) -> None:
     start = config.get("init_lora_weights")
     is_short = isinstance(start, str) and re.fullmatch(r"pissa_niter_\d{1,2}", start)
     check(is_short or start in _STARTS, "init_lora_weights", f"one of {_STARTS}", start)
-
-
-def check_ranks(config: Mapping[str, Any], path: str, weights: str) -> None:
-    """Check that the ranks of a config are those of the weights, from their header alone.
-
-    Args:
-        config (`Mapping`): A config that [`check_config`] found right.
-        path (`str`): Its file, in messages.
-        weights (`str`): The adapter's safetensors file.
-
-    Raises:
-        `ValueError`: If the file is damaged, or has no tensor of such a rank.
-    """
-    try:
-        with safe_open(weights, framework="pt") as file:
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{weights} cannot be read ({error}); the file is damaged, fetch it again.") from error
-    is_lora = config["peft_type"] == "LORA"
-    sizes = {size for shape in shapes for size in shape}
-    for name, ranks in (("r", [config.get("r")]), ("rank_pattern", (config.get("rank_pattern") or {}).values())):
-        for rank in ranks:
-            # Some methods take less than the rank where a layer is small.
-            if rank is None or (rank in sizes if is_lora else rank <= max(sizes, default=0)):
-                continue
-            # Every layer may have a rank of its own, and then no tensor has the common one.
-            if name == "r" and config.get("rank_pattern") and rank <= max(sizes, default=0):
-                continue
-            raise ValueError(
-                f"{path}: {name} asks for the rank {rank}, which no tensor in {weights} has. Fetch both again."
-            )
 
 
 def _check_pattern(pattern: str, name: str, path: str) -> None:

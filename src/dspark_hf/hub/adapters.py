@@ -7,7 +7,8 @@ from typing import Any
 from dspark_hf.files import read_json
 from dspark_hf.publishing.contents import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
-from .adapter_config import check_config, check_ranks
+from .adapter_config import check_config
+from .adapter_shapes import check_shapes
 
 _PICKLE = "adapter_model.bin"
 
@@ -40,11 +41,10 @@ def base_of_adapter(path: str, where: str) -> str:
     return name
 
 
-def check_weights(path: str, weights: str | None, where: str) -> None:
-    """Check that an adapter's weights are safetensors, of the ranks that its config says.
+def check_weights(weights: str | None, where: str) -> None:
+    """Check that an adapter's weights are safetensors.
 
     Args:
-        path (`str`): Its config.
         weights (`str` or `None`): Its safetensors file, if there is one.
         where (`str`): The adapter, in messages.
 
@@ -57,10 +57,6 @@ def check_weights(path: str, weights: str | None, where: str) -> None:
             f"safetensors once: safetensors.torch.save_file(torch.load({_PICKLE!r}, weights_only=True), "
             f"{ADAPTER_WEIGHTS!r})."
         )
-    try:
-        check_ranks(read_json(path), path, weights)
-    except ValueError as error:
-        raise ValueError(f"The adapter in {where} cannot be used. {error}") from error
 
 
 def check_peft(folder: str) -> None:
@@ -84,12 +80,15 @@ def check_peft(folder: str) -> None:
         ) from None
 
 
-def put_on(drafter: Any, repo_or_dir: str, config_path: str | None, where: str, hub: dict[str, Any]) -> Any:
+def put_on(
+    drafter: Any, repo_or_dir: str, files: tuple[str, str], config_path: str | None, where: str, hub: dict[str, Any]
+) -> Any:
     """Put a saved adapter on its drafter.
 
     Args:
         drafter ([`DSparkModel`]): The drafter below.
         repo_or_dir (`str`): The adapter.
+        files (`tuple(str, str)`): Its config and its weights.
         config_path (`str`, *optional*): The drafter's config as training left it, which names the target.
         where (`str`): The adapter, in messages.
         hub (`dict`): `revision`, `token`, `subfolder`, ...
@@ -107,6 +106,7 @@ def put_on(drafter: Any, repo_or_dir: str, config_path: str | None, where: str, 
         drafter.config.target_name_or_path = trained.target_name_or_path
         drafter.config.target_fingerprint = trained.target_fingerprint
     try:
+        check_shapes(drafter, *files, where)
         return PeftModel.from_pretrained(drafter, repo_or_dir, **hub).eval()
     except (OSError, ImportError):
         raise

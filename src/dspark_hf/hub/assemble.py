@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dspark_hf.files import copy_files, follow_umask
 from dspark_hf.modeling.borrowing import check_fit
-from dspark_hf.publishing.cards.card import is_generated
+from dspark_hf.publishing.cards.card import is_generated, read_card
 from dspark_hf.publishing.contents import CARD, SUBFOLDER, files_to_push
 
 from .composite import save_reference
@@ -56,6 +56,6 @@ def assemble(
         save_reference(folder, config, name or target)
     AutoTokenizer.from_pretrained(target).save_pretrained(folder)
     files = set(files_to_push(drafter))
-    if CARD in files and is_generated((drafter / CARD).read_text(encoding="utf-8")):
+    if CARD in files and is_generated(read_card(drafter / CARD)):
         files.remove(CARD)  # the root's card says it all
     copy_files(drafter, files, folder / SUBFOLDER)

@@ -26,6 +26,7 @@ from .adapters import base_of_adapter, check_weights, put_on
 from .deepseek_v4 import as_plain, check_memory, stages_alone
 from .described import Described, is_dtype, short
 from .embedded import resolve_drafter
+from .mended_index import mended_index
 from .outline import Difference, check_numbers
 from .packagings.interleaved import is_interleaved, sort_pairs
 from .packagings.renaming import key_mapping
@@ -84,7 +85,7 @@ class AutoDrafter:
             below = _without(kwargs, "subfolder", "revision")
             base = base_of_adapter(adapter, where)
             check_named(base, repo_or_dir)
-            check_weights(adapter, _find(repo_or_dir, ADAPTER_WEIGHTS, where, hub), where)
+            check_weights(weights := _find(repo_or_dir, ADAPTER_WEIGHTS, where, hub), where)
             try:
                 if _find(base, ADAPTER_CONFIG, base, {name: hub[name] for name in hub if name in below}):
                     raise ValueError(f"{base} is an adapter itself.")
@@ -94,21 +95,25 @@ class AutoDrafter:
                     f"The adapter in {where} was trained on the drafter {base}, which cannot be loaded: {error} If it "
                     "has moved, load it yourself and call PeftModel.from_pretrained(drafter, adapter)."
                 ) from error
-            return put_on(drafter, repo_or_dir, _find(repo_or_dir, _CONFIG, where, hub), where, hub)
+            config_path = _find(repo_or_dir, _CONFIG, where, hub)
+            adapted = put_on(drafter, repo_or_dir, (adapter, weights), config_path, where, hub)
+            # That of the drafter below is for what it was without the adapter.
+            drafter.calibration = _calibration(drafter, repo_or_dir, where, hub)
+            return adapted
         config = _read_config(repo_or_dir, where, hub)
         is_composite = kwargs.get("subfolder") is None and not is_of_drafter(config)
         if is_composite and _find(repo_or_dir, f"{SUBFOLDER}/{_CONFIG}", where, hub):
             return cls.from_pretrained(repo_or_dir, subfolder=SUBFOLDER, **_without(kwargs, "subfolder"))
         drafter = _load_checkpoint(config, repo_or_dir, where, hub, kwargs).eval()
-        drafter.calibration = _calibration(repo_or_dir, where, hub)
+        drafter.calibration = _calibration(drafter, repo_or_dir, where, hub)
         return drafter
 
 
-def _calibration(repo_or_dir: str, where: str, hub: dict[str, Any]) -> Calibration | None:
+def _calibration(drafter: DraftModel, repo_or_dir: str, where: str, hub: dict[str, Any]) -> Calibration | None:
     """What calibrates its confidence head, if it comes with that; drafts are as right without."""
     path = _find(repo_or_dir, CALIBRATION, where, hub)
     try:
-        return None if path is None else Calibration.load(path)
+        return None if path is None else Calibration.load(path).found_with(drafter)
     except ValueError as error:
         warnings.warn(f"The calibration of {where} is not used: {error}", stacklevel=3)
         return None
@@ -139,7 +144,11 @@ def _load_checkpoint(
     found.difference(stored).check(where)
     # All is here now.
     options = {"key_mapping": key_mapping(found.names), **_without(kwargs, "force_download")}
-    drafter = _checked(*_load_weights(found.model_cls, repo_or_dir, where, options), where)
+    with mended_index(_find(repo_or_dir, _INDEX, where, hub), find) as mended:
+        if mended is not None:
+            options = _without(options, *HUB_ARGUMENTS, "subfolder")
+        drafter = _checked(*_load_weights(found.model_cls, mended or repo_or_dir, where, options), where)
+    drafter.config._name_or_path = drafter.name_or_path = repo_or_dir
     # Saving would give the tensors back the names that they had.
     drafter.__dict__.pop("_weight_conversions", None)
     if is_interleaved(found.flat):
@@ -159,8 +168,6 @@ def _load_weights(
         raise
     # Sizes and names that contradict each other, or the weights, end in any error of torch's and transformers'.
     except Exception as error:
-        if isinstance(error, KeyError) and error.args == ("metadata",):
-            raise ValueError(f'{where}: {_INDEX} has no `metadata`. Add "metadata": {{}} to it.') from error
         raise ValueError(f"The weights in {where} do not fit its config.json: {short(error)}") from error
 
 

@@ -166,18 +166,47 @@ class DraftModel(TokenEnds):
             self.borrowed.renew()
         return self._empty_context(batch_size)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
-        """Save the drafter in the flat layout, and say which engines will not serve it, once for each reason.
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save the drafter in the flat layout, with its calibration, and say which engines will not serve it.
 
         Args:
             save_directory (`str` or `os.PathLike`): The folder, made where there is none.
             is_main_process (`bool`, *optional*, defaults to `True`): Whether this process is the one that writes.
+            push_to_hub (`bool`, *optional*, defaults to `False`): Refused; [`DraftModel.push_to_hub`] does it.
             kwargs: As of [`~transformers.PreTrainedModel.save_pretrained`].
+
+        Raises:
+            `ValueError`: If it is to be uploaded too.
         """
+        if push_to_hub:
+            raise ValueError("save_pretrained(push_to_hub=True) is not supported: call drafter.push_to_hub(repo_id).")
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
+            self.save_calibration(save_directory)
             follow_umask(save_directory)
             self.tell_engines()
+
+    def save_calibration(self, folder: str | os.PathLike) -> None:
+        """Write what calibrates the confidence head into a folder, if there is such, and it is for these weights.
+
+        Args:
+            folder (`str` or `os.PathLike`): A folder that is there.
+        """
+        if self.calibration is None:
+            return
+        if self.calibration.is_of(self):
+            self.calibration.save(folder)
+        else:
+            logger.warning(
+                "The drafter's calibration is not saved: it was made for other weights than these. Make one with "
+                "`dspark calibrate`."
+            )
 
     def tell_engines(self) -> None:
         """Warn of the engines that will not serve what `save_pretrained` writes, once for each reason."""

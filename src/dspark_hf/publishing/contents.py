@@ -23,8 +23,10 @@ SUBFOLDER = "dspark"
 _MODEL = (CONFIG, "generation_config.json", WEIGHTS, INDEX)
 _WORDS = (CARD, "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE", "NOTICE.md", "NOTICE.txt")
 # What is true of one set of weights only.
-RECORDS = (CALIBRATION, TRAINING, f"{EVALUATIONS}/[!.]*.json", ACCEPTANCE, RELIABILITY)
-DRAFTER = (*_MODEL, ADAPTER_CONFIG, ADAPTER_WEIGHTS, *RECORDS, *_WORDS)
+_RECORDS = (CALIBRATION, TRAINING, f"{EVALUATIONS}/[!.]*.json")
+RECORDS = (*_RECORDS, ACCEPTANCE, RELIABILITY)
+# Pictures are drawn from the evaluations that go: those that lie there may be of others.
+DRAFTER = (*_MODEL, ADAPTER_CONFIG, ADAPTER_WEIGHTS, *_RECORDS, *_WORDS)
 TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
@@ -71,10 +73,12 @@ def matching(folder: Path, patterns: Iterable[str]) -> list[str]:
     """Files of a `folder` that fit one of the `patterns`, sorted.
 
     Raises:
-        `ValueError`: If one of them is a link.
+        `ValueError`: If one of them is a link, or has a name that is not UTF-8, as the Hub's are.
     """
     found = {path for pattern in patterns for path in folder.glob(pattern)}
     for path in sorted(found):
+        if not is_utf8(path.name):
+            raise ValueError(f"The name of {os.fsencode(path)!r} is not UTF-8, as those on the Hub are. Rename it.")
         link = next((one for one in (path, *path.parents) if folder in one.parents and one.is_symlink()), None)
         if link is not None:
             raise ValueError(
@@ -82,6 +86,15 @@ def matching(folder: Path, patterns: Iterable[str]) -> list[str]:
                 "itself there (`cp -rL` copies a folder without links), or remove it."
             )
     return sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a file's name is text, and not bytes that the system made one of."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _shards(folder: Path, inside: str = "") -> list[str]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
-from dspark_hf.files import write_json
+from dspark_hf.files import write_json, write_text
 
 from .base_model import check_base_model
-from .cards.card import draw_card, is_generated
+from .cards.card import card_text, draw_pictures, is_generated, read_card
 from .cards.facts import CardFacts, named_target
 from .contents import CARD, CONFIG, EVALUATIONS, SUBFOLDER, TRAINING, checkpoint_files, files_to_push
 from .folder import DrafterFolder
@@ -39,11 +39,11 @@ def push_folder(
 ) -> CommitInfo:
     """Upload a drafter's folder, or a composite one, in one commit, with a card.
 
-    Of the folder only what [`~publishing.contents.files_to_push`] lists is sent, and nothing is written to it. The
-    commit is what makes files visible: an upload that is killed changes nothing, and a second one sends only what is
-    missing. Weights in the same folders of the repository that the new ones do not replace are deleted, since they
-    would be loaded with them, and so are calibration, evaluations and pictures of other weights. A new branch starts
-    at the repository's first commit, not with the files of `main`.
+    Of the folder only what [`~publishing.contents.files_to_push`] lists is sent, and nothing is written to it.
+    Pictures are drawn from the evaluations that go. The commit is what makes files visible: an upload that is killed
+    changes nothing, and a second one sends only what is missing. Weights in the same folders of the repository that
+    the new ones do not replace are deleted, since they would be loaded with them, and so are calibration, evaluations
+    and pictures of other weights. A new branch starts at the repository's first commit, not with the files of `main`.
 
     A `README.md` that was written by hand, in the folder or on the Hub, stays. A generated one is made again, and
     keeps base model, licence, data sets and tags where `facts` say nothing else, and the figures of the same weights.
@@ -154,7 +154,7 @@ def preview(
     with tempfile.TemporaryDirectory() as made:
         drafter, files = prepare(folder, facts, made, evaluations=evaluations, tokenizer=tokenizer)
         files = _with_card(drafter, facts, files, Path(made), None, replace_card)
-        return sorted(files), files[CARD].read_text(encoding="utf-8")
+        return sorted(files), read_card(files[CARD])
 
 
 def prepare(
@@ -205,19 +205,22 @@ def _with_card(
     hub: Repository | None,
     replace_card: bool,
 ) -> dict[str, Path]:
-    """The files with a generated card and its pictures, unless somebody's own words stand in its place."""
+    """The files with pictures of the evaluations, and with a card unless somebody's own words are in its place."""
+    pictures = draw_pictures(drafter, facts, made)
+    files = {**files, **{path: made / path for path in pictures}}
     names_target = named_target(drafter.config) is not None
     if not replace_card and CARD in files:
-        text = files[CARD].read_text(encoding="utf-8")
+        text = read_card(files[CARD])
         if not is_generated(text):
-            return dict(files)
+            return files
         facts = facts.completed(text, keeps_base_model=not names_target)
     if not replace_card and hub is not None and (text := hub.card()) is not None:
         if not is_generated(text):
             return {path: file for path, file in files.items() if path != CARD}
         is_same = hub.target_name(facts.subfolder) == drafter.config.get("target_name_or_path")
         facts = facts.completed(text, keeps_base_model=is_same or not names_target)
-    return {**files, **{path: made / path for path in draw_card(drafter, facts, made)}}
+    write_text(made / CARD, card_text(drafter, facts, [PurePosixPath(path).name for path in pictures]))
+    return {**files, CARD: made / CARD}
 
 
 def _facts_of(folder: str | os.PathLike) -> CardFacts:

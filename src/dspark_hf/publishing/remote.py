@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import RevisionNotFoundError
 
-from dspark_hf.files import read_json
+from dspark_hf.files import read_json, read_text
 
 from .contents import CARD, CONFIG, RECORDS
 
@@ -56,7 +56,15 @@ class Repository:
     def card(self) -> str | None:
         """The text of the card; None if there is none."""
         path = self.fetch(CARD)
-        return None if path is None else path.read_text(encoding="utf-8")
+        if path is None:
+            return None
+        try:
+            return read_text(path)
+        except ValueError as error:
+            raise ValueError(
+                f"The card on the Hub cannot be read, so it is not known whose it is. {error} Mend {CARD} in "
+                f"{self.repo_id}, or replace it: dspark push --overwrite-card."
+            ) from None
 
     def target_name(self, subfolder: str) -> str | None:
         """What the config of the drafter in a `subfolder` calls its target."""

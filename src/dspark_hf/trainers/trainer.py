@@ -11,6 +11,7 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PreTrainedModel
+from transformers.utils import logging
 
 from dspark_hf.data.cache import RollingFeatures, TargetCache
 from dspark_hf.data.cache.rolling import parse_size
@@ -32,6 +33,8 @@ from .optimizer import MuonWithAdamW
 from .rows import check_caches, encode_rows
 from .streams import prepare_for_streams
 from .uploads import DrafterUploads
+
+logger = logging.get_logger(__name__)
 
 
 class DraftTrainer(DrafterUploads, FiniteTraining):
@@ -107,6 +110,12 @@ class DraftTrainer(DrafterUploads, FiniteTraining):
         if peft_config is not None:
             model = add_adapter(model, peft_config)
         check_trainable(model)
+        if (drafter := unwrap(model)).calibration is not None:
+            logger.warning(
+                "The drafter's calibration is left out: it is for the weights before training. Make one for those "
+                "after it with `dspark calibrate`."
+            )
+            drafter.calibration = None
         check_caches((train_dataset, eval_dataset), model, target, processing_class)
         self.features = TargetFeatures(target, model.config.target_layer_ids)
         if args.cache_budget is not None:

@@ -13,6 +13,7 @@ from transformers.utils.hub import PushInProgress
 
 from dspark_hf.files import copy_files, write_text
 from dspark_hf.publishing import CardFacts, push_folder, write_card, write_training_record
+from dspark_hf.publishing.cards.card import read_card
 from dspark_hf.publishing.cards.facts import known_repo
 from dspark_hf.publishing.contents import CARD, checkpoint_files, files_to_push, left_behind
 from dspark_hf.publishing.hub_errors import explained_push
@@ -41,9 +42,11 @@ class DrafterUploads(WholeCheckpoints):
         """As [`~transformers.Trainer.train`]; with `push_to_hub`, what lies in the folder already is told apart first.
 
         Raises:
-            `ValueError`: If a file in the folder that would be uploaded is a link.
+            `ValueError`: If a card in the folder is no text, or a file there that would be uploaded is a link.
         """
         folder = Path(self.args.output_dir)
+        if (folder / CARD).is_file():
+            read_card(folder / CARD)  # it is kept at the end, which would be late to hear that it cannot be read
         if self.args.push_to_hub and self.is_world_process_zero() and folder.is_dir():
             sent = files_to_push(folder, tokenizer=self._has_tokenizer)
             if others := left_behind(folder, sent):
@@ -163,7 +166,7 @@ class DrafterUploads(WholeCheckpoints):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         card = Path(output_dir or self.args.output_dir) / CARD
-        words = card.read_text(encoding="utf-8") if card.is_file() else None
+        words = read_card(card) if card.is_file() else None
         super()._save(output_dir, state_dict)
         # PEFT leaves a template there, or writes into the card that there is.
         if self.args.should_save and words is not None:

@@ -9,7 +9,14 @@ import torch
 from sklearn.metrics import brier_score_loss, roc_auc_score
 from transformers import LlamaForCausalLM
 
-from dspark_hf import AutoDrafter, Calibration, DSparkModel, PrefixScheduler, SpeculationConfig
+from dspark_hf import (
+    AutoDrafter,
+    Calibration,
+    DSparkForCausalLM,
+    DSparkModel,
+    PrefixScheduler,
+    SpeculationConfig,
+)
 from dspark_hf.evaluation.lengths.block_records import BlockRecord, record_blocks
 from dspark_hf.evaluation.lengths.calibration import (
     auroc,
@@ -19,7 +26,7 @@ from dspark_hf.evaluation.lengths.calibration import (
     fit_temperatures,
     survival_figures,
 )
-from dspark_hf.generation.lengths.calibration import slot_temperatures
+from dspark_hf.generation.lengths.calibration import drafter_fingerprint, slot_temperatures
 
 
 def blocks(num_blocks, temperatures, seed=0):
@@ -147,15 +154,63 @@ class TestFile:
     def test_a_damaged_file_is_warned_about(self, tiny_drafter_dir, tmp_path):
         folder = shutil.copytree(tiny_drafter_dir, tmp_path / "drafter")
         (folder / "calibration.json").write_text('{"temperatures": [1.0, -1.0, 1.0, 1.0]}')
-        with pytest.warns(UserWarning, match="is not used: temperatures of a calibration must be positive finite"):
+        message = "is not used: .*calibration.json: temperatures of a calibration must be a list of numbers from"
+        with pytest.warns(UserWarning, match=message):
             assert AutoDrafter.from_pretrained(folder).calibration is None
+
+    @pytest.mark.parametrize(
+        "more", [{"made_for": ["x"]}, {"sampled_temperatures": [10**400] * 4}], ids=["list", "huge"]
+    )
+    def test_a_run_goes_on_without_a_damaged_one(self, pair, tiny_drafter_dir, more, tmp_path):
+        target, _ = pair
+        folder = shutil.copytree(tiny_drafter_dir, tmp_path / "drafter")
+        (folder / "calibration.json").write_text(json.dumps({"temperatures": [1.0] * 4, **more}))
+        with pytest.warns(UserWarning, match="The calibration of .* is not used: "):
+            drafter = AutoDrafter.from_pretrained(folder)
+        assert target.generate(torch.tensor([[1, 2]]), assistant_model=drafter, max_new_tokens=4).shape == (1, 6)
+        with pytest.raises(ValueError, match="calibration.json: .* of a calibration must be"):
+            Calibration.load(folder)
+
+    def test_it_is_saved_with_the_drafter(self, pair, tiny_target_dir, tmp_path):
+        target, drafter = pair
+        calibration = Calibration([0.5, 1.0, 1.5, 2.0], made_for={"drafter": drafter_fingerprint(drafter)})
+        own = type(drafter)(drafter.config).eval()
+        own.load_state_dict(drafter.state_dict(), strict=False)
+        own.calibration = calibration
+        own.save_pretrained(tmp_path / "alone")
+        assert AutoDrafter.from_pretrained(tmp_path / "alone").calibration == calibration
+        both = DSparkForCausalLM.from_parts(LlamaForCausalLM.from_pretrained(tiny_target_dir), own)
+        both.save_pretrained(tmp_path / "both")
+        again = DSparkForCausalLM.from_pretrained(tmp_path / "both")
+        assert again.drafter.calibration == calibration
+        again.save_pretrained(tmp_path / "again")
+        assert AutoDrafter.from_pretrained(tmp_path / "again").calibration == calibration
+        # Other weights are not calibrated by it, nor by one that does not say whose it is.
+        Calibration([1.0] * 4).save(tmp_path / "alone")
+        again.drafter.calibration = AutoDrafter.from_pretrained(tmp_path / "alone").calibration
+        with torch.no_grad():
+            again.drafter.fc.weight += 1
+        again.save_pretrained(tmp_path / "trained")
+        assert AutoDrafter.from_pretrained(tmp_path / "trained").calibration is None
 
     @pytest.mark.parametrize(
         ("content", "message"),
         [
             ("{}", "is no calibration: it has no `temperatures`. Make one with `dspark calibrate`"),
-            ('{"temperatures": []}', r"temperatures of a calibration must be positive finite numbers, got \[\]"),
-            ('{"temperatures": [1, "a"]}', "temperatures of a calibration must be positive finite numbers"),
+            ('{"temperatures": []}', r"json: temperatures of a calibration must be .* from 0.001 to 1000, got \[\]"),
+            ('{"temperatures": [1, "a"]}', "temperatures of a calibration must be a list of numbers"),
+            ('{"temperatures": [1, true]}', "temperatures of a calibration must be a list of numbers"),
+            ('{"temperatures": [1%s]}' % ("0" * 400), "temperatures .* from 0.001 to 1000, got .10{70,}"),
+            ('{"temperatures": [1e-300]}', "temperatures .* from 0.001 to 1000, got .1e-300.. Calibrate again"),
+            (
+                '{"temperatures": [1.0], "made_for": "all"}',
+                "made_for of a calibration must be keys and values, got 'all'",
+            ),
+            (
+                '{"temperatures": [1.0], "made_for": null}',
+                "made_for of a calibration must be keys and values, got None",
+            ),
+            ('{"temperatures": [1.0], "figures": [1]}', "figures of a calibration must be keys and values"),
             (
                 '{"temperatures": [1.0], "sampled_temperatures": [1.0, 2.0]}',
                 "1 for greedy decoding and 2 for sampling",

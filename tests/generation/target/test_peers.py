@@ -8,12 +8,12 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-from fake_drafters import TableDrafter
+from fake_drafters import TableDrafter, greedy_oracle
 from tiny_targets import make_prompt, make_target
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
 
-from dspark_hf import DSparkModel, SpeculationConfig
+from dspark_hf import DSparkModel, PrefixScheduler, SpeculationConfig, StepCost
 from dspark_hf.modeling.cache_name import CACHE_NAME
 
 LENGTHS = ((5, 3), (9, 24))
@@ -141,6 +141,31 @@ def test_processes_of_a_tensor_parallel_target_decide_alike(options, tmp_path):
     assert first == second
     if plain is not None:
         assert [out for out, _ in first] == [plain] * 3
+
+
+@pytest.mark.cost
+def test_the_first_ones_table_is_for_all(tmp_path):
+    """Also of processes with rows of their own: each is given another table, and goes by that of the first."""
+    target = make_target()
+    ids = make_prompt(6)
+
+    def run(rank):
+        seconds = [[1.0, 1.01, 1.02, 1.03], [1.0, 2.0, 4.0, 8.0]][rank]
+        cost = StepCost([1, 2, 4, 8], [1], [seconds], [1], [0.01])
+        speculation = SpeculationConfig(policy=PrefixScheduler(step_cost=cost), prompt_lookup=False)
+        verified = []
+        for options in ({}, {"synced_gpus": True}):
+            drafter, plain = greedy_oracle(target, ids, [3], max_new_tokens=30)
+            out = target.generate(
+                ids, assistant_model=drafter, speculation=speculation, max_new_tokens=30, do_sample=False, **options
+            )
+            assert out.tolist() == plain.tolist()
+            verified.append(drafter.last_stats.verified_tokens)
+        return verified
+
+    (first, with_second), (second, with_first) = in_two_processes(run, tmp_path)
+    assert first > 20 and second == 0
+    assert with_second == with_first == first
 
 
 def test_what_would_get_out_of_step(target, tmp_path):

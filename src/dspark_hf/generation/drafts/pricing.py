@@ -10,10 +10,10 @@ from dspark_hf.generation.target.peers import Peers
 class Pricing:
     """The table of one generation, which stays as it is to the end.
 
-    It is the caller's; else what was measured here for these models; else a rule of thumb. Greedy calls without a seed
-    correct it by what rounds took in earlier calls of the process, and are timed. Others look at no clock, so that a
-    seed repeats them; nor do processes that share a target, whose clocks are their own: they go by the rule of thumb,
-    unless they are given a table.
+    It is the caller's; else what was measured here for these models; else a rule of thumb. Greedy calls correct it by
+    what rounds took in earlier calls of the process, and are timed. Calls with a seed go by no clock, neither their
+    own nor that which a table was measured by: a seed repeats them whatever was measured in between. Processes that
+    share a target have clocks of their own, and all go by the first one's table: the caller's or the rule of thumb.
 
     Args:
         request ([`Request`]): What is to be generated.
@@ -33,17 +33,17 @@ class Pricing:
             if is_priced and options.step_cost.made_for:
                 check_cost(options.step_cost, circumstances(request.model, request.drafter))
             self.table = options.step_cost
-        elif is_priced and not (peers.is_synced or peers.decide_alike):
+        elif is_priced and speculation.seed is None and not peers.are_there:
             made_for = circumstances(request.model, request.drafter)
-            kept = kept_cost(made_for)
-            self._base = self.table if kept is None else kept
+            self._base = kept_cost(made_for) or self.table
             self.table = self._base
-            must_repeat = request.generation_config.do_sample or speculation.seed is not None
             # Static rounds draft and verify in one go, and take other times than the rounds of a table.
             is_other = speculation.compile or request.is_static
-            if options.policy == "auto" and not must_repeat and not is_other:
-                self.log = CostLog.of({**made_for, "is_kept": kept is not None})
+            # Other lengths are other draws: what a sampled call did would never come again.
+            if options.policy == "auto" and not request.generation_config.do_sample and not is_other:
+                self.log = CostLog.of(made_for, self._base)
                 self.table = self.log.corrected(self._base)
+        self.table = peers.first(self.table)
 
     def wants_plain(self, num_left: list[int]) -> bool:
         """Whether the next round should be a plain step, so that it is known what one takes.

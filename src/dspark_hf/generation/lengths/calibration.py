@@ -1,9 +1,8 @@
 """Temperatures that make a confidence head's survival come true: Sequential Temperature Scaling's result."""
 
 import hashlib
-import math
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from dspark_hf.provenance import changes
 
 FILE_NAME = "calibration.json"
 _NUM_ROWS = 64
+# Beyond these a temperature makes every chance one half, or none or all: no calibration comes to that.
+_LEAST, _MOST = 1e-3, 1e3
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Calibration:
         figures (`dict`, *optional*): What was measured for each slot.
 
     Raises:
-        `ValueError`: If a temperature is not positive and finite, or the two sets are not of one length.
+        `ValueError`: If a temperature is no number from 0.001 to 1000, the two sets are not of one length, or another
+            value is of the wrong kind.
     """
 
     temperatures: list[float]
@@ -52,11 +54,20 @@ class Calibration:
             if values is None and name != "temperatures":
                 continue
             are_numbers = isinstance(values, list) and all(
-                isinstance(value, (int, float)) and math.isfinite(value) and value > 0 for value in values
+                isinstance(value, (int, float)) and not isinstance(value, bool) and _LEAST <= value <= _MOST
+                for value in values
             )
             if not (are_numbers and values):
-                raise ValueError(f"{name} of a calibration must be positive finite numbers, got {values!r}.")
+                raise ValueError(
+                    f"{name} of a calibration must be a list of numbers from {_LEAST:g} to {_MOST:g}, got "
+                    f"{values!r:.80}. Calibrate again."
+                )
         sampled = self.sampled_temperatures
+        for name in ("made_for", "figures"):
+            if not isinstance(value := getattr(self, name), dict):
+                raise ValueError(
+                    f"{name} of a calibration must be keys and values, got {value!r:.80}. Calibrate again."
+                )
         if sampled is not None and len(sampled) != len(self.temperatures):
             raise ValueError(
                 f"A calibration has a temperature for each slot in both modes, got {len(self.temperatures)} for "
@@ -73,6 +84,25 @@ class Calibration:
             `list[float]` or `None`: One a slot.
         """
         return {0.0: self.temperatures, 1.0: self.sampled_temperatures}.get(temperature)
+
+    def is_of(self, drafter: Any) -> bool:
+        """Whether it is for a drafter's weights, as far as it says whose it is.
+
+        Args:
+            drafter ([`DSparkModel`]): The drafter.
+        """
+        made_for, found = self.made_for.get("drafter"), drafter_fingerprint(drafter)
+        return None in (made_for, found) or made_for == found
+
+    def found_with(self, drafter: Any) -> "Calibration":
+        """The same; where it does not say whose it is, it is the drafter's beside which it lay.
+
+        Args:
+            drafter ([`DSparkModel`]): The drafter, with the weights that it was loaded with.
+        """
+        if self.made_for.get("drafter") or (found := drafter_fingerprint(drafter)) is None:
+            return self
+        return replace(self, made_for={**self.made_for, "drafter": found})
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON, as SGLang reads it; to a folder as `calibration.json`.
@@ -102,7 +132,10 @@ class Calibration:
         if "temperatures" not in content:
             raise ValueError(f"{path} is no calibration: it has no `temperatures`. Make one with `dspark calibrate`.")
         known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
-        return cls(**known)
+        try:
+            return cls(**known)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
     def check_length(self, num_slots: int) -> None:
         """Check that it is for so many slots.

@@ -76,7 +76,7 @@ def load_cost(path: str | Path) -> StepCost:
         if "verify_seconds" in content:
             return StepCost(**content)
         return from_sglang(content)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path} is no step cost: {error}") from None
 
 

@@ -36,9 +36,14 @@ class CostLog:
         self._plain: dict[int, list[int]] = {}
 
     @classmethod
-    def of(cls, made_for: dict[str, Any]) -> "CostLog":
-        """The log of the circumstances `made_for`."""
-        return cls._logs.setdefault(json.dumps(made_for, sort_keys=True), cls())
+    def of(cls, made_for: dict[str, Any], base: StepCost) -> "CostLog":
+        """The log of some circumstances and the table that is corrected: ratios to another table tell nothing of it.
+
+        Args:
+            made_for (`dict[str, Any]`): The circumstances.
+            base ([`StepCost`]): The table.
+        """
+        return cls._logs.setdefault(json.dumps([made_for, base.digest()], sort_keys=True), cls())
 
     def wants_plain(self, num_rows: int, num_left: int) -> bool:
         """Whether the next round should be a plain step, so that it is known what one takes.
@@ -83,9 +88,7 @@ class CostLog:
             return base
         tokens = sorted({*base.tokens, *verify})
         ratio = np.interp(tokens, *zip(*sorted(verify.items()), strict=True))
-        table = [(base.verify(tokens[-1], context)[tokens] * ratio).tolist() for context in base.contexts]
-        ratio = np.interp(base.rows, *zip(*sorted(draft.items()), strict=True))
-        return StepCost(tokens, base.contexts, table, base.rows, (np.array(base.draft_seconds) * ratio).tolist())
+        return base.corrected(tokens, ratio, np.interp(base.rows, *zip(*sorted(draft.items()), strict=True)))
 
 
 def _add(times: dict[int, deque[tuple[int, float]]], size: int, now: int, ratio: float) -> None:

@@ -3,8 +3,10 @@
 Shapes: T token counts, C context lengths, R row counts of a table.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,9 @@ import torch
 _ANY_MORE, _FULL, _DRAFTER = 0.05, 0.35, 0.2
 # Tokens that so bear: the cores of a CPU are soon busy with computing. A single core waits as long as two do.
 _TOKENS_OF_CORE, _FEWEST_CORES, _TOKENS_OF_DEVICE = 8, 2, 256
+# What a table may say. Costs are looked up for every number of tokens up to the most, which so takes 8 MiB.
+_MOST = {"tokens": 2**20, "contexts": 2**31, "rows": 2**20}
+_LEAST_SECONDS, _MOST_SECONDS = 1e-9, 1e9
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class StepCost:
             where it does not matter.
 
     Raises:
-        `ValueError`: If numbers are missing, not positive, not finite, or do not rise where they must.
+        `ValueError`: If numbers are missing, not positive, too large, not finite, or do not rise where they must.
     """
 
     tokens: Sequence[int]
@@ -45,29 +50,37 @@ class StepCost:
     made_for: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "contexts", "rows"):
+        for name, most in _MOST.items():
             values = getattr(self, name)
-            is_whole = all(isinstance(value, int) and not isinstance(value, bool) and value > 0 for value in values)
-            if not values or not is_whole or any(a >= b for a, b in zip(values, values[1:], strict=False)):
-                raise ValueError(f"{name} of a step cost must be positive whole numbers that rise, got {values!r}.")
-        expected = {"verify_seconds": (len(self.contexts), len(self.tokens)), "draft_seconds": (len(self.rows),)}
-        for name, shape in expected.items():
+            is_whole = isinstance(values, Sequence) and all(
+                isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most for value in values
+            )
+            if not is_whole or not values or any(a >= b for a, b in zip(values, values[1:], strict=False)):
+                raise ValueError(
+                    f"{name} of a step cost must be positive whole numbers that rise, up to {most}, got "
+                    f"{values!r:.80}. Measure again."
+                )
+        for name, shape in (
+            ("verify_seconds", (len(self.contexts), len(self.tokens))), ("draft_seconds", (len(self.rows),))
+        ):  # fmt: skip
             try:
                 seconds = np.array(getattr(self, name), dtype=float)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 seconds = np.array(np.nan)
             if seconds.shape != shape:
                 raise ValueError(
                     f"{name} of a step cost must have the shape {shape} of its tokens, contexts and rows, without "
-                    f"holes, got {getattr(self, name)!r}."
+                    f"holes, got {getattr(self, name)!r:.80}. Measure again."
                 )
+            is_fine = (seconds >= _LEAST_SECONDS) & (seconds <= _MOST_SECONDS)
             # A drafter may cost nothing, as lookup does.
-            if not (np.isfinite(seconds).all() and (seconds >= 0).all()) or (
-                name != "draft_seconds" and not seconds.all()
-            ):
+            if not (is_fine | (seconds == 0) if name == "draft_seconds" else is_fine).all():
                 raise ValueError(
-                    f"{name} of a step cost must be positive and finite, got {getattr(self, name)!r}. Measure again."
+                    f"{name} of a step cost must be from {_LEAST_SECONDS:g} to {_MOST_SECONDS:g}, got "
+                    f"{getattr(self, name)!r:.80}. Measure again."
                 )
+        if not isinstance(self.made_for, dict):
+            raise ValueError(f"made_for of a step cost must be keys and values, got {self.made_for!r:.80}.")
 
     @classmethod
     def rule_of_thumb(cls, device: torch.device) -> "StepCost":
@@ -116,6 +129,27 @@ class StepCost:
             `float`.
         """
         return float(_by_ceil(np.array([num_rows]), self.rows, np.array(self.draft_seconds, dtype=float))[0])
+
+    def corrected(self, tokens: Sequence[int], of_passes: np.ndarray, of_proposals: np.ndarray) -> "StepCost":
+        """The same costs, times some ratios, as far as a table may say so.
+
+        Args:
+            tokens (`Sequence[int]`): Tokens of the table that is made, rising; those of this one are among them.
+            of_passes (`numpy.ndarray` of shape `(tokens,)`): Ratio for each of them.
+            of_proposals (`numpy.ndarray` of shape `(rows,)`): Ratio for each number of rows.
+
+        Returns:
+            [`StepCost`]; it does not say what it was made for.
+        """
+        passes = [self.verify(tokens[-1], context)[tokens] * of_passes for context in self.contexts]
+        drafts = np.array(self.draft_seconds, dtype=float)
+        drafts = np.where(drafts > 0, np.clip(drafts * of_proposals, _LEAST_SECONDS, _MOST_SECONDS), 0.0)
+        table = [np.clip(seconds, _LEAST_SECONDS, _MOST_SECONDS).tolist() for seconds in passes]
+        return StepCost(tokens, self.contexts, table, self.rows, drafts.tolist())
+
+    def digest(self) -> str:
+        """A short digest of the whole table."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     def without_draft(self) -> "StepCost":
         """The same for drafts that cost nothing to make."""

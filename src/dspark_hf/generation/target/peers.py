@@ -31,6 +31,24 @@ class Peers:
         """Whether other processes run the same rows."""
         return self._group is not None
 
+    @property
+    def are_there(self) -> bool:
+        """Whether there are other processes."""
+        return self.is_synced or self.decide_alike
+
+    def first(self, value: Any) -> Any:
+        """What the first process has given; `value` itself where there are no others.
+
+        Args:
+            value: Anything that pickles. All processes must ask at the same time.
+        """
+        if not self.are_there:
+            return value
+        values = [value]
+        source = 0 if self._group is None else torch.distributed.get_global_rank(self._group, 0)
+        torch.distributed.broadcast_object_list(values, source, self._group, self._device)
+        return values[0]
+
     def go_on(self, is_over: bool) -> bool:
         """Whether anyone still generates. All processes must ask at the same time.
 

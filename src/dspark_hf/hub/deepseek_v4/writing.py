@@ -54,6 +54,7 @@ def write_stages(drafter: DSparkModel, target: str | os.PathLike, folder: str | 
     if isinstance(raw.get("compress_ratios"), list):
         raw["compress_ratios"] = raw["compress_ratios"][: raw["num_hidden_layers"]] + [0] * len(stages)
     write_json(folder / "config.json", raw)
+    drafter.save_calibration(folder)
 
 
 def _check(drafter: DSparkModel, raw: dict[str, Any], weight_map: dict[str, str], target: Path) -> None:

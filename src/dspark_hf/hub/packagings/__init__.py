@@ -97,7 +97,7 @@ def drafter_class(flat: Mapping[str, Any]) -> type[DraftModel]:
 
 
 def write_packaging(drafter: DraftModel, folder: str | os.PathLike, name: str) -> None:
-    """Write a drafter in a packaging.
+    """Write a drafter in a packaging, with its calibration.
 
     Args:
         drafter ([`DraftModel`]): The drafter.
@@ -111,6 +111,7 @@ def write_packaging(drafter: DraftModel, folder: str | os.PathLike, name: str) -
     if name not in found:
         raise ValueError(f"There is no packaging called {name!r}; known are {', '.join(found)}.")
     found[name].write(drafter, folder)
+    drafter.save_calibration(folder)
 
 
 __all__ = ["PACKAGINGS", "Packaging", "drafter_class", "find_packaging", "flat_config", "write_packaging"]

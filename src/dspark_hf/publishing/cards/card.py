@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from dspark_hf.files import write_text
+from dspark_hf.files import read_text, write_text
 from dspark_hf.publishing.contents import ACCEPTANCE, CARD, RELIABILITY
 from dspark_hf.publishing.evaluations import metrics
 from dspark_hf.publishing.folder import DrafterFolder
@@ -37,7 +37,7 @@ def write_card(folder: str | os.PathLike, facts: CardFacts | None = None, *, ove
     """
     drafter, facts, path = DrafterFolder.read(folder), facts or CardFacts(), Path(folder) / CARD
     if path.is_file() and not overwrite:
-        text = path.read_text(encoding="utf-8")
+        text = read_card(path)
         if not is_generated(text):
             return False
         facts = facts.completed(text, keeps_base_model=named_target(drafter.config) is None)
@@ -56,13 +56,32 @@ def draw_card(drafter: DrafterFolder, facts: CardFacts, folder: Path) -> list[st
     Returns:
         `list[str]`: Their paths in the repository.
     """
-    pictures = [
-        name
-        for name, plot in ((ACCEPTANCE, plot_acceptance), (RELIABILITY, plot_reliability))
-        if plot(folder / facts.subfolder / name, drafter.evaluations)
-    ]
-    write_text(folder / CARD, card_text(drafter, facts, pictures))
-    return [CARD, *(f"{facts.subfolder}/{name}".lstrip("/") for name in pictures)]
+    pictures = draw_pictures(drafter, facts, folder)
+    write_text(folder / CARD, card_text(drafter, facts, [path.split("/")[-1] for path in pictures]))
+    return [CARD, *pictures]
+
+
+def draw_pictures(drafter: DrafterFolder, facts: CardFacts, folder: Path) -> list[str]:
+    """Draw the pictures of a drafter's evaluations below a folder.
+
+    Returns:
+        `list[str]`: Their paths in the repository.
+    """
+    plots = ((ACCEPTANCE, plot_acceptance), (RELIABILITY, plot_reliability))
+    drawn = [name for name, plot in plots if plot(folder / facts.subfolder / name, drafter.evaluations)]
+    return [f"{facts.subfolder}/{name}".lstrip("/") for name in drawn]
+
+
+def read_card(path: Path) -> str:
+    """The text of a card that is there.
+
+    Raises:
+        `ValueError`: If it is no text in UTF-8, or too much for a card.
+    """
+    try:
+        return read_text(path)
+    except ValueError as error:
+        raise ValueError(f"{error} Write it as UTF-8, or take it away: then a card is made.") from None
 
 
 def card_text(drafter: DrafterFolder, facts: CardFacts, pictures: list[str]) -> str:
