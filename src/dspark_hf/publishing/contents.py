@@ -89,7 +89,11 @@ def matching(folder: Path, patterns: Iterable[str]) -> list[str]:
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a file's name is text, and not bytes that the system made one of."""
+    """Whether a file's name is text, and not bytes that the system made one of.
+
+    Args:
+        name (`str`): The name.
+    """
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:

@@ -54,7 +54,11 @@ class Repository:
         return Path(self.api.hf_hub_download(self.repo_id, path, revision=self.revision))
 
     def card(self) -> str | None:
-        """The text of the card; None if there is none."""
+        """The text of the card; None if there is none.
+
+        Raises:
+            `ValueError`: If it is no text in UTF-8, or too much for a card.
+        """
         path = self.fetch(CARD)
         if path is None:
             return None

@@ -64,6 +64,11 @@ def draw_card(drafter: DrafterFolder, facts: CardFacts, folder: Path) -> list[st
 def draw_pictures(drafter: DrafterFolder, facts: CardFacts, folder: Path) -> list[str]:
     """Draw the pictures of a drafter's evaluations below a folder.
 
+    Args:
+        drafter ([`DrafterFolder`]): What is known of the drafter.
+        facts ([`CardFacts`]): What else is known.
+        folder (`Path`): The repository's root.
+
     Returns:
         `list[str]`: Their paths in the repository.
     """
@@ -74,6 +79,12 @@ def draw_pictures(drafter: DrafterFolder, facts: CardFacts, folder: Path) -> lis
 
 def read_card(path: Path) -> str:
     """The text of a card that is there.
+
+    Args:
+        path (`Path`): The card.
+
+    Returns:
+        `str`.
 
     Raises:
         `ValueError`: If it is no text in UTF-8, or too much for a card.
