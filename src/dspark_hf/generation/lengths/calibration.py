@@ -90,6 +90,9 @@ class Calibration:
 
         Args:
             drafter ([`DSparkModel`]): The drafter.
+
+        Returns:
+            `bool`.
         """
         made_for, found = self.made_for.get("drafter"), drafter_fingerprint(drafter)
         return None in (made_for, found) or made_for == found
@@ -99,6 +102,9 @@ class Calibration:
 
         Args:
             drafter ([`DSparkModel`]): The drafter, with the weights that it was loaded with.
+
+        Returns:
+            [`Calibration`].
         """
         if self.made_for.get("drafter") or (found := drafter_fingerprint(drafter)) is None:
             return self
