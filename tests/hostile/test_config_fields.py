@@ -14,7 +14,8 @@ from dspark_hf.publishing.engines import ENGINES, Checkpoint
 
 NAMED_AS = {"model_type": "drafter family", "speculators_model_type": "kind", "dflash_config": "target_layer_ids",
             "transformer_layer_config": "config.json lacks hidden_size"}  # fmt: skip
-VALUES = ("x", -1, 1.5, True, 10**400, [1], ["x"], [[{}]], {"a": 1})
+ABSENT = object()
+VALUES = (None, ABSENT, "x", -1, 1.5, True, 10**400, [1], ["x"], [[{}]], {"a": 1})
 
 
 def fields_of(config, prefix=()):
@@ -30,6 +31,8 @@ def changed(config, path, value):
     for name in path[:-1]:
         place = place[name]
     place[path[-1]] = value
+    if value is ABSENT:
+        del place[path[-1]]
     return config
 
 
@@ -130,5 +133,7 @@ def test_what_engines_would_not_find_is_named(written):
     (shape,) = told(**{norm: tensors[norm][:3].clone()})
     assert shape == f"{norm} has the shape [3], and its config.json asks for [16]"
     assert told(other=tensors[norm].clone()) == ["its config.json does not explain the tensor other"]
+    many = told(**{f"other.{number:02}": tensors[norm].clone() for number in range(20)})
+    assert len(many) == 9 and "tensor other.07" in many[-2] and many[-1] == "so with 12 more"
     (kind,) = told(**{norm: tensors[norm].long()})
     assert kind == f"{norm} is stored as I64, which no weight is"

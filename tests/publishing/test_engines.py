@@ -131,6 +131,9 @@ def test_tensors_that_contradict_their_config(tmp_path, tiny_target_dir):
     told = not_served(Checkpoint.read(tmp_path))
     assert len(told) == 3 and all("fc.weight has the shape [32, 64], and its config.json asks for [32, 96]" in one
                                   for one in told)  # fmt: skip
+    sizes = {name: config[name] for name in config if name not in ("hidden_size", "vocab_size")}
+    (tmp_path / "config.json").write_text(json.dumps(sizes | {"mask_token_id": None}))
+    assert "its config.json does not say hidden_size and vocab_size" in not_served(Checkpoint.read(tmp_path))[0]
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["hidden_norm.weight"]
     save_file(tensors, tmp_path / "model.safetensors")

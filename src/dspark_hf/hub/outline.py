@@ -16,7 +16,7 @@ from dspark_hf.publishing.weight_index import Stored
 WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")
 # Tables of tokens, which are checked by what they say.
 _TABLES = ("t2d", "d2t")
-_NUM_TOLD = 3
+_NUM_TOLD, _NUM_LISTED = 3, 8  # of tensors, in an error and in a list
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,17 @@ class Difference:
 
     def phrases(self) -> list[str]:
         """What differs, phrases that go on after the checkpoint's name."""
-        lacks = [f"it lacks the tensor {name}" for name in self.missing]
-        shapes = [
-            f"{name} has the shape {list(found)}, and its config.json asks for {list(asked)}"
-            for name, (found, asked) in self.misshapen.items()
-        ]
-        types = [f"{name} is stored as {dtype}, which no weight is" for name, dtype in self.unread.items()]
-        more = [f"its config.json does not explain the tensor {name}" for name in self.unexplained]
-        return lacks + shapes + types + more
+        kinds = (
+            [f"it lacks the tensor {name}" for name in self.missing],
+            [
+                f"{name} has the shape {list(found)}, and its config.json asks for {list(asked)}"
+                for name, (found, asked) in self.misshapen.items()
+            ],
+            [f"{name} is stored as {dtype}, which no weight is" for name, dtype in self.unread.items()],
+            [f"its config.json does not explain the tensor {name}" for name in self.unexplained],
+        )
+        more = [[f"so with {len(kind) - _NUM_LISTED} more"] if len(kind) > _NUM_LISTED else [] for kind in kinds]
+        return [told for kind, rest in zip(kinds, more, strict=True) for told in kind[:_NUM_LISTED] + rest]
 
     def check(self, where: str) -> None:
         """Check that nothing differs.

@@ -92,8 +92,15 @@ def flat_config(packaging: Packaging, config: Mapping[str, Any], names: Collecti
 
 
 def drafter_class(flat: Mapping[str, Any]) -> type[DraftModel]:
-    """The class of a drafter, from its `flat` config."""
-    return next(model_cls for model_cls in ALGORITHMS.values() if model_cls.config_class.describes(flat))
+    """The class of a drafter, from its `flat` config.
+
+    Raises:
+        `ValueError`: If that says of no class how long a proposal is.
+    """
+    found = [model_cls for model_cls in ALGORITHMS.values() if model_cls.config_class.describes(flat)]
+    if not found:
+        raise ValueError("It has neither block_size (DSpark, DFlash) nor ttt_length (EAGLE-3). Fetch it again.")
+    return found[0]
 
 
 def write_packaging(drafter: DraftModel, folder: str | os.PathLike, name: str) -> None:

@@ -113,6 +113,8 @@ class Checkpoint:
         wrapped = sorted(name for name in self.shapes if name.startswith("model."))
         if wrapped:
             return [f"its tensors must not begin with 'model.', as {wrapped[0]} does"]
+        if unsaid := [name for name in ("hidden_size", "vocab_size") if self.decoder.get(name) is None]:
+            return [f"its config.json does not say {' and '.join(unsaid)}"]
         return [
             f"{name} has the shape {list(self.shapes[name])}, and its config.json asks for {list(shape)}"
             if name in self.shapes
@@ -122,7 +124,7 @@ class Checkpoint:
         ]
 
     def _expected(self) -> dict[str, tuple[int, ...]]:
-        hidden, vocab = self.decoder.get("hidden_size"), self.decoder.get("vocab_size")
+        hidden, vocab = self.decoder["hidden_size"], self.decoder["vocab_size"]
         taps = (
             (self.nested or {}).get("target_layer_ids")
             or self.config.get("target_layer_ids")
@@ -130,11 +132,11 @@ class Checkpoint:
             or []
         )
         outputs = self.config["draft_vocab_size"] if self.is_reduced else vocab
-        expected = {"fc.weight": (hidden, len(taps) * (hidden or 0)), "hidden_norm.weight": (hidden,)}
+        expected = {"fc.weight": (hidden, len(taps) * hidden), "hidden_norm.weight": (hidden,)}
         if self.rank:
             expected["markov_head.markov_w1.weight"] = (vocab, self.rank)
             expected["markov_head.markov_w2.weight"] = (outputs, self.rank)
         if self.config.get("enable_confidence_head"):
             width = self.rank if self.config.get("confidence_head_with_markov") else 0
-            expected["confidence_head.proj.weight"] = (1, (hidden or 0) + width)
+            expected["confidence_head.proj.weight"] = (1, hidden + width)
         return expected

@@ -34,7 +34,7 @@ def problems(checkpoint: Checkpoint) -> list[str]:
     if checkpoint.is_reduced:
         found.append("it has no reduced draft vocabulary")
     config = {**checkpoint.config, **(checkpoint.nested or {})}
-    mask, vocab_size = config.get("mask_token_id"), config.get("vocab_size")
+    mask, vocab_size = config.get("mask_token_id"), config.get("vocab_size") or 0
     if mask is None or not 0 <= mask < vocab_size:
         found.append(f"mask_token_id must be a token of the target, got {mask}")
     slides = "sliding_attention" in (checkpoint.config.get("layer_types") or [])
