@@ -37,7 +37,7 @@ ALLOWED = {
 # The floors of generation/, from the ground up: a part may import parts of lower floors, and files of its own floor.
 FLOORS = (
     {"lengths"},
-    {"stats", "prompt_lookup", "config", "request"},
+    {"stats", "round_logs", "stopwatch", "prompt_lookup", "config", "request"},
     {"tokens", "rollback"},
     {"target"},
     {"drafts"},

@@ -5,9 +5,9 @@ import torch
 from fake_drafters import TableDrafter, greedy_oracle
 from tiny_targets import make_prompt
 
-import dspark_hf.generation.stats as stats_module
+import dspark_hf.generation.stopwatch as stopwatch
 from dspark_hf import DSparkModel, SpeculationConfig, SpeculationStats
-from dspark_hf.generation.stats import Stopwatch
+from dspark_hf.generation.stopwatch import Stopwatch
 
 
 def test_empty():
@@ -120,7 +120,7 @@ def test_seconds_add_up(target, monkeypatch):
         return propose(*args, **kwargs)
 
     monkeypatch.setattr(drafter, "propose", slow)
-    monkeypatch.setattr(stats_module, "time", clock)
+    monkeypatch.setattr(stopwatch, "time", clock)
     target.generate(ids, assistant_model=drafter, max_new_tokens=40, do_sample=False)
     stats = drafter.last_stats
     assert (stats.prefill_seconds, stats.target_seconds) == (1, stats.rounds)

@@ -15,9 +15,11 @@ from .choosing import choose_runner, why_ragged
 from .drafts.proposing import Offer, Proposer
 from .drafts.turns import DraftContext
 from .request import Request
+from .round_logs import ConfidenceLog, DraftLog
 from .static.context import StaticContext
 from .static.runner import StaticRunner
-from .stats import ConfidenceLog, DraftLog, SpeculationStats, Stopwatch
+from .stats import SpeculationStats
+from .stopwatch import Stopwatch
 from .target.decode_kernels import decode_kernels
 from .target.layout import PromptLayout
 from .target.peers import Peers

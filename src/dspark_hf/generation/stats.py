@@ -1,12 +1,8 @@
 """What happened during one `generate()`."""
 
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import compress
-
-import torch
 
 # Of each verification: what is always counted, and what is noted where there is something to note.
 _COUNTS = ("verified_lens", "accepted_lens", "emitted_lens", "row_ids", "from_lookup", "drafted_lens")
@@ -241,108 +237,3 @@ class SpeculationStats:
     def __repr__(self) -> str:
         paused = f", paused_rounds={self.paused_rounds}" if 2 * self.paused_rounds > self.rounds else ""
         return f"SpeculationStats(tau={self.tau:.2f}, new_tokens={self.new_tokens}, rounds={self.rounds}{paused})"
-
-
-class ConfidenceLog:
-    """Keeps each round's confidence on its device, so that reading it costs one wait at the end."""
-
-    def __init__(self) -> None:
-        self._rounds: list[tuple[torch.Tensor | None, list[bool], list[bool]]] = []
-
-    def note(self, live: list[bool], logits: torch.Tensor | None, drafted: list[bool]) -> None:
-        """Keep a round's confidence.
-
-        Args:
-            live (`list[bool]`): Which rows the round verified something of.
-            logits (`torch.Tensor` of shape `(rows, slots)` or `None`): Of the confidence head, if there are any.
-            drafted (`list[bool]`): The rows that the drafter drafted for; only theirs mean anything.
-        """
-        self._rounds.append((logits, list(live), list(drafted)))
-
-    def read(self) -> list[list[float]]:
-        """Confidences of each verification, in order; empty if no round had any."""
-        tensors = [logits for logits, _, _ in self._rounds if logits is not None]
-        if not tensors:
-            return []
-        flat = iter(torch.cat([logits.flatten().float() for logits in tensors]).sigmoid().tolist())
-        rows = []
-        for logits, live, drafted in self._rounds:
-            width = 0 if logits is None else logits.shape[1]
-            for is_live, is_drafted in zip(live, drafted, strict=True):
-                row = [next(flat) for _ in range(width)]
-                if is_live:
-                    rows.append(row if is_drafted else [])
-        return rows
-
-
-class DraftLog:
-    """Keeps each round's drafts on their device, so that reading them costs one wait at the end.
-
-    Args:
-        enabled (`bool`): Otherwise it keeps nothing.
-    """
-
-    def __init__(self, enabled: bool) -> None:
-        self._enabled = enabled
-        self._rounds: list[tuple[torch.Tensor, list[bool], list[int]]] = []
-
-    def note(self, live: list[bool], ids: torch.Tensor, lens: list[int]) -> None:
-        """Keep a round's drafts.
-
-        Args:
-            live (`list[bool]`): Which rows the round verified something of.
-            ids (`torch.LongTensor` of shape `(rows, n)`): The drafts.
-            lens (`list[int]`): How many of each row were verified.
-        """
-        if self._enabled:
-            # A compiled drafter writes the next drafts into the same memory.
-            self._rounds.append((ids.clone(), list(live), list(lens)))
-
-    def read(self) -> list[list[int]]:
-        """Drafts of each verification, in order; empty if nothing was kept."""
-        if not self._rounds:
-            return []
-        flat = iter(torch.cat([ids.flatten() for ids, _, _ in self._rounds]).tolist())
-        rows = []
-        for ids, live, lens in self._rounds:
-            drafts = [[next(flat) for _ in range(ids.shape[1])] for _ in live]
-            rows += [row[:num] for row, is_live, num in zip(drafts, live, lens, strict=True) if is_live]
-        return rows
-
-
-class Stopwatch:
-    """Adds wall time to the `*_seconds` of a [`SpeculationStats`].
-
-    Args:
-        stats ([`SpeculationStats`]): Where to add.
-        device (`torch.device`): Device to wait for around each measurement, unless it is the CPU.
-        enabled (`bool`, *optional*): Whether parts are measured; the total always is. On the CPU only, if not given.
-    """
-
-    def __init__(self, stats: SpeculationStats, device: torch.device, enabled: bool | None = None):
-        enabled = device.type == "cpu" if enabled is None else enabled
-        self._stats, self._enabled = stats, enabled
-        self._device = device if enabled and device.type == "cuda" else None
-        self._started = time.perf_counter()
-        if enabled:
-            stats.prefill_seconds = stats.target_seconds = stats.drafter_seconds = 0.0
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Measure the block of code as the part `name`: `"prefill"`, `"target"` or `"drafter"`."""
-        if not self._enabled:
-            yield
-            return
-        started = self._now()
-        yield
-        name = f"{name}_seconds"
-        setattr(self._stats, name, getattr(self._stats, name) + self._now() - started)
-
-    def stop(self) -> None:
-        """Fix the total."""
-        self._stats.total_seconds = self._now() - self._started
-
-    def _now(self) -> float:
-        if self._device is not None:
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()

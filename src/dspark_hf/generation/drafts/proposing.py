@@ -16,7 +16,8 @@ from dspark_hf.generation.lengths.schedule import Drafted, Schedule
 from dspark_hf.generation.lengths.survival import Signals, certain_signals
 from dspark_hf.generation.lengths.track_record import TrackRecord
 from dspark_hf.generation.request import Request
-from dspark_hf.generation.stats import SpeculationStats, Stopwatch
+from dspark_hf.generation.stats import SpeculationStats
+from dspark_hf.generation.stopwatch import Stopwatch
 from dspark_hf.generation.target.peers import Peers
 from dspark_hf.generation.tokens.sampling import TokenChooser
 from dspark_hf.generation.tokens.transcript import Transcript
