@@ -20,6 +20,7 @@ from torch import Tensor
 
 import dspark_hf
 
+_OTHERS = {"transformers", "torch", "datasets"}
 # What a docstring gives as the shape of a tensor.
 SHAPE = re.compile(r"`\([^`]*\)`|\bshapes?\b|`\[[^`]*\]`")
 
@@ -165,6 +166,27 @@ def unsaid(value: Any, docstring: str) -> set[str]:
     if raises_value_error(value) and "ValueError" not in parts.get("Raises", ""):
         missing.add("Raises")
     return missing
+
+
+def names() -> set[str]:
+    """What a link in a docstring may be called: names, alone or with their class, and whole paths in the package."""
+    found = set()
+    for info in pkgutil.walk_packages(dspark_hf.__path__, "dspark_hf."):
+        if info.name.endswith(".__main__"):
+            continue
+        for name, value in vars(importlib.import_module(info.name)).items():
+            members = {*dir(value), *getattr(value, "__annotations__", {})} if inspect.isclass(value) else ()
+            within = {name, *members, *(f"{name}.{member}" for member in members)}
+            path = info.name.removeprefix("dspark_hf.")
+            found |= within | {f"{path}.{one}" for one in within} | {f"dspark_hf.{path}.{one}" for one in within}
+    return found
+
+
+def loose_links() -> set[tuple[str, str]]:
+    """Links of docstrings that lead to nothing, each with the name of what has the docstring."""
+    known = names()
+    links = {(name, link) for name, _, doc in public_members() for link in re.findall(r"\[`~?([^`]+)`\]", doc or "")}
+    return {one for one in links if one[1] not in known and one[1].split(".")[0] not in _OTHERS}
 
 
 def report(part: str = "") -> dict[str, set[str]]:

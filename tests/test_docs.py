@@ -148,6 +148,10 @@ def test_docstrings_say_what_goes_in_and_what_is_refused():
     assert docstrings.report() == {}
 
 
+def test_links_of_docstrings_lead_somewhere():
+    assert docstrings.loose_links() == set()
+
+
 def test_what_a_docstring_leaves_out_is_seen():
     def scale(states: Tensor, mask: Tensor | None, times: int) -> Tensor:
         """Multiply `states` `times` times, where a `mask` says so."""

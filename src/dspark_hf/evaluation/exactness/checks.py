@@ -94,7 +94,7 @@ def check_greedy(
 
     Args:
         target (`PreTrainedModel`): The target, in float32.
-        drafter ([`DSparkModel`]): Its drafter; an [`~evaluation.oracle.OracleDrafter`] is told the plain output.
+        drafter ([`DSparkModel`]): Its drafter; an [`OracleDrafter`] is told the plain output.
         inputs (`dict`): `input_ids` and `attention_mask` (`torch.LongTensor` of shape `(batch, prompt)`).
         max_new_tokens (`int`, *optional*, defaults to 24): Most new tokens.
         speculation ([`SpeculationConfig`], *optional*): How to speculate.

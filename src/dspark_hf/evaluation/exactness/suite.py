@@ -65,7 +65,7 @@ def run_exactness(
 ) -> dict[str, Any]:
     """Check tiny random targets of several families: greedy runs and sampled ones.
 
-    Drafters are random, and told for greedy runs how the text goes on ([`~evaluation.oracle.OracleDrafter`]), so that
+    Drafters are random, and told for greedy runs how the text goes on ([`OracleDrafter`]), so that
     rounds of every accepted length occur. Vocabularies are so small that random drafts are often right when sampling.
 
     Args:
