@@ -13,18 +13,23 @@ EXTRAS = {
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"],
     # examples/quickstart.ipynb.
     "notebook": ["ipykernel>=6.29", "ipywidgets>=8.1", "jupyterlab>=4.0"],
+    # `dspark serve`: what transformers' own server needs, and metrics.
+    "serve": ["fastapi>=0.115", "openai>=1.98", "prometheus-client>=0.21", "pydantic>=2.11", "uvicorn>=0.30"],
     # Training text from a target behind an OpenAI-compatible server.
-    "server": ["openai>=1.60"],
+    "server": ["openai>=1.98"],
     "test": [
+        "fastapi>=0.115",
         "hypothesis>=6.100",
         "markdown-it-py>=3.0",
-        "openai>=1.60",
+        "openai>=1.98",
+        "prometheus-client>=0.21",
         "pytest>=8.0",
         "pytest-xdist>=3.5",
         "ruff>=0.9",
         "scipy>=1.13",
         # What a tracker keeps of a run is read back.
         "tensorboard>=2.18",
+        "uvicorn>=0.30",
     ],
 }
 

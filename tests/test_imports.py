@@ -26,10 +26,11 @@ from transformers.generation.utils import GenerationMixin
 FILES = sorted(SOURCE.rglob("*.py"))
 GRAPH = import_graph()
 PRIVATE_GENERATION = {name for name in vars(GenerationMixin) if name.startswith("_") and not name.startswith("__")}
-# The seam, the one check that asks whether a target has its own version of a private method, and what decodes by the
-# kernels of plain decoding.
+# The seam, the one check that asks whether a target has its own version of a private method, what decodes by the
+# kernels of plain decoding, and speculation inside continuous batching.
 KNOW_PRIVATE_GENERATION = {
     "generation/seam.py", "generation/target/own_inputs.py", "generation/target/decode_kernels.py",
+    "serving/batching/manager.py", "serving/batching/processor.py", "serving/batching/release.py",
 }  # fmt: skip
 
 

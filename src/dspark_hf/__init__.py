@@ -85,10 +85,12 @@ _HOMES = {
 
 
 def install_seam() -> None:
-    """Teach transformers' `generate()` about drafters; the first name or module that needs it does so."""
+    """Teach transformers' `generate()` and continuous batching about drafters; whoever needs it first does so."""
     from dspark_hf.generation import seam
+    from dspark_hf.serving import seam as batching
 
     seam.install()
+    batching.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from dspark_hf.cli.main import app
 
-COMMANDS = ["demo", "generate", "chat", "evaluate", "diagnose", "report", "bench", "regenerate", "train", "cache",
-            "convert", "push", "env"]  # fmt: skip
+COMMANDS = ["demo", "generate", "chat", "serve", "evaluate", "diagnose", "report", "bench", "regenerate", "train",
+            "cache", "convert", "push", "env"]  # fmt: skip
 
 
 def test_every_command_is_offered(dspark):

@@ -58,7 +58,10 @@ def guarded(target, monkeypatch):
         ({"assistant_early_exit": 2}, "assistant_early_exit=2 is not supported"),
         ({"assistant_ensemble_weight": 0.5}, "assistant_ensemble_weight=0.5 is not supported.*changes the output"),
         ({"dola_layers": "low"}, "these arguments ask for dola generation"),
-        ({"cache_implementation": "paged"}, "'paged' asks for continuous batching, which knows no drafters"),
+        (
+            {"cache_implementation": "paged"},
+            "'paged' asks for continuous batching, which takes drafters in generate_batch",
+        ),
         ({"synced_gpus": True}, "synced_gpus=True keeps processes in step, but there is no process group"),
         (
             {"cache_implementation": "static"},

@@ -63,7 +63,7 @@ def convert(
     if folder is None:
         if not engines:
             raise ValueError("Name the folder to write, or an engine with --check.")
-        _say(engines, _local(source, **places))
+        _say(engines, drafter_folder(source, **places))
         return
     if form == "v4" and (target is None or not Path(target).is_dir()):
         raise ValueError(
@@ -120,7 +120,7 @@ def _prepare(drafter: Any, target: str | None) -> None:
         drafter.config.target_name_or_path = public_name(target)
 
 
-def _local(source: str, subfolder: str | None = None, revision: str | None = None) -> Path:
+def drafter_folder(source: str, subfolder: str | None = None, revision: str | None = None) -> Path:
     """The folder of a drafter, fetched if it is a repository's."""
     from dspark_hf.hub.embedded import resolve_drafter
 

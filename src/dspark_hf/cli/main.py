@@ -23,6 +23,7 @@ from dspark_hf.cli.profile import profile
 from dspark_hf.cli.push import push
 from dspark_hf.cli.regenerate import regenerate
 from dspark_hf.cli.serving.chat import chat
+from dspark_hf.cli.serving.serve import serve
 from dspark_hf.cli.terminal import plain
 from dspark_hf.cli.train import RecipeCommand, train
 from dspark_hf.processes import end_in_order
@@ -90,7 +91,7 @@ _bench = typer.Typer(help="Measure.", no_args_is_help=True, rich_markup_mode=Non
 for command in (bench_generate, exactness, sweep):
     _bench.command(help=readable_help(command))(command)
 
-for command in (demo.demo, generate.generate, chat, evaluate, diagnose, report):
+for command in (demo.demo, generate.generate, chat, serve, evaluate, diagnose, report):
     app.command(help=readable_help(command))(command)
 app.add_typer(_bench, name="bench")
 app.command(cls=RecipeCommand, help=readable_help(train))(train)

@@ -76,7 +76,7 @@ def load_target(
     """
     from transformers import AutoModelForCausalLM
 
-    place = _device(device)
+    place = check_device(device)
     # The small one first: whether its chats can be rendered is told before the target is fetched.
     tokenizer = load_target_tokenizer(target, trust_remote_code=trust_remote_code)
     with target_place(target, trust_remote_code) as (path, trust):
@@ -154,7 +154,12 @@ def check_output(path: Path | None) -> None:
         raise ValueError(f"--json cannot be written at {path}: {error}. Name a folder that can be made.") from None
 
 
-def _device(name: str) -> Any:
+def check_device(name: str) -> Any:
+    """The `torch.device` that `--device` names.
+
+    Raises:
+        `ValueError`: If there is none of that name here.
+    """
     import torch
 
     if name == "auto":

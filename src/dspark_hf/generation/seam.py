@@ -175,8 +175,8 @@ def _wrap_generate(original: Callable) -> Callable:
             raise ValueError("speculation=False and assistant_model=drafter contradict each other: leave one out.")
         if given.get("cache_implementation") == "paged":
             raise ValueError(
-                "cache_implementation='paged' asks for continuous batching, which knows no drafters: leave it out, or "
-                "generate without a drafter."
+                "cache_implementation='paged' asks for continuous batching, which takes drafters in generate_batch(): "
+                "call that, leave it out, or generate without a drafter."
             )
         token = _speculation.set(speculation)
         try:

@@ -14,6 +14,9 @@ from dspark_hf.ops.blocks import FULL_VIEW, LayerView
 
 from .compiling import mark_open
 
+# Columns that are made beyond those needed, at least.
+_MORE_COLUMNS = 256
+
 
 class TrainingContext:
     """Context of one training pass. `update` has no side effect, so gradient checkpointing may call it twice.
@@ -196,7 +199,7 @@ class DraftState:
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these `rows`, numbers from 0, in this order."""
         index = None
-        for buffers in (self._keys, self._values):
+        for buffers in self._buffers():
             for layer, buffer in enumerate(buffers):
                 if buffer is not None:
                     index = torch.tensor(list(rows), device=buffer.device) if index is None else index
@@ -204,6 +207,30 @@ class DraftState:
         self.context_lens = [self.context_lens[row] for row in rows]
         self._dropped = [self._dropped[row] for row in rows]
         self._first_positions = [self._first_positions[row] for row in rows]
+
+    def join(self, other: "DraftState") -> None:
+        """Take in the rows of another state of the same drafter, behind its own."""
+        num_own, num_rows = len(self.context_lens), len(self.context_lens) + len(other.context_lens)
+        num_held = max(*self.held_lens, *other.held_lens)
+        for own, others in zip(self._buffers(), other._buffers(), strict=True):
+            for layer, pair in enumerate(zip(own, others, strict=True)):
+                known = next((buffer for buffer in pair if buffer is not None), None)
+                if known is None:
+                    continue
+                # Rows of long texts may have left since: no more columns than there is need of.
+                joined = known.new_zeros(num_rows, known.shape[1], num_held + _MORE_COLUMNS, known.shape[3])
+                for buffer, first in zip(pair, (0, num_own), strict=True):
+                    if buffer is not None:
+                        columns = min(num_held, buffer.shape[2])
+                        joined[first : first + buffer.shape[0], :, :columns] = buffer[:, :, :columns]
+                own[layer] = joined
+        self.context_lens = self.context_lens + other.context_lens
+        self._dropped = self._dropped + other._dropped
+        self._first_positions = self._first_positions + other._first_positions
+
+    def _buffers(self) -> tuple[list[Tensor | None], ...]:
+        """What holds columns of rows, a list a kind."""
+        return self._keys, self._values
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Write a layer's keys and values behind each row's context, without counting them.
@@ -241,7 +268,7 @@ class DraftState:
             return buffer
         batch_size, num_heads, _, head_dim = new.shape
         # Growing by a share keeps its cost constant per token; a first guess need not be generous.
-        num_more = 256 if buffer is None else max(num_columns // 4, 256)
+        num_more = _MORE_COLUMNS if buffer is None else max(num_columns // 4, _MORE_COLUMNS)
         grown = new.new_zeros(batch_size, num_heads, num_columns + num_more, head_dim)
         if buffer is not None:
             grown[:, :, : buffer.shape[2]] = buffer

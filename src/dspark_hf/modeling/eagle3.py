@@ -122,9 +122,8 @@ class Eagle3State(DraftState):
         columns = torch.tensor(self.context_lens, device=buffer.device).clamp_min(1) - 1
         return buffer.gather(1, columns[:, None, None].expand(-1, 1, buffer.shape[-1]))
 
-    def select(self, rows: Sequence[int]) -> None:
-        super().select(rows)
-        self._features = [None if buffer is None else buffer[list(rows)] for buffer in self._features]
+    def _buffers(self) -> tuple[list[Tensor | None], ...]:
+        return *super()._buffers(), self._features
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
         keys, values = super().update(keys, values, layer_idx)

@@ -18,8 +18,10 @@ from .track_record import TrackRecord
 _NEGLIGIBLE = 0.02
 # Variance of the tokens of a round, by the tokens of a round.
 _SPREAD = 1.0
-# Context is looked up in steps of so many tokens.
-_CONTEXT_STEP = 128
+# Context is looked up in steps of so many tokens, and tokens of prompts in steps of so many.
+_CONTEXT_STEP, _PROMPT_STEP = 128, 16
+# Sizes of passes that are remembered: a server sees new ones for as long as it runs.
+_MOST_TABLES = 512
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Schedule:
     def __init__(self, options: PrefixScheduler, cost: StepCost, most_slots: int):
         self.options, self.cost = options, cost
         self._most_slots = most_slots
-        self._tables: dict[tuple[int, int], np.ndarray] = {}
+        self._tables: dict[tuple[int, int, int], np.ndarray] = {}
         self._seconds, self._draft_seconds, self._num_rows = np.ones(1), 0.0, 1
         self._earlier: deque[tuple[int, np.ndarray]] = deque(maxlen=2)
         self._num_probes = 0
@@ -62,20 +64,24 @@ class Schedule:
         """Whether drafting is left out where it does not pay."""
         return self.options.policy == "auto"
 
-    def begin(self, left: Sequence[int], context_len: int) -> None:
+    def begin(self, left: Sequence[int], context_len: int, num_prompt_tokens: int = 0) -> None:
         """Begin a round.
 
         Args:
             left (`Sequence[int]`): Tokens that each row at work may still make.
             context_len (`int`): Tokens of the longest.
+            num_prompt_tokens (`int`, *optional*, defaults to 0): Tokens of others that go through the same pass.
         """
         num_rows = len(left)
         self._weights = _weights(left)
-        key = num_rows, -(-context_len // _CONTEXT_STEP)
+        key = num_rows, -(-context_len // _CONTEXT_STEP), -(-num_prompt_tokens // _PROMPT_STEP)
         if key not in self._tables:
-            verify = self.cost.verify(num_rows * (1 + self._most_slots), key[1] * _CONTEXT_STEP)
+            if len(self._tables) >= _MOST_TABLES:
+                self._tables.clear()
+            fewest = num_rows + key[2] * _PROMPT_STEP
+            verify = self.cost.verify(fewest + num_rows * self._most_slots, key[1] * _CONTEXT_STEP)
             # A pass over more tokens is never taken to cost less: fewer may stand for that measurement.
-            self._tables[key] = np.minimum.accumulate(verify[: num_rows - 1 : -1])[::-1]
+            self._tables[key] = np.minimum.accumulate(verify[: fewest - 1 : -1])[::-1]
         # Of a pass that verifies 0, 1, ... drafts of all rows together.
         self._seconds, self._num_rows = self._tables[key], num_rows
         self._draft_seconds = self.cost.draft(num_rows)

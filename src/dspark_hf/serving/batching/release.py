@@ -1,0 +1,55 @@
+"""Whether this release of transformers batches requests as is known here."""
+
+import inspect
+
+from transformers.generation.continuous_batching import continuous_api as api
+from transformers.generation.continuous_batching.cache_allocators.sliding_attention import (
+    SlidingAttentionCacheAllocator,
+)
+from transformers.generation.continuous_batching.input_outputs import ContinuousBatchingIOs
+from transformers.generation.continuous_batching.model_runner import ModelRunner
+from transformers.generation.continuous_batching.requests import RequestState
+from transformers.generation.continuous_batching.scheduler import Scheduler
+
+# What the subclasses rely on, with the parameters that they pass on or read.
+_NEEDED = {
+    api.ContinuousBatchingManager: {
+        "_create_batch_processor": set(), "_generation_loop_body": {"batch_processor", "bootstrapping"},
+        "add_request": {"input_ids", "request_id", "streaming"}, "register_result_handler": {"request_id", "callback"},
+    },
+    api.ContinuousBatchProcessor: {
+        "prepare_next_batch": set(), "update_batch": set(), "reset": set(),
+        "_handle_request_error": {"error", "state"},
+    },
+    ContinuousBatchingIOs: {
+        "prepare_batch_tensors": {"requests_in_batch"}, "get_model_kwargs": {"use_padding"},
+        "prepare_batch_update": set(),
+    },
+    ModelRunner: {"_forward_process_and_sample": {"model", "batch_data"}, "_sample": {"scores", "output_ids"}},
+    Scheduler: {
+        "schedule_batch": {"token_budget", "cache_budget"}, "finish_request": {"request_id"},
+        "add_waiting_request": {"state"},
+        "_infer_request_tokens": {"state", "request_ids_to_remove_from_waiting"},
+        "_schedule_request": {"state", "request_tokens", "token_budget", "request_ids_to_remove_from_waiting"},
+    },
+    SlidingAttentionCacheAllocator: {
+        "_compute_blocks_needed": {"allocated_blocks", "past_length", "query_length"},
+        "get_read_indices": {"request_id", "past_length", "query_length"},
+        "get_write_indices": {"request_id", "past_length", "query_length"},
+    },
+    RequestState: {"create_equivalent_initial_request": set(), "update_and_check_completion": {"token_id", "logprob"}},
+}  # fmt: skip
+
+
+def check_release() -> None:
+    """Raise `RuntimeError` if this release of transformers batches requests in another way than is known here."""
+    for home, methods in _NEEDED.items():
+        for name, needed in methods.items():
+            method = getattr(home, name, None)
+            missing = needed if method is None else needed - set(inspect.signature(method).parameters)
+            if method is None or missing:
+                raise RuntimeError(
+                    f"Continuous batching of this version of transformers does not take drafters: {home.__name__}."
+                    f"{name} {f'has no {sorted(missing)}' if method else 'is missing'}. Install one that it is tested "
+                    "with: pip install 'transformers==5.24.*'."
+                )

@@ -1,0 +1,63 @@
+"""Which requests go into a step, and how many drafts of each."""
+
+from typing import Any
+
+from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
+from transformers.generation.continuous_batching.scheduler import FIFOScheduler, PrefillFirstScheduler, Scheduler
+
+from dspark_hf.serving.drafting import Running, StepDrafter
+
+
+class DraftScheduling(Scheduler):
+    """Never lets drafts split a request or starve it: those that do not fit are dropped."""
+
+    drafter: StepDrafter
+    is_drafted: bool
+
+    def schedule_batch(self, token_budget: int, cache_budget: int) -> tuple:
+        self.verified: dict[str, int] = {}
+        if not self.is_drafted:
+            self.is_drafted = True
+            states = list(self.active_requests.values())
+            self.drafter.keep(self.active_requests)
+            num_prompt_tokens = sum(len(state.remaining_prefill_tokens) for state in states)
+            num_prompt_tokens += sum(len(state.remaining_prefill_tokens) for state in self.waiting_requests.values())
+            self.drafter.draft([_running(state) for state in states if _is_running(state)], num_prompt_tokens,
+                               token_budget)  # fmt: skip
+        return super().schedule_batch(token_budget, cache_budget)
+
+    def _infer_request_tokens(self, state: RequestState, request_ids_to_remove_from_waiting: set[str]) -> list[int]:
+        drafts = self.drafter.drafts.tokens.get(state.request_id, []) if _is_running(state) else []
+        tokens = super()._infer_request_tokens(state, request_ids_to_remove_from_waiting)
+        fits = not drafts or self.cache.can_store_request_tokens(state, len(tokens) + len(drafts), dry_run=True)
+        return tokens + drafts if fits else tokens
+
+    def _schedule_request(self, state: RequestState, request_tokens: list[int], token_budget: int, *args: Any) -> None:
+        is_running = _is_running(state)
+        request_tokens = request_tokens[:token_budget] if is_running else request_tokens
+        super()._schedule_request(state, request_tokens, token_budget, *args)
+        if is_running:
+            state.tokens_to_process = request_tokens
+            self.verified[state.request_id] = len(request_tokens) - 1
+
+
+class DraftFIFO(DraftScheduling, FIFOScheduler):
+    pass
+
+
+class DraftPrefillFirst(DraftScheduling, PrefillFirstScheduler):
+    pass
+
+
+def _is_running(state: RequestState) -> bool:
+    return state.status == RequestStatus.DECODING and state.generated_len() > 0
+
+
+def _running(state: RequestState) -> Running:
+    room = state._new_tokens_limit - state.generated_len() - 1
+    anchor = state.generated_tokens[-1]
+    return Running(state.request_id, anchor, state.position_offset, max(room, 0), state.logit_processor_kwargs)
+
+
+# By what transformers has made.
+DRAFT_SCHEDULERS = {FIFOScheduler: DraftFIFO, PrefillFirstScheduler: DraftPrefillFirst}

@@ -1,0 +1,85 @@
+"""What a server has done so far, in numbers that do not grow with it."""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from dspark_hf.generation.stats import SpeculationStats
+
+# Answers whose counts are kept for whoever asks.
+_MOST_ANSWERS = 4096
+
+
+@dataclass
+class ServingStats:
+    """Counts of all requests so far.
+
+    A *verification* is one step of one request behind its prompt.
+
+    Attributes:
+        rounds (`int`): Passes of the target that made tokens.
+        new_tokens (`int`): Tokens made.
+        verifications (`int`): Verifications, those without a draft included.
+        emitted_tokens (`int`): Tokens that they made.
+        drafted_tokens (`int`): Drafts that were made.
+        verified_tokens (`int`): Drafts that the target looked at.
+        accepted_tokens (`int`): Drafts that became output.
+        paused_rounds (`int`): Passes in which the drafter did not draft because that does not pay.
+        failed_requests (`int`): Requests that ended with an error.
+        answers ([`AnswerCounts`]): Of single answers.
+    """
+
+    rounds: int = 0
+    new_tokens: int = 0
+    verifications: int = 0
+    emitted_tokens: int = 0
+    drafted_tokens: int = 0
+    verified_tokens: int = 0
+    accepted_tokens: int = 0
+    paused_rounds: int = 0
+    failed_requests: int = 0
+    answers: "AnswerCounts" = field(default_factory=lambda: AnswerCounts(), repr=False)
+
+    @property
+    def tau(self) -> float:
+        """Mean tokens per verification, the target's own included; 0.0 before the first."""
+        return self.emitted_tokens / self.verifications if self.verifications else 0.0
+
+    def add(self, stats: SpeculationStats) -> None:
+        """Add one `generate()`.
+
+        Args:
+            stats ([`SpeculationStats`]): What happened in it.
+        """
+        self.rounds += stats.rounds
+        self.new_tokens += stats.new_tokens
+        self.verifications += len(stats.verified_lens)
+        self.emitted_tokens += sum(stats.emitted_lens)
+        self.drafted_tokens += sum(stats.drafted_lens)
+        self.verified_tokens += stats.verified_tokens
+        self.accepted_tokens += sum(stats.accepted_lens)
+        self.paused_rounds += stats.paused_rounds
+
+    def summary(self) -> str:
+        """One line."""
+        return (
+            f"tau {self.tau:.2f} ({self.new_tokens} tokens, {self.rounds} rounds, {self.verified_tokens} drafts "
+            f"verified, {self.accepted_tokens} accepted)"
+        )
+
+
+class AnswerCounts:
+    """Drafts of single answers that became output, and that were rejected; of the latest few thousand answers."""
+
+    def __init__(self) -> None:
+        self._counts: OrderedDict[str, tuple[int, int]] = OrderedDict()
+
+    def note(self, request_id: str, num_accepted: int, num_rejected: int) -> None:
+        """Add to the counts of an answer."""
+        accepted, rejected = self._counts.pop(request_id, (0, 0))
+        self._counts[request_id] = (accepted + num_accepted, rejected + num_rejected)
+        if len(self._counts) > _MOST_ANSWERS:
+            self._counts.popitem(last=False)
+
+    def take(self, request_id: str) -> tuple[int, int]:
+        """Drafts of an answer that were accepted and rejected; they are forgotten with it."""
+        return self._counts.pop(request_id, (0, 0))

@@ -1,0 +1,6 @@
+"""Messages that transformers' server writes between the quotes of a JSON string."""
+
+
+def quotable(text: str) -> str:
+    """A message that stays one line and ends no quotes."""
+    return " ".join(text.replace("\\", "/").replace('"', "'").split())

@@ -1,0 +1,111 @@
+"""Where transformers' continuous batching learns about drafters: its public methods are wrapped.
+
+`generate_batch`, `init_continuous_batching` and `continuous_batching_context_manager` take `assistant_model=` and
+`speculation=`, and use an attached drafter. Calls without a drafter of this library pass through untouched.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+_ORIGINAL = "__dspark_original__"
+# What a call asks for, on its way to the method that makes the manager.
+_asked: ContextVar[dict[str, Any]] = ContextVar("dspark_batching", default={})  # noqa: B039
+
+
+def install() -> None:
+    """Teach the methods about drafters. Doing it again changes nothing."""
+    home = _home()
+    for name, wrap in _WRAPPERS.items():
+        original = getattr(home, name)
+        if _ORIGINAL not in vars(original):
+            wrapper = functools.wraps(original)(wrap(original))
+            setattr(wrapper, _ORIGINAL, original)
+            setattr(home, name, wrapper)
+
+
+def remove() -> None:
+    """Take the wrappers out again. Doing it again changes nothing."""
+    for name in _WRAPPERS:
+        method = getattr(_home(), name)
+        if _ORIGINAL in vars(method):
+            setattr(_home(), name, getattr(method, _ORIGINAL))
+
+
+def _home() -> Any:
+    from transformers import GenerationMixin
+
+    # The mixin that has these methods.
+    return next(base for base in GenerationMixin.__mro__ if "init_continuous_batching" in vars(base))
+
+
+@contextmanager
+def _asking(assistant_model: Any, speculation: Any) -> Iterator[None]:
+    """Around the call of a method that leads to another wrapper."""
+    given = {"assistant_model": assistant_model, "speculation": speculation}
+    asked = {name: value for name, value in given.items() if value is not None}
+    token = _asked.set(asked or _asked.get())
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def _wrap_generate_batch(original: Callable) -> Callable:
+    def generate_batch(self, *args, assistant_model=None, speculation=None, **kwargs):
+        with _asking(assistant_model, speculation):
+            return original(self, *args, **kwargs)
+
+    return generate_batch
+
+
+def _wrap_context_manager(original: Callable) -> Callable:
+    @contextmanager
+    def continuous_batching_context_manager(self, *args, assistant_model=None, speculation=None, **kwargs):
+        with ExitStack() as stack:
+            with _asking(assistant_model, speculation):
+                manager = stack.enter_context(original(self, *args, **kwargs))
+            yield manager
+
+    return continuous_batching_context_manager
+
+
+def _wrap_init(original: Callable) -> Callable:
+    def init_continuous_batching(
+        self,
+        generation_config=None,
+        continuous_batching_config=None,
+        workload_hints=None,
+        assistant_model=None,
+        speculation=None,
+    ):
+        from dspark_hf.generation.attach import attached_drafter
+
+        asked = {"assistant_model": assistant_model, "speculation": speculation}
+        asked = {name: value for name, value in asked.items() if value is not None} or _asked.get()
+        drafter, speculation = asked.get("assistant_model"), asked.get("speculation")
+        if speculation is False:
+            if drafter is not None:
+                raise ValueError("speculation=False and assistant_model=drafter contradict each other: leave one out.")
+        elif drafter is None:
+            drafter = attached_drafter(self)
+        if drafter is None:
+            if speculation:
+                raise ValueError("speculation= was given without a drafter: pass assistant_model=drafter, too.")
+            return original(self, generation_config, continuous_batching_config, workload_hints)
+        from .entry import make_manager
+
+        make = functools.partial(original, self)
+        return make_manager(self, make, drafter, speculation, generation_config, continuous_batching_config,
+                            workload_hints)  # fmt: skip
+
+    return init_continuous_batching
+
+
+_WRAPPERS = {
+    "generate_batch": _wrap_generate_batch,
+    "continuous_batching_context_manager": _wrap_context_manager,
+    "init_continuous_batching": _wrap_init,
+}

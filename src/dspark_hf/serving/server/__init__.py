@@ -1,0 +1,1 @@
+"""A server with OpenAI's interface: transformers' own, with a drafter attached to what it loads."""
