@@ -3,7 +3,6 @@
 import json
 import random
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2 as httpx
@@ -254,11 +253,8 @@ def test_a_step_that_fails(server, client, expected, monkeypatch):
     with pytest.raises(openai.InternalServerError, match="memory"):
         client.chat.completions.create(model=server[1], messages=MESSAGES, max_tokens=8, temperature=0)
     is_armed.set()
-    with pytest.raises(openai.APIError):
+    with pytest.raises(openai.APIError, match="memory"):
         list(client.chat.completions.create(model=server[1], messages=MESSAGES, max_tokens=8, stream=True))
-    deadline = time.monotonic() + 10
-    while is_armed.is_set() and time.monotonic() < deadline:
-        time.sleep(0.01)
     answer = client.chat.completions.create(model=server[1], messages=MESSAGES, max_tokens=8, temperature=0)
     assert answer.choices[0].message.content == expected(MESSAGES, 8)
     assert httpx.get(f"{server[0]}/health").json() == {"status": "ok"}

@@ -130,4 +130,6 @@ def _tell_errors(app: FastAPI) -> None:
         app.add_exception_handler(kind, bad_request)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, wrong_body)
+    # Of torch, memory that is full among them; behind others the connection is closed.
+    app.add_exception_handler(RuntimeError, server_error)
     app.add_exception_handler(Exception, server_error)
