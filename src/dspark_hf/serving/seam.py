@@ -5,6 +5,7 @@
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -18,6 +19,8 @@ _asked: ContextVar[dict[str, Any]] = ContextVar("dspark_batching", default={})  
 def install() -> None:
     """Teach the methods about drafters. Doing it again changes nothing."""
     home = _home()
+    if home is None:
+        return
     for name, wrap in _WRAPPERS.items():
         original = getattr(home, name)
         if _ORIGINAL not in vars(original):
@@ -28,17 +31,18 @@ def install() -> None:
 
 def remove() -> None:
     """Take the wrappers out again. Doing it again changes nothing."""
-    for name in _WRAPPERS:
-        method = getattr(_home(), name)
+    home = _home()
+    for name in _WRAPPERS if home is not None else ():
+        method = getattr(home, name)
         if _ORIGINAL in vars(method):
-            setattr(_home(), name, getattr(method, _ORIGINAL))
+            setattr(home, name, getattr(method, _ORIGINAL))
 
 
 def _home() -> Any:
     from transformers import GenerationMixin
 
-    # The mixin that has these methods.
-    return next(base for base in GenerationMixin.__mro__ if "init_continuous_batching" in vars(base))
+    # The mixin that has these methods; older releases may have others.
+    return next((base for base in GenerationMixin.__mro__ if set(_WRAPPERS) <= set(vars(base))), None)
 
 
 @contextmanager
@@ -73,14 +77,9 @@ def _wrap_context_manager(original: Callable) -> Callable:
 
 
 def _wrap_init(original: Callable) -> Callable:
-    def init_continuous_batching(
-        self,
-        generation_config=None,
-        continuous_batching_config=None,
-        workload_hints=None,
-        assistant_model=None,
-        speculation=None,
-    ):
+    signature = inspect.signature(original)
+
+    def init_continuous_batching(self, *args, assistant_model=None, speculation=None, **kwargs):
         from dspark_hf.generation.attach import attached_drafter
 
         asked = {"assistant_model": assistant_model, "speculation": speculation}
@@ -94,12 +93,19 @@ def _wrap_init(original: Callable) -> Callable:
         if drafter is None:
             if speculation:
                 raise ValueError("speculation= was given without a drafter: pass assistant_model=drafter, too.")
-            return original(self, generation_config, continuous_batching_config, workload_hints)
+            return original(self, *args, **kwargs)
         from .entry import make_manager
 
-        make = functools.partial(original, self)
-        return make_manager(self, make, drafter, speculation, generation_config, continuous_batching_config,
-                            workload_hints)  # fmt: skip
+        given = signature.bind(self, *args, **kwargs).arguments
+        return make_manager(
+            self,
+            functools.partial(original, self),
+            drafter,
+            speculation,
+            given.get("generation_config"),
+            given.get("continuous_batching_config"),
+            given.get("workload_hints"),
+        )
 
     return init_continuous_batching
 

@@ -168,3 +168,15 @@ def test_a_config_takes_a_name_or_a_scheduler():
         SpeculationConfig(policy=3)
     with pytest.raises(ValueError, match="confidence_threshold=0.2 verifies by a threshold, and policy='fixed' does"):
         SpeculationConfig(policy="fixed", confidence_threshold=0.2)
+
+
+def test_prompts_in_a_pass_make_drafts_dearer_where_it_is_full():
+    """A device bears eight tokens at once: alone two rows have room for unlikely drafts, beside a prompt they do not."""
+    tokens = list(range(1, 65))
+    cost = StepCost(tokens, [1], [[1.0 if count <= 8 else 1.0 + count for count in tokens]], [1], [0.0])
+    schedule, record = Schedule(PrefixScheduler("auto"), cost, 3), TrackRecord(3, 1)
+    survival = np.full((2, 3), 0.05)
+    schedule.begin([1, 1], 10)
+    assert schedule.cut([Drafted(record, [0, 1], survival)], [3, 3]) == [3, 3]
+    schedule.begin([1, 1], 10, num_prompt_tokens=7)
+    assert schedule.cut([Drafted(record, [0, 1], survival)], [3, 3]) == [0, 0]

@@ -253,8 +253,9 @@ def test_a_step_that_fails(server, client, expected, monkeypatch):
     with pytest.raises(openai.InternalServerError, match="memory"):
         client.chat.completions.create(model=server[1], messages=MESSAGES, max_tokens=8, temperature=0)
     is_armed.set()
-    with pytest.raises(openai.APIError, match="memory"):
+    with pytest.raises(openai.APIError, match="during streaming") as told:
         list(client.chat.completions.create(model=server[1], messages=MESSAGES, max_tokens=8, stream=True))
+    assert told.value.body == "out of 'memory'"
     answer = client.chat.completions.create(model=server[1], messages=MESSAGES, max_tokens=8, temperature=0)
     assert answer.choices[0].message.content == expected(MESSAGES, 8)
     assert httpx.get(f"{server[0]}/health").json() == {"status": "ok"}
