@@ -171,7 +171,7 @@ def test_a_config_takes_a_name_or_a_scheduler():
 
 
 def test_prompts_in_a_pass_make_drafts_dearer_where_it_is_full():
-    """A device bears eight tokens at once: alone two rows have room for unlikely drafts, beside a prompt they do not."""
+    """Eight tokens go at once: alone two rows have room for unlikely drafts, beside a prompt they do not."""
     tokens = list(range(1, 65))
     cost = StepCost(tokens, [1], [[1.0 if count <= 8 else 1.0 + count for count in tokens]], [1], [0.0])
     schedule, record = Schedule(PrefixScheduler("auto"), cost, 3), TrackRecord(3, 1)
