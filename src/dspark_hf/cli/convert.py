@@ -121,7 +121,16 @@ def _prepare(drafter: Any, target: str | None) -> None:
 
 
 def drafter_folder(source: str, subfolder: str | None = None, revision: str | None = None) -> Path:
-    """The folder of a drafter, fetched if it is a repository's."""
+    """The folder of a drafter, fetched if it is a repository's.
+
+    Args:
+        source (`str`): A repository, a folder, or `embedded`.
+        subfolder (`str`, *optional*): Where it lies in that.
+        revision (`str`, *optional*): Of the repository.
+
+    Returns:
+        `Path`.
+    """
     from dspark_hf.hub.embedded import resolve_drafter
 
     place = resolve_drafter(source)

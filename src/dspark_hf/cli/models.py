@@ -157,6 +157,9 @@ def check_output(path: Path | None) -> None:
 def check_device(name: str) -> Any:
     """The `torch.device` that `--device` names.
 
+    Args:
+        name (`str`): Its value.
+
     Raises:
         `ValueError`: If there is none of that name here.
     """

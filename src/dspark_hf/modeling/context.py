@@ -209,7 +209,11 @@ class DraftState:
         self._first_positions = [self._first_positions[row] for row in rows]
 
     def join(self, other: "DraftState") -> None:
-        """Take in the rows of another state of the same drafter, behind its own."""
+        """Take in the rows of another state of the same drafter, behind its own.
+
+        Args:
+            other ([`DraftState`]): It; not to be used any more.
+        """
         num_own, num_rows = len(self.context_lens), len(self.context_lens) + len(other.context_lens)
         num_held = max(*self.held_lens, *other.held_lens)
         for own, others in zip(self._buffers(), other._buffers(), strict=True):

@@ -36,10 +36,13 @@ _IGNORED = {
 
 
 def check_request_options(generation_config: GenerationConfig) -> None:
-    """Raise `ValueError` for options that requests of a batch cannot have.
+    """Refuse options that requests of a batch cannot have.
 
     Args:
         generation_config (`GenerationConfig`): The options.
+
+    Raises:
+        `ValueError`: If there is one, by its name.
     """
     for option, unset in _IGNORED.items():
         value = getattr(generation_config, option, None)
@@ -53,13 +56,16 @@ def check_request_options(generation_config: GenerationConfig) -> None:
 def check_batching(
     model: PreTrainedModel, drafter: Any, generation_config: GenerationConfig, speculation: SpeculationConfig
 ) -> None:
-    """Raise `ValueError` where requests of a target cannot be batched with a drafter.
+    """Look whether requests of a target can be batched with a drafter.
 
     Args:
         model (`PreTrainedModel`): The target.
         drafter ([`DSparkModel`]): The drafter.
         generation_config (`GenerationConfig`): The options of all requests.
         speculation ([`SpeculationConfig`]): How to speculate.
+
+    Raises:
+        `ValueError`: If they cannot, with the reason.
     """
     check_drafter(drafter, speculation)
     if isinstance(drafter, PromptLookup):

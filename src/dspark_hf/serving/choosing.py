@@ -218,7 +218,14 @@ def _no_text(num_rows: int, device: torch.device) -> Tensor:
 
 
 def check_processors(processors: LogitsProcessorList) -> None:
-    """Raise `ValueError` for processors that look at the text so far, or that nothing is known of."""
+    """Look whether processors can do without the text so far.
+
+    Args:
+        processors (`LogitsProcessorList`): They.
+
+    Raises:
+        `ValueError`: If one looks at it, or nothing is known of one.
+    """
     names = [type(processor).__name__ for processor in processors if type(processor) not in PREFIX_FREE]
     if names:
         raise ValueError(

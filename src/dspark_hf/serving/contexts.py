@@ -101,17 +101,33 @@ class RequestContexts:
         return self._rows, self._batch.propose(anchor_ids, num_slots, pick, num_candidates)
 
     def ends_at(self, request_id: str) -> int | None:
-        """Position behind what was read of a request."""
+        """Position behind what was read of a request.
+
+        Args:
+            request_id (`str`): The request.
+
+        Returns:
+            `int`, or None if nothing was.
+        """
         return self._ends.get(request_id)
 
     def fork(self, request_id: str, child_id: str) -> None:
-        """Let another request go on from where one is in its prompt."""
+        """Let another request go on from where one is in its prompt.
+
+        Args:
+            request_id (`str`): The one.
+            child_id (`str`): The other.
+        """
         if request_id in self._prompts and child_id not in self._ends:
             self._prompts[child_id] = copy.deepcopy(self._prompts[request_id])
             self._ends[child_id] = self._ends[request_id]
 
     def keep(self, request_ids: Collection[str]) -> None:
-        """Let go of all other requests."""
+        """Let go of all other requests.
+
+        Args:
+            request_ids (`Collection[str]`): Those that stay.
+        """
         if all(request_id in request_ids for request_id in self._ends):
             return
         self._ends = {one: end for one, end in self._ends.items() if one in request_ids}

@@ -74,12 +74,24 @@ class AnswerCounts:
         self._counts: OrderedDict[str, tuple[int, int]] = OrderedDict()
 
     def note(self, request_id: str, num_accepted: int, num_rejected: int) -> None:
-        """Add to the counts of an answer."""
+        """Add to the counts of an answer.
+
+        Args:
+            request_id (`str`): Whose it is.
+            num_accepted, num_rejected (`int`): Drafts.
+        """
         accepted, rejected = self._counts.pop(request_id, (0, 0))
         self._counts[request_id] = (accepted + num_accepted, rejected + num_rejected)
         if len(self._counts) > _MOST_ANSWERS:
             self._counts.popitem(last=False)
 
     def take(self, request_id: str) -> tuple[int, int]:
-        """Drafts of an answer that were accepted and rejected; they are forgotten with it."""
+        """Read the counts of an answer, and forget them.
+
+        Args:
+            request_id (`str`): Whose it is.
+
+        Returns:
+            `tuple(int, int)`: Drafts that were accepted and rejected.
+        """
         return self._counts.pop(request_id, (0, 0))

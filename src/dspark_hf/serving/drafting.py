@@ -133,7 +133,16 @@ class StepDrafter:
                 drafts.tokens[one.request_id] = ids[drafts.rows[one.request_id]][:num_drafts]
 
     def asked(self, request_id: str, options: dict[str, Any], num_drafts: int) -> Asked:
-        """What is to be judged of a request."""
+        """What is to be judged of a request.
+
+        Args:
+            request_id (`str`): The request.
+            options (`dict`): Its own options.
+            num_drafts (`int`): Its drafts that are in the step.
+
+        Returns:
+            [`Asked`].
+        """
         return Asked(options, self.drafts.rows.get(request_id, 0), num_drafts)
 
     def judge(self, logits: Tensor, asked: list[Asked]) -> tuple[list[int], list[int]]:
@@ -160,15 +169,15 @@ class StepDrafter:
         self._schedule.learn([self._part(lens)], lens, judged, stood, gains)
 
     def note(self, parts: list[Part], features: Tensor, ids: Tensor) -> None:
-        """Let the drafter read what stands of a step; see [`RequestContexts.note`]."""
+        """Let the drafter read what stands of a step; arguments as of [`RequestContexts.note`]."""
         self._contexts.note(parts, features, ids)
 
     def fork(self, request_id: str, child_id: str) -> None:
-        """See [`RequestContexts.fork`]."""
+        """Let a request go on from where another is; arguments as of [`RequestContexts.fork`]."""
         self._contexts.fork(request_id, child_id)
 
     def keep(self, request_ids: Any) -> None:
-        """Let go of all requests but these."""
+        """Let go of all requests but some; arguments as of [`RequestContexts.keep`]."""
         self._contexts.keep(request_ids)
 
     def _propose(self, running: list[Running], lens: list[int]) -> None:

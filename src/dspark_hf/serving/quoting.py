@@ -2,5 +2,9 @@
 
 
 def quotable(text: str) -> str:
-    """A message that stays one line and ends no quotes."""
+    """A message that stays one line and ends no quotes.
+
+    Args:
+        text (`str`): The message.
+    """
     return " ".join(text.replace("\\", "/").replace('"', "'").split())

@@ -65,7 +65,11 @@ class DraftProcessor(api.ContinuousBatchProcessor):
         return is_ready
 
     def judge(self, logits: Tensor) -> None:
-        """Judge the drafts of a step by the logits `(positions, vocab)` that were asked for."""
+        """Judge the drafts of a step.
+
+        Args:
+            logits (`torch.FloatTensor` of shape `(positions, vocab)`): Those that were asked for.
+        """
         io = self.inputs_and_outputs
         asked = [
             self.drafter.asked(future.state.request_id, future.state.logit_processor_kwargs, num_drafts)

@@ -42,11 +42,11 @@ class DraftScheduling(Scheduler):
 
 
 class DraftFIFO(DraftScheduling, FIFOScheduler):
-    pass
+    """Requests behind their prompts go first."""
 
 
 class DraftPrefillFirst(DraftScheduling, PrefillFirstScheduler):
-    pass
+    """Prompts go first."""
 
 
 def _is_running(state: RequestState) -> bool:

@@ -143,18 +143,28 @@ class BatchedGeneration(CBGenerateManager):
 
 
 def batch_config(model: Any) -> GenerationConfig:
-    """The options of all requests of a batch: the model's own, greedy where a request asks for nothing else."""
+    """The options of all requests of a batch: the model's own, greedy where a request asks for nothing else.
+
+    Args:
+        model (`PreTrainedModel`): The target.
+
+    Returns:
+        `GenerationConfig`.
+    """
     config = copy.deepcopy(model.generation_config)
     config.do_sample = False
     return config
 
 
 def check_length(model: Any, inputs: Any) -> None:
-    """Raise `ValueError` for a prompt that leaves no room for an answer.
+    """Look whether a prompt leaves room for an answer.
 
     Args:
         model (`PreTrainedModel`): The target.
         inputs (`dict`): The prompt's `input_ids`.
+
+    Raises:
+        `ValueError`: If it does not.
     """
     ids = inputs["input_ids"]
     length = len(ids) if isinstance(ids, list) else ids.shape[-1]

@@ -26,11 +26,14 @@ _MOST_STOPS = 16
 
 
 def check_body(body: dict[str, Any], is_batched: bool) -> None:
-    """Raise `ValueError` for a body that does not ask for something that the server can do.
+    """Look whether a body asks for something that the server can do.
 
     Args:
         body (`dict`): Of `/v1/chat/completions` or `/v1/completions`.
         is_batched (`bool`): Whether requests are batched.
+
+    Raises:
+        `ValueError`: If it does not, with the field.
     """
     for name, unset in _UNKNOWN.items():
         if name in body and body[name] not in unset:
@@ -59,10 +62,13 @@ def check_body(body: dict[str, Any], is_batched: bool) -> None:
 
 
 def check_messages(body: dict[str, Any]) -> None:
-    """Raise `ValueError` unless the messages of a chat are messages, and its tools are tools.
+    """Look whether the messages of a chat are messages, and its tools are tools.
 
     Args:
         body (`dict`): Of `/v1/chat/completions`.
+
+    Raises:
+        `ValueError`: If not, with the place.
     """
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -89,10 +95,13 @@ def check_messages(body: dict[str, Any]) -> None:
 
 
 def check_prompt(body: dict[str, Any]) -> None:
-    """Raise `ValueError` unless the prompt of a completion is text.
+    """Look whether the prompt of a completion is text.
 
     Args:
         body (`dict`): Of `/v1/completions`.
+
+    Raises:
+        `ValueError`: If it is not.
     """
     prompt = body.get("prompt")
     if not isinstance(prompt, str) or not prompt:
