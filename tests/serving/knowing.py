@@ -50,7 +50,9 @@ class KnowingDrafter(DSparkModel):
 
     def propose(self, state, anchor_ids, pick=None, num_slots=None, num_candidates=None):
         super().propose(state, anchor_ids, pick, num_slots, num_candidates)
-        rows = [self._go_on_with(*state.text(row), anchor, num_slots) for row, anchor in enumerate(anchor_ids.tolist())]
+        rows = [
+            self._go_on_with(*state.text(row), anchor, num_slots) for row, anchor in enumerate(anchor_ids.tolist())
+        ]
         ids = torch.tensor(rows)
         return Proposal(ids, None if pick is None else Candidates.certain(ids), None, torch.full(ids.shape, 0.8))
 
