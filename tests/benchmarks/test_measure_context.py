@@ -1,0 +1,37 @@
+"""The script that measures acceptance by the length of the prompt, on tiny models."""
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "measure_context.py"
+
+
+def test_it_measures_every_length_and_drafter(tmp_path, tiny_target_dir, tiny_drafter_dir, monkeypatch, capsys):
+    options = [
+        "--target",
+        tiny_target_dir,
+        "--drafter",
+        f"one={tiny_drafter_dir}",
+        "--drafter",
+        f"two={tiny_drafter_dir}",
+    ]
+    sizes = ["--lengths", "160", "256", "--num_prompts", "2", "--max_new_tokens", "8", "--dtype", "float32"]
+    out = tmp_path / "rows.json"
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options, *sizes, "--json", str(out)])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    rows = json.loads(out.read_text())
+    assert [(row["length"], row["drafter"]) for row in rows] == [
+        (n, name) for n in (160, 256) for name in ("one", "two")
+    ]
+    assert all(row["tau"] >= 1 and row["whole"] > 0 for row in rows)
+    assert len(re.findall(r"^ +(?:160|256)  (?:one|two) ", capsys.readouterr().out, re.MULTILINE)) == 4
+
+
+def test_a_prompt_has_the_length_that_is_asked_for(tiny_tokenizer):
+    prompt_of = runpy.run_path(str(SCRIPT))["prompt_of"]
+    for length in (150, 333):
+        ids = prompt_of(tiny_tokenizer, "Rivers end in the sea. ", 7, length)
+        assert len(ids) == length and "Here is a text." in tiny_tokenizer.decode(ids)

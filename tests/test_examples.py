@@ -1,0 +1,102 @@
+"""Scripts that people start from run, on a tiny pair; each says in its docstring how to start it."""
+
+import ast
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from code_blocks import ROOT, check_command, commands
+
+from dspark_hf import AutoDrafter
+from dspark_hf.hub import embedded
+
+EXAMPLES = ROOT / "examples"
+SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if path.name != "quickstart.py")
+WORDS = ("tea", "sun", "moon", "bread", "rain", "chess")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path, tiny_target_dir, tiny_drafter_dir):
+    """Call `run(script, *arguments)` as the shell would, in a folder of its own; what it printed comes back."""
+    monkeypatch.setattr(embedded, "resolve_target", lambda name: tiny_target_dir if name == "embedded" else name)
+    monkeypatch.setattr(
+        embedded, "resolve_drafter", lambda name: tiny_drafter_dir if str(name) == "embedded" else str(name)
+    )
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.jsonl").write_text("".join(json.dumps({"turns": [f"Say {word}"]}) + "\n" for word in WORDS))
+
+    def run_script(script: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run_script
+
+
+def test_generate(run):
+    out = run("generate.py", "Say tea", "Say sun", "--dtype", "float32", "--max_new_tokens", 8)
+    assert "> Say tea\n" in out and "> Say sun\n" in out and "tau" in out
+
+
+def test_sampled_answers_depend_on_the_seed_alone(run):
+    sampled = ("Say tea", "--dtype", "float32", "--max_new_tokens", 12, "--temperature", 1, "--seed")
+    answers = [run("generate.py", *sampled, seed).split("> Say tea")[1] for seed in (1, 1, 2)]
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_evaluate(run, tiny_drafter_dir):
+    options = ("--dtype", "float32", "--max_new_tokens", 8, "--limit", 2, "--out", "runs/eval")
+    out = run("evaluate.py", "--tasks", "prompts.jsonl", "--drafters", tiny_drafter_dir, *options)
+    assert re.search(r"tiny-drafter, alone: tau \d\.\d\d, \d+\.\d\d times as fast as plain", out)
+    assert len(json.loads(Path("runs/eval/summary.json").read_text())["rows"]) > 0
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_finetune_measures_before_and_after_and_pushes_with_a_card(run, hub, rank):
+    arguments = ("--prompts", "prompts.jsonl", "--output_dir", "runs/tuned", "--max_steps", 2, "--max_answer", 12)
+    training = ("--num_anchors", 4, "--per_device_train_batch_size", 2, "--num_eval_prompts", 0, "--report_to", "none")
+    pushing = ("--push_to", "org/tuned", "--base_model", "org/Model", "--license", "mit", "--disable_tqdm", "true")
+    out = run("finetune_drafter.py", *arguments, *training, *pushing, "--lora_rank", rank)
+    taus = dict(re.findall(r"(before|after), alone: tau (\d\.\d\d)", out))
+    assert set(taus) == {"before", "after"}
+    files = hub.files("org/tuned")
+    assert ("adapter_config.json" in files) == (rank > 0) and "evaluations/domain.json" in files
+    assert "license: mit" in files["README.md"].decode() and taus["after"] in files["README.md"].decode()
+    assert not [name for name in files if name.endswith(".jsonl") or name.startswith("states")]
+    tuned = AutoDrafter.from_pretrained("runs/tuned")
+    assert hasattr(tuned, "peft_config") == (rank > 0)
+
+
+def test_push_without_sending(run, tiny_drafter_dir):
+    out = run("push.py", tiny_drafter_dir, "me/Model-drafter", "--base_model", "org/Model", "--dry_run")
+    assert {"README.md", "config.json", "model.safetensors"} <= set(out.split()) and "base_model: org/Model" in out
+
+
+def test_push(run, hub, tiny_drafter_dir):
+    out = run("push.py", tiny_drafter_dir, "org/drafter", "--base_model", "org/Model", "--license", "mit")
+    assert "org/drafter" in out and b"license: mit" in hub.files("org/drafter")["README.md"]
+
+
+def test_average(run, tiny_drafter_dir):
+    out = run("average_drafters.py", tiny_drafter_dir, tiny_drafter_dir, "--out", "mean")
+    assert "The mean of 2 drafters: mean" in out and AutoDrafter.from_pretrained("mean").config.block_size == 4
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_docstrings_start_scripts_with_flags_that_exist(path):
+    # Python itself joins lines that end in a backslash.
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    lines = [words for words in commands(docstring) if words[0] in ("python", "accelerate")]
+    assert lines and all(path.name in " ".join(words) for words in lines)
+    for words in lines:
+        check_command(words)
+    assert any(words[0] == "accelerate" for words in lines) or path.name in ("push.py", "average_drafters.py")
+
+
+def test_every_script_is_on_the_page_of_examples():
+    page = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    names = [path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh", ".ipynb")]
+    assert [name for name in names if f"({name})" not in page] == []
