@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from code_blocks import LANGUAGES, OTHERS, ROOT, blocks_of, check_command, commands, indented_blocks_of
@@ -55,6 +56,8 @@ def workplace(monkeypatch, tmp_path, tiny_target_dir, tiny_drafter_dir):
         "dspark_hf.hub.load.resolve_drafter", lambda name: tiny_drafter_dir if name == "embedded" else name
     )
     monkeypatch.setattr(embedded, "resolve_drafter", lambda name: tiny_drafter_dir if name == "embedded" else name)
+    monkeypatch.setenv("DSPARK_HF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache" / "datasets")
     monkeypatch.chdir(tmp_path)
     for name in ("examples", "benchmarks", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
