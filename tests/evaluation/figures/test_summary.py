@@ -36,6 +36,9 @@ def test_figures_of_two_calls():
     assert (result["verify_rate"], result["acceptance"]) == (1.0, 3 / 6)
     assert result["ratio"]["median"] == pytest.approx((1.0 + 4.0) / 2)
     assert result["ratio"]["total"] == pytest.approx((8 / 5) / (8 / 8))
+    low, high = result["ratio"]["total_interval"]
+    # Of the two calls: one of them twice, or both.
+    assert (low, high) == (pytest.approx(1.0, abs=0.01), pytest.approx(4.0, abs=0.01)) and low < 1.6 < high
     low, high = result["ratio"]["interval"]
     assert (low, high) == pytest.approx((1.0, 4.0))
     # Of the prompts, one has tau 1.5 and the other 3.

@@ -39,7 +39,7 @@ def summarize(
         - `confidence`: see [`confidence_figures`]; `sweep`: see [`threshold_sweep`].
         - `tokens`, `seconds`, `tokens_per_second`, `peak_bytes`.
         - `ratio`: tokens per second against plain `generate()` in the same calls: `median` over calls, its `interval`,
-          and `total`.
+          `total` over all, its `total_interval`.
         - `seconds_in`, `time_share`: see [`seconds_in_parts`] and [`time_share`].
         - `identical`: see [`identical_ids`].
         - `efficiency`: how much of the speed that the passes allow is reached, see [`efficiency`].
@@ -207,12 +207,20 @@ def _ratio(calls: Sequence[Call], way: str) -> dict[str, Any] | None:
     ratios = [own.tokens_per_second / plain.tokens_per_second for own, plain in pairs]
     owns, plains = zip(*pairs, strict=True)
     total = throughput(owns)["tokens_per_second"] / throughput(plains)["tokens_per_second"]
+    # A call stands for its prompts, which no other call has: what is drawn anew are prompts, with both their times.
+    pooled = [(own.num_tokens, own.seconds, plain.num_tokens, plain.seconds) for own, plain in pairs]
     return {
         "median": statistics.median(ratios),
         "interval": bootstrap(lambda some: float(numpy.median(some)), ratios),
         "total": total,
+        "total_interval": bootstrap(_pooled_ratio, pooled),
         "num_calls": len(ratios),
     }
+
+
+def _pooled_ratio(calls: numpy.ndarray) -> float:
+    tokens, seconds, plain_tokens, plain_seconds = calls.sum(0)
+    return float(tokens / seconds / (plain_tokens / plain_seconds))
 
 
 def _efficiency(calls: Sequence[Call], way: str) -> dict[str, Any] | None:
