@@ -6,7 +6,7 @@
 import copy
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,13 +27,18 @@ OTHER_ROPE = {"rope_type": "default", "rope_theta": 20.0}
 
 @dataclass(frozen=True)
 class Case:
-    """A pair, and what is wrong with it; a cause that may do no harm may stay unnamed then."""
+    """A pair, and what is wrong with it; a cause that may do no harm may stay unnamed then.
+
+    Of two causes `alone` has drafters with one of them, by cause, for a target without an adapter, `plain`.
+    """
 
     name: str
     causes: set[str]
     target: Any
     drafter: Any
     may_be_harmless: bool = False
+    alone: dict[str, Any] = field(default_factory=dict)
+    plain: Any = None
 
 
 def language(seed, num_rows, length, noise=0.1):
@@ -143,17 +148,24 @@ def cases(target, drafter, seed):
     yield Case("float16", {"dtype"}, target, changed(drafter, half=True))
     yield Case("target's adapter", {"target_adapter"}, adapted(target, seed), drafter)
     yield Case("drafter's adapter", {"drafter_adapter"}, target, adapted(drafter, seed))
-    yield Case("taps, slots", {"taps", "from_anchor"}, target, changed(drafter, **below, **slot))
-    yield Case("slots, block of 7", {"from_anchor", "block_size"}, target, changed(drafter, block_size=7, **slot))
-    yield Case("taps, rope", {"taps", "rope"}, target, changed(drafter, rope=OTHER_ROPE, **below))
-    yield Case("taps, float16", {"taps", "dtype"}, target, changed(drafter, half=True, **below))
-    yield Case("adapter, taps", {"target_adapter", "taps"}, adapted(target, seed), changed(drafter, **below))
+    taps, slots, long = changed(drafter, **below), changed(drafter, **slot), changed(drafter, block_size=7)
+    rope, half = changed(drafter, rope=OTHER_ROPE), changed(drafter, half=True)
+    for name, causes, broken in (
+        ("taps, slots", {"taps": taps, "from_anchor": slots}, changed(slots, **below)),
+        ("slots, block of 7", {"from_anchor": slots, "block_size": long}, changed(slots, block_size=7)),
+        ("taps, rope", {"taps": taps, "rope": rope}, changed(rope, **below)),
+        ("taps, float16", {"taps": taps, "dtype": half}, changed(drafter, half=True, **below)),
+    ):
+        yield Case(name, set(causes), target, broken, alone=causes, plain=target)
+    adapter = adapted(target, seed)
+    yield Case("adapter, taps", {"target_adapter", "taps"}, adapter, changed(drafter, **below), False, {"taps": taps},
+               target)  # fmt: skip
 
 
 def judge(case, seed, whole):
     """A verdict on a verdict, and the diagnosis.
 
-    `right`, `part` where one of two causes is named, `harmless` where a cause is not named that costs less than a
+    `right`, `part` where one of two causes is named, `harmless` where every cause that is not named costs less than a
     sixth of the drafts which stand with the drafter as it was trained (`whole`), or `wrong`.
     """
     found = diagnose(case.target, case.drafter, prompts=prompts(seed))
@@ -161,12 +173,21 @@ def judge(case, seed, whole):
     if causes == case.causes:
         return "right", found
     if causes and causes < case.causes:
-        return "part", found
-    texts = Texts(case.target, prompts(seed))
-    broken, fitting = (try_reading(one, Reading(), texts) for one in (case.drafter, whole))
-    num_slots = min(broken.num_slots, fitting.num_slots)
-    is_harmless = broken.accepted(num_slots).mean() * 1.2 > fitting.accepted(num_slots).mean()
-    return ("harmless" if case.may_be_harmless and not causes and is_harmless else "wrong"), found
+        (missing,) = case.causes - causes
+        rest = case.alone.get(missing)
+        is_harmless = rest is not None and costs_little(case.plain, rest, whole, seed)
+        return ("harmless" if is_harmless else "part"), found
+    is_harmless = not causes and case.may_be_harmless and costs_little(case.target, case.drafter, whole, seed)
+    return ("harmless" if is_harmless else "wrong"), found
+
+
+def costs_little(target, broken, whole, seed):
+    """Whether a broken drafter loses less than a sixth of the whole one's drafts."""
+    texts = Texts(target, prompts(seed))
+    trials = [try_reading(one.bind(target, check_name=False), Reading(), texts) for one in (broken, whole)]
+    num_slots = min(trial.num_slots for trial in trials)
+    broken, fitting = (trial.accepted(num_slots).mean() for trial in trials)
+    return broken * 1.2 > fitting
 
 
 def count(seeds, print_line=lambda line: None):
