@@ -14,6 +14,7 @@ from dspark_hf.data.json_array import array_elements
 from dspark_hf.data.left_out import LeftOut
 from dspark_hf.data.parquet import parquet_rows
 from dspark_hf.files import open_regular, parse_json
+from dspark_hf.messages import shown
 
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
 # Bytes of a line: a thousand times a long conversation, and far from what a machine's memory holds.
@@ -60,7 +61,7 @@ def iterate_places(path: str | os.PathLike, left_out: LeftOut | None = None) -> 
         try:
             row = read()
             if not isinstance(row, dict):
-                raise ValueError(f"Expected an object with 'messages' or the like, got {row!r:.80}.")
+                raise ValueError(f"Expected an object with 'messages' or the like, got {shown(row)}.")
             conversation = conversation_of(row)
         except ValueError as error:
             left_out.refuse(place, error)
@@ -88,7 +89,7 @@ def iterate_rows(path: str | os.PathLike) -> Iterator[tuple[str, dict]]:
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{place}: Expected an object with 'turns' or the like, got {row!r:.80}.")
+            raise ValueError(f"{place}: Expected an object with 'turns' or the like, got {shown(row)}.")
         yield place, row
     if is_empty:
         raise ValueError(f"{os.fspath(path)} holds no conversations. Give a JSONL file with one object a line.")

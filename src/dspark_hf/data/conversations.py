@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dspark_hf.files import parse_json
+from dspark_hf.messages import shown
 
 _ROLES = ("system", "user", "assistant", "tool")
 # What data sets call them otherwise.
@@ -65,7 +66,7 @@ def conversation_of(row: Mapping[str, Any]) -> dict[str, Any]:
     if ids is not None and not (
         isinstance(ids, list | tuple) and ids and all(type(one) is int and one >= 0 for one in ids)
     ):
-        raise ValueError(f"Expected 'answer_ids' to be token ids or absent, got {ids!r:.80}.")
+        raise ValueError(f"Expected 'answer_ids' to be token ids or absent, got {shown(ids)}.")
     extras = {name: value for name, value in extras.items() if value is not None}
     return {"messages": messages, "complete": complete is not False, **extras}
 
@@ -91,16 +92,16 @@ def check_messages(messages: Sequence[dict]) -> None:
         `ValueError`: If not.
     """
     if not isinstance(messages, (list, tuple)) or not messages:
-        raise ValueError(f"Expected a non-empty list of messages, got {messages!r:.80}.")
+        raise ValueError(f"Expected a non-empty list of messages, got {shown(messages)}.")
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
         is_call = content is None and isinstance(message, dict) and message.get("tool_calls")
         if not isinstance(content, str) and not is_call:
-            raise ValueError(f"Expected each message to be {{'role': ..., 'content': text}}, got {message!r:.80}.")
+            raise ValueError(f"Expected each message to be {{'role': ..., 'content': text}}, got {shown(message)}.")
         if message.get("role") not in _ROLES:
             raise ValueError(f"Expected a role out of {_ROLES}, got {message.get('role')!r}.")
         if not is_call and not _is_unicode(content):
-            raise ValueError(f"Expected text, got half of a surrogate pair in {content!r:.80}.")
+            raise ValueError(f"Expected text, got half of a surrogate pair in {shown(content)}.")
 
 
 def call_names(messages: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -124,7 +125,7 @@ def _messages(row: Mapping[str, Any]) -> list[Any]:
     if isinstance(row.get("instruction"), str) and isinstance(row.get("output"), str):
         parts = [row["instruction"], row.get("input") or ""]
         if not all(isinstance(part, str) for part in parts):
-            raise ValueError(f"Expected 'input' to be text, got {row['input']!r:.80}.")
+            raise ValueError(f"Expected 'input' to be text, got {shown(row['input'])}.")
         question = "\n\n".join(part for part in parts if part)
         return [{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
     for name in ("turns", "prompt"):
@@ -139,7 +140,7 @@ def _messages(row: Mapping[str, Any]) -> list[Any]:
 
 def _listed(messages: Any) -> list[Any]:
     if not isinstance(messages, list | tuple) or not messages:
-        raise ValueError(f"Expected a non-empty list of messages, got {messages!r:.80}.")
+        raise ValueError(f"Expected a non-empty list of messages, got {shown(messages)}.")
     return list(messages)
 
 
@@ -158,7 +159,7 @@ def _as_message(message: Any) -> Any:
         given["tool_calls"] = [_as_call(call) for call in given["tool_calls"]]
         return {**given, "content": given.get("content")}
     if (calls := given.pop("tool_calls", None)) is not None and not isinstance(calls, list | tuple):
-        raise ValueError(f"Expected tool_calls to be a list, got {calls!r:.80}.")
+        raise ValueError(f"Expected tool_calls to be a list, got {shown(calls)}.")
     # An absent text is shown as it was given.
     return given if "content" in given or "content" not in message else {**given, "content": None}
 
@@ -167,7 +168,7 @@ def _joined(parts: Sequence[Any]) -> str:
     """The text of a content in parts."""
     texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
     if not texts or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"Expected each part of a content to be text, got {list(parts)!r:.80}.")
+        raise ValueError(f"Expected each part of a content to be text, got {shown(list(parts))}.")
     return "".join(texts)
 
 
@@ -192,7 +193,7 @@ def _tools(row: Mapping[str, Any]) -> list[dict] | None:
                 f"Expected 'tools' to be a list of functions, got text that is no JSON: {error}."
             ) from error
     if tools is not None and not (isinstance(tools, list | tuple) and all(isinstance(one, Mapping) for one in tools)):
-        raise ValueError(f"Expected 'tools' to be a list of functions, got {tools!r:.80}.")
+        raise ValueError(f"Expected 'tools' to be a list of functions, got {shown(tools)}.")
     return list(tools) if tools else None
 
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
+from dspark_hf.messages import shown
+
 # PEFT matches these against the names of all modules.
 _PATTERNS = ("target_modules", "exclude_modules", "layers_pattern")
 _LONGEST_PATTERN, _MOST_REPEATS = 500, 4
@@ -26,7 +28,7 @@ def check_config(config: Mapping[str, Any], path: str) -> None:
 
     def check(is_right: bool, name: str, wanted: str, value: Any) -> None:
         if not is_right:
-            raise ValueError(f"{path}: {name} must be {wanted}, got {value!r:.80}.")
+            raise ValueError(f"{path}: {name} must be {wanted}, got {shown(value)}.")
 
     kind = config.get("peft_type")
     check(isinstance(kind, str) and kind in set(PeftType), "peft_type", "a method of the installed PEFT", kind)
@@ -63,7 +65,7 @@ def _check_pattern(pattern: str, name: str, path: str) -> None:
     is_bounded = len(pattern) <= _LONGEST_PATTERN and len(re.findall("[*+?]", pattern)) <= _MOST_REPEATS
     if not is_bounded or "{" in pattern or re.search(r"\)[*+?]", pattern):
         raise ValueError(
-            f"{path}: {name} is an expression whose search may not end, got {pattern!r:.80}. Give a list of modules' "
+            f"{path}: {name} is an expression whose search may not end, got {shown(pattern)}. Give a list of modules' "
             f"names, or an expression without repeated groups and with at most {_MOST_REPEATS} repeats."
         )
 

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from dspark_hf.files import read_json
+from dspark_hf.messages import shown
 from dspark_hf.modeling import DraftModel
 from dspark_hf.publishing.contents import CONFIG
 from dspark_hf.publishing.weight_index import Stored, read_stored
@@ -58,7 +59,7 @@ class Described:
         plain = without_wrappers(stored, where)
         for name in ("dtype", "torch_dtype"):
             if raw.get(name) not in (None, "auto") and not is_dtype(raw[name]):
-                raise ValueError(f"{where}: {name} in config.json is no torch dtype, got {raw[name]!r:.80}.")
+                raise ValueError(f"{where}: {name} in config.json is no torch dtype, got {shown(raw[name])}.")
         with _told_of(where):
             packaging = find_packaging(raw, plain.values(), where)
             names = {name: packaging.rename(short) for name, short in plain.items()}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from dspark_hf.messages import cut
 from dspark_hf.ops.output_head import OutputHead
 
 from .configuration.drafter import DraftConfig
@@ -148,8 +149,8 @@ def check_fit(config: DraftConfig, target: PreTrainedModel, *, check_name: bool 
         is_told = config.target_fingerprint is not None and target_fingerprint(target) is not None
         told = "neither name nor weights agree" if is_told else "the names differ, and its weights cannot be compared"
         raise ValueError(
-            f"This drafter was made for {config.target_name_or_path}, and {target_name} is another model: {told}. "
-            "Drafts would be exact but rarely accepted. Load the drafter of this target; for "
+            f"This drafter was made for {cut(config.target_name_or_path)}, and {target_name} is another model: "
+            f"{told}. Drafts would be exact but rarely accepted. Load the drafter of this target; for "
             "a fine-tuned or merged target pass SpeculationConfig(check_target=False), and to train the drafter for "
             "it call drafter.bind(target, check_name=False) first."
         )

@@ -6,6 +6,8 @@ Fields that are not listed are checked by the config classes that take them.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from dspark_hf.messages import shown
+
 
 class _Kind(NamedTuple):
     told: str
@@ -135,6 +137,6 @@ def _short(value: Any) -> str:
     if isinstance(value, int) and abs(value) >= 10**80:
         return f"a number of {value.bit_length()} bits"
     try:
-        return f"{value!r:.80}"
+        return f"{shown(value)}"
     except ValueError:
         return f"{type(value).__name__} with a number of too many digits"

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dspark_hf.messages import shown
+
 HEADS = {"vanilla": "a vanilla", "gated": "a gated", "rnn": "a recurrent", "domino": "a Domino"}
 
 
@@ -155,5 +157,5 @@ def _check(content: Mapping[str, Any], fields: Mapping[str, tuple[str, Callable[
         value = ((content.get(section) or {}) if section else content).get(inner)
         if value is not None and not is_fine(value):
             raise ValueError(
-                f"{path}: {name} must be {kind}, got {value!r:.200}. Correct the file, or write it again."
+                f"{path}: {name} must be {kind}, got {shown(value)}. Correct the file, or write it again."
             )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from dspark_hf.files import read_json
+from dspark_hf.messages import shown
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SUFFIX = ".safetensors"
@@ -57,11 +58,11 @@ def read_weight_map(path: str | os.PathLike) -> dict[str, str]:
     """
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{path} must hold `weight_map`, tensors and their files, got {weight_map!r:.80}.")
+        raise ValueError(f"{path} must hold `weight_map`, tensors and their files, got {shown(weight_map)}.")
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not shard.endswith(_SUFFIX) or not _is_plain(shard):
             raise ValueError(
-                f"{path} says that the tensor {tensor!r:.80} is in {shard!r:.80}. It may only name *{_SUFFIX} files "
+                f"{path} says that the tensor {shown(tensor)} is in {shown(shard)}. It may only name *{_SUFFIX} files "
                 f"beside it in {Path(path).parent}: save the checkpoint again with save_pretrained."
             )
     return weight_map

@@ -10,6 +10,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from dspark_hf.data.cache.codecs import check_dtype
 from dspark_hf.data.cache.rolling import parse_size
+from dspark_hf.messages import shown
 
 _NOT_NEGATIVE = (
     "ce_weight",
@@ -131,11 +132,11 @@ class DraftTrainingArguments(TrainingArguments):
         for name in _NOT_NEGATIVE:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and value >= 0):
-                raise ValueError(f"{name} must not be negative, got {value!r:.80}.")
+                raise ValueError(f"{name} must not be negative, got {shown(value)}.")
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and value > 0):
-                raise ValueError(f"{name} must be positive, got {value!r:.80}.")
+                raise ValueError(f"{name} must be positive, got {shown(value)}.")
         check_dtype(self.cache_dtype)
         if self.cache_budget is not None:
             parse_size(self.cache_budget)

@@ -15,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import logging
 
 from dspark_hf.files import read_json
+from dspark_hf.messages import shown
 from dspark_hf.modeling.wrappers import unwrap
 
 from .resuming import check_same_drafter
@@ -58,7 +59,7 @@ def _damage(path: Path) -> str | None:
     except ValueError:
         return f"no readable {TRAINER_STATE_NAME}"
     if odd := _odd_field(state, path):
-        return f"{TRAINER_STATE_NAME} has {odd}={state.get(odd)!r:.80}"
+        return f"{TRAINER_STATE_NAME} has {odd}={shown(state.get(odd))}"
     for weights in path.glob("*.safetensors"):
         try:
             with safe_open(weights, framework="pt"):

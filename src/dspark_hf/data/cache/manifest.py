@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dspark_hf.messages import shown
 from dspark_hf.modeling import DraftConfig
 from dspark_hf.modeling.configuration.taps import check_taps
 from dspark_hf.modeling.families import FAMILIES
@@ -142,12 +143,12 @@ class Manifest:
         for name in ("target", "target_dtype", "revision", "fingerprint", "tokenizer", "chat_template"):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name in ("target", "target_dtype")):
-                raise ValueError(f"{path}: {name} must be text, got {value!r:.80}.")
+                raise ValueError(f"{path}: {name} must be text, got {shown(value)}.")
         if self.channels is not None:
             check_counts(asdict(self), path, "channels")
         for name in ("log_norm", "keep_special_tokens"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{path}: {name} must be true or false, got {getattr(self, name)!r:.80}.")
+                raise ValueError(f"{path}: {name} must be true or false, got {shown(getattr(self, name))}.")
         try:
             # Whether the last layer may be among them is the drafter's to say.
             check_taps(self.target_layer_ids, self.num_target_layers, with_last=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dspark_hf.files import read_json, whole_file
+from dspark_hf.messages import shown
 
 REMEDY = "Delete it and build the cache again: only what is missing is computed."
 
@@ -56,7 +57,7 @@ def check_counts(record: Mapping[str, Any], path: Path, *names: str, lists: Sequ
         numbers = value if name in lists and isinstance(value, list) else [value]
         if (name in lists) != isinstance(value, list) or not all(type(one) is int and one >= 0 for one in numbers):
             kind = "a list of whole numbers" if name in lists else "a whole number"
-            raise ValueError(f"{path}: {name} must be {kind} from 0, got {value!r:.80}. {REMEDY}")
+            raise ValueError(f"{path}: {name} must be {kind} from 0, got {shown(value)}. {REMEDY}")
 
 
 def _digest(record: dict[str, Any]) -> str:

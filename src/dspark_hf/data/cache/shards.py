@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dspark_hf.data.conversations import conversation_of, has_conversation
 from dspark_hf.files import whole_file
+from dspark_hf.messages import shown
 
 from .records import REMEDY, check_counts, read_record, write_record
 
@@ -210,13 +211,13 @@ def _shard(path: Path) -> Shard:
     check_counts(record, path, *numbers, lists=("sources", "lengths", "checksums"))
     shard = Shard(record_path=path, **record)
     if not isinstance(shard.digest, str):
-        raise ValueError(f"{path}: digest must be text, got {shard.digest!r:.80}. {REMEDY}")
+        raise ValueError(f"{path}: digest must be text, got {shown(shard.digest)}. {REMEDY}")
     if path.stem.startswith("rows-") and path.stem != _name(shard.start, shard.end):
         raise ValueError(f"{path} says that it covers source rows {shard.start} to {shard.end}. {REMEDY}")
     if not len(shard.sources) == len(shard.lengths) == len(shard.checksums):
         raise ValueError(f"{path}: sources, lengths and checksums must be equally long. {REMEDY}")
     if any(not shard.start <= source < shard.end for source in shard.sources):
-        raise ValueError(f"{path}: sources must lie from start to end, got {shard.sources!r:.80}. {REMEDY}")
+        raise ValueError(f"{path}: sources must lie from start to end, got {shown(shard.sources)}. {REMEDY}")
     return shard
 
 

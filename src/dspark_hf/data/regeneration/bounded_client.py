@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from dspark_hf.messages import shown
+
 
 def bounded_client(max_bytes: int) -> Any:
     """A client for `openai.AsyncOpenAI(http_client=...)`: replies are read up to a size, redirects are not followed.
@@ -22,7 +24,7 @@ def bounded_client(max_bytes: int) -> Any:
             try:
                 encoding = response.headers.get("Content-Encoding", "identity")
                 if encoding != "identity":
-                    raise OpenAIError(f"The reply is compressed ({encoding!r:.40}), which was not asked for.")
+                    raise OpenAIError(f"The reply is compressed ({shown(encoding)}), which was not asked for.")
                 if response.has_redirect_location:
                     raise OpenAIError(
                         f"The server sends to {response.headers['Location']!r}, where nothing is sent without your "

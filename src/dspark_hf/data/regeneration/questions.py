@@ -8,6 +8,7 @@ from typing import Any
 from dspark_hf.data.conversation_files import load_conversations
 from dspark_hf.data.conversations import check_messages
 from dspark_hf.data.prompts import iterate_prompts
+from dspark_hf.messages import shown
 
 
 def unanswered(
@@ -47,9 +48,9 @@ def _questions(messages: Sequence[dict]) -> list[dict]:
     kept = [m for m in messages if m["role"] == "user" or (m["role"] == "system" and m["content"].strip())]
     questions = [message["content"] for message in kept if message["role"] == "user"]
     if not questions:
-        raise ValueError(f"Expected a user message in each conversation, got {messages!r:.80}.")
+        raise ValueError(f"Expected a user message in each conversation, got {shown(messages)}.")
     if not all(question.strip() for question in questions):
-        raise ValueError(f"Expected text in each user message, got {messages!r:.80}.")
+        raise ValueError(f"Expected text in each user message, got {shown(messages)}.")
     return kept
 
 

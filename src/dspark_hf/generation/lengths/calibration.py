@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dspark_hf.files import read_json, write_json
+from dspark_hf.messages import shown
 from dspark_hf.modeling.fingerprint import target_fingerprint
 from dspark_hf.modeling.plain_head import is_quantised
 from dspark_hf.provenance import changes
@@ -60,13 +61,13 @@ class Calibration:
             if not (are_numbers and values):
                 raise ValueError(
                     f"{name} of a calibration must be a list of numbers from {_LEAST:g} to {_MOST:g}, got "
-                    f"{values!r:.80}. Calibrate again."
+                    f"{shown(values)}. Calibrate again."
                 )
         sampled = self.sampled_temperatures
         for name in ("made_for", "figures"):
             if not isinstance(value := getattr(self, name), dict):
                 raise ValueError(
-                    f"{name} of a calibration must be keys and values, got {value!r:.80}. Calibrate again."
+                    f"{name} of a calibration must be keys and values, got {shown(value)}. Calibrate again."
                 )
         if sampled is not None and len(sampled) != len(self.temperatures):
             raise ValueError(

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from dspark_hf.messages import shown
+
 # The rule of thumb: what is added to a pass over one token by any more of them, and by as many as the device bears
 # while it waits for weights; and what the drafter adds. All in passes over one token.
 _ANY_MORE, _FULL, _DRAFTER = 0.05, 0.35, 0.2
@@ -58,7 +60,7 @@ class StepCost:
             if not is_whole or not values or any(a >= b for a, b in zip(values, values[1:], strict=False)):
                 raise ValueError(
                     f"{name} of a step cost must be positive whole numbers that rise, up to {most}, got "
-                    f"{values!r:.80}. Measure again."
+                    f"{shown(values)}. Measure again."
                 )
         for name, shape in (
             ("verify_seconds", (len(self.contexts), len(self.tokens))), ("draft_seconds", (len(self.rows),))
@@ -70,17 +72,17 @@ class StepCost:
             if seconds.shape != shape:
                 raise ValueError(
                     f"{name} of a step cost must have the shape {shape} of its tokens, contexts and rows, without "
-                    f"holes, got {getattr(self, name)!r:.80}. Measure again."
+                    f"holes, got {shown(getattr(self, name))}. Measure again."
                 )
             is_fine = (seconds >= _LEAST_SECONDS) & (seconds <= _MOST_SECONDS)
             # A drafter may cost nothing, as lookup does.
             if not (is_fine | (seconds == 0) if name == "draft_seconds" else is_fine).all():
                 raise ValueError(
                     f"{name} of a step cost must be from {_LEAST_SECONDS:g} to {_MOST_SECONDS:g}, got "
-                    f"{getattr(self, name)!r:.80}. Measure again."
+                    f"{shown(getattr(self, name))}. Measure again."
                 )
         if not isinstance(self.made_for, dict):
-            raise ValueError(f"made_for of a step cost must be keys and values, got {self.made_for!r:.80}.")
+            raise ValueError(f"made_for of a step cost must be keys and values, got {shown(self.made_for)}.")
 
     @classmethod
     def rule_of_thumb(cls, device: torch.device) -> "StepCost":

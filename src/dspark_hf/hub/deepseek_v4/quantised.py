@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dspark_hf.hub.outline import Difference, compare
+from dspark_hf.messages import shown
 from dspark_hf.modeling import DSparkModel
 from dspark_hf.publishing.weight_index import Stored
 
@@ -43,7 +44,7 @@ def block_of(config: Mapping[str, Any], where: str) -> tuple[int, int]:
         if quantisation.get(name) not in (None, *known):
             raise ValueError(
                 f"{where}: config.json: quantization_config.{name} must be {' or '.join(known)}, got "
-                f"{quantisation[name]!r:.80}; weights that are quantised otherwise are not read."
+                f"{shown(quantisation[name])}; weights that are quantised otherwise are not read."
             )
     return tuple(quantisation.get("weight_block_size") or _FP8_BLOCK)
 

@@ -1,5 +1,7 @@
 """Which layers of a target a drafter reads."""
 
+from dspark_hf.messages import shown
+
 
 def check_taps(target_layer_ids: list[int], num_target_layers: int | None, *, with_last: bool = False) -> None:
     """Check which layers are tapped.
@@ -21,12 +23,12 @@ def check_taps(target_layer_ids: list[int], num_target_layers: int | None, *, wi
         if with_last:
             raise ValueError(
                 f"target_layer_ids must be ascending ids from 0 to {last} for a target of {last + 1} layers, got "
-                f"{target_layer_ids!r:.200}."
+                f"{shown(target_layer_ids)}."
             )
         raise ValueError(
             f"target_layer_ids must be ascending ids from 0 to {last - 1} for a target of "
             f"{last + 1} layers (its last layer, {last}, is read after the final norm "
-            f"and cannot be tapped), got {target_layer_ids!r:.200}."
+            f"and cannot be tapped), got {shown(target_layer_ids)}."
         )
 
 

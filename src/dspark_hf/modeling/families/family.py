@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from dspark_hf.messages import shown
 from dspark_hf.publishing.config_fields import wrong_field
 
 _ACTIVATIONS = ("hidden_act", "hidden_activation")
@@ -41,7 +42,7 @@ def check_rope(config: PreTrainedConfig) -> None:
         kind = table.get("rope_type")
         if kind not in (None, "default", *ROPE_INIT_FUNCTIONS):
             raise ValueError(
-                f"rope_type must be one of default, {', '.join(ROPE_INIT_FUNCTIONS)}, got {kind!r:.80}; correct "
+                f"rope_type must be one of default, {', '.join(ROPE_INIT_FUNCTIONS)}, got {shown(kind)}; correct "
                 "rope_parameters."
             )
         if kind != "longrope":
@@ -52,7 +53,7 @@ def check_rope(config: PreTrainedConfig) -> None:
             if not isinstance(factors, list) or len(factors) != num_pairs:
                 raise ValueError(
                     f"{name} of rope_parameters must be {num_pairs} numbers, one for each pair of a head, got "
-                    f"{factors!r:.80}."
+                    f"{shown(factors)}."
                 )
 
 
@@ -262,4 +263,4 @@ def check_sizes(fields: Mapping[str, Any]) -> None:
     for name in _ACTIVATIONS:
         value = fields.get(name)
         if value is not None and (not isinstance(value, str) or value not in ACT2FN):
-            raise ValueError(f"{name} must name an activation of transformers, such as 'silu', got {value!r:.80}.")
+            raise ValueError(f"{name} must name an activation of transformers, such as 'silu', got {shown(value)}.")
