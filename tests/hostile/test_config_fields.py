@@ -86,6 +86,7 @@ def test_one_field_of_each_kind(written):
         ({"markov_rank": -1}, "markov_rank must be a whole number from 0 up, got -1"),
         ({"vocab_size": 2**31}, "vocab_size must be at most 2147483647, got 2147483648"),
         ({"vocab_size": 10**400}, "vocab_size must be at most 2147483647, got a number of 1329 bits"),
+        ({"rope_parameters": {"rope_theta": 0}}, "rope_parameters.rope_theta must be a finite number above 0, got 0"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a finite number, got nan"),
         ({"sample_from_anchor": 1}, "sample_from_anchor must be true or false, got 1"),
         ({"markov_head_type": 7}, "markov_head_type must be text, got 7"),
@@ -113,7 +114,7 @@ def test_empty_layers_of_speculators_take_no_memory(written):
     sizes = config["transformer_layer_config"]
     for layers, told in (({}, "transformer_layer_config .* is missing or empty"),
                          ({"model_type": "qwen3"}, "lacks hidden_size, num_attention_heads"),
-                         (sizes | {"intermediate_size": 2**31 - 1}, "mlp.*has the shape|asks for sizes")):  # fmt: skip
+                         (sizes | {"intermediate_size": 2**31 - 1}, "mlp.*has the shape|cannot be made")):  # fmt: skip
         (folder / "config.json").write_text(json.dumps(config | {"transformer_layer_config": layers}))
         with pytest.raises(ValueError, match=told):
             AutoDrafter.from_pretrained(folder)

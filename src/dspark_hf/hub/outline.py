@@ -93,7 +93,7 @@ def outline(model_cls: type[DraftModel], config: DraftConfig, where: str, own_em
             there.
 
     Raises:
-        `ValueError`: If there can be no drafter of these sizes.
+        `ValueError`: If there can be no such drafter, of these sizes for one.
     """
     try:
         with torch.device("meta"):
@@ -107,8 +107,8 @@ def outline(model_cls: type[DraftModel], config: DraftConfig, where: str, own_em
         largest = sorted(sizes, key=sizes.get, reverse=True)[:_NUM_TOLD]
         told, reason = ", ".join(f"{name}={sizes[name]}" for name in largest), " ".join(str(error).split())
         raise ValueError(
-            f"{where}: config.json asks for sizes that no drafter can have; the largest are {told} ({reason:.200}). "
-            "Correct it, or fetch the drafter again."
+            f"{where}: config.json asks for a drafter that cannot be made ({type(error).__name__}: {reason:.200}); "
+            f"its largest sizes are {told}. Correct it, or fetch the drafter again."
         ) from error
 
 

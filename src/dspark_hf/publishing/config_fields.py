@@ -33,6 +33,7 @@ def _is_text(value: Any) -> bool:
 _COUNT = _Kind("a whole number above 0", lambda value: _is_whole(value, 1))
 _NUMBER = _Kind("a whole number from 0 up", lambda value: _is_whole(value, 0))
 _REAL = _Kind("a finite number", lambda value: type(value) in (int, float) and abs(value) < 1e300)
+_POSITIVE = _Kind("a finite number above 0", lambda value: _REAL.holds(value) and value > 0)
 _FLAG = _Kind("true or false", lambda value: type(value) is bool)
 _TEXT = _Kind("text", _is_text)
 _NAMES = _Kind("a list of names", lambda value: _are(value, _is_text))
@@ -47,8 +48,8 @@ _BY_KIND = {
         "gru_hidden_dim", "hc_mult", "hc_sinkhorn_iters", "head_dim", "hidden_size", "intermediate_size",
         "max_position_embeddings", "moe_intermediate_size", "num_anchors", "num_attention_heads",
         "num_global_key_value_heads", "num_hidden_layers", "num_key_value_heads", "num_target_layers", "o_groups",
-        "o_lora_rank", "q_lora_rank", "qk_rope_head_dim", "sliding_window", "speculative_tokens", "swa_window_size",
-        "target_hidden_size", "ttt_length", "vocab_size",
+        "o_lora_rank", "original_max_position_embeddings", "q_lora_rank", "qk_rope_head_dim", "sliding_window",
+        "speculative_tokens", "swa_window_size", "target_hidden_size", "ttt_length", "vocab_size",
     ),
     _NUMBER: (
         "dspark_markov_rank", "dspark_noise_token_id", "markov_rank", "mask_token_id", "n_routed_experts",
@@ -58,6 +59,7 @@ _BY_KIND = {
         "final_logit_softcapping", "hc_eps", "initializer_range", "rms_norm_eps", "routed_scaling_factor",
         "step_loss_decay", "swiglu_limit",
     ),
+    _POSITIVE: ("beta_fast", "beta_slow", "compress_rope_theta", "factor", "rope_theta"),
     _FLAG: (
         "attention_bias", "attention_k_eq_v", "causal", "confidence_head_with_markov", "embed_requires_grad",
         "enable_confidence_head", "is_causal", "is_neox_style", "norm_before_fc", "norm_before_residual",
@@ -66,8 +68,8 @@ _BY_KIND = {
     ),
     _TEXT: (
         "algorithm", "default_proposal_method", "expert_dtype", "fmt", "markov_head_type", "model_type",
-        "name_or_path", "projector_type", "proposal_type", "quant_method", "scale_fmt", "speculators_model_type",
-        "target_fingerprint", "target_name_or_path",
+        "name_or_path", "projector_type", "proposal_type", "quant_method", "rope_type", "scale_fmt",
+        "speculators_model_type", "target_fingerprint", "target_name_or_path",
     ),
     _NAMES: ("architectures", "layer_types", "mlp_layer_types"),
     _LAYERS: (
@@ -84,8 +86,6 @@ _BY_KIND = {
 _KINDS = {name: kind for kind, names in _BY_KIND.items() for name in names}
 # Each takes memory or time by itself; a model has far fewer.
 _MOST = {"hc_sinkhorn_iters": 1000, "num_hidden_layers": 1000}
-# What is in these has other meanings, which transformers knows.
-_NOT_ENTERED = {"rope_parameters", "rope_scaling"}
 
 
 def wrong_field(fields: Mapping[str, Any]) -> str | None:
@@ -127,7 +127,7 @@ def _with_sections(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str
         prefix, fields = waiting.pop()
         yield prefix, fields
         for name, value in fields.items():
-            if value is not None and _KINDS.get(name) in (_SECTION, _SECTIONS) and name not in _NOT_ENTERED:
+            if value is not None and _KINDS.get(name) in (_SECTION, _SECTIONS):
                 sections = value if isinstance(value, list) else [value]
                 waiting += [(f"{prefix}{name}.", section) for section in sections]
 

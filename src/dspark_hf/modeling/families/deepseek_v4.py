@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, initialization
 from transformers.models.deepseek_v4 import modeling_deepseek_v4 as stock
 from transformers.models.deepseek_v4.configuration_deepseek_v4 import DeepseekV4Config
 
-from .family import Family, check_sizes
+from .family import Family, check_rope, check_sizes
 
 _KINDS = {"layer_types": "sliding_attention", "mlp_layer_types": "moe"}
 
@@ -69,7 +69,9 @@ class DeepseekV4(Family):
                 raise ValueError(
                     f"DeepSeek-V4-shaped draft layers are of the kind {kind!r} alone, got {name}={fields[name]}."
                 )
-        return self.config_cls(**{**fields, **{name: [kind] * num_layers for name, kind in _KINDS.items()}})
+        config = self.config_cls(**{**fields, **{name: [kind] * num_layers for name, kind in _KINDS.items()}})
+        check_rope(config)
+        return config
 
     def decoder_config(self, target: PreTrainedConfig, num_hidden_layers: int, **overrides: Any) -> PreTrainedConfig:
         if target.model_type != self.config_cls.model_type:
