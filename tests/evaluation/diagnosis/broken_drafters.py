@@ -156,7 +156,8 @@ def cases(target, drafter, seed):
         ("taps, rope", {"taps": taps, "rope": rope}, changed(rope, **below)),
         ("taps, float16", {"taps": taps, "dtype": half}, changed(drafter, half=True, **below)),
     ):
-        yield Case(name, set(causes), target, broken, alone=causes, plain=target)
+        # Of taps and rope each may do no harm, and so may both.
+        yield Case(name, set(causes), target, broken, name == "taps, rope", causes, target)
     adapter = adapted(target, seed)
     yield Case("adapter, taps", {"target_adapter", "taps"}, adapter, changed(drafter, **below), False, {"taps": taps},
                target)  # fmt: skip
