@@ -4,6 +4,7 @@ import copy
 import random
 import time
 
+import numpy as np
 import pytest
 import torch
 from knowing import knowing_drafter, plain_answer, small_batching
@@ -138,6 +139,50 @@ def test_generate_batch_keeps_ids_and_order():
     assert [one.generated_tokens for one in out.values()] == [one.generated_tokens for one in stock.values()]
     assert all(len(one.timestamps) == 9 for one in out.values())
     assert drafter.last_stats.new_tokens == 54
+
+
+@pytest.mark.parametrize("make", [torch.tensor, np.array, tuple])
+def test_prompts_of_other_libraries(make):
+    target = make_target()
+    drafter = knowing_drafter(target)
+    config = greedy_config(target, max_new_tokens=5)
+    out = target.generate_batch([make([5, 6, 7])], config, small_batching(), assistant_model=drafter)
+    assert next(iter(out.values())).generated_tokens == plain_answer(target, [5, 6, 7], 5)
+
+
+def test_prompts_first():
+    """transformers' other order."""
+    target = make_target()
+    requests = make_requests(target, 8)
+    drafter = knowing_drafter(target, [prompt + answer for prompt, _, answer in requests])
+    batching = small_batching(scheduler_type="prefill_first")
+    manager = target.init_continuous_batching(
+        greedy_config(target), batching, assistant_model=drafter, speculation=ALL_SLOTS
+    )
+    results, _ = run_staggered(manager, requests)
+    manager.stop(block=True, timeout=10)
+    assert [results[f"r{place}"].generated_tokens for place in range(8)] == [answer for *_, answer in requests]
+    assert manager.stats.tau > 1.5
+
+
+def test_steps_hold_no_more_than_they_may():
+    """Drafts give way to requests' own tokens and to prompts."""
+    target = make_target()
+    requests = make_requests(target, 12)
+    drafter = knowing_drafter(target, [prompt + answer for prompt, _, answer in requests])
+    sizes = []
+    batching = small_batching(max_batch_tokens=14, max_requests_per_batch=14)
+    manager = target.init_continuous_batching(
+        greedy_config(target), batching, assistant_model=drafter, speculation=ALL_SLOTS
+    )
+    hook = target.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    results, _ = run_staggered(manager, requests)
+    manager.stop(block=True, timeout=10)
+    hook.remove()
+    assert max(sizes) <= 14 and manager.stats.accepted_tokens > 0
+    assert [results[f"r{place}"].generated_tokens for place in range(12)] == [answer for *_, answer in requests]
 
 
 def test_an_attached_drafter_is_used():

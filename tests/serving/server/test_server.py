@@ -263,3 +263,11 @@ def test_a_step_that_fails(server, client, expected, monkeypatch):
 
 def test_models_are_listed(server, client):
     assert [model.id for model in client.models.list()] == [server[1]]
+
+
+def test_a_release_that_serves_otherwise_is_told(monkeypatch):
+    from dspark_hf.serving.server import app
+
+    monkeypatch.delattr(app.ModelManager, "_load_model")
+    with pytest.raises(RuntimeError, match="ModelManager._load_model is missing. Install one that it is tested with"):
+        app.make_serving("embedded")

@@ -1,6 +1,7 @@
 """A manager of transformers that speculates."""
 
 import copy
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,7 +76,7 @@ class SpeculativeManager(api.ContinuousBatchingManager):
             `ValueError`: If the prompt is empty or holds tokens that there are not, an option is out of range, or a
                 request of this name is under way.
         """
-        ids = list(input_ids)
+        ids = _whole_numbers(input_ids)
         wrong = [token for token in ids if not (isinstance(token, int) and 0 <= token < self._vocab_size)]
         if wrong or not ids:
             raise ValueError(
@@ -88,7 +89,7 @@ class SpeculativeManager(api.ContinuousBatchingManager):
         names = ("max_new_tokens", "streaming", "record_timestamps", "eos_token_id")
         given = dict(zip(names, args, strict=False)) | kwargs | self._asked.pop(request_id, {})
         max_new_tokens = given.get("max_new_tokens")
-        if max_new_tokens is not None and max_new_tokens < 1:
+        if max_new_tokens is not None and not (isinstance(max_new_tokens, int) and max_new_tokens >= 1):
             raise ValueError(f"max_new_tokens must be a positive int, got {max_new_tokens!r}.")
         self._choosers.of({name: value for name, value in given.items() if name not in names})
         return super().add_request(ids, request_id, **given)
@@ -158,6 +159,14 @@ class SpeculativeManager(api.ContinuousBatchingManager):
             api.logger.error(f"A step has failed: {error}", exc_info=True)
             batch_processor.fail_step(error)
             return True
+
+
+def _whole_numbers(values: Sequence[Any]) -> list[Any]:
+    """Values as ints, those of other libraries too; what is none stays what it is."""
+    try:
+        return [operator.index(value) for value in values]
+    except TypeError:
+        return list(values)
 
 
 class _NoProcessors(ContinuousBatchingLogitsProcessorList):

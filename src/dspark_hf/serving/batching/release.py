@@ -1,7 +1,5 @@
 """Whether this release of transformers batches requests as is known here."""
 
-import inspect
-
 from transformers.generation.continuous_batching import continuous_api as api
 from transformers.generation.continuous_batching.cache_allocators.sliding_attention import (
     SlidingAttentionCacheAllocator,
@@ -10,6 +8,8 @@ from transformers.generation.continuous_batching.input_outputs import Continuous
 from transformers.generation.continuous_batching.model_runner import ModelRunner
 from transformers.generation.continuous_batching.requests import RequestState
 from transformers.generation.continuous_batching.scheduler import Scheduler
+
+from dspark_hf.serving.parts import check_parts
 
 # What the subclasses rely on, with the parameters that they pass on or read.
 _NEEDED = {
@@ -43,13 +43,4 @@ _NEEDED = {
 
 def check_release() -> None:
     """Raise `RuntimeError` if this release of transformers batches requests in another way than is known here."""
-    for home, methods in _NEEDED.items():
-        for name, needed in methods.items():
-            method = getattr(home, name, None)
-            missing = needed if method is None else needed - set(inspect.signature(method).parameters)
-            if method is None or missing:
-                raise RuntimeError(
-                    f"Continuous batching of this version of transformers does not take drafters: {home.__name__}."
-                    f"{name} {f'has no {sorted(missing)}' if method else 'is missing'}. Install one that it is tested "
-                    "with: pip install 'transformers==5.24.*'."
-                )
+    check_parts("Continuous batching", _NEEDED)

@@ -11,18 +11,41 @@ from jinja2 import TemplateError
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from transformers import ContinuousBatchingConfig
+from transformers.cli.serving.chat_completion import ChatCompletionHandler
+from transformers.cli.serving.completion import CompletionHandler
+from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.response import ResponseHandler
 from transformers.cli.serving.server import build_server
 from transformers.cli.serving.systemone import SystemOneHandler
 from transformers.cli.serving.transcription import TranscriptionHandler
+from transformers.cli.serving.utils import CBGenerateManager, GenerateManager, GenerationState
 
 from dspark_hf.generation.config import SpeculationConfig
 from dspark_hf.serving.checks import check_batching
+from dspark_hf.serving.parts import check_parts
 
 from .generating import DraftedState, batch_config
 from .handlers import DraftedChat, DraftedCompletion
 from .metrics import metrics_text
 from .models import DraftedModelManager
+
+# What the subclasses in this folder rely on.
+_NEEDED = {
+    ModelManager: {"_load_model": {"model_id_and_revision"}, "_load_processor": {"model_id_and_revision"}},
+    ChatCompletionHandler: {
+        "handle_request": {"body", "request_id"}, "_build_completion": {"request_id", "usage"},
+        "_build_chunk_sse": {"request_id", "usage"}, "_build_generation_config": {"body", "use_cb"},
+    },
+    CompletionHandler: {
+        "handle_request": {"body", "request_id"}, "_non_streaming": {"request_id"},
+        "_build_chunk_sse": {"request_id", "usage"}, "_build_generation_config": {"body", "use_cb"},
+    },
+    GenerationState: {"get_manager": {"model_id", "use_cb"}},
+    GenerateManager: {"generate_streaming": {"model", "request_id"},
+                      "generate_non_streaming": {"model", "request_id"}},
+    CBGenerateManager: {"init_cb": {"model", "gen_config"}, "generate_streaming": {"gen_config", "request_id"},
+                        "generate_non_streaming": {"gen_config", "request_id"}},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,7 +104,9 @@ def make_serving(
 
     Raises:
         `ValueError`: If the models cannot be loaded, do not fit, or do not go with batching.
+        `RuntimeError`: If this release of transformers serves in another way than is known here.
     """
+    check_parts("The server", _NEEDED)
     models = DraftedModelManager(target, drafter, continuous_batching=is_batched, **options)
     if is_batched:
         check_batching(models.model, models.model.drafter, batch_config(models.model), SpeculationConfig())
