@@ -45,13 +45,14 @@ def test_greedy_ids_are_those_of_plain_generate(calls, monkeypatch):
     drafter, (ids, mask) = make_drafter(target), padded_prompts([5, 9])
     inputs = {"input_ids": ids, "attention_mask": mask}
     options = {"max_new_tokens": 8, "do_sample": False}
+    speculation = SpeculationConfig(num_candidates=16)
     monkeypatch.setenv("DSPARK_HF_KERNELS", "torch")
     expected = target.generate(**inputs, **options)
     monkeypatch.setenv("DSPARK_HF_KERNELS", "triton")
-    out = target.generate(**inputs, **options, assistant_model=drafter)
+    out = target.generate(**inputs, **options, assistant_model=drafter, speculation=speculation)
     assert out.tolist() == expected.tolist()
-    # The first token is judged without a draft.
-    assert calls["verify"] == drafter.last_stats.rounds + 1
+    # The first token is judged without a draft, and the last may be.
+    assert calls["verify"] == drafter.last_stats.rounds + 1 and 0 < calls["markov_block"] <= drafter.last_stats.rounds
 
 
 def test_every_accepted_length_is_exact(calls):
@@ -68,10 +69,11 @@ def test_a_seed_gives_the_same_draws_again(calls):
     inputs = {"input_ids": ids, "attention_mask": mask}
     options = {"max_new_tokens": 4, "do_sample": True, "top_k": 0, "assistant_model": drafter}
     once, again, other = (
-        target.generate(**inputs, **options, speculation=SpeculationConfig(seed=seed)) for seed in (3, 3, 4)
+        target.generate(**inputs, **options, speculation=SpeculationConfig(seed=seed, num_candidates=16))
+        for seed in (3, 3, 4)
     )
     assert once.tolist() == again.tolist() != other.tolist()
-    assert calls["verify"] > 0
+    assert calls["verify"] > 0 and calls["markov_block"] > 0
 
 
 @pytest.mark.slow
@@ -83,5 +85,6 @@ def test_samples_follow_the_targets_distribution(calls, mode):
         num_key_value_heads=1, bos_token_id=None, eos_token_id=None, pad_token_id=0, initializer_range=0.5,
     )  # fmt: skip
     target = LlamaForCausalLM(config).eval()
-    check = check_sampling(target, make_drafter(target), torch.tensor([[1, 2, 3]]), mode, 512, batch_size=64)
-    assert check.p_value > 1e-4 and calls["verify"] > 0
+    speculation = SpeculationConfig(num_candidates=4)
+    check = check_sampling(target, make_drafter(target), torch.tensor([[1, 2, 3]]), mode, 512, 64, speculation)
+    assert check.p_value > 1e-4 and calls["verify"] > 0 and (calls["markov_block"] > 0) == (mode == "plain")

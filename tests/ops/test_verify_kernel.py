@@ -102,6 +102,15 @@ def test_scores_that_are_no_distribution_yield_no_token():
     assert accepted_len.tolist() == [0, 0, 0] and next_ids.tolist() == [2000, 2000, 2000]
 
 
+def test_rows_that_have_ended_are_offered_less_than_nothing():
+    scores, drafts, lengths = torch.zeros(2, 3, 1500), torch.zeros(2, 2, dtype=torch.long), torch.tensor([-1, 2])
+    scores[:, :, 7], scores[1, 0, 0] = 50.0, 60.0
+    accepted_len, next_ids = verify.verify_argmax(drafts, scores, lengths)
+    assert accepted_len.tolist() == [0, 1] and next_ids.tolist() == [7, 7]
+    accepted_len, next_ids = verify.verify_sampled(drafts, Candidates.certain(drafts), scores, lengths)
+    assert accepted_len.tolist() == [0, 1] and next_ids.tolist() == [7, 7]
+
+
 def test_a_draft_that_could_not_be_drawn_is_not_accepted():
     drafts, scores = torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 2, 8)
     candidates = Candidates(torch.tensor([[[3]]]), torch.ones(1, 1, 1))

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dspark_hf.ops.dispatch import kernel_for
+
 from .compiling import compiled, mark_open, open_sizes
 from .context import DraftState, TracedState
 from .drafting import PickFn, Proposal
@@ -72,7 +74,8 @@ class CompiledDrafter:
         # Strides of a column of the ids differ from one generation to the next.
         anchors = anchor_ids.clone(memory_format=torch.contiguous_format)
         mark_open(anchors)
-        if pick is None:
+        # What is compiled takes no kernel; where there is one, the walk through the slots is left to it.
+        if pick is None and kernel_for("markov_block", self.device) is None:
             with open_sizes():
                 ids, confidence, max_probs = compiled(_draft, self._drafter)(
                     self._drafter, traced, anchors, num_candidates

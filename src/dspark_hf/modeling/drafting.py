@@ -9,11 +9,30 @@ import torch
 from torch import Tensor
 
 from dspark_hf.ops.candidates import Candidates
+from dspark_hf.ops.verify import draw
 
 from .vocabulary import tokens_of
 
 PickFn = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """`pick(logits [B, k], token_ids [B, k], drafted_ids [B, n]) -> (places [B] among k, probs [B, k] float32 or None)`"""
+
+
+@dataclass(frozen=True)
+class PlainDraw:
+    """A [`PickFn`] that draws at a temperature and does nothing else, so that a whole block can be drawn at once.
+
+    Attributes:
+        temperature (`float`): What logits are divided by.
+        generator_of (`Callable`): The source of randomness on a device; None stands for torch's own.
+    """
+
+    temperature: float
+    generator_of: Callable[[torch.device], torch.Generator | None]
+
+    def __call__(self, logits: Tensor, token_ids: Tensor, drafted_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """As of [`PickFn`]."""
+        probs = (logits.float() / self.temperature).softmax(-1)
+        return draw(probs, self.generator_of(probs.device)).clamp_max_(probs.shape[-1] - 1), probs
 
 
 @dataclass

@@ -20,6 +20,7 @@ from .context import DraftState, TracedState, TrainingContext
 from .drafter import DraftModel
 from .drafting import BlockOutput, PickFn, Proposal
 from .heads import SEQUENTIAL_HEADS, ConfidenceHead
+from .vanilla_walk import walk_block
 
 
 class DSparkModel(DraftModel):
@@ -242,6 +243,9 @@ class DSparkModel(DraftModel):
         Returns:
             [`Proposal`].
         """
+        walked = walk_block(self, hidden, logits, entries, anchor_ids, pick)
+        if walked is not None:
+            return walked
         block, prev_ids, markov_state = self._draft(anchor_ids, hidden.shape[1], pick), anchor_ids, None
         for slot in range(hidden.shape[1]):
             slot_logits, slot_entries = logits[:, slot], None if entries is None else entries[:, slot]

@@ -5,14 +5,15 @@ of it, so there anything goes that keeps `q` the distribution that drafts are dr
 Shapes: B batch, n drafts, k candidates, V vocabulary, S tokens so far.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
 from dspark_hf.generation.config import SpeculationConfig
-from dspark_hf.modeling.drafting import PickFn
+from dspark_hf.modeling.drafting import PickFn, PlainDraw
 from dspark_hf.ops.candidates import Candidates
 from dspark_hf.ops.verify import Verification, accept_or_redraw, draw, verify_argmax, verify_sampled
 
@@ -68,6 +69,9 @@ class TokenChooser:
         """
         if not self._draft_processors and not self.do_sample:
             return None
+        if self.do_sample and all(type(processor) is TemperatureLogitsWarper for processor in self._draft_processors):
+            temperature = math.prod(processor.temperature for processor in self._draft_processors)
+            return PlainDraw(temperature, self._generator)
 
         def pick(logits: Tensor, token_ids: Tensor, drafted_ids: Tensor) -> tuple[Tensor, Tensor | None]:
             ends = [length + drafted_ids.shape[1] for length in lens]

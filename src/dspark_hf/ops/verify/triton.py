@@ -121,8 +121,8 @@ def _summarize(
     position = tl.program_id(1)
     row, slot = position // num_positions, position % num_positions
     length = tl.load(lengths + row, mask=has_lengths != 0, other=num_positions).to(tl.int32)
-    # A row's positions behind its offer are left out.
-    is_used = slot <= length
+    # A row's positions behind its offer are left out, but for the first: rows that have ended are offered -1.
+    is_used = slot <= tl.maximum(length, 0)
     num_ids, num_used = tl.where(is_used, vocab, 0), tl.where(is_used, num_pieces, 0)
     pieces = tl.program_id(0) * PIECES + tl.arange(0, PIECES)
     ids = pieces[:, None] * PIECE + tl.arange(0, PIECE)[None, :]
@@ -178,7 +178,7 @@ def _judge_greedy(
 
 
 @triton.jit
-def _uniform(seed, row, place):
+def uniform(seed, row, place):
     # 53 bits, so that no token is too rare to be drawn.
     high, low, _, _ = tl.randint4x(seed, row.to(tl.int64) * 65536 + place)
     bits = (high.to(tl.uint64) << 21) | (low.to(tl.uint64) >> 11)
@@ -195,7 +195,7 @@ def _norm(maxima, sums, at, is_inside):
 
 
 @triton.jit
-def _draw_place(weights, places, number):
+def draw_place(weights, places, number):
     """Place in proportion to weights, which are in ascending order of places, and their sum before it."""
     sums = tl.cumsum(weights, 0)
     total = tl.max(sums, 0)
@@ -246,7 +246,7 @@ def _judge_sampled(
             overlap = tl.sum(tl.minimum(budget * (candidate_p.to(tl.float64) / total), q.to(tl.float64)), 0)
             inner = tl.maximum(budget - overlap, 0.0) / tl.maximum(1 - overlap, 2.2250738585072014e-308)
             chance = tl.where(is_offered, inner, budget)
-            passes = (slot > 0) & (_uniform(key, row, slot - 1) < chance)
+            passes = (slot > 0) & (uniform(key, row, slot - 1) < chance)
             accepted = tl.where(passes, slot, accepted)
             accepted_budget = tl.where(passes, budget, accepted_budget)
             # A draft that could not have been drawn is never accepted.
@@ -256,7 +256,7 @@ def _judge_sampled(
             goes_on = is_offered
             slot += goes_on.to(tl.int64)
         else:
-            goes_on = is_offered & (_uniform(key, row, slot) * draft_q < p) & (draft_q > 0)
+            goes_on = is_offered & (uniform(key, row, slot) * draft_q < p) & (draft_q > 0)
             is_rejected = is_offered
             slot += goes_on.to(tl.int64)
             accepted = slot
@@ -284,8 +284,8 @@ def _judge_sampled(
         rest = tl.where(rest > accepted_budget * mass * 1e-6, rest, 0.0)
         is_rejected = tl.sum(rest, 0) > 1.1754943508222875e-38
         weights = tl.where(is_rejected, rest, mass)
-    number = _uniform(key, row, num_slots)
-    piece, left = _draw_place(weights, pieces, number)
+    number = uniform(key, row, num_slots)
+    piece, left = draw_place(weights, pieces, number)
     number = left / tl.sum(tl.where(pieces == piece, weights, 0.0), 0)
     ids = piece * PIECE + tl.arange(0, PIECE)
     p = tl.exp(tl.load(here + ids, mask=ids < vocab, other=-float("inf")).to(tl.float32) - top)
@@ -299,7 +299,7 @@ def _judge_sampled(
             drafted += tl.sum(tl.where(others[:, None] == ids[None, :], q[:, None], 0.0), 0)
         rest = tl.maximum(accepted_budget * weights - drafted.to(tl.float64), 0.0)
         weights = tl.where(tl.sum(rest, 0) > 0, rest, weights)
-    place, _ = _draw_place(weights, tl.arange(0, PIECE), number)
+    place, _ = draw_place(weights, tl.arange(0, PIECE), number)
     has_distribution = (total > 0) & (total < float("inf"))
     tl.store(next_ids + row, tl.where(has_distribution, piece * PIECE + place, vocab).to(tl.int64))
 
