@@ -237,10 +237,12 @@ class FixedPass(RowPass):
     """
 
     def __init__(self, columns: Tensor, visible: Tensor):
-        self._columns, self._visible = columns, visible
+        self._columns, self._visible, self._views = columns, visible, {}
 
-    def mask(self, mask_function: Callable, first: int, length: int, dtype: torch.dtype, device) -> Tensor:
-        """Additive mask `(batch, 1, w, C)` of the columns from `first` on."""
+    def mask(
+        self, mask_function: Callable, first: int, length: int, dtype: torch.dtype, device, window: int | None = None
+    ) -> Tensor:
+        """Additive mask `(batch, 1, w, C)` of the columns from `first` on; the `window` is in the function."""
         queries = self._columns[:, None, :, None]
         columns = torch.arange(first, first + length, device=device)
         rows = torch.arange(queries.shape[0], device=device)[:, None, None, None]
