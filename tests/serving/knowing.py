@@ -77,10 +77,18 @@ def knowing_drafter(target, texts=(), block_size=5):
 
 def plain_answer(target, prompt, max_new_tokens, eos=None):
     """What plain `generate()` answers, up to an end token."""
-    ids = torch.tensor([prompt])
-    out = target.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False)
-    row = out[0, len(prompt) :].tolist()
+    config = target.config
+    key = config.model_type, tuple(getattr(config, "layer_types", None) or ()), tuple(prompt)
+    if len(_answers.get(key, ())) < max_new_tokens:
+        ids = torch.tensor([prompt])
+        out = target.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False)
+        _answers[key] = out[0, len(prompt) :].tolist()
+    row = _answers[key][:max_new_tokens]
     return row[: row.index(eos) + 1] if eos in row else row
+
+
+# Targets of a kind are alike, and tests ask the same again.
+_answers = {}
 
 
 def small_batching(**options):

@@ -148,6 +148,27 @@ def test_a_step_that_fails_takes_few_with_it(monkeypatch):
     assert manager.stats.failed_requests == len(failed)
 
 
+def test_a_drafter_that_fails_takes_few_with_it():
+    """A step cannot be made then: one request fails, the others begin anew."""
+    target = make_target()
+    requests = make_requests(target, 8)
+    drafter = knowing_drafter(target, [prompt + answer for prompt, _, answer in requests])
+    whole, num_left = drafter.propose, [3]
+
+    def propose(*args, **kwargs):
+        num_left[0] -= 1
+        if num_left[0] == 0:
+            raise RuntimeError("the drafter has failed")
+        return whole(*args, **kwargs)
+
+    drafter.propose = propose
+    manager, results = staggered_with(target, drafter, requests)
+    failed = {name for name, out in results.items() if out.error}
+    assert len(failed) == 1 and manager.stats.failed_requests == 1
+    for name in set(results) - failed:
+        assert results[name].generated_tokens == requests[int(name[1:])][2]
+
+
 def test_a_request_that_does_not_fit_fails_alone():
     target = make_target()
     requests = make_requests(target, 5)

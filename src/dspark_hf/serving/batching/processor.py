@@ -155,6 +155,8 @@ class DraftProcessor(api.ContinuousBatchProcessor):
             `Exception`: `error`, if there is nobody to fail.
         """
         scheduler = self.scheduler
+        # Where it broke off while requests were taken out of the queue, some still have a place in it.
+        scheduler._cleanup_waiting_queue(set(scheduler.waiting_requests_order) - set(scheduler.waiting_requests))
         states = [state for state in self.in_step if state.request_id in scheduler.active_requests]
         blamed = [state for state in states if state.request_id not in scheduler.verified] or states
         if not states:
@@ -179,9 +181,8 @@ class DraftProcessor(api.ContinuousBatchProcessor):
         self.stats.failed_requests += 1
         self._handle_request_error(RuntimeError(quotable(str(error))), state)
         self.scheduler.finish_request(state.request_id)
-        self.scheduler.waiting_requests.pop(state.request_id, None)
-        if state.request_id in self.scheduler.waiting_requests_order:
-            self.scheduler.waiting_requests_order.remove(state.request_id)
+        if self.scheduler.waiting_requests.pop(state.request_id, None) is not None:
+            self.scheduler._cleanup_waiting_queue({state.request_id})
 
 
 def _until_end(taken: list[int], state: RequestState) -> list[int]:

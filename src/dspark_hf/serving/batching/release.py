@@ -28,7 +28,7 @@ _NEEDED = {
     ModelRunner: {"_forward_process_and_sample": {"model", "batch_data"}, "_sample": {"scores", "output_ids"}},
     Scheduler: {
         "schedule_batch": {"token_budget", "cache_budget"}, "finish_request": {"request_id"},
-        "add_waiting_request": {"state"},
+        "add_waiting_request": {"state"}, "_cleanup_waiting_queue": {"request_ids_to_remove_from_waiting"},
         "_infer_request_tokens": {"state", "request_ids_to_remove_from_waiting"},
         "_schedule_request": {"state", "request_tokens", "token_budget", "request_ids_to_remove_from_waiting"},
     },
