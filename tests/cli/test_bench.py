@@ -56,3 +56,22 @@ def test_unwritable_output_is_refused_before_the_work(dspark, data, tmp_path):
     under_a_file = dspark("bench", "generate", "--data", data, "--json", f"{data}/result.json", "--target", "/no/such")
     assert under_a_file.code == 2
     assert "--json cannot be written" in under_a_file.err
+
+
+def test_kernels_are_compared_before_they_are_timed(dspark, monkeypatch, tmp_path):
+    pytest.importorskip("triton")
+    outcome = dspark("bench", "kernels", "--device", "cpu", "--kernel", "verify", "--json", tmp_path / "kernels.json")
+    assert outcome.code == 0 and "nothing is timed: the interpreter" in outcome.out and "NO:" not in outcome.out
+    rows = json.loads((tmp_path / "kernels.json").read_text())["kernels"]
+    assert {row["case"] for row in rows} >= {"small", "greedy"} and all(row["seconds"] == {} for row in rows)
+    monkeypatch.setattr("dspark_hf.ops.verify.cases.reference.judge", lambda *given: (given[0][:, 0] + 1, None))
+    outcome = dspark("bench", "kernels", "--device", "cpu", "--kernel", "verify")
+    assert outcome.code == 1 and "NO: accepted_len is" in outcome.out
+
+
+def test_without_a_gpu_it_says_why_no_kernel_is_timed(dspark, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    outcome = dspark("bench", "kernels", "--device", "cpu")
+    assert outcome.code == 0 and "nothing is timed: tensors are on cpu, not on a CUDA device" in outcome.out
+    outcome = dspark("bench", "kernels", "--kernel", "fast")
+    assert outcome.code == 2 and "--kernel must be one of" in outcome.err and "got 'fast'" in outcome.err

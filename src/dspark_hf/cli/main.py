@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from dspark_hf.cli import demo, env, generate
 from dspark_hf.cli.bench.exactness import exactness
 from dspark_hf.cli.bench.generate import generate as bench_generate
+from dspark_hf.cli.bench.kernels import kernels
 from dspark_hf.cli.bench.sweep import sweep
 from dspark_hf.cli.cache import cache
 from dspark_hf.cli.calibrate import calibrate
@@ -88,7 +89,7 @@ def dspark(
 
 
 _bench = typer.Typer(help="Measure.", no_args_is_help=True, rich_markup_mode=None)
-for command in (bench_generate, exactness, sweep):
+for command in (bench_generate, exactness, sweep, kernels):
     _bench.command(help=readable_help(command))(command)
 
 for command in (demo.demo, generate.generate, chat, serve, evaluate, diagnose, report):
