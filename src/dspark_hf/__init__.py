@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dspark_hf.generation import (
         AcceptanceEstimator,
         Calibration,
+        DraftCandidateGenerator,
         PrefixScheduler,
         PromptLookup,
         SpeculationConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "DSparkConfig",
     "DSparkForCausalLM",
     "DSparkModel",
+    "DraftCandidateGenerator",
     "DraftTrainer",
     "DraftTrainingArguments",
     "Eagle3Config",
@@ -68,6 +70,7 @@ _HOMES = {
     "DSparkConfig": "dspark_hf.modeling",
     "DSparkForCausalLM": "dspark_hf.hub.composite",
     "DSparkModel": "dspark_hf.modeling",
+    "DraftCandidateGenerator": "dspark_hf.generation",
     "DraftTrainer": "dspark_hf.trainers",
     "DraftTrainingArguments": "dspark_hf.trainers",
     "Eagle3Config": "dspark_hf.modeling",

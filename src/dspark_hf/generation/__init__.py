@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .attach import attach_drafter, detach_drafter
     from .config import SpeculationConfig
+    from .drafts.candidate_generator import DraftCandidateGenerator
     from .entry import speculative_generate
     from .lengths.calibration import Calibration
     from .lengths.estimator import AcceptanceEstimator
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AcceptanceEstimator",
     "Calibration",
+    "DraftCandidateGenerator",
     "PrefixScheduler",
     "PromptLookup",
     "SpeculationConfig",
@@ -33,6 +35,7 @@ __all__ = [
 _HOMES = {
     "AcceptanceEstimator": "lengths.estimator",
     "Calibration": "lengths.calibration",
+    "DraftCandidateGenerator": "drafts.candidate_generator",
     "PrefixScheduler": "lengths.scheduler",
     "PromptLookup": "prompt_lookup",
     "SpeculationConfig": "config",

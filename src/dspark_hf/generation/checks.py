@@ -1,29 +1,22 @@
 """What speculative decoding cannot do: told before any work is done."""
 
 import inspect
-import os
-import shutil
 from typing import Any
 
 import torch
-from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel, StaticCache
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, StaticCache
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
-from dspark_hf.modeling import DSparkModel
 from dspark_hf.modeling.cache_name import CACHE_NAME
-from dspark_hf.modeling.compiling import is_compiled
 
 from .config import SpeculationConfig
 from .prompt_lookup import PromptLookup
-from .rollback.compaction import is_compactable
 from .rollback.rewinding import compresses, is_rewindable, keeps_unknown_state, replays
-from .target.compiled import decoder_layers
 from .target.layout import PromptLayout
 from .target.own_inputs import grows_own_inputs
 from .target.peft_hooks import hook_arguments, prepares_elsewhere
 from .target.rotary import varies_with_length
-from .target.row_attention import can_swap
 
 # Options that would be ignored or break exactness, their values where nobody sets them, and what to do instead.
 _UNSUPPORTED = (
@@ -42,8 +35,6 @@ _UNSUPPORTED = (
     ("use_mtp", (None, False), "pass one drafter only"),
     ("speculation_type", (None,), "leave it out: the drafter says how it drafts"),
 )  # fmt: skip
-# Values of cache_implementation that ask for static rounds: transformers' own fixed shapes, and older names of them.
-STATIC_CACHES = ("static", "hybrid", "sliding_window", "hybrid_chunked")
 _OWN_MODES = (GenerationMode.ASSISTED_GENERATION, GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
 
@@ -246,92 +237,6 @@ def check_cache(model: PreTrainedModel, model_kwargs: dict[str, Any], generation
         raise ValueError(
             f"output_attentions is not supported together with a drafter for {name}, whose layers attend to more or "
             "less than one column for each token: leave it out, or generate without a drafter."
-        )
-
-
-def check_static(
-    model: PreTrainedModel,
-    drafter: Any,
-    cache: Cache,
-    generation_config: GenerationConfig,
-    speculation: SpeculationConfig,
-    synced_gpus: bool,
-) -> None:
-    """Check that rounds can have fixed shapes.
-
-    Args:
-        model (`PreTrainedModel`): The target.
-        drafter (`Any`): The drafter, or what drafts without a model.
-        cache (`Cache`): The target's cache.
-        generation_config (`GenerationConfig`): That of the call.
-        speculation ([`SpeculationConfig`]): How to speculate.
-        synced_gpus (`bool`): Whether processes are to be kept in step.
-
-    Raises:
-        `ValueError`: If not; the message says what to leave out.
-    """
-    name, is_own = type(model).__name__, isinstance(drafter, DSparkModel)
-    parameters = inspect.signature(model.forward).parameters.values()
-    takes_mask = any(one.name == "attention_mask" or one.kind is one.VAR_KEYWORD for one in parameters)
-    for what, is_set in (
-        ("return_dict_in_generate, whose cache someone gets: rounds have buffers of their own",
-         generation_config.return_dict_in_generate),
-        ("synced_gpus", synced_gpus),
-        ("the drafts of PromptLookup, which are made on the host", isinstance(drafter, PromptLookup)),
-        ("prompt_lookup, whose drafts are made on the host", bool(speculation.prompt_lookup)),
-        (f"{type(drafter).__name__}, which is none of the drafters that draft a whole block in one pass (DSpark, "
-         "DFlash)", not is_own),
-        (f"{name}, whose cache holds more than keys and values", not is_compactable(cache)),
-        (f"{name}, which takes no attention_mask", not takes_mask),
-        (f"{name} with another attention than sdpa or eager from transformers' interface, so that what was rejected "
-         "cannot be masked", not can_swap(model)),
-        (f"a drafter on {getattr(drafter, 'device', None)} and a target on {model.device}",
-         is_own and drafter.device != model.device),
-    ):  # fmt: skip
-        if is_set:
-            raise ValueError(
-                f"cache_implementation='static' together with a drafter is not supported for {what}. Leave one of the "
-                "two out."
-            )
-
-
-def check_compile(
-    model: PreTrainedModel, cache: Cache, generation_config: GenerationConfig, synced_gpus: bool
-) -> None:
-    """Check that rounds can be compiled.
-
-    Args:
-        model (`PreTrainedModel`): The target.
-        cache (`Cache`): Its cache.
-        generation_config (`GenerationConfig`): That of the call.
-        synced_gpus (`bool`): Whether processes are to be kept in step.
-
-    Raises:
-        `ValueError`: If not, or there is no compiler.
-    """
-    name = type(model).__name__
-    is_given = generation_config.return_dict_in_generate or getattr(cache, "_is_user_defined", False)
-    modules = list(model.modules())
-    for what, is_set in (
-        (f"a cache that someone gets (return_dict_in_generate, {CACHE_NAME}), since rounds are compiled on one of "
-         "their own", is_given),
-        ("synced_gpus", synced_gpus),
-        (f"{name} with modules that accelerate brings to a device when they run (device_map, offloading)",
-         any(hasattr(module, "_hf_hook") for module in modules)),
-        (f"{name} with modules that are compiled already",
-         any(map(is_compiled, modules))),
-        (f"{name}, whose cache holds more than keys and values", not is_compactable(cache)),
-        (f"{name} with another attention than sdpa or eager from transformers' interface", not can_swap(model)),
-        (f"{name}, whose decoder layers do not stand in one list, or do not take {CACHE_NAME}",
-         decoder_layers(model) is None),
-    ):  # fmt: skip
-        if is_set:
-            raise ValueError(f"compile=True is not supported for {what}. Leave one of the two out.")
-    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "cl"]
-    if model.device.type == "cpu" and not any(map(shutil.which, compilers)):
-        raise ValueError(
-            f"compile=True needs a C++ compiler on the CPU, and {' or '.join(compilers)} is not found. Install one, "
-            "name it in the environment variable CXX, or leave compile out."
         )
 
 

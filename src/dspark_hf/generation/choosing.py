@@ -2,7 +2,6 @@
 
 from .request import Request
 from .static.runner import StaticRunner
-from .target.compiled import CompiledRunner
 from .target.flat import FlatRunner
 from .target.layout import PromptLayout
 from .target.recording import StateRecorder
@@ -43,9 +42,7 @@ def choose_runner(request: Request, layout: PromptLayout, rules: StopRules) -> T
     Raises:
         `ValueError`: If rounds are to have fixed shapes, and rows cannot be told apart.
     """
-    if request.speculation.compile:
-        kind = CompiledRunner
-    elif request.is_static and why_ragged(request, rules) is None:
+    if request.is_static and why_ragged(request, rules) is None:
         kind = StaticRunner
     else:
         kind = TargetRunner if request.needs_all_rows else FlatRunner

@@ -25,15 +25,16 @@ class SpeculationConfig:
             verified: short for `PrefixScheduler("threshold", threshold=...)`.
         prompt_lookup ([`PromptLookup`] or `bool`, *optional*):
             Whether rows whose latest tokens occurred before are drafted what followed there, and only the others by
-            the drafter. By default it is so in calls of at most 4 rows that are not compiled, where it wins; `True`,
+            the drafter. By default it is so in calls of at most 4 rows without static rounds, where it wins; `True`,
             which stands for `PromptLookup()`, asks for it everywhere and `False` nowhere. Without a drafter, lookup
             alone drafts where it is asked for, and this object's `prompt_lookup.last_stats` tell what happened.
         check_target (`bool`, *optional*, defaults to `True`):
             Whether a drafter that was made for another target is refused.
         compile (`bool`, *optional*, defaults to `False`):
-            Whether rounds go through `torch.compile`: the target's decoder layers, and the passes of a DSpark or
-            DFlash drafter. The first rounds wait for it; later calls with the same models do not. Compiled code
-            rounds differently, so where two logits lie within rounding of each other the tokens may swap.
+            Whether rounds are static, as with `cache_implementation="static"`, and their decoder layers go through
+            `torch.compile`, the target's and a DSpark or DFlash drafter's. The first round of each shape waits for
+            it; later calls with the same models do not. Compiled code rounds differently, so where two logits lie
+            within rounding of each other the tokens may swap.
         num_candidates (`int`, *optional*, defaults to 512):
             How many of the output head's best tokens a slot's draft is chosen among; the sequential head, temperature
             and processors then act on these alone. None for all of them, which costs a product with the whole

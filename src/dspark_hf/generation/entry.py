@@ -10,19 +10,17 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from dspark_hf.modeling.cache_name import CACHE_NAME
 
 from .checks import (
-    STATIC_CACHES,
     check_cache,
     check_chunks,
-    check_compile,
     check_drafter,
     check_mode,
     check_options,
-    check_static,
     check_synced,
 )
 from .config import SpeculationConfig
 from .decode import SpeculativeLoop
 from .request import Request
+from .static.possible import STATIC_CACHES, check_static
 from .target.layout import PromptLayout
 
 
@@ -81,11 +79,10 @@ def speculative_generate(
     if asked is None and generation_config.cache_implementation in STATIC_CACHES:
         asked = generation_config.cache_implementation
         model_kwargs[CACHE_NAME] = DynamicCache(config=model.config.get_text_config(decoder=True))
+    asked = f"cache_implementation={asked!r}" if asked else "compile=True" if speculation.compile else None
     check_cache(model, model_kwargs, generation_config)
     if asked is not None:
-        check_static(model, drafter, model_kwargs[CACHE_NAME], generation_config, speculation, synced_gpus)
-    if speculation.compile:
-        check_compile(model, model_kwargs[CACHE_NAME], generation_config, synced_gpus)
+        check_static(asked, model, drafter, model_kwargs[CACHE_NAME], generation_config, speculation, synced_gpus)
     layout = PromptLayout.of(input_ids, model_kwargs, generation_config)
     check_chunks(layout, model_kwargs, generation_config)
     if not drafter.is_bound_to(model):

@@ -79,7 +79,7 @@ class Request:
         if not self.has_draft_model:
             return self.drafter
         asked = self.speculation.prompt_lookup
-        if asked is None and self.batch_size <= MOST_LOOKUP_ROWS and not (self.speculation.compile or self.is_static):
+        if asked is None and self.batch_size <= MOST_LOOKUP_ROWS and not self.is_static:
             return PromptLookup()
         return asked or None
 

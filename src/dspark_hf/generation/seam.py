@@ -215,8 +215,9 @@ def _made_ready(target: Any, drafter: Any) -> Any:
 
 def _wrap_validate(original: Callable) -> Callable:
     def validate(self, generation_mode, generation_config, generation_mode_kwargs):
-        from .checks import STATIC_CACHES, check_drafter, check_mode, check_options
+        from .checks import check_drafter, check_mode, check_options
         from .config import SpeculationConfig
+        from .static.possible import STATIC_CACHES
         from .target.rotary import varies_with_length
 
         drafter = generation_mode_kwargs.get("assistant_model")

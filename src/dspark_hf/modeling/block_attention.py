@@ -16,9 +16,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dspark_hf.ops.blocks import LayerView
 from dspark_hf.ops.dispatch import kernel_for
-from dspark_hf.ops.row_attention import Rows, has_kernel, row_attention
+from dspark_hf.ops.row_attention import Rows, even_rows, has_kernel, row_attention
 
-from .context import DraftState, TracedState
+from .context import DraftState, FixedState
 
 _NAME, _BASE = "dspark_block", "sdpa"
 
@@ -33,7 +33,7 @@ _block: ContextVar[_Block | None] = ContextVar("dspark_block", default=None)
 
 def block_attention(
     config: PreTrainedConfig,
-    state: DraftState | TracedState,
+    state: DraftState | FixedState,
     num_tokens: int,
     views: Sequence[LayerView],
     device: torch.device,
@@ -47,14 +47,11 @@ def block_attention(
         views (`Sequence[LayerView]`): What each layer's tokens see.
         device (`torch.device`): Where the drafter is.
     """
-    if isinstance(state, TracedState) or config._attn_implementation not in (_NAME, _BASE):
+    if config._attn_implementation not in (_NAME, _BASE):
         return nullcontext()
     if kernel_for("row_attention", device) is None:
         return nullcontext()
-    num_rows = len(state.held_lens)
-    offsets = range(0, num_rows * num_tokens, num_tokens)
-    numbers = torch.tensor([state.held_lens, [num_tokens] * num_rows, list(offsets)], dtype=torch.int32).to(device)
-    return _in_use(config, _Block(Rows(*numbers, num_tokens), views))
+    return _in_use(config, _Block(even_rows(state.starts(device), num_tokens), views))
 
 
 @contextmanager
@@ -71,7 +68,8 @@ def _in_use(config: PreTrainedConfig, block: _Block) -> Iterator[None]:
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs
 ) -> tuple:
-    block = _block.get()
+    # Compiled code has attention of its own, and cannot ask a ContextVar.
+    block = None if torch.compiler.is_compiling() else _block.get()
     if block is None or kwargs.get("dropout") or not has_kernel(query, key, value):
         return ALL_ATTENTION_FUNCTIONS[_BASE](module, query, key, value, attention_mask, **kwargs)
     batch_size, num_heads, num_tokens, head_dim = query.shape

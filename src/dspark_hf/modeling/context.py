@@ -12,8 +12,6 @@ from torch import Tensor
 
 from dspark_hf.ops.blocks import FULL_VIEW, LayerView
 
-from .compiling import mark_open
-
 # Columns that are made beyond those needed, at least.
 _MORE_COLUMNS = 256
 
@@ -72,6 +70,10 @@ class DraftState:
     def held_lens(self) -> list[int]:
         """Tokens that each row's columns hold."""
         return [length - count for length, count in zip(self.context_lens, self._dropped, strict=True)]
+
+    def starts(self, device: torch.device) -> Tensor:
+        """Column of each row's next token, int64 `(batch,)`, on the `device`."""
+        return torch.tensor(self.held_lens, device=device)
 
     @property
     def is_uniform(self) -> bool:
@@ -279,48 +281,30 @@ class DraftState:
         return grown
 
 
-class TracedState:
-    """The next tokens of a [`DraftState`], as compiled code takes them: written into the state's own buffers.
-
-    What changes from round to round is in tensors and their sizes, and whether there is a mask depends on neither, so
-    that compiled code stays the same. The tokens are counted by the state.
+class FixedLayerState:
+    """One layer of a [`FixedState`], as a decoder layer takes a cache.
 
     Args:
-        state ([`DraftState`]): The context, not empty.
-        num_tokens (`int`): Tokens of each row that are written, T.
-        device (`torch.device`): Where the drafter is.
+        keys, values (`torch.Tensor` of shape `(rows, heads, columns, dim)`): Its buffers.
+        lens (`torch.LongTensor` of shape `(rows,)`): Tokens of each row's context.
     """
 
-    def __init__(self, state: DraftState, num_tokens: int, device: torch.device):
-        self._keys, self._values = state.reserve(num_tokens)
-        starts = torch.tensor(state.held_lens, device=device).unsqueeze(1)
-        self._columns = starts + torch.arange(num_tokens, device=device)  # [B, T]
-        self._rows = torch.arange(len(starts), device=device).unsqueeze(1)
-        self._positions = state.positions(num_tokens, device).expand(len(starts), -1).contiguous()
-        # Of the columns that are seen, compiled code reads the number.
-        self._seen = torch.empty(max(state.held_lens) + num_tokens, dtype=torch.bool, device=device)
-        for buffer in (*self._keys, *self._values):
-            mark_open(buffer, 0, 2)
-        for tensor in (self._columns, self._rows, self._positions):
-            mark_open(tensor, 0)
-        mark_open(self._seen)
+    is_fixed = True
 
-    def positions(self, num_tokens: int, device: torch.device) -> Tensor:
-        """As of [`DraftState.positions`], for the one number of tokens that the state was made for."""
-        return self._positions
+    def __init__(self, keys: Tensor, values: Tensor, lens: Tensor):
+        self.keys, self.values, self.lens = keys, values, lens
 
-    def block_mask(self, num_tokens: int, device: torch.device, view: LayerView = FULL_VIEW) -> Tensor | None:
-        """As of [`DraftState.block_mask`]; None for a single row that may see all, in any other case a mask."""
-        if view == FULL_VIEW and self._columns.shape[0] == 1:
-            return None
-        return _block_mask(self._columns, self._seen.shape[0], view)
+    def update(self, keys: Tensor, values: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """As of [`FixedState.update`].
 
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """As of [`DraftState.update`]."""
-        for buffer, new in ((self._keys[layer_idx], keys), (self._values[layer_idx], values)):
-            buffer[self._rows, :, self._columns] = new.transpose(1, 2)
-        end = self._seen.shape[0]
-        return self._keys[layer_idx][:, :, :end], self._values[layer_idx][:, :, :end]
+        Args:
+            keys, values, args, kwargs: As there.
+        """
+        rows = torch.arange(keys.shape[0], device=keys.device).unsqueeze(1)
+        columns = self.lens.unsqueeze(1) + torch.arange(keys.shape[2], device=keys.device)
+        self.keys[rows, :, columns] = keys.transpose(1, 2).to(self.keys.dtype)
+        self.values[rows, :, columns] = values.transpose(1, 2).to(self.values.dtype)
+        return self.keys, self.values
 
 
 class FixedState:
@@ -336,10 +320,15 @@ class FixedState:
 
     def __init__(self, key_values: list[tuple[Tensor, Tensor]], first_positions: Tensor, lens: Tensor | None = None):
         self.key_values, self.first_positions, self.lens = key_values, first_positions, lens
+        self.layers = [] if lens is None else [FixedLayerState(*kv, lens) for kv in key_values]
 
     def at(self, lens: Tensor) -> "FixedState":
         """The same buffers with `lens` `(rows,)` tokens of each row."""
         return FixedState(self.key_values, self.first_positions, lens)
+
+    def starts(self, device: torch.device) -> Tensor:
+        """Column of each row's next token, int64 `(rows,)`; they are on the `device`."""
+        return self.lens
 
     def positions(self, num_tokens: int, device: torch.device) -> Tensor:
         """Positions `(rows, num_tokens)` of the next `num_tokens` tokens, on the `device`."""
@@ -370,11 +359,7 @@ class FixedState:
         Returns:
             `tuple[torch.Tensor, torch.Tensor]` of shape `(rows, heads, columns, dim)`: All columns.
         """
-        rows = torch.arange(keys.shape[0], device=keys.device).unsqueeze(1)
-        columns = self.lens.unsqueeze(1) + torch.arange(keys.shape[2], device=keys.device)
-        for buffer, new in zip(self.key_values[layer_idx], (keys, values), strict=True):
-            buffer[rows, :, columns] = new.transpose(1, 2).to(buffer.dtype)
-        return self.key_values[layer_idx]
+        return self.layers[layer_idx].update(keys, values)
 
 
 def _block_mask(places: Tensor, num_columns: int, view: LayerView) -> Tensor:

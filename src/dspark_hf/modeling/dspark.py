@@ -16,7 +16,7 @@ from dspark_hf.ops.blocks import LayerView, training_mask
 from .block_attention import block_attention
 from .cache_name import CACHE_NAME
 from .configuration.dspark import DFlashConfig, DSparkConfig
-from .context import DraftState, TracedState, TrainingContext
+from .context import DraftState, FixedState, TrainingContext
 from .drafter import DraftModel
 from .drafting import BlockOutput, PickFn, Proposal
 from .heads import SEQUENTIAL_HEADS, ConfidenceHead
@@ -181,11 +181,11 @@ class DSparkModel(DraftModel):
         state.advance([features.shape[1]] * features.shape[0] if counts is None else counts)
 
     @torch.no_grad()
-    def append(self, state: DraftState | TracedState, features: Tensor) -> None:
+    def append(self, state: DraftState | FixedState, features: Tensor) -> None:
         """Write the keys and values of tapped states behind the context, without counting them.
 
         Args:
-            state ([`DraftState`] or [`TracedState`]): The context, changed in place.
+            state ([`DraftState`] or [`FixedState`]): The context, changed in place.
             features (`torch.Tensor` of shape `(batch, tokens, taps * hidden)`): Tapped states.
         """
         context = self.project(features)
@@ -256,7 +256,7 @@ class DSparkModel(DraftModel):
         return block.proposal(self._confidence(hidden, torch.cat([anchor_ids.unsqueeze(1), block.ids[:, :-1]], 1)))
 
     @torch.no_grad()
-    def block_hidden(self, state: DraftState | TracedState, anchor_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def block_hidden(self, state: DraftState | FixedState, anchor_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Block hidden states before any head.
 
         Args:

@@ -255,8 +255,9 @@ class TestByItself:
             assert out.tolist() == target.generate(ids, **GREEDY).tolist()
             assert drafter.last_stats.lookup_verifications > 0
 
-    def test_not_where_rounds_are_compiled(self, target):
-        request = Request(target, TableDrafter(64), SpeculationConfig(compile=True), make_prompt(3), *[None] * 3, {})
+    def test_not_where_rounds_are_static(self, target):
+        others = [None] * 3
+        request = Request(target, TableDrafter(64), SpeculationConfig(), make_prompt(3), *others, {}, is_static=True)
         assert request.lookup is None
 
     def test_drafts_are_limited_as_the_drafters(self, small_target):

@@ -104,7 +104,7 @@ def test_buffers_live_on_and_grow(target):
         ids = make_prompt(length)
         out = target.generate(ids, assistant_model=drafter, max_new_tokens=budget, **STATIC)
         assert out.tolist() == target.generate(ids, max_new_tokens=budget, do_sample=False).tolist()
-        addresses.append([tensor.data_ptr() for tensor in runner._kept[target][1].tensors()])
+        addresses.append([tensor.data_ptr() for tensor in runner._kept[target].buffers.tensors()])
     assert addresses[0] == addresses[1] == addresses[2] and addresses[3] == addresses[4] != addresses[0]
     runner.release(target)
     assert target not in runner._kept
@@ -213,7 +213,7 @@ def must_not_run(*args, **kwargs):
 @pytest.mark.parametrize(
     ("family", "kind", "options", "message"),
     [
-        ("llama", "dspark", {"return_dict_in_generate": True}, "return_dict_in_generate, whose cache someone gets"),
+        ("llama", "dspark", {"return_dict_in_generate": True}, "a cache that someone gets .return_dict_in_generate"),
         ("llama", "table", {}, "TableDrafter, which is none of the drafters that draft a whole block"),
         ("llama", "eagle3", {}, "Eagle3Model, which is none of"),
         ("llama", "lookup", {}, "the drafts of PromptLookup"),

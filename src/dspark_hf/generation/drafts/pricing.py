@@ -38,9 +38,8 @@ class Pricing:
             self._base = kept_cost(made_for) or self.table
             self.table = self._base
             # Static rounds draft and verify in one go, and take other times than the rounds of a table.
-            is_other = speculation.compile or request.is_static
             # Other lengths are other draws: what a sampled call did would never come again.
-            if options.policy == "auto" and not request.generation_config.do_sample and not is_other:
+            if options.policy == "auto" and not request.generation_config.do_sample and not request.is_static:
                 self.log = CostLog.of(made_for, self._base)
                 self.table = self.log.corrected(self._base)
         self.table = peers.first(self.table)

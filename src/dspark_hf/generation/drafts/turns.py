@@ -18,8 +18,6 @@ from transformers import Cache
 
 from dspark_hf.generation.request import Request
 from dspark_hf.generation.target.layout import PromptLayout, first_keys
-from dspark_hf.modeling import DSparkModel
-from dspark_hf.modeling.compiled_drafter import CompiledDrafter
 
 from .context import PendingContext, align_left
 
@@ -119,17 +117,16 @@ class DraftContext(PendingContext):
 
     @classmethod
     def of(cls, request: Request, layout: PromptLayout) -> "DraftContext":
-        """The context of a request's drafter, whose passes are compiled where that was asked for.
+        """The context of a request's drafter.
 
         Args:
             request ([`Request`]): What was asked for.
             layout ([`PromptLayout`]): Where its prompt stands.
         """
-        is_compiled = request.speculation.compile and isinstance(request.drafter, DSparkModel)
         # Embeddings take the place of ids.
         has_ids = request.model_kwargs.get("inputs_embeds") is None
         return cls(
-            CompiledDrafter(request.drafter) if is_compiled else request.drafter,
+            request.drafter,
             request.cache,
             layout,
             request.prompt_mask,

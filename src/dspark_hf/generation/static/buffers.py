@@ -62,7 +62,7 @@ class FixedLayer(CacheLayerMixin):
             keeps to it, and no column is given up.
     """
 
-    is_compileable = True
+    is_compileable = is_fixed = True
 
     def __init__(self, keys: Tensor, values: Tensor, sliding_window: int | None):
         super().__init__()
@@ -228,9 +228,10 @@ class Buffers:
             state ([`DraftState`]): The context.
             num_rows, num_columns (`int`): Rows and columns to hold.
         """
-        return (
-            self.num_rows >= num_rows and self.num_columns >= num_columns and self.made_for == shapes_of(cache, state)
-        )
+        # What was made in inference mode cannot be written to outside.
+        is_usable = torch.is_inference_mode_enabled() or not self.lens.is_inference()
+        is_large = self.num_rows >= num_rows and self.num_columns >= num_columns
+        return is_usable and is_large and self.made_for == shapes_of(cache, state)
 
     def load(self, cache: Cache, state: DraftState, num_columns: int, rows: list[int], num_rows: int) -> None:
         """Take over what a prompt left.

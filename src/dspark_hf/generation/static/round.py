@@ -3,8 +3,7 @@
 Shapes: R rows of a bucket, C columns, w tokens of a row's pass, G slots, V vocabulary, L taps, E hidden size.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from dspark_hf.modeling.drafting import Proposal
 from dspark_hf.modeling.taps import Taps
 
 from .buffers import Bucket, View
+from .layers import CompiledLayers, decoder_layers
 
 
 class StaticRound:
@@ -29,6 +29,7 @@ class StaticRound:
         chooser ([`TokenChooser`]): Turns logits into tokens, with processors that look at scores alone.
         num_candidates (`int`, *optional*): As of [`DSparkModel.propose`].
         vocab_size (`int`): Tokens that the target tells apart.
+        compiles (`bool`, *optional*, defaults to `False`): Whether layers go through `torch.compile`.
     """
 
     def __init__(
@@ -38,12 +39,14 @@ class StaticRound:
         chooser: TokenChooser,
         num_candidates: int | None,
         vocab_size: int,
+        compiles: bool = False,
     ):
         self._model, self._drafter, self._chooser = model, drafter, chooser
         self._taps = Taps(model, drafter.config.target_layer_ids)
         self._num_candidates, self._vocab_size = num_candidates, vocab_size
-        # What stands around the target's and the drafter's passes, and replaces them, once they are compiled.
-        self.around: Callable[[View, Bucket], AbstractContextManager] | None = None
+        self._compiled: tuple[CompiledLayers, CompiledLayers] | None = None
+        if compiles:
+            self._compiled = CompiledLayers(model, decoder_layers(model)), CompiledLayers(drafter, drafter.layers)
 
     def run(self, view: View, bucket: Bucket) -> None:
         """Verify the block's first tokens, and draft the next block, as the bucket says.
@@ -53,19 +56,20 @@ class StaticRound:
             bucket ([`Bucket`]): Shapes.
         """
         if bucket.width > 0:
-            self._verify(view, bucket.width)
+            self._verify(view, bucket)
         if bucket.drafts:
-            self._draft(view)
+            self._draft(view, bucket)
 
-    def _verify(self, view: View, width: int) -> None:
+    def _verify(self, view: View, bucket: Bucket) -> None:
+        width = bucket.width
         block, num_slots = view.block[:, :width], view.block.shape[1] - 1
-        logits, features = self._read(view, block)
+        logits, features = self._read(view, bucket, block)
         num_rows, draft_ids = len(block), block[:, 1:]
         scores = logits
         if self._chooser.needs_scores():
             scores = self._chooser.block_scores(block[:, :0], [0] * num_rows, list(range(num_rows)), logits)
         drawn_from = None if view.candidates is None else view.candidates[:, : width - 1]
-        accepted_len, next_ids = self._chooser.verify_block(draft_ids, drawn_from, scores, view.offered)
+        accepted_len, next_ids = self._chooser.verify_block(draft_ids, drawn_from, scores, view.offered.clamp_min(0))
         accepted_len, next_ids = accepted_len.unsqueeze(1), next_ids.unsqueeze(1)
         tokens = torch.cat([draft_ids, next_ids], 1).scatter(1, accepted_len, next_ids)  # [R, w]
         view.report[:, :width] = tokens
@@ -77,13 +81,14 @@ class StaticRound:
         # A token that is none, as where no probability is finite, is found by the host.
         view.block[:, :1] = next_ids.clamp_max(self._vocab_size - 1)
 
-    def _read(self, view: View, block: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _read(self, view: View, bucket: Bucket, block: Tensor) -> tuple[Tensor, Tensor | None]:
         """The target's logits `(R, w, V)` and features `(R, w, L * E)` of the anchor and the drafts behind it."""
         columns = view.lens.unsqueeze(1) + torch.arange(block.shape[1], device=block.device)  # [R, w]
         # A draft that a row has no room for is given the last place; rows that have ended may stand anywhere.
         positions = (columns + view.shift.unsqueeze(1)).clamp_min(0).minimum(view.last_position.unsqueeze(1))
         view.cache.begin(columns)
-        with attention_of(self._model, FixedPass(columns, view.visible)), self._taps.in_pass():
+        layers = nullcontext() if self._compiled is None else self._compiled[0].in_use(view.cache, bucket[:3])
+        with attention_of(self._model, FixedPass(columns, view.visible)), self._taps.in_pass(), layers:
             outputs = self._model(
                 input_ids=block,
                 position_ids=positions,
@@ -95,12 +100,14 @@ class StaticRound:
         taps = self._taps.read(outputs.hidden_states)
         return outputs.logits, torch.cat(taps, -1) if taps else None
 
-    def _draft(self, view: View) -> None:
+    def _draft(self, view: View, bucket: Bucket) -> None:
         num_rows, num_slots = view.block.shape[0], view.block.shape[1] - 1
         anchor_ids = view.block[:, 0].clone()
         pick = self._chooser.draft_picker(view.block[:, :0], [0] * num_rows, list(range(num_rows)), self._vocab_size)
         context = view.context.at(view.lens + view.context_shift)
-        proposal = self._drafter.propose(context, anchor_ids, pick, None, self._num_candidates)
+        shape = bucket.rows, bucket.columns
+        with nullcontext() if self._compiled is None else self._compiled[1].in_use(context, shape):
+            proposal = self._drafter.propose(context, anchor_ids, pick, None, self._num_candidates)
         view.block[:, 1:] = proposal.ids
         if view.candidates is not None:
             view.candidates.ids.copy_(proposal.candidates.ids)

@@ -3,8 +3,10 @@
 Shapes: R rows of a bucket, w tokens of a row's pass, G slots.
 """
 
+import warnings
 import weakref
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +18,27 @@ from dspark_hf.generation.tokens.sampling import TokenChooser
 from dspark_hf.modeling.drafting import Proposal
 
 from .buffers import Bucket, Buffers, bucket_columns, bucket_rows, bucket_width, shapes_of
+from .graphs import CapturedRounds, addresses_of, options_of, why_not_captured
 from .round import Report, StaticRound
 
 # Buffers of each target, until it goes: graphs that were captured on them hold their addresses.
-_kept: "weakref.WeakKeyDictionary[nn.Module, tuple[weakref.ref, Buffers]]" = weakref.WeakKeyDictionary()
+_kept: "weakref.WeakKeyDictionary[nn.Module, Kept]" = weakref.WeakKeyDictionary()
+
+
+class Kept(NamedTuple):
+    """What a call leaves for the next one with the same target and drafter.
+
+    Attributes:
+        drafter (`weakref.ref`): The drafter.
+        buffers ([`Buffers`]): Their buffers.
+        graphs ([`CapturedRounds`], *optional*): Graphs on them.
+        addresses (`int`): As of [`addresses_of`], when they were captured.
+    """
+
+    drafter: weakref.ref
+    buffers: Buffers
+    graphs: CapturedRounds | None
+    addresses: int
 
 
 class StaticRunner(FlatRunner):
@@ -80,23 +99,34 @@ class StaticRunner(FlatRunner):
         num_columns = self._columns.most_columns + 2 * self._width
         self._most_columns = bucket_columns(max(num_columns, request.generation_config.max_cache_len or 0))
         self._num_rows = bucket_rows(len(rows))
-        self._buffers = self._take_buffers(state)
-        self._round = StaticRound(self._model, drafter, chooser, num_candidates, vocab_size)
+        self._addresses = addresses_of(request)
+        self._buffers, self._graphs = self._take_kept(state)
+        compiles = request.speculation.compile
+        self._round = StaticRound(self._model, drafter, chooser, num_candidates, vocab_size, compiles)
+        self._options, self._held = None, list(chooser.processors)
+        why = why_not_captured(request)
+        if why is not None and request.device.type == "cuda":
+            warnings.warn(f"Rounds are not captured in CUDA graphs: {why}.", stacklevel=2)
+        if why is None:
+            self._options = options_of(request, vocab_size)
+            self._graphs = self._graphs or CapturedRounds(request.device)
+            self._host = torch.empty(self._buffers.report.shape, dtype=torch.float64, pin_memory=True)
         self._num_candidates = min(num_candidates or drafter.num_outputs, drafter.num_outputs)
         if not chooser.do_sample:
             self._num_candidates = None
         self._load(state, rows, anchor_ids)
 
-    def _take_buffers(self, state: Any) -> Buffers:
-        """This target's buffers, which are nobody else's meanwhile, or new ones."""
-        owner, buffers = _kept.pop(self._model, (None, None))
-        if buffers is not None and owner() is self._drafter:
-            if buffers.fits(self.cache, state, self._num_rows, self._most_columns):
-                return buffers
-            if buffers.made_for == shapes_of(self.cache, state):
-                rows, columns = max(self._num_rows, buffers.num_rows), max(self._most_columns, buffers.num_columns)
-                return Buffers(self.cache, state, rows, columns, self._num_slots)
-        return Buffers(self.cache, state, self._num_rows, self._most_columns, self._num_slots)
+    def _take_kept(self, state: Any) -> tuple[Buffers, CapturedRounds | None]:
+        """This target's buffers and graphs, which are nobody else's meanwhile, or new ones."""
+        kept, rows, columns = _kept.pop(self._model, None), self._num_rows, self._most_columns
+        if kept is not None and kept.drafter() is self._drafter:
+            if kept.buffers.fits(self.cache, state, rows, columns):
+                return kept.buffers, kept.graphs if kept.addresses == self._addresses else None
+            if kept.buffers.made_for == shapes_of(self.cache, state):
+                rows, columns = max(rows, kept.buffers.num_rows), max(columns, kept.buffers.num_columns)
+        # The old ones go before the new are made.
+        del kept
+        return Buffers(self.cache, state, rows, columns, self._num_slots), None
 
     def _load(self, state: Any, rows: list[int], anchor_ids: list[int]) -> None:
         buffers, num_prompt = self._buffers, self._layout.num_columns
@@ -171,7 +201,13 @@ class StaticRunner(FlatRunner):
         num_columns = bucket_columns(self._end + 2 * self._width)
         bucket = Bucket(self._num_rows, width, num_columns, drafts)
         view = self._buffers.view(self._num_rows, num_columns, self._num_candidates)
-        self._round.run(view, bucket)
+        if self._options is None:
+            self._round.run(view, bucket)
+        else:
+            num_before = self._graphs.num_graphs
+            launch = partial(self._round.run, view, bucket)
+            self._graphs.run((bucket, self._num_candidates, self._options), launch, self._held)
+            self._stats.graphs += self._graphs.num_graphs - num_before
         self._has_drafts = drafts
         self._stats.note_bucket(str(bucket))
         has_confidence = self._drafter.confidence_head is not None
@@ -180,7 +216,12 @@ class StaticRunner(FlatRunner):
 
     def _read(self, report: Tensor) -> Tensor:
         self._stats.host_reads += 1
-        return report.to("cpu", copy=True)
+        if self._options is None:
+            return report.to("cpu", copy=True)
+        host = self._host[: len(report)]
+        host.copy_(report, non_blocking=True)
+        torch.cuda.current_stream(report.device).synchronize()
+        return host.clone()
 
     def take_features(self, num_tokens: int | None = None, rows: list[int] | None = None) -> None:
         """None: the drafter has read them."""
@@ -200,7 +241,7 @@ class StaticRunner(FlatRunner):
         super().close()
         buffers, self._buffers = self._buffers, None
         if buffers is not None:
-            _kept[self._model] = weakref.ref(self._drafter), buffers
+            _kept[self._model] = Kept(weakref.ref(self._drafter), buffers, self._graphs, self._addresses)
 
 
 def release(model: nn.Module) -> None:

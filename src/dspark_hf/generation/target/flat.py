@@ -16,7 +16,7 @@ from dspark_hf.modeling.cache_name import CACHE_NAME
 
 from .packing import Packing
 from .row_attention import RowPass, Trial, attention_of, can_swap
-from .row_cache import RowCache, RowLayer
+from .row_cache import RowCache
 from .runner import TargetRunner
 
 
@@ -26,8 +26,6 @@ class FlatRunner(TargetRunner):
     The prompt is processed as always, and shows whether the target's attention can be packed. Its cache is then used
     up, so this is not for caches that someone else gets.
     """
-
-    _row_layer_cls: type[RowLayer] = RowLayer
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -53,7 +51,7 @@ class FlatRunner(TargetRunner):
         num_columns, mask = self._layout.num_columns, self._columns.mask
         self._visible = None if mask is None else mask[:, :num_columns].bool()
         # A draft may stand behind the last token, as in the buffer of ids.
-        self.cache = RowCache(self.cache, num_columns, self._columns.most_columns + 1, self._row_layer_cls)
+        self.cache = RowCache(self.cache, num_columns, self._columns.most_columns + 1)
         self._kwargs[CACHE_NAME] = self.cache
 
     def _prefill_pass(self, ids: Tensor, begin: int, stop: int) -> Tensor:

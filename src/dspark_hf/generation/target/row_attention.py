@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -22,17 +21,23 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreT
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from dspark_hf.modeling.compiling import is_compiled, mark_open
+from dspark_hf.modeling.compiling import is_compiled
 from dspark_hf.ops.blocks import LayerView
-from dspark_hf.ops.row_attention import has_kernel, row_attention
+from dspark_hf.ops.row_attention import Rows, even_rows, has_kernel, row_attention
 
 from .packing import Packing
 
 _PREFIX = "dspark_rows_"
 _BASES = ("sdpa", "eager")
 _pass: ContextVar["Trial | RowPass | None"] = ContextVar("dspark_rows_pass", default=None)
+
+
+class _Traced:
+    what: "Trial | RowPass | None" = None
+
+
 # torch.compile cannot trace a ContextVar. Only passes that hold the lock below run compiled code.
-_traced = SimpleNamespace(what=None)
+_traced = _Traced()
 # A config belongs to all threads that use its model.
 _swap = threading.RLock()
 
@@ -147,7 +152,8 @@ class RowPass:
             `torch.Tensor` of shape `(batch, 1, w, length)`.
         """
         mask = self._make_mask(mask_function, first, length, dtype, device)
-        view = view_of(mask_function, window, self.packing)
+        # Compiled code has attention of its own.
+        view = None if torch.compiler.is_compiling() else view_of(mask_function, window, self.packing)
         if view is not None:
             self._views[id(mask)] = (mask, view, first)
         return mask
@@ -178,12 +184,14 @@ class RowPass:
         Returns:
             `torch.Tensor` of shape `(1, N, Q, D)`.
         """
-        known = self._views.get(id(mask))
+        known = None if torch.compiler.is_compiling() else self._views.get(id(mask))
         if known is not None and dropout == 0 and has_kernel(query, key, value):
             _, view, first = known
-            queries, rows = query.transpose(1, 2)[0], self.packing.rows(query.device)
+            queries = query.transpose(1, 2)  # [1, N, Q, D], or [B, w, Q, D]
             scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-            return row_attention(queries, key, value, rows, view, scaling=scaling, first=first).unsqueeze(0)
+            rows = self._rows(query.device)
+            out = row_attention(queries.flatten(0, 1), key, value, rows, view, scaling=scaling, first=first)
+            return out.view(queries.shape)
         queries = self._sort(query)  # [B, w, Q, D]
         batch_size, width, num_heads, _ = queries.shape
         num_groups = num_heads // key.shape[1]
@@ -210,6 +218,9 @@ class RowPass:
         queries = self._sort(query).transpose(1, 2)
         return self._pack(_eager_attention(module)(module, queries, key, value, mask, **kwargs)[0])
 
+    def _rows(self, device: torch.device) -> Rows:
+        return self.packing.rows(device)
+
     def _sort(self, query: Tensor) -> Tensor:
         return self.packing.unpack(query.transpose(1, 2))
 
@@ -228,6 +239,10 @@ class RowPass:
         return self._grouped[key][1]
 
 
+# Where a window shows that it is one: it is not cut off by the start of a text.
+_FAR = Packing([1 << 20], [1])
+
+
 class FixedPass(RowPass):
     """A pass over rows of as many tokens each, with everything that changes in tensors: nothing is packed.
 
@@ -237,47 +252,24 @@ class FixedPass(RowPass):
     """
 
     def __init__(self, columns: Tensor, visible: Tensor):
-        self._columns, self._visible, self._views = columns, visible, {}
+        super().__init__(_FAR)
+        self._columns, self._visible = columns, visible
 
-    def mask(
-        self, mask_function: Callable, first: int, length: int, dtype: torch.dtype, device, window: int | None = None
-    ) -> Tensor:
-        """Additive mask `(batch, 1, w, C)` of the columns from `first` on; the `window` is in the function."""
+    def _make_mask(self, mask_function: Callable, first: int, length: int, dtype: torch.dtype, device) -> Tensor:
         queries = self._columns[:, None, :, None]
         columns = torch.arange(first, first + length, device=device)
         rows = torch.arange(queries.shape[0], device=device)[:, None, None, None]
         allowed = mask_function(rows, torch.zeros_like(rows), queries, columns[None, None, None])
         return _additive(allowed & self._visible[:, None, None, first : first + length], dtype)
 
+    def _rows(self, device: torch.device) -> Rows:
+        return even_rows(self._columns[:, 0], self._columns.shape[1], self._visible)
+
     def _sort(self, query: Tensor) -> Tensor:
         return query.transpose(1, 2)
 
     def _pack(self, values: Tensor) -> Tensor:
         return values
-
-    def _group(self, mask: Tensor, num_groups: int) -> Tensor:
-        return mask.unsqueeze(2).expand(-1, -1, num_groups, -1, -1).flatten(2, 3)
-
-
-class TracedPass(RowPass):
-    """A packed pass whose attention is in compiled code: what changes from pass to pass is in tensors.
-
-    Args:
-        packing ([`Packing`]): Where its tokens stand.
-        device (`torch.device`): Where attention runs.
-    """
-
-    def __init__(self, packing: Packing, device: torch.device):
-        super().__init__(packing)
-        self._in_rows, self._in_pass = packing.order(device)
-        for places in (self._in_rows, self._in_pass):
-            mark_open(places)
-
-    def _sort(self, query: Tensor) -> Tensor:
-        return query.transpose(1, 2)[0][self._in_rows]
-
-    def _pack(self, values: Tensor) -> Tensor:
-        return values.flatten(0, 1)[self._in_pass].unsqueeze(0)
 
     def _group(self, mask: Tensor, num_groups: int) -> Tensor:
         return mask.unsqueeze(2).expand(-1, -1, num_groups, -1, -1).flatten(2, 3)

@@ -10,8 +10,6 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer
 
-from dspark_hf.modeling.compiling import mark_open
-
 from .packing import Packing
 
 
@@ -86,36 +84,6 @@ class RowLayer(CacheLayerMixin):
         self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
 
 
-class TracedRowLayer(RowLayer):
-    """A layer in compiled code: what changes from pass to pass is in tensors.
-
-    Room is made before the pass, and attention gets the whole buffers: columns that a pass may not see are masked.
-    """
-
-    def begin(self, packing: Packing) -> None:
-        super().begin(packing)
-        length, first = super().get_mask_sizes(packing.num_tokens)
-        self._make_room(first, length)
-        rows, columns = packing.cells(self.keys.device)
-        self._cells = rows, columns - self._first if self._first > 0 else columns
-        for buffer in (self.keys, self.values):
-            mark_open(buffer, 0, 2)
-        for cells in self._cells:
-            mark_open(cells)
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Write the packed `(1, heads, N, dim)` into the rows; returns all columns."""
-        rows, columns = self._cells
-        # Under autocast a pass may make other dtypes than the prompt's cache has.
-        self.keys[rows, :, columns] = key_states[0].transpose(0, 1).to(self.keys.dtype)
-        self.values[rows, :, columns] = value_states[0].transpose(0, 1).to(self.values.dtype)
-        return self.keys, self.values
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """How many columns the buffers have, and the first of them."""
-        return self.keys.shape[2], self._first
-
-
 class RowCache(Cache):
     """Cache of packed passes, made of the one that the prompt filled, which is emptied.
 
@@ -123,16 +91,15 @@ class RowCache(Cache):
         prompt_cache (`DynamicCache`): A cache that [`is_compactable`], after the prompt.
         num_columns (`int`): Tokens of the prompt, padding included.
         max_columns (`int`): Most columns that can be asked for.
-        layer_cls (`type`, *optional*): [`RowLayer`] or [`TracedRowLayer`].
     """
 
-    def __init__(self, prompt_cache: Cache, num_columns: int, max_columns: int, layer_cls: type[RowLayer] = RowLayer):
+    def __init__(self, prompt_cache: Cache, num_columns: int, max_columns: int):
         layers = []
         for layer in prompt_cache.layers:
             # Layers that share another's keys hold none.
             if layer.is_initialized and layer.keys is not None:
                 window = layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None
-                layers.append(layer_cls(layer.keys, layer.values, num_columns, max_columns, window))
+                layers.append(RowLayer(layer.keys, layer.values, num_columns, max_columns, window))
                 layer.reset()
             else:
                 layers.append(layer)

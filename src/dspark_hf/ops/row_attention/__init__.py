@@ -5,6 +5,7 @@ Shapes: B rows, N queries of all rows, Q query heads, H key/value heads, C colum
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from dspark_hf.ops.blocks import FULL_VIEW, LayerView
@@ -30,6 +31,18 @@ class Rows(NamedTuple):
     offsets: Tensor
     most: int
     visible: Tensor | None = None
+
+
+def even_rows(starts: Tensor, num_queries: int, visible: Tensor | None = None) -> Rows:
+    """Rows of as many queries each, made without a look at where they start.
+
+    Args:
+        starts (`torch.LongTensor` of shape `(rows,)`): Column of each row's first query.
+        num_queries (`int`): Queries of each row.
+        visible (`torch.BoolTensor` of shape `(rows, columns)`, *optional*): As of [`Rows`].
+    """
+    offsets = torch.arange(0, len(starts) * num_queries, num_queries, dtype=torch.int32, device=starts.device)
+    return Rows(starts.int(), torch.full_like(offsets, num_queries), offsets, num_queries, visible)
 
 
 def row_attention(
@@ -85,4 +98,4 @@ def has_kernel(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return kernel is not None and kernel.covers(query, key, value)
 
 
-__all__ = ["Rows", "has_kernel", "row_attention", "row_attention_reference"]
+__all__ = ["Rows", "even_rows", "has_kernel", "row_attention", "row_attention_reference"]

@@ -1,0 +1,145 @@
+"""Rounds captured in CUDA graphs: what a round launches is recorded once, and then replayed with a single launch."""
+
+import warnings
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dspark_hf.generation.request import Request
+
+
+class CapturedRounds:
+    """CUDA graphs of rounds on one set of buffers, one for each key, in one pool of memory.
+
+    A key's first round runs as it is, on the stream that captures: kernels are chosen, code is compiled and libraries
+    make their workspaces then. Its second round is captured, which runs nothing, and replayed. Where a capture raises,
+    a warning says so, and all rounds run as they are from then on.
+
+    Args:
+        device (`torch.device`): A CUDA device.
+
+    Attributes:
+        num_graphs (`int`): Graphs so far.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._warm: set[Hashable] = set()
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        # Tensors that graphs read by address, and nobody else may keep.
+        self._held: list[Any] = []
+        self._is_off = False
+
+    @property
+    def num_graphs(self) -> int:
+        """How many were captured."""
+        return len(self._graphs)
+
+    def run(self, key: Hashable, launch: Callable[[], None], held: Any = None) -> None:
+        """Run a round.
+
+        Args:
+            key (`Hashable`): All that two rounds with one graph have in common, besides what stands in tensors.
+            launch (`Callable`): The round. It must not wait for the device.
+            held (`Any`, *optional*): What must live as long as the graph.
+        """
+        if self._is_off:
+            launch()
+        elif key in self._graphs:
+            self._graphs[key].replay()
+        elif key in self._warm and self._capture(key, launch, held):
+            self._graphs[key].replay()
+        else:
+            self._warm.add(key)
+            current = torch.cuda.current_stream(self._device)
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                launch()
+            current.wait_stream(self._stream)
+
+    def _capture(self, key: Hashable, launch: Callable[[], None], held: Any) -> bool:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads may use the device meanwhile.
+            mode = "thread_local"
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode=mode):
+                launch()
+        except Exception as error:  # whatever a model does that a graph cannot hold
+            self._is_off = True
+            told = " ".join(str(error).split())[:200]
+            warnings.warn(
+                f"Rounds are not captured in CUDA graphs, and run as they are: {type(error).__name__}: {told}",
+                stacklevel=2,
+            )
+            return False
+        self._graphs[key] = graph
+        self._held.append(held)
+        return True
+
+
+def why_not_captured(request: Request) -> str | None:
+    """What a replay would leave out or repeat wrongly; None where rounds may be captured.
+
+    Args:
+        request ([`Request`]): What is to be generated.
+    """
+    if request.device.type != "cuda":
+        return "the target is not on a CUDA device"
+    if request.speculation.seed is not None:
+        return "a seed has a generator of its own in each call"
+    for model in (request.model, request.drafter):
+        for module in model.modules():
+            hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+            if any(getattr(hook, "__module__", None) != "transformers.utils.output_capturing" for hook in hooks):
+                return f"{type(module).__name__} has hooks, which a replay does not call"
+    return None
+
+
+def options_of(request: Request, vocab_size: int) -> tuple:
+    """What a call's rounds depend on besides tensors: two calls with the same have the same graphs.
+
+    Args:
+        request ([`Request`]): What is to be generated.
+        vocab_size (`int`): Tokens that the target tells apart.
+    """
+    speculation = request.speculation
+    return (
+        bool(request.generation_config.do_sample),
+        speculation.verification,
+        speculation.num_candidates,
+        speculation.compile,
+        vocab_size,
+        tuple(_frozen(processor) for processor in request.logits_processor),
+        torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+        torch.is_inference_mode_enabled(),
+        request.model.config.get_text_config(decoder=True)._attn_implementation,
+        request.drafter.config.decoder_config._attn_implementation,
+    )
+
+
+def addresses_of(request: Request) -> int:
+    """A number that changes when weights are moved or replaced: graphs hold the addresses of the old.
+
+    Args:
+        request ([`Request`]): What is to be generated.
+    """
+    modules: list[nn.Module] = [request.model, request.drafter]
+    if request.drafter.borrowed is not None:
+        modules.append(request.drafter.borrowed.lm_head)
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    return hash(tuple(tensor.data_ptr() for tensor in tensors))
+
+
+def _frozen(value: Any) -> Any:
+    """A processor, or what it holds, as something that can be compared."""
+    if isinstance(value, Tensor):
+        return tuple(value.flatten().tolist())
+    if isinstance(value, list | tuple):
+        return tuple(map(_frozen, value))
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    return type(value), tuple((name, _frozen(part)) for name, part in sorted(vars(value).items()))
