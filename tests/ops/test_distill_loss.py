@@ -1,12 +1,26 @@
 """The streamed loss against its formula: values, gradients, memory."""
 
+from functools import partial
+
 import pytest
 import torch
 
+from dspark_hf.ops.dispatch import kernel_for
 from dspark_hf.ops.distill_loss import distill_loss, distill_loss_reference, streamed_log_norm
+from dspark_hf.ops.distill_loss.streamed import logit_gradient
 from dspark_hf.ops.output_head import OutputHead
 
 CASES = [(1, 7, 3), (63, 100, 8), (70, 1000, 16)]
+OPTIONS = [
+    {},
+    {"ce_weight": 1.0, "tv_weight": 0.0},
+    {"tv_weight": 3.0},
+    {"softcap": 2.0},
+    {"logit_scale": 0.3},
+    {"logit_scale": 3.0, "softcap": 2.0},
+    {"ce_weight": 0.0, "tv_weight": 0.0, "soft_ce_weight": 1.0},
+    {"soft_ce_weight": 0.3, "softcap": 2.0},
+]
 
 
 def make_inputs(num_rows, vocab_size, rank, dtype=torch.float32):
@@ -39,20 +53,7 @@ def assert_equal_to_reference(inputs, **options):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"ce_weight": 1.0, "tv_weight": 0.0},
-        {"tv_weight": 3.0},
-        {"softcap": 2.0},
-        {"logit_scale": 0.3},
-        {"logit_scale": 3.0, "softcap": 2.0},
-        {"ce_weight": 0.0, "tv_weight": 0.0, "soft_ce_weight": 1.0},
-        {"soft_ce_weight": 0.3, "softcap": 2.0},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_equals_the_formula(case, options):
     assert_equal_to_reference(make_inputs(*case), **options)
 
@@ -172,3 +173,48 @@ def test_no_full_logits_are_alive():
     with Watch():
         distill_loss(**inputs, chunk_size=16).loss.backward()
     assert biggest <= 5000 * 24  # the head itself; all logits would be 512 * 5000
+
+
+@pytest.fixture
+def launches(kernels, monkeypatch):
+    """How many rows the kernel is given, call by call."""
+    seen = []
+
+    kernel = kernel_for("distill_loss", torch.device("cpu"))
+    run = kernel.logit_gradient_kernel
+
+    def noted(logits, *args):
+        seen.append(len(logits))
+        return run(logits, *args)
+
+    monkeypatch.setattr(kernel, "logit_gradient_kernel", noted)
+    return seen
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_kernel_equals_the_formula(launches, options):
+    assert_equal_to_reference(make_inputs(40, 100, 8), **options)
+    assert launches == [32, 8]
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        test_reduced_vocabulary,
+        partial(test_soft_cross_entropy_is_torchs, True),
+        partial(test_a_head_of_the_drafters_own_learns, {"logit_scale": 0.3, "softcap": 2.0}),
+    ],
+    ids=str,
+)
+def test_the_kernel_does_what_torch_does(launches, monkeypatch, check):
+    monkeypatch.setattr("dspark_hf.ops.distill_loss.logit_gradient", None)
+    check()
+    assert launches
+
+
+def test_float64_and_what_is_to_be_compiled_have_no_kernel(launches, monkeypatch):
+    inputs = make_inputs(3, 7, 3, torch.float64)
+    assert distill_loss(**inputs).loss.isfinite()
+    monkeypatch.setattr("dspark_hf.ops.distill_loss.compiled_logit_gradient", lambda: logit_gradient)
+    assert distill_loss(**make_inputs(3, 7, 3), compile=True, chunk_size=3).loss.isfinite()
+    assert launches == []

@@ -162,3 +162,18 @@ def test_gradient_checkpointing_saves_memory_and_changes_nothing(make_trainer, r
     frugal.train()
     assert losses(frugal) == losses(plain)
     assert saved_bytes(frugal) < saved_bytes(plain) / 2
+
+
+def test_steps_through_the_kernel_are_those_of_torch(make_trainer, tmp_path, rows, losses, request, monkeypatch):
+    def train():
+        options = {"per_device_train_batch_size": 2, "num_anchors": 4, "max_steps": 2}
+        trainer = make_trainer(tmp_path, rows, ce_weight=0.5, soft_ce_weight=0.2, **options)
+        trainer.train()
+        return trainer, losses(trainer)
+
+    _, expected = train()
+    request.getfixturevalue("kernels")
+    monkeypatch.setattr("dspark_hf.ops.distill_loss.logit_gradient", None)
+    trainer, found = train()
+    assert len(found) == 2 and found == pytest.approx(expected, rel=1e-5)
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())

@@ -18,7 +18,7 @@ import torch
 from .spec import KernelSpec
 
 # Folders of ops/ that have a kernel.
-KERNELS: tuple[str, ...] = ("markov_block", "row_attention", "verify")
+KERNELS: tuple[str, ...] = ("distill_loss", "markov_block", "row_attention", "verify")
 
 _VARIABLE = "DSPARK_HF_KERNELS"
 _SETTINGS = ("auto", "torch", "triton")

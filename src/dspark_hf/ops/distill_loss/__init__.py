@@ -3,11 +3,13 @@
 Shapes: N rows (slots that count), E hidden size, V vocabulary, r Markov rank.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from dspark_hf.ops.dispatch import kernel_for
 from dspark_hf.ops.output_head import OutputHead
 
 from .reference import distill_loss_reference
@@ -93,13 +95,18 @@ def distill_loss(
         padding = chunk_size - num_rows % chunk_size
         rows = (row if row is None else F.pad(row, (0, 0) * (row.dim() - 1) + (0, padding)) for row in rows)
     hidden, target_hidden, target_ids, target_log_norm, weights, markov_states = rows
-    gradient_of = compiled_logit_gradient() if compile else logit_gradient
+    gradient_of = compiled_logit_gradient() if compile else _gradient_of(hidden)
     term_weights = (ce_weight, tv_weight, soft_ce_weight)
     options = (term_weights, head_bias, logit_scale, softcap, target_head, chunk_size, gradient_of)
     loss, stats, agrees = StreamedDistillLoss.apply(
         hidden, head_weight, target_hidden, target_ids, target_log_norm, weights, markov_states, markov_weight, options
     )
     return DistillLoss(loss, stats[0, :num_rows], stats[1, :num_rows], agrees[:num_rows])
+
+
+def _gradient_of(hidden: Tensor) -> Callable:
+    kernel = kernel_for("distill_loss", hidden.device)
+    return kernel.logit_gradient_kernel if kernel is not None and kernel.covers(hidden.dtype) else logit_gradient
 
 
 __all__ = ["DistillLoss", "distill_loss", "distill_loss_reference", "streamed_log_norm"]

@@ -42,7 +42,8 @@ def logit_gradient(
         loss, cross-entropy, L1 distance and whether the argmaxes agree.
     """
     ce_weight, tv_weight, soft_ce_weight = term_weights
-    scores, target_scores = logits.float(), target_logits.float()
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    scores, target_scores = logits.to(dtype), target_logits.to(dtype)
     top, target_top = scores.amax(-1, keepdim=True), target_scores.amax(-1, keepdim=True)
     # Two argmaxes agree where one entry is both maxima: one more reduction in a pass that is made anyway.
     agrees = ((scores == top) & (target_scores == target_top)).any(-1)
@@ -65,7 +66,7 @@ def logit_gradient(
     index = target_ids.clamp_min(0).unsqueeze(-1)
     cross_entropy = ((log_norm - scores.gather(-1, index)) * known).squeeze(-1)
     one_hot = torch.arange(logits.shape[-1], device=logits.device) == index
-    towards_token = ce_weight * known * (probs - one_hot.float())
+    towards_token = ce_weight * known * (probs - one_hot.to(dtype))
     gradient = towards_token + tv_weight * probs * (sign - tilt)
     loss = ce_weight * cross_entropy + tv_weight * l1
     if soft_ce_weight:
