@@ -61,7 +61,7 @@ CASES = _SHORT | _LONG | _SERVED
 
 
 def make(case: Case, device: torch.device) -> dict[str, Any]:
-    """What [`~streamed.logit_gradient`] is given in a `case` on a `device`."""
+    """What [`~dspark_hf.ops.distill_loss.streamed.logit_gradient`] is given in a `case` on a `device`."""
     generator = torch.Generator().manual_seed(case.vocab + case.rows)
     width = case.vocab + 3 * case.is_strided
 

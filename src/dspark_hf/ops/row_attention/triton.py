@@ -22,9 +22,9 @@ from dspark_hf.ops.spec import Configuration
 _LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 # More columns than any row has.
 _ALL = 1 << 30
-# A stretch writes and reads a float32 output, 8 bytes a query and dimension, beside the 4 bytes of a column's keys and
-# values in half precision: with 16 columns a query that is an eighth of what is read anyway.
-_COLUMNS_A_QUERY = 16
+# A stretch reads its queries and writes and reads a float32 output, 10 bytes a query and dimension, beside the 4 bytes
+# of a column's keys and values in half precision: with 24 columns a query that is a tenth of what is read anyway.
+_COLUMNS_A_QUERY = 24
 # Most queries of a program, by dimensions of a head: accumulators stay in registers.
 _MOST_QUERIES = {64: 128, 128: 128, 256: 64}
 HEAD_DIMS = tuple(_MOST_QUERIES)
@@ -198,7 +198,7 @@ def configuration(head_dim: int, num_queries: int, dtype: torch.dtype) -> dict[s
     most = _MOST_QUERIES[block_d] if dtype.itemsize == 2 else 16
     block_m = min(max(16, triton.next_power_of_2(num_queries)), most)
     block_n = 64 if dtype.itemsize == 2 and block_d < 256 else 32
-    is_large = block_m * block_d >= (128 * 64 if dtype.itemsize == 2 else 16 * 128)
+    is_large = block_m >= 64 and block_m * block_d >= 128 * 64 if dtype.itemsize == 2 else block_d > 64
     # A second stage of the loop would not fit into the registers of sm_80 there.
     num_stages = 1 if block_m * block_d >= 128 * 128 else 2
     blocks = {"BLOCK_D": block_d, "BLOCK_M": block_m, "BLOCK_N": block_n}
@@ -222,9 +222,9 @@ def row_attention_kernel(
     num_tiles = triton.cdiv(rows.most * group, sizes["BLOCK_M"])
     num_programs = 2 * _num_processors(query.device) if num_programs is None else num_programs
     seen = num_columns if view.window is None else min(num_columns, view.window + rows.most)
-    stretch = triton.cdiv(seen, triton.cdiv(num_programs, num_rows * num_heads * num_tiles))
-    stretch = max(triton.cdiv(stretch, 64) * 64, _COLUMNS_A_QUERY * sizes["BLOCK_M"])
-    num_stretches = triton.cdiv(seen, stretch)
+    most_stretches = max(seen // (_COLUMNS_A_QUERY * sizes["BLOCK_M"]), 1)
+    num_stretches = min(triton.cdiv(num_programs, num_rows * num_heads * num_tiles), most_stretches)
+    stretch = triton.cdiv(seen, num_stretches)
     num_kept = num_stretches if num_stretches > 1 else 0
     partial = query.new_empty(num_kept, num_tokens, num_query_heads, head_dim, dtype=torch.float32)
     norms = query.new_empty(num_kept, num_tokens, num_query_heads, dtype=torch.float32)
