@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import safe_open
+from transformers import AutoModelForCausalLM
 
-from dspark_hf import AutoDrafter, DSparkForCausalLM
+from dspark_hf import AutoDrafter, DSparkForCausalLM, DSparkModel
 from dspark_hf.hub.deepseek_v4.writing import engines_of, released_tensors, write_stages
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "v4_dspark"
@@ -98,6 +99,22 @@ def test_a_disk_without_room_is_told_before_anything_is_written(plain, tmp_path,
     with pytest.raises(ValueError, match=r"take 0\.0 GB, and the disk of .*both has 0\.0 GB free"):
         write_stages(AutoDrafter.from_pretrained(GOLDEN), plain, tmp_path / "new" / "both")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"routed_scaling_factor": 3.0}, {"swiglu_limit": 9.0}, {"q_lora_rank": 8}, {"sliding_window": 16}],
+)  # fmt: skip
+def test_a_field_of_the_drafters_own_is_not_lost(plain, tmp_path, own):
+    target = AutoModelForCausalLM.from_pretrained(plain, index_topk=64)
+    fields = {"target_layer_ids": [0, 2], "block_size": 5, "markov_rank": 8, "mask_token_id": 190}
+    # What only the target's compressed tokens need may differ.
+    write_stages(DSparkModel.from_target(target, family="deepseek_v4", **fields), plain, tmp_path / "both")
+    drafter = DSparkModel.from_target(target, family="deepseek_v4", **fields, **own)
+    (name,) = own
+    with pytest.raises(ValueError, match=rf"shares its target's fields, and this one has its own \['{name}'\]"):
+        write_stages(drafter, plain, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_the_form_has_no_place_for_is_refused(plain, tmp_path):

@@ -9,12 +9,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dspark_hf.files import copy_files, follow_umask, read_json, write_json
-from dspark_hf.modeling import DSparkModel
+from dspark_hf.modeling import DSparkConfig, DSparkModel
 from dspark_hf.publishing.weight_index import read_weight_map
 
-from .layout import HEADS, OWN, PREFIX
+from .layout import HEADS, OWN, PREFIX, flat_fields
 from .loading import INDEX
 from .released_names import released_tensors
+
+# What a layer's arithmetic rests on beside its weights, and the sizes of these: the form has one place for target and
+# drafter. Rope apart, of which a drafter has no compressed kind.
+_SHARED = (
+    "vocab_size", "moe_intermediate_size", "n_routed_experts", "num_experts_per_tok",
+    "scoring_func", "routed_scaling_factor", "swiglu_limit", "hidden_act", "num_attention_heads", "head_dim",
+    "q_lora_rank", "o_lora_rank", "o_groups", "sliding_window", "hc_mult", "hc_sinkhorn_iters", "hc_eps",
+    "rms_norm_eps",
+)  # fmt: skip
 
 
 def write_stages(drafter: DSparkModel, target: str | os.PathLike, folder: str | os.PathLike) -> None:
@@ -35,6 +44,8 @@ def write_stages(drafter: DSparkModel, target: str | os.PathLike, folder: str | 
     target, folder = Path(target), Path(folder)
     raw, weight_map = read_json(target / "config.json"), read_weight_map(target / INDEX)
     _check(drafter, raw, weight_map, target)
+    raw |= _fields(drafter, raw)
+    _check_shared(drafter, raw, target)
     released, files = released_tensors(drafter), [*target.iterdir(), *target.glob("encoding/*.py")]
     files = [path for path in files if path.is_file() and path.name not in ("config.json", INDEX)]
     _check_room(folder, sum(path.stat().st_size for path in files) + sum(one.nbytes for one in released.values()))
@@ -49,10 +60,6 @@ def write_stages(drafter: DSparkModel, target: str | os.PathLike, folder: str | 
         weight_map |= dict.fromkeys(tensors, file)
     follow_umask(folder)
     write_json(folder / INDEX, {"metadata": {}, "weight_map": weight_map})
-    fields = {theirs: getattr(drafter.config, ours) for theirs, ours in OWN.items()}
-    raw |= fields | {"n_mtp_layers": len(stages)}
-    if isinstance(raw.get("compress_ratios"), list):
-        raw["compress_ratios"] = raw["compress_ratios"][: raw["num_hidden_layers"]] + [0] * len(stages)
     write_json(folder / "config.json", raw)
     drafter.save_calibration(folder)
 
@@ -72,15 +79,32 @@ def _check(drafter: DSparkModel, raw: dict[str, Any], weight_map: dict[str, str]
             f"The drafter is for a DeepSeek-V4 target of (hidden size, layers) {sides[0]}, and {target} is a "
             f"{raw.get('model_type')} one of {sides[1]}. Name the target that it was trained for."
         )
-    kept = ("moe_intermediate_size", "n_routed_experts", "num_experts_per_tok", "num_attention_heads", "head_dim")
-    other = {name for name in kept if raw.get(name, "") != getattr(config.decoder_config, name)}
-    if other:
-        raise ValueError(
-            f"In DeepSeek-V4's form a drafter has its target's sizes, and this one has its own {sorted(other)}. "
-            "Save it in the flat layout."
-        )
     if any(name.startswith(PREFIX) for name in weight_map):
         raise ValueError(f"{target} has tensors {PREFIX}* already; take them out of its files and its index first.")
+
+
+def _fields(drafter: DSparkModel, raw: dict[str, Any]) -> dict[str, Any]:
+    """What a target's config.json says more when the drafter is inside."""
+    num_stages = drafter.config.num_hidden_layers
+    fields = {theirs: getattr(drafter.config, ours) for theirs, ours in OWN.items()} | {"n_mtp_layers": num_stages}
+    if isinstance(raw.get("compress_ratios"), list):
+        fields["compress_ratios"] = raw["compress_ratios"][: raw["num_hidden_layers"]] + [0] * num_stages
+    return fields
+
+
+def _check_shared(drafter: DSparkModel, raw: dict[str, Any], target: Path) -> None:
+    """Raise `ValueError` unless the drafter is read again as what it is."""
+    ours = drafter.config.decoder_config
+    stages = [f"{PREFIX}{number}.norm.weight" for number in range(ours.num_hidden_layers)]
+    read = DSparkConfig.from_dict(flat_fields(raw, stages, str(target))).decoder_config
+    other = {name for name in _SHARED if getattr(read, name) != getattr(ours, name)}
+    if read.rope_parameters["main"] != ours.rope_parameters["main"]:
+        other.add("rope_parameters")
+    if other:
+        raise ValueError(
+            f"In DeepSeek-V4's form a drafter shares its target's fields, and this one has its own {sorted(other)}. "
+            "Save it in the flat layout."
+        )
 
 
 def engines_of(folder: str | os.PathLike) -> str:
