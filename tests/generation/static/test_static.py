@@ -85,6 +85,14 @@ def test_eos_ends_rows_to_the_token(target):
     assert len({bucket.split("x")[0] for bucket in drafter.last_stats.buckets}) > 1
 
 
+@pytest.mark.parametrize("num_new", range(2, 12))
+def test_a_bucket_wider_than_the_room_that_is_left(target, num_new):
+    ids = make_prompt(5)
+    drafter, plain = scripted(target, ids, [7, 0, 7], num_new, block_size=7)
+    out = target.generate(ids, assistant_model=drafter, speculation=FIXED, max_new_tokens=num_new, **STATIC)
+    assert out.tolist() == plain.tolist()
+
+
 def test_it_drafts_what_ragged_rounds_draft(target):
     for kind, fields in ((DSparkModel, {}), (DFlashModel, {}), (DSparkModel, {"draft_vocab_size": 40})):
         drafter, drafts = make_drafter(target, kind, **fields), []

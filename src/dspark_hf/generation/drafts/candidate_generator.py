@@ -48,7 +48,8 @@ class DraftCandidateGenerator(CandidateGenerator):
         max_draft_len: int | None = None,
         num_candidates: int | None = 512,
     ):
-        if not getattr(drafter, "is_drafter", False) or not hasattr(drafter.config, "target_layer_ids"):
+        config = getattr(drafter, "config", None)
+        if not (getattr(drafter, "is_drafter", False) and hasattr(config, "target_layer_ids")):
             raise ValueError(
                 "drafter must be a drafter model of this library, e.g. AutoDrafter.from_pretrained(...), got "
                 f"{type(drafter).__name__}."

@@ -175,7 +175,8 @@ class StaticRunner(FlatRunner):
         self._tell(draft_lens)
         width = bucket_width(max(draft_lens) + 1, self._width)
         self._launch(width, goes_on)
-        return self._report.tokens(width)
+        # A bucket may be wider than what is offered, and than what a text has room for.
+        return self._report.tokens(max(draft_lens) + 1)
 
     def _settle_rows(self) -> None:
         """Take a smaller bucket where enough rows have ended."""
