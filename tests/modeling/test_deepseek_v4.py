@@ -140,6 +140,10 @@ def test_layers_may_be_dense(target, tmp_path):
     [
         (lambda config: DSparkConfig.from_target(config, family="deepseek_v4", n_routed_experts=-1),
          "n_routed_experts must be a whole number from 0 up, got -1"),
+        (lambda config: DSparkConfig.from_target(config, family="deepseek_v4", rope_theta=500.0),
+         "several ropes, got rope_theta=500.0"),
+        (lambda config: DSparkConfig.from_target(config, family="deepseek_v4", n_shared_experts=2),
+         "one shared expert, got n_shared_experts=2"),
         (lambda config: DSparkConfig.from_target(config, family="deepseek_v4", n_routed_experts=1),
          "num_experts_per_tok=2 of n_routed_experts=1: give fewer of the former, or n_routed_experts=0"),
         (lambda config: DSparkConfig.from_target(AutoConfig.for_model("llama"), family="deepseek_v4"),

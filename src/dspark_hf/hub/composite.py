@@ -250,7 +250,9 @@ def _drafter_folder(repo_or_dir: str, root: str, hub: dict[str, Any]) -> str:
     folder = _join(root, SUBFOLDER)
     try:
         path = cached_file(repo_or_dir, _join(root, "config.json"), **options)
-        is_inside = path is not None and tells_of_stages(read_json(path))
+        # Without stages, whoever reads a release says so.
+        raw = {} if path is None else read_json(path)
+        is_inside = tells_of_stages(raw) or raw.get("model_type") == "deepseek_v4"
         is_inside = is_inside and cached_file(repo_or_dir, _join(folder, "config.json"), **options) is None
     except OSError:
         # Whoever reads the drafter says what is wrong.

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from dspark_hf import AutoDrafter, DSparkForCausalLM, DSparkModel
@@ -54,6 +55,25 @@ def test_it_is_read_again_and_drafts(plain, tmp_path):
     ids = torch.arange(40, 52).unsqueeze(0)
     out = model.generate(ids, max_new_tokens=8, do_sample=False)
     assert torch.equal(out, model.generate(ids, max_new_tokens=8, do_sample=False, speculation=False))
+
+
+def test_a_target_in_one_file_and_one_without_a_drafter(plain, tmp_path):
+    weight_map = json.loads((plain / INDEX).read_text())["weight_map"]
+    tensors = {}
+    for file in set(weight_map.values()):
+        tensors |= load_file(plain / file)
+        (plain / file).unlink()
+    (plain / INDEX).unlink()
+    save_file(tensors, plain / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="is a DeepSeek-V4 target without a DSpark drafter inside"):
+        DSparkForCausalLM.from_pretrained(plain)
+    drafter = AutoDrafter.from_pretrained(GOLDEN)
+    write_stages(drafter, plain, tmp_path / "both")
+    again = AutoDrafter.from_pretrained(tmp_path / "both").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in drafter.state_dict().items())
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device_map='cuda' names GPU 0, and torch sees 0 here"):
+            AutoDrafter.from_pretrained(tmp_path / "both", device_map="cuda")
 
 
 def test_a_trained_one_goes_through_the_command(plain, tmp_path, dspark):

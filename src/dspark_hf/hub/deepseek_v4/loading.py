@@ -117,7 +117,12 @@ def check_memory(config: DSparkConfig, dtype: Any, device_map: Any, where: str) 
         free, place = {"cpu": free.get("cpu", 0)}, "this machine's memory"
     elif str(device_map).startswith("cuda") and not isinstance(device_map, dict):
         index = torch.device(device_map).index or 0
-        free, place = {index: free.get(index, 0)}, f"GPU {index}"
+        if index not in free:
+            raise ValueError(
+                f"device_map={device_map!r} names GPU {index}, and torch sees {torch.cuda.device_count()} here. "
+                "Leave it out to load into this machine's memory."
+            )
+        free, place = {index: free[index]}, f"GPU {index}"
     size = f"The drafter in {where} takes {num_bytes / _GB:.1f} GB in {str(dtype).removeprefix('torch.')}"
     if num_bytes > sum(free.values()):
         raise ValueError(

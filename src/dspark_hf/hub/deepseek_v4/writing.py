@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from .layout import HEADS, OWN, PREFIX, flat_fields
 from .loading import INDEX
 from .released_names import released_tensors
 
+WEIGHTS = "model.safetensors"
 # What a layer's arithmetic rests on beside its weights, and the sizes of these: the form has one place for target and
 # drafter. Rope apart, of which a drafter has no compressed kind.
 _SHARED = (
@@ -34,7 +36,7 @@ def write_stages(drafter: DSparkModel, target: str | os.PathLike, folder: str | 
 
     Args:
         drafter ([`DSparkModel`]): A DeepSeek-V4-shaped drafter with the heads of the releases.
-        target (`str` or `os.PathLike`): The target's folder, with an index of its weights.
+        target (`str` or `os.PathLike`): The target's folder, with its weights in one file or several and an index.
         folder (`str` or `os.PathLike`): The folder to write, empty or absent.
 
     Raises:
@@ -42,7 +44,7 @@ def write_stages(drafter: DSparkModel, target: str | os.PathLike, folder: str | 
             the disk has no room for both.
     """
     target, folder = Path(target), Path(folder)
-    raw, weight_map = read_json(target / "config.json"), read_weight_map(target / INDEX)
+    raw, weight_map = read_json(target / "config.json"), _weight_map(target)
     _check(drafter, raw, weight_map, target)
     raw |= _fields(drafter, raw)
     _check_shared(drafter, raw, target)
@@ -62,6 +64,14 @@ def write_stages(drafter: DSparkModel, target: str | os.PathLike, folder: str | 
     write_json(folder / INDEX, {"metadata": {}, "weight_map": weight_map})
     write_json(folder / "config.json", raw)
     drafter.save_calibration(folder)
+
+
+def _weight_map(target: Path) -> dict[str, str]:
+    """File by tensor, of a small target that is in one file, too."""
+    if (target / INDEX).exists() or not (target / WEIGHTS).is_file():
+        return read_weight_map(target / INDEX)
+    with safe_open(target / WEIGHTS, "pt") as file:
+        return dict.fromkeys(file.keys(), WEIGHTS)
 
 
 def _check(drafter: DSparkModel, raw: dict[str, Any], weight_map: dict[str, str], target: Path) -> None:

@@ -63,6 +63,8 @@ class DeepseekV4(Family):
                 f"A token takes num_experts_per_tok={num_used} of n_routed_experts={num_experts}: give fewer of the "
                 "former, or n_routed_experts=0 for dense layers."
             )
+        if fields.get("n_shared_experts", 1) != 1:
+            raise ValueError(f"A layer has one shared expert, got n_shared_experts={fields['n_shared_experts']!r}.")
         num_layers = fields.get("num_hidden_layers", 1)
         for name, kind in _KINDS.items():
             if set(fields.get(name) or [kind]) != {kind}:
@@ -78,6 +80,12 @@ class DeepseekV4(Family):
             raise ValueError(
                 f"A DeepSeek-V4-shaped drafter takes its sizes from a DeepSeek-V4 target, and this is a "
                 f"{target.model_type} one; choose another family, e.g. 'qwen3'."
+            )
+        if "rope_theta" in overrides:
+            # It would be lost beside the inherited parameters, which are of two kinds.
+            raise ValueError(
+                f"DeepSeek-V4 has several ropes, got rope_theta={overrides['rope_theta']!r}: give rope_parameters, "
+                "with 'main' for a drafter's layers."
             )
         own = {field.name for field in fields_of(self.config_cls)} - {
             field.name for field in fields_of(PreTrainedConfig)
