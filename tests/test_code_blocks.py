@@ -23,6 +23,8 @@ NEEDS = (
     "a GPU", "several GPUs", "the Hub", "vLLM", "SGLang", "a server", "minutes", "a clone", "a thinking target",
     "packages",
 )  # fmt: skip
+# What changes the shell, takes minutes, or does not end.
+NOT_RUN = ("--install-completion", "--show-completion", "demo", "serve")
 # What is large on a page, and small in a test.
 SMALL = {
     "--synthesize": "4", "--max-new-tokens": "12", "--max-prompt-tokens": "40", "--max_steps": "2",
@@ -109,7 +111,7 @@ def run_command(words: list[str], dspark) -> None:
     if "--synthesize" in words:
         # A random target invents nothing.
         Path(words[words.index("--out") + 1]).write_text("".join(f"{line}\n" for line in TEXT))
-    elif Path(words[0]).name == "dspark" and words[1] not in ("--install-completion", "--show-completion", "demo"):
+    elif Path(words[0]).name == "dspark" and words[1] not in NOT_RUN:
         if words[1] == "regenerate" and "--resume" not in words:
             Path(words[words.index("--out") + 1]).unlink(missing_ok=True)
         outcome = dspark(*small(words)[1:])
