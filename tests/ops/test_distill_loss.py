@@ -204,7 +204,7 @@ def test_the_kernel_equals_the_formula(launches, options):
         partial(test_soft_cross_entropy_is_torchs, True),
         partial(test_a_head_of_the_drafters_own_learns, {"logit_scale": 0.3, "softcap": 2.0}),
     ],
-    ids=str,
+    ids=["reduced", "soft", "own head"],
 )
 def test_the_kernel_does_what_torch_does(launches, monkeypatch, check):
     monkeypatch.setattr("dspark_hf.ops.distill_loss.logit_gradient", None)
