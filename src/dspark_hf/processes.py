@@ -5,6 +5,7 @@ interpreter is already ending by then, the process aborts ("terminate called wit
 launcher reports a failed run.
 """
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ def end_in_order() -> Iterator[None]:
     finally:
         if _has_group():
             sys.modules["torch.distributed"].destroy_process_group()
+            # A wrapped model in a cycle, a trainer's, keeps the group and its threads until the interpreter ends.
+            gc.collect()
 
 
 def _has_group() -> bool:

@@ -91,6 +91,7 @@ def test_a_killed_program_goes_on(folders, tmp_path):
     assert json.loads((work / "eval" / f"prompts-{best}-T1.json").read_text())["settings"]["temperature"] == 1
 
 
+@pytest.mark.slow
 def test_the_program_for_a_gpu_brings_a_drafter_back(folders, tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("train_embedded_gpu", GPU_PROGRAM)
     program = importlib.util.module_from_spec(spec)
