@@ -48,6 +48,7 @@ def demo(
         dspark demo --max-new-tokens 64
     """
     from dspark_hf.cli.models import check_output, load_models
+    from dspark_hf.generation.lengths.step_cost import multiplies
 
     check_output(json)
     console = Console(highlight=False)
@@ -58,6 +59,12 @@ def demo(
     models = load_models(target, drafter, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     result = _run(models, max_new_tokens, console)
     console.print(_table(result))
+    if not multiplies(models.target.device, models.target.dtype):
+        console.print(
+            f"This processor has no instructions for {dtype} products, so a pass over several tokens takes nearly as "
+            "long as so many passes over one: little can be won here beyond text that repeats itself. Processors with "
+            "AVX-512 BF16 or AMX, and GPUs, have them."
+        )
     if json is not None:
         _write(json, result, models)
 

@@ -18,6 +18,7 @@ def env() -> None:
     import torch
 
     from dspark_hf.evaluation.origin import machine, versions
+    from dspark_hf.generation.lengths.step_cost import multiplies
     from dspark_hf.ops.dispatch import KERNELS, choose
 
     table = Table(show_header=False, box=None)
@@ -26,6 +27,13 @@ def env() -> None:
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     for name, value in machine(device).items():
         table.add_row(name, plain(str(value)))
+    for dtype in (torch.bfloat16, torch.float16):
+        how = (
+            "by instructions"
+            if multiplies(device, dtype)
+            else "in float32, converted: several tokens in a pass are slow"
+        )
+        table.add_row(f"products of {str(dtype).removeprefix('torch.')}", how)
     for name in KERNELS:
         choice = choose(name, device)
         table.add_row(f"kernel {name}", plain(f"{choice.runs}: {choice.why}"))

@@ -220,4 +220,4 @@ def _table(model: Any, drafter: Any, speculation: SpeculationConfig) -> StepCost
             check_cost(given, made_for)
         return given
     kept = kept_cost(made_for)
-    return StepCost.rule_of_thumb(model.device) if kept is None else kept
+    return StepCost.rule_of_thumb(model.device, model.dtype) if kept is None else kept

@@ -65,7 +65,7 @@ def sweep(
     check_output(json)
     journal = journal_path(json, resume)
     models = load_models(target, drafter, dtype=dtype, device=device)
-    costs = costs or {"rule of thumb": StepCost.rule_of_thumb(models.target.device)}
+    costs = costs or {"rule of thumb": StepCost.rule_of_thumb(models.target.device, models.target.dtype)}
     console, results, kept = Console(highlight=False), {}, []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:

@@ -25,6 +25,9 @@ from dspark_hf.modeling.cache_name import CACHE_NAME
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _JUMP, _NUM_REFINEMENTS = 1.15, 2
 _NUM_WARM_UPS = 2
+# Where time per token falls no more by this share from half as many tokens on, a processor only computes; the fewest
+# tokens of which that is believed.
+_COMPUTING, _LEAST_COMPUTING = 0.9, 8
 # Tokens that a round makes, whose features the drafter reads.
 _NUM_READ = 2
 
@@ -44,7 +47,8 @@ def profile(
 
     All sizes are gone through in turn, in another order each time, and of each the median counts, so that what else
     the machine does meets all alike. Between sizes where time jumps more are measured. A pass that takes longer than
-    one over more tokens is taken to take as long as that.
+    one over more tokens is taken to take as long as that. Sizes from which on time grows as tokens do are left out: a
+    table says of them just that, and a slow processor would be at them for an hour.
 
     Args:
         target (`PreTrainedModel`): The model, in evaluation mode.
@@ -74,10 +78,9 @@ def profile(
         )
     rng, contexts = random.Random(seed), sorted(set(contexts))
     sizes = [size for size in _SIZES if size < max_tokens] + [max_tokens]
-    num_slots = drafter.config.num_slots
-    rows = sorted({-(-size // (num_slots + 1)) for size in sizes} | {1})
     with decode_kernels(target):
         verify: dict[int, dict[int, float]] = {context: {} for context in contexts}
+        sizes = _until_computing(_Passes(target, drafter, contexts[0], rng).of, sizes, target.device)
         for _ in range(1 + _NUM_REFINEMENTS):
             new = [size for size in sizes if size not in verify[contexts[0]]]
             for context in contexts if new else ():
@@ -86,6 +89,7 @@ def profile(
                 seconds = _medians(steps, num_repeats, target.device, rng, report, f"passes behind {context} tokens")
                 verify[context] |= seconds
             sizes = _with_midpoints(verify[contexts[0]])
+        rows = sorted({-(-size // (drafter.config.num_slots + 1)) for size in sizes} | {1})
         steps = {num_rows: _proposal(drafter, num_rows, contexts[0]) for num_rows in rows}
         draft = _medians(steps, num_repeats, target.device, rng, report, "proposals")
     return StepCost(
@@ -163,6 +167,28 @@ def _proposal(drafter: Any, num_rows: int, context: int) -> Callable[[], None]:
     return step
 
 
+def _until_computing(
+    pass_of: Callable[[int], Callable[[], None]], sizes: Sequence[int], device: torch.device
+) -> list[int]:
+    """The sizes up to the first from which on time grows as tokens do, by a first look at each."""
+    each: dict[int, float] = {}
+    for place, size in enumerate(sizes):
+        step = pass_of(size)
+        each[size] = min(_seconds(step, device) for _ in range(_NUM_WARM_UPS)) / size
+        half = max((other for other in each if 2 * other <= size), default=size)
+        if size >= _LEAST_COMPUTING and half < size and each[size] > _COMPUTING * each[half]:
+            return list(sizes[: place + 1])
+    return list(sizes)
+
+
+def _seconds(step: Callable[[], None], device: torch.device) -> float:
+    wait_for(device)
+    started = time.perf_counter()
+    step()
+    wait_for(device)
+    return time.perf_counter() - started
+
+
 def _medians(
     steps: dict[int, Callable[[], None]],
     num_repeats: int,
@@ -176,12 +202,9 @@ def _medians(
     num_all = (num_repeats + _NUM_WARM_UPS) * len(steps)
     for repeat in range(num_repeats + _NUM_WARM_UPS):
         for place, size in enumerate(rng.sample(sorted(steps), len(steps))):
-            wait_for(device)
-            started = time.perf_counter()
-            steps[size]()
-            wait_for(device)
+            taken = _seconds(steps[size], device)
             if repeat >= _NUM_WARM_UPS:
-                times[size].append(time.perf_counter() - started)
+                times[size].append(taken)
             report(name, repeat * len(steps) + place + 1, num_all)
     return {size: statistics.median(taken) for size, taken in times.items()}
 

@@ -25,7 +25,7 @@ class Pricing:
 
     def __init__(self, request: Request, peers: Peers):
         speculation, options = request.speculation, request.speculation.scheduler
-        self.table = StepCost.rule_of_thumb(request.device)
+        self.table = StepCost.rule_of_thumb(request.device, request.model.dtype)
         self.log: CostLog | None = None
         # Lookup alone has no drafter to be measured with, and some policies ask for no cost.
         is_priced = request.has_draft_model and options.policy in ("auto", "lagged", "early_stop")

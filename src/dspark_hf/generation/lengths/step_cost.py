@@ -19,6 +19,14 @@ from dspark_hf.messages import shown
 _ANY_MORE, _FULL, _DRAFTER = 0.05, 0.35, 0.2
 # Tokens that so bear: the cores of a CPU are soon busy with computing. A single core waits as long as two do.
 _TOKENS_OF_CORE, _FEWEST_CORES, _TOKENS_OF_DEVICE = 8, 2, 256
+# A CPU multiplies a float32 matrix with one vector by other code than with two, which takes longer; where it has no
+# instructions for a dtype of two bytes, it computes nearly as long for each token of a pass.
+_ANY_MORE_FLOAT32, _EACH_MORE_EMULATED = 0.6, 0.45
+# What tells that a CPU multiplies in a dtype of two bytes, as `torch.cpu.get_capabilities` names it.
+_NATIVE = {
+    torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
+    torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
+}
 # What a table may say. Costs are looked up for every number of tokens up to the most, which so takes 8 MiB.
 _MOST = {"tokens": 2**20, "contexts": 2**31, "rows": 2**20}
 _LEAST_SECONDS, _MOST_SECONDS = 1e-9, 1e9
@@ -85,19 +93,25 @@ class StepCost:
             raise ValueError(f"made_for of a step cost must be keys and values, got {shown(self.made_for)}.")
 
     @classmethod
-    def rule_of_thumb(cls, device: torch.device) -> "StepCost":
+    def rule_of_thumb(cls, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> "StepCost":
         """What passes take by estimate, in passes over one token: it looks at no clock and knows no models.
 
         Args:
             device (`torch.device`): Where the target runs.
+            dtype (`torch.dtype`, *optional*, defaults to `torch.bfloat16`): What it computes in.
 
         Returns:
             [`StepCost`].
         """
-        num_cores = max(torch.get_num_threads(), _FEWEST_CORES)
-        most = _TOKENS_OF_CORE * num_cores if device.type == "cpu" else _TOKENS_OF_DEVICE
         tokens = [*range(1, 33), *range(34, 65, 2), *range(72, 129, 8), *range(160, 513, 32)]
-        verify = [1 + _ANY_MORE * (count > 1) + _FULL * (count - 1) / most for count in tokens]
+        if not multiplies(device, dtype):
+            verify = [1 + _EACH_MORE_EMULATED * (count - 1) for count in tokens]
+        else:
+            is_float32_on_cpu = device.type == "cpu" and dtype not in _NATIVE
+            num_cores = max(torch.get_num_threads(), _FEWEST_CORES)
+            most = _TOKENS_OF_CORE * num_cores if device.type == "cpu" else _TOKENS_OF_DEVICE
+            any_more = _ANY_MORE_FLOAT32 if is_float32_on_cpu else _ANY_MORE
+            verify = [1 + any_more * (count > 1) + _FULL * (count - 1) / most for count in tokens]
         return cls(tokens, [1], [verify], tokens, [_DRAFTER * seconds for seconds in verify])
 
     def verify(self, num_tokens: int, context_len: int = 1) -> np.ndarray:
@@ -156,6 +170,23 @@ class StepCost:
     def without_draft(self) -> "StepCost":
         """The same for drafts that cost nothing to make."""
         return StepCost(self.tokens, self.contexts, self.verify_seconds, [1], [0.0], self.made_for)
+
+
+def multiplies(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a device has instructions for products of a dtype; else it computes in float32 and converts.
+
+    Args:
+        device (`torch.device`): Where is computed.
+        dtype (`torch.dtype`): What is computed in.
+
+    Returns:
+        `bool`: `True` for dtypes of four bytes and more, and where torch cannot tell, as of a GPU.
+    """
+    if device.type != "cpu" or dtype not in _NATIVE or not hasattr(torch.cpu, "get_capabilities"):
+        return True
+    can = torch.cpu.get_capabilities()
+    known = [can[name] for name in _NATIVE[dtype] if name in can]
+    return any(known) or not known
 
 
 def _by_ceil(counts: np.ndarray, known: Sequence[int], seconds: np.ndarray) -> np.ndarray:
