@@ -45,6 +45,16 @@ def test_spec_benchs_categories(tmp_path):
     assert {question.category for question in load_task(f"chat={path}").questions} == {None}
 
 
+def test_all_with_a_file_for_one_task(tmp_path, monkeypatch):
+    monkeypatch.setattr("dspark_hf.evaluation.tasks.loading.TASKS", {name: TASKS[name] for name in ("gsm8k", "alpaca")})
+    write(tmp_path / "gsm8k.jsonl", [{"turns": ["a"]}])
+    other = write(tmp_path / "questions.jsonl", [{"turns": ["b"]}])
+    tasks = load_tasks(["all", f"alpaca={other}"], folder=tmp_path)
+    assert [(task.name, task.source["file"]) for task in tasks] == [
+        ("gsm8k", "gsm8k.jsonl"), ("alpaca", "questions.jsonl"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -104,7 +104,7 @@ def load_tasks(names: list[str], *, folder: str | Path | None = None, limit: int
     """Load several tasks; see [`load_task`].
 
     Args:
-        names (`list[str]`): Their names; `all` stands for every task.
+        names (`list[str]`): Their names; `all` stands for every task, save those that another name gives a file.
         folder (`str` or `Path`, *optional*): A folder of JSON lines files, one a task (`gsm8k.jsonl`), that are read
             in place of the Hub's.
         limit (`int`, *optional*): Most prompts of each.
@@ -115,7 +115,9 @@ def load_tasks(names: list[str], *, folder: str | Path | None = None, limit: int
     Raises:
         `ValueError`: If one cannot be loaded, or two have the same name.
     """
-    names = [one for name in names for one in (TASKS if name == "all" else [name])]
+    named = {name.partition("=")[0] for name in names}
+    others = [name for name in TASKS if name not in named]
+    names = [one for name in names for one in (others if name == "all" else [name])]
     if folder is not None:
         names = [f"{name}={Path(folder) / name}.jsonl" if name in TASKS else name for name in names]
     tasks = [load_task(name, limit=limit) for name in names]
