@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from dspark_hf import AutoDrafter, DSparkModel
+from dspark_hf import AutoDrafter, DSparkForCausalLM, DSparkModel
 
 
 @pytest.fixture
@@ -115,6 +115,28 @@ def test_a_target_of_other_sizes_is_refused(dspark, speculator, tmp_path, tiny_t
         outcome = dspark("convert", speculator, tmp_path / "flat", "--target", other)
         assert outcome.code == 2 and message in outcome.err, outcome.err
         assert not (tmp_path / "flat").exists()
+
+
+def test_what_is_no_drafter_is_told_as_that(dspark, qwen_shaped, tmp_path, tiny_target_dir):
+    outcome = dspark("convert", tiny_target_dir, "--check", "vllm")
+    assert outcome.code == 2 and "is no DSpark drafter nor another that is read" in outcome.err
+    assert "lacks the tensor" not in outcome.err + outcome.out
+    # Of a target with its drafter, the drafter is meant.
+    target = AutoModelForCausalLM.from_pretrained(tiny_target_dir)
+    both = DSparkForCausalLM.from_parts(target, AutoDrafter.from_pretrained(qwen_shaped))
+    both.save_pretrained(tmp_path / "both")
+    outcome = dspark("convert", tmp_path / "both", "--check", "sglang")
+    assert outcome.code == 1 and "does not load it: it has no reduced draft vocabulary." in outcome.out
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(dspark, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    outcome = dspark("convert", "org/never-asked-for", tmp_path / "file" / "out")
+    assert outcome.code == 2 and f"{tmp_path / 'file'} is no folder. Give a folder elsewhere." in outcome.err
+    monkeypatch.setattr("os.access", lambda *args: False)
+    outcome = dspark("convert", "org/never-asked-for", tmp_path / "new" / "out")
+    assert outcome.code == 2 and f"{tmp_path} may not be written" in outcome.err
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_check_reads_fields_and_tensors(dspark, tmp_path, tiny_target_dir):

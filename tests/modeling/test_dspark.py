@@ -349,6 +349,22 @@ def test_a_drafter_made_for_another_target_is_refused(target, tmp_path):
     drafter.bind(LlamaForCausalLM.from_pretrained(tmp_path / "renamed", dtype=torch.bfloat16))
 
 
+def test_a_folder_is_another_model_only_if_its_weights_say_so(target, tmp_path, caplog):
+    """Other packagings have a name for the target, and no fingerprint."""
+    target.save_pretrained(tmp_path / "copy")
+    copied = LlamaForCausalLM.from_pretrained(tmp_path / "copy")
+    for name in ("org/Model", "release"):
+        drafter = make_drafter(target)
+        drafter.config.target_name_or_path, drafter.config.target_fingerprint = name, None
+        assert drafter.bind(copied).is_bound_to(copied)
+        assert f"made for {name}; whether {tmp_path / 'copy'} is the same model in another place" in caplog.text
+    copied.name_or_path = "org/Other"
+    drafter.bind(copied)
+    drafter.config.target_name_or_path = "org/Model"
+    with pytest.raises(ValueError, match="org/Other is another model: the names differ"):
+        drafter.bind(copied)
+
+
 @pytest.mark.parametrize("fields", [{}, {"draft_vocab_size": 20}, {"own_embed_tokens": True, "own_lm_head": True}])
 def test_a_target_with_added_tokens_keeps_its_drafter(fields):
     """The drafter knows a prefix of the vocabulary: it drafts as before, and reads any token."""

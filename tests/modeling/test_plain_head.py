@@ -125,6 +125,7 @@ def test_weights_that_cannot_be_compared_are_no_proof(target, tmp_path):
     quantised = quantise(target, "packed")
     quantised.config.name_or_path = quantised.name_or_path = "org/Model-A-int8"
     drafter = AutoDrafter.from_pretrained(tmp_path / "drafter")
+    drafter.config.target_name_or_path = "org/Model-A"
     with pytest.raises(ValueError, match="Model-A-int8 is another model: the names differ, .*cannot be compared"):
         drafter.bind(quantised)
     quantised.name_or_path = "org/Model-A"

@@ -1,6 +1,7 @@
 """`dspark convert`: a drafter from one packaging into another, and which engines load it."""
 
-from pathlib import Path
+import os
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import typer
@@ -71,6 +72,7 @@ def convert(
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty; give a new folder.")
+    _check_writable(folder)
     from transformers import AutoConfig
 
     from dspark_hf.hub.deepseek_v4.writing import engines_of, write_stages
@@ -100,6 +102,14 @@ def convert(
     _say(engines, folder)
 
 
+def _check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written, before anything is loaded."""
+    place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        why = "is no folder" if not place.is_dir() else "may not be written"
+        raise ValueError(f"{folder} cannot be made: {place} {why}. Give a folder elsewhere.")
+
+
 def _prepare(drafter: Any, target: str | None) -> None:
     """Bind a drafter whose rows of the target's output head are to be written, and let it name its target."""
     from dspark_hf.hub.embedded import resolve_target
@@ -124,35 +134,49 @@ def drafter_folder(source: str, subfolder: str | None = None, revision: str | No
     """The folder of a drafter, fetched if it is a repository's.
 
     Args:
-        source (`str`): A repository, a folder, or `embedded`.
+        source (`str`): A repository, a folder, or `embedded`; of one that holds a target too, its drafter is meant.
         subfolder (`str`, *optional*): Where it lies in that.
         revision (`str`, *optional*): Of the repository.
 
     Returns:
         `Path`.
     """
+    from dspark_hf.files import read_json
     from dspark_hf.hub.embedded import resolve_drafter
+    from dspark_hf.modeling.configuration.recognition import is_of_drafter
+    from dspark_hf.publishing.contents import CONFIG, SUBFOLDER
 
     place = resolve_drafter(source)
-    if not Path(place).is_dir():
+
+    def fetched(*names: str) -> Path:
+        if Path(place).is_dir():
+            return Path(place)
         from huggingface_hub import snapshot_download
 
         from dspark_hf.publishing.hub_errors import explained_load
 
-        inside = "" if subfolder is None else f"{subfolder}/"
-        patterns = [f"{inside}config.json", f"{inside}*.safetensors", f"{inside}*.safetensors.index.json"]
         with explained_load(f"the drafter {source}"):
-            place = snapshot_download(place, revision=revision, allow_patterns=patterns)
-    return Path(place, subfolder or "")
+            return Path(snapshot_download(place, revision=revision, allow_patterns=list(names)))
+
+    if subfolder is None:
+        root = fetched(CONFIG, f"{SUBFOLDER}/{CONFIG}")
+        is_drafter = (root / CONFIG).is_file() and is_of_drafter(read_json(root / CONFIG))
+        subfolder = "" if is_drafter or not (root / SUBFOLDER / CONFIG).is_file() else SUBFOLDER
+    names = (CONFIG, "*.safetensors", "*.safetensors.index.json")
+    return fetched(*(str(PurePosixPath(subfolder, name)) for name in names)) / subfolder
 
 
 def _say(engines: list[Any], folder: Path) -> None:
     if not engines:
         return
     from dspark_hf.hub.described import faults
+    from dspark_hf.hub.packagings import find_packaging
+    from dspark_hf.hub.packagings.renaming import without_wrappers
     from dspark_hf.publishing.engines import Checkpoint
 
     checkpoint, is_refused = Checkpoint.read(folder), False
+    # A target, for one, is told as what it is, not by all that it lacks.
+    find_packaging(checkpoint.config, without_wrappers(checkpoint.shapes, str(folder)).values(), str(folder))
     for engine in engines:
         # An engine may refuse what cannot be read here either, and says why by itself.
         problems = engine.problems(checkpoint) or faults(folder)

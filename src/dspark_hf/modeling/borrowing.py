@@ -6,14 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from dspark_hf.messages import cut
 from dspark_hf.ops.output_head import OutputHead
 
 from .configuration.drafter import DraftConfig
-from .fingerprint import target_fingerprint
+from .fingerprint import is_folder, target_fingerprint
 from .placement import loaded
 from .plain_head import plain_rows
+
+logger = logging.get_logger(__name__)
 
 
 class Borrowed:
@@ -145,11 +148,23 @@ def check_fit(config: DraftConfig, target: PreTrainedModel, *, check_name: bool 
                 f"The {what} of {target_name} is {width} wide and its layers are {config.hidden_size}, so a drafter "
                 "cannot borrow it; generate without a drafter."
             )
-    if check_name and config.target_name_or_path is not None and not is_made_for(config, target):
+    if check_name and config.target_name_or_path is not None:
+        _check_name(config, target, target_name)
+
+
+def _check_name(config: DraftConfig, target: PreTrainedModel, target_name: str) -> None:
+    is_same = is_made_for(config, target)
+    made_for = cut(config.target_name_or_path)
+    if is_same is None:
+        logger.warning_once(
+            f"This drafter was made for {made_for}; whether {target_name} is the same model in another place is not "
+            "known, since its weights cannot be compared. If few drafts are accepted, it is another."
+        )
+    elif not is_same:
         is_told = config.target_fingerprint is not None and target_fingerprint(target) is not None
         told = "neither name nor weights agree" if is_told else "the names differ, and its weights cannot be compared"
         raise ValueError(
-            f"This drafter was made for {cut(config.target_name_or_path)}, and {target_name} is another model: "
+            f"This drafter was made for {made_for}, and {target_name} is another model: "
             f"{told}. Drafts would be exact but rarely accepted. Load the drafter of this target; for "
             "a fine-tuned or merged target pass SpeculationConfig(check_target=False), and to train the drafter for "
             "it call drafter.bind(target, check_name=False) first."
@@ -187,17 +202,22 @@ def _sides(config: DraftConfig, target_name: str) -> str:
     return f"drafter (made for {config.target_name_or_path or 'an unnamed target'}) and target ({target_name})"
 
 
-def is_made_for(config: DraftConfig, target: PreTrainedModel) -> bool:
-    """Whether a drafter of this `config` was made for the `target`, by its name or its fingerprint."""
+def is_made_for(config: DraftConfig, target: PreTrainedModel) -> bool | None:
+    """Whether a drafter of this `config` was made for the `target`, by its name or its fingerprint.
+
+    None where nothing tells: weights cannot be compared, and the names differ, one of which is a folder's alone.
+    """
     # A folder may hold a copy under any name, and a repository may be re-trained under its old one: either is enough.
-    name = config.target_name_or_path
-    if target.name_or_path and name and _last_part(name) == _last_part(target.name_or_path):
+    ours, theirs = config.target_name_or_path, target.name_or_path
+    if theirs and ours and _last_part(ours) == _last_part(theirs):
         return True
     has_more = target.config.get_text_config().vocab_size > config.vocab_size
     fingerprint = target_fingerprint(target, config.vocab_size if has_more else None)
-    if config.target_fingerprint is None or fingerprint is None:
-        return not target.name_or_path
-    return fingerprint == config.target_fingerprint
+    if config.target_fingerprint is not None and fingerprint is not None:
+        return fingerprint == config.target_fingerprint
+    # Where a folder's name is kept, it is the last part of its path.
+    are_repositories = ours and theirs and "/" in ours and not is_folder(theirs)
+    return not theirs or (False if are_repositories else None)
 
 
 def _last_part(name: str) -> str:

@@ -186,6 +186,9 @@ class DraftModel(TokenEnds):
         """
         if push_to_hub:
             raise ValueError("save_pretrained(push_to_hub=True) is not supported: call drafter.push_to_hub(repo_id).")
+        if self.family.float32_names and is_main_process:
+            tensors = kwargs.get("state_dict") or self.state_dict()
+            kwargs["state_dict"] = self.family.to_store(tensors, self.dtype)
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             self.save_calibration(save_directory)

@@ -15,8 +15,12 @@ _NUM_ROWS = 64
 
 def public_name(name_or_path: str) -> str | None:
     """A model's `name_or_path` as others may read it: of a folder its own name, not its place on this machine."""
-    is_folder = os.path.isabs(name_or_path) or os.path.isdir(name_or_path)
-    return (Path(name_or_path).name if is_folder else name_or_path) or None
+    return (Path(name_or_path).name if is_folder(name_or_path) else name_or_path) or None
+
+
+def is_folder(name_or_path: str) -> bool:
+    """Whether a model's `name_or_path` is a place on this machine, and no repository's name."""
+    return os.path.isabs(name_or_path) or os.path.isdir(name_or_path)
 
 
 def target_fingerprint(target: PreTrainedModel, num_tokens: int | None = None) -> str | None:

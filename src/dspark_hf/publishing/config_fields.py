@@ -68,7 +68,7 @@ _BY_KIND = {
     ),
     _TEXT: (
         "algorithm", "default_proposal_method", "expert_dtype", "fmt", "markov_head_type", "model_type",
-        "name_or_path", "projector_type", "proposal_type", "quant_method", "rope_type", "scale_fmt",
+        "name_or_path", "projector_type", "proposal_type", "quant_method", "rope_type", "scale_fmt", "scoring_func",
         "speculators_model_type", "target_fingerprint", "target_name_or_path",
     ),
     _NAMES: ("architectures", "layer_types", "mlp_layer_types"),

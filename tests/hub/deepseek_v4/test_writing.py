@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from dspark_hf import AutoDrafter, DSparkForCausalLM, DSparkModel
 from dspark_hf.hub.deepseek_v4.writing import engines_of, released_tensors, write_stages
+
+sys.path.append(str(Path(__file__).parent))
+from released import write_released  # noqa: E402
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "v4_dspark"
 INDEX = "model.safetensors.index.json"
@@ -55,6 +59,41 @@ def test_it_is_read_again_and_drafts(plain, tmp_path):
     ids = torch.arange(40, 52).unsqueeze(0)
     out = model.generate(ids, max_new_tokens=8, do_sample=False)
     assert torch.equal(out, model.generate(ids, max_new_tokens=8, do_sample=False, speculation=False))
+
+
+def stored_dtypes(folder):
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            found |= {name: file.get_slice(name).get_dtype() for name in file.keys() if "mtp." in name or "fc" in name}
+    return found
+
+
+def test_dtypes_are_those_of_the_release(plain, tmp_path):
+    """Norms too, which are in float32 in memory, and beside a target of another dtype."""
+    write_released(tmp_path / "released", GOLDEN)
+    drafter = AutoDrafter.from_pretrained(tmp_path / "released")
+    assert drafter.layers[0].input_layernorm.weight.dtype == torch.float32 and drafter.dtype == torch.bfloat16
+    drafter.save_pretrained(tmp_path / "flat")
+    flat = load_file(tmp_path / "flat" / "model.safetensors")
+    in_float32 = ("_hc.", "hc_head.", "sinks", "e_score_correction_bias")
+    for name, tensor in flat.items():
+        assert tensor.dtype == (torch.float32 if any(part in name for part in in_float32) else torch.bfloat16), name
+    config = json.loads((plain / "config.json").read_text())
+    (plain / "config.json").write_text(json.dumps(config | {"torch_dtype": "float32"}))
+    write_stages(AutoDrafter.from_pretrained(tmp_path / "flat"), plain, tmp_path / "both")
+    released, both = (stored_dtypes(tmp_path / name) for name in ("released", "both"))
+    names = {name for name, dtype in released.items() if dtype in ("BF16", "F32") and name.startswith("mtp.")}
+    assert any("norm" in name for name in names) and any("hc_attn" in name for name in names)
+    assert {name: both[name] for name in names} == {name: released[name] for name in names}
+    again = AutoDrafter.from_pretrained(tmp_path / "both")
+    assert again.dtype == again.config.dtype == torch.bfloat16
+    expected = drafter.state_dict()
+    assert all(torch.equal(tensor.float(), expected[name].float()) for name, tensor in again.state_dict().items())
+    # What bfloat16 does not hold is not rounded.
+    again.norm.weight.data += 2**-20
+    again.save_pretrained(tmp_path / "trained")
+    assert torch.equal(AutoDrafter.from_pretrained(tmp_path / "trained").norm.weight, again.norm.weight)
 
 
 def test_a_target_in_one_file_and_one_without_a_drafter(plain, tmp_path):

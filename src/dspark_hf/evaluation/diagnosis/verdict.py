@@ -175,7 +175,7 @@ def _of_nothing_known(search: Search, drafter: Any, target: Any) -> Diagnosis:
         remedy = "Load it in bfloat16 or float32 (--dtype); if it is the same there, fetch its weights again."
         return Diagnosis(["misfit"], verdict, remedy, _evidence(search), plain.num_places)
     is_named = config.target_name_or_path is not None or config.target_fingerprint is not None
-    if is_named and not is_made_for(config, unwrap(target)):
+    if is_named and is_made_for(config, unwrap(target)) is False:
         name = unwrap(target).name_or_path or type(unwrap(target)).__name__
         verdict = f"The drafter was made for another target: for {made_for}, and this is {name}; {rate}."
         remedy = "Load the drafter of this target, or train this one on for it: dspark train."

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import get_max_memory
+from safetensors import safe_open
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.utils import logging
@@ -27,6 +28,8 @@ from .released_names import RENAMES, released_tensors
 INDEX = "model.safetensors.index.json"
 _GB = 10**9
 _NOT_OURS = "target."
+_NEVER_QUANTISED = "markov_head.markov_w1.weight"
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 logger = logging.get_logger(__name__)
 
@@ -72,12 +75,23 @@ def stages_alone(
     if check_stored(raw, own, paths, asked, where):
         block = list(block_of(raw, where))
         config.quantization_config = {"quant_method": "fp8", "weight_block_size": block, "dequantize": True}
+    # The config's dtype is the target's, beside which a drafter of another may stand.
+    config.dtype = _stored_dtype(own, paths) or config.dtype
     with tempfile.TemporaryDirectory() as folder:
         for file, path in paths.items():
             (Path(folder) / file).symlink_to(Path(path).resolve())
         index = {"metadata": {"total_size": 0}, "weight_map": own}
         (Path(folder) / INDEX).write_text(json.dumps(index), encoding="utf-8")
         yield folder, StagesModel
+
+
+def _stored_dtype(own: Mapping[str, str], paths: Mapping[str, str]) -> torch.dtype | None:
+    """That of what is never quantised, if there is such."""
+    name = next((name for name in own if name.endswith(_NEVER_QUANTISED)), None)
+    if name is None:
+        return None
+    with safe_open(paths[own[name]], framework="pt") as file:
+        return _DTYPES[file.get_slice(name).get_dtype()]
 
 
 def as_plain(drafter: StagesModel, name_or_path: str) -> DSparkModel:

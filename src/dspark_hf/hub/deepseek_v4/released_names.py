@@ -23,7 +23,7 @@ _OF_TARGET = (r"\.norm\.", "^hc_head_fn", "^hc_head_base", "^hc_head_scale")
 
 
 def released_tensors(drafter: DSparkModel) -> dict[str, Tensor]:
-    """A `drafter`'s tensors by the names of the releases."""
+    """A `drafter`'s tensors by the names of the releases, in their dtypes."""
     last = drafter.config.num_hidden_layers - 1
     own = [
         WeightRenaming(
@@ -34,6 +34,9 @@ def released_tensors(drafter: DSparkModel) -> dict[str, Tensor]:
     shared = get_checkpoint_conversion_mapping("deepseek_v4")
     drafter._weight_conversions = own + [rule for rule in shared if rule.source_patterns[0] not in _OF_TARGET]
     try:
-        return revert_weight_conversion(drafter, drafter.state_dict())
+        tensors = drafter.state_dict()
+        if drafter.device.type != "meta":
+            tensors = drafter.family.to_store(tensors, drafter.dtype)
+        return revert_weight_conversion(drafter, tensors)
     finally:
         del drafter._weight_conversions

@@ -5,17 +5,25 @@ mixture of experts. A block sees a window of context that is counted from its an
 Shapes: B batch, T tokens, M streams, E hidden size, C context tokens, D head dim.
 """
 
+from collections.abc import Mapping
 from dataclasses import fields as fields_of
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, initialization
 from transformers.models.deepseek_v4 import modeling_deepseek_v4 as stock
 from transformers.models.deepseek_v4.configuration_deepseek_v4 import DeepseekV4Config
 
+from dspark_hf.messages import shown
+
 from .family import Family, check_rope, check_sizes
 
 _KINDS = {"layer_types": "sliding_attention", "mlp_layer_types": "moe"}
+_SCORING = ("sqrtsoftplus", "sigmoid")  # of routers, as far as transformers has them
+# Parts of names that the releases store in float32. The rest is in the weights' own dtype there, norms too, which are
+# in float32 in memory.
+_STORED_IN_FLOAT32 = ("attn_hc.", "ffn_hc.", "hc_head.", "sinks", "e_score_correction_bias")
 
 
 class DenseMLP(stock.DeepseekV4MLP):
@@ -65,6 +73,8 @@ class DeepseekV4(Family):
             )
         if fields.get("n_shared_experts", 1) != 1:
             raise ValueError(f"A layer has one shared expert, got n_shared_experts={fields['n_shared_experts']!r}.")
+        if (scoring := fields.get("scoring_func", _SCORING[0])) not in _SCORING:
+            raise ValueError(f"scoring_func must be {' or '.join(_SCORING)}, got {shown(scoring)}.")
         num_layers = fields.get("num_hidden_layers", 1)
         for name, kind in _KINDS.items():
             if set(fields.get(name) or [kind]) != {kind}:
@@ -108,6 +118,16 @@ class DeepseekV4(Family):
         states = attention.kv_norm(attention.kv_proj(context)).unsqueeze(1)  # [B, 1, C, D]
         states = stock.apply_rotary_pos_emb(states, *rope["main"])
         return states, states
+
+    def to_store(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        stored = dict(tensors)
+        for name, tensor in tensors.items():
+            own = torch.float32 if any(part in name for part in _STORED_IN_FLOAT32) else dtype
+            # A norm that was trained in float32 stays in it.
+            if tensor.is_floating_point() and tensor.dtype != own:
+                changed = tensor.to(own)
+                stored[name] = changed if torch.equal(changed.to(tensor.dtype), tensor) else tensor
+        return stored
 
     def init_weights(self, module: nn.Module, std: float) -> None:
         for kind, normal, zeros, ones in (

@@ -7,6 +7,7 @@ made. Shapes: B batch, C context tokens, E hidden size, H key/value heads, D hea
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
@@ -188,6 +189,15 @@ class Family:
         nothing.
         """
         return None
+
+    def to_store(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Tensors in the dtypes that files have for them, where it changes no number.
+
+        Args:
+            tensors (`Mapping`): A drafter's tensors by name.
+            dtype (`torch.dtype`): That of its weights.
+        """
+        return dict(tensors)
 
     def init_weights(self, module: nn.Module, std: float) -> None:
         """Fill in fresh weights of a `module` that transformers does not know in general, with standard deviation
