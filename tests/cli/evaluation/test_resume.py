@@ -13,7 +13,7 @@ from dspark_hf.evaluation import evaluate
 from dspark_hf.evaluation.exactness import suite
 from dspark_hf.modeling import DSparkModel
 
-NUM_PROMPTS = 40
+NUM_PROMPTS = 12
 
 # A command that stands still once two calls are kept, so that it is stopped there however busy the machine is.
 # A shell's jobs in the background are born deaf to SIGINT.
@@ -105,7 +105,7 @@ def interrupted(dspark, command, monkeypatch):
     ("options", "difference"),
     [
         (["--temperature", "0.5"], "settings.temperatures: [1.0] before, [0.5] now"),
-        (["--limit", "9"], "tasks: "),
+        (["--limit", "5"], "tasks: "),
         (["--dtype", "float32"], "dtype: 'bfloat16' before, 'float32' now"),
     ],
     ids=str,
@@ -135,10 +135,12 @@ def test_resume_needs_a_file(dspark):
 
 def test_stopped_exactness_goes_on(dspark, tmp_path, monkeypatch):
     def run(name, *options):
-        sizes = ["--num-prompts", "8", "--num-samples", "480"]
+        sizes = ["--num-prompts", "3", "--num-samples", "240"]
         return dspark("bench", "exactness", *sizes, "--json", tmp_path / name, *options)
 
     monkeypatch.setattr(suite, "SAMPLING_OPTIONS", {"plain": {}})
+    monkeypatch.setattr(suite, "FAMILIES", ("llama", "qwen3", "qwen2"))
+    monkeypatch.setattr(suite, "_BATCH_SIZES", (1, 3))
     check = suite._check_pair
 
     def stop_at_qwen2(family, *rest):
