@@ -32,7 +32,7 @@ class TestEstimator:
             return 1 / (1 + np.exp(-logit))
 
         for max_probs, judged, stood in rounds(chance, 1500):
-            estimator.note(max_probs.tolist(), judged, stood)
+            estimator.note(max_probs[None], [judged], [stood])
         for max_q in (0.3, 0.6, 0.9):
             expected = [chance(slot, max_q) for slot in range(3)]
             assert estimator.predict([[max_q] * 3])[0] == pytest.approx(expected, abs=0.1)
@@ -44,14 +44,14 @@ class TestEstimator:
     def test_a_useless_drafter_is_soon_seen(self):
         estimator = AcceptanceEstimator(3)
         for _ in range(30):
-            estimator.note([0.9, 0.9, 0.9], 1, 0)
+            estimator.note(np.full((1, 3), 0.9), [1], [0])
         assert (estimator.predict([[0.9, 0.9, 0.9]]) < 0.15).all()
 
     def test_what_is_no_number_is_as_good_as_none(self):
         estimator = AcceptanceEstimator(2)
         values = estimator.predict([[float("nan"), 2.0]])
         assert np.isfinite(values).all() and values[0, 0] < 0.1
-        estimator.note([float("nan")] * 2, 1, 0)
+        estimator.note(np.full((1, 2), np.nan), [1], [0])
 
     def test_no_slots(self):
         with pytest.raises(ValueError, match="num_slots must be at least 1, got 0"):
@@ -78,7 +78,7 @@ class TestPredictor:
             chances = predictor.predict(signals)
             survival = predictor.survival(chances)
             assert (np.diff(survival) <= 0).all()
-            predictor.learn(signals, chances, 0, min(stood + 1, 3), stood)
+            predictor.learn(signals, chances, [0], [min(stood + 1, 3)], [stood])
         assert predictor.in_use == used
 
     def test_without_signals_nobody_can_tell(self):
@@ -88,10 +88,10 @@ class TestPredictor:
     def test_lookup_learns_how_often_it_hits(self):
         predictor, signals = SurvivalPredictor(4), certain_signals(1, 4)
         for _ in range(40):
-            predictor.learn(signals, predictor.predict(signals), 0, 4, 4)
+            predictor.learn(signals, predictor.predict(signals), [0], [4], [4])
         assert predictor.survival(predictor.predict(signals))[0, -1] > 0.5
         for _ in range(200):
-            predictor.learn(signals, predictor.predict(signals), 0, 1, 0)
+            predictor.learn(signals, predictor.predict(signals), [0], [1], [0])
         assert predictor.survival(predictor.predict(signals))[0, 0] < 0.4
 
 
@@ -100,12 +100,28 @@ class TestForecast:
         forecast = Forecast(3)
         before = forecast.rates()
         for _ in range(100):
-            forecast.learn(2, 1)
+            forecast.learn([2], [1])
         rates = forecast.rates()
         assert before.tolist() == [before[0]] * 3
         assert rates[0] > 0.9 and rates[1] < 0.1
         # A slot that was never judged goes with the others.
         assert 0.4 < rates[2] < 0.6
+
+    def test_a_batch_tells_what_its_rows_do_one_by_one(self):
+        judged, stood = [3, 0, 2, 1, 3], [3, 0, 1, 1, 2]
+        at_once, one_by_one, rng = Forecast(3), Forecast(3), np.random.default_rng(2)
+        predictors = SurvivalPredictor(3), SurvivalPredictor(3)
+        for _ in range(4):
+            signals = {"logits": rng.normal(0, 1, (6, 3)), "max_probs": rng.random((6, 3))}
+            chances = predictors[0].predict(signals)
+            at_once.learn(judged, stood)
+            predictors[0].learn(signals, chances, [0, 1, 2, 4, 5], judged, stood)
+            for row, num_judged, num_stood in zip([0, 1, 2, 4, 5], judged, stood, strict=True):
+                one_by_one.learn([num_judged], [num_stood])
+                predictors[1].learn(signals, chances, [row], [num_judged], [num_stood])
+        assert at_once.rates() == pytest.approx(one_by_one.rates(), rel=1e-12)
+        assert predictors[0]._losses == pytest.approx(predictors[1]._losses, rel=1e-12)
+        assert predictors[0]._weight == pytest.approx(predictors[1]._weight, rel=1e-12)
 
     def test_gains_are_those_of_the_likeliest_slots(self):
         forecast = Forecast(2)

@@ -3,7 +3,7 @@
 Shapes: R rows, n slots, m drafts of all rows.
 """
 
-from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -26,8 +26,9 @@ class Forecast:
         self.num_slots = num_slots
         self._judged, self._stood = np.zeros(num_slots), np.zeros(num_slots)
         self._all_judged = self._all_stood = 0.0
-        prior = np.full(num_slots, _PRIOR_RATE).cumprod()
-        self._blocks: deque[np.ndarray] = deque([prior] * _NUM_PRIOR, maxlen=_NUM_BLOCKS)
+        self._blocks = np.tile(np.full(num_slots, _PRIOR_RATE).cumprod(), (_NUM_PRIOR, 1))
+        # Of the best 0, 1, ... drafts of those blocks, by slots; made when it is asked for.
+        self._sums: dict[int, np.ndarray] = {}
 
     def rates(self) -> np.ndarray:
         """Chance of each slot, if all before it stand: `(slots,)`."""
@@ -43,30 +44,39 @@ class Forecast:
             num_rows (`int`): Rows that are drafted for.
             num_slots (`int`): Slots of each, at least one.
         """
-        blocks = np.stack(self._blocks)
-        values = np.sort(blocks[:, :num_slots], axis=None)[::-1]
+        if num_slots not in self._sums:
+            values = np.sort(self._blocks[:, :num_slots], axis=None)[::-1]
+            self._sums[num_slots] = np.concatenate([[0.0], values.cumsum()])
+        sums = self._sums[num_slots]
         # The blocks that are remembered stand for as many as there are rows.
-        scale = num_rows / len(blocks)
-        known = np.arange(len(values) + 1) * scale
-        return np.interp(np.arange(num_rows * num_slots + 1), known, np.concatenate([[0.0], values.cumsum() * scale]))
+        scale = num_rows / len(self._blocks)
+        return np.interp(np.arange(num_rows * num_slots + 1), np.arange(len(sums)) * scale, sums * scale)
 
     def note(self, survival: np.ndarray) -> None:
         """Remember this round's `survival` `(rows, slots)`; slots that were not drafted are taken to go on so."""
-        missing = self.num_slots - survival.shape[1]
-        for row in survival:
-            tail = row[-1] * self.rates()[survival.shape[1] :].cumprod() if missing else []
-            self._blocks.append(np.concatenate([row, tail]))
+        if survival.shape[1] < self.num_slots:
+            tails = survival[:, -1:] * self.rates()[survival.shape[1] :].cumprod()
+            survival = np.concatenate([survival, tails], 1)
+        self._blocks = np.concatenate([self._blocks, survival])[-_NUM_BLOCKS:]
+        self._sums = {}
 
-    def learn(self, num_judged: int, num_stood: int) -> None:
-        """Count what became of a row's drafts.
+    def learn(self, num_judged: Sequence[int], num_stood: Sequence[int]) -> None:
+        """Count what became of a round's drafts.
 
         Args:
-            num_judged (`int`): Slots that were judged: the accepted ones, and the one that was rejected, if any.
-            num_stood (`int`): Drafts that were accepted.
+            num_judged (`Sequence[int]`): Slots of each row that were judged: the accepted ones, and the one that was
+                rejected, if any.
+            num_stood (`Sequence[int]`): Drafts of each row that were accepted.
         """
-        kept = _KEPT**num_judged
-        self._all_judged = kept * self._all_judged + num_judged
-        self._all_stood = kept * self._all_stood + num_stood
-        self._judged[:num_judged] = _KEPT * self._judged[:num_judged] + 1
-        self._stood[:num_judged] *= _KEPT
-        self._stood[:num_stood] += 1
+        judged, stood = np.asarray(num_judged), np.asarray(num_stood)
+        # What is judged later, in the order of the rows, makes earlier ones count less.
+        later = judged[::-1].cumsum()[::-1] - judged
+        kept = _KEPT ** (later[0] + judged[0]) if len(judged) else 1.0
+        self._all_judged = kept * self._all_judged + float((_KEPT**later * judged).sum())
+        self._all_stood = kept * self._all_stood + float((_KEPT**later * stood).sum())
+        slots = np.arange(self.num_slots)
+        was_judged = slots < judged[:, None]
+        later = was_judged[::-1].cumsum(0)[::-1] - was_judged
+        weights, kept = _KEPT**later * was_judged, _KEPT ** was_judged.sum(0)
+        self._judged = kept * self._judged + weights.sum(0)
+        self._stood = kept * self._stood + (weights * (slots < stood[:, None])).sum(0)

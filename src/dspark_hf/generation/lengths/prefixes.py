@@ -83,6 +83,8 @@ def walk(survival: np.ndarray, most: Sequence[int], ahead: np.ndarray, seconds: 
     Returns:
         `list[int]`: Drafts to verify of each row.
     """
+    if len(most) == 1:
+        return [_walk_row(survival[0].tolist(), most[0], ahead[0].tolist(), seconds.tolist(), price)]
     lens, most = np.zeros(len(most), dtype=int), np.asarray(most)
     # Chance of slot k + 1 and those behind it, given that slot k stands: products of `ahead` over spans.
     logs = np.concatenate([np.zeros((len(most), 1)), np.log(np.maximum(ahead, 1e-9)).cumsum(1)], 1)
@@ -103,6 +105,21 @@ def walk(survival: np.ndarray, most: Sequence[int], ahead: np.ndarray, seconds: 
         chosen[order[: best + 1]] = True
         lens += chosen.reshape(tails.shape)[rows, np.minimum(lens, most - 1)] & (lens < most)
     return lens.tolist()
+
+
+def _walk_row(survival: list[float], most: int, ahead: list[float], seconds: list[float], price: float) -> int:
+    """The walk of one row, whose likeliest slots are its next ones; arrays of so few numbers would take far longer."""
+    for taken in range(most):
+        chance = won = survival[taken]
+        for slot in range(taken + 1, most + 1):
+            if won > price * (seconds[slot] - seconds[taken]):
+                break
+            if slot < most:
+                chance *= ahead[slot]
+                won += chance
+        else:
+            return taken
+    return most
 
 
 def _masked(survival: np.ndarray, most: Sequence[int]) -> np.ndarray:

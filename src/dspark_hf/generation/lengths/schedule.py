@@ -243,6 +243,8 @@ def _weights(left: Sequence[int]) -> np.ndarray:
     A row's weight is the chance that it ends last, as far as that can be told: the rounds to come move rows apart by
     about the root of the tokens that are left.
     """
+    if len(left) == 1:
+        return np.ones(1)
     left = np.asarray(left, dtype=float)
     spread = np.sqrt(_SPREAD * left.max())
     chances = np.exp((left - left.max()) / spread)

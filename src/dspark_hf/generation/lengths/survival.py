@@ -3,13 +3,14 @@
 Shapes: B rows, n slots.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .estimator import AcceptanceEstimator
+from .estimator import AcceptanceEstimator, sigmoid
 
 # The share of its weight that an earlier round keeps when a slot is judged, and how many judged slots' loss a
 # predictor must be better by, in nats a slot, before it takes over.
@@ -80,10 +81,10 @@ class SurvivalPredictor:
         """
         chances = {}
         if "logits" in signals:
-            logits = np.clip(np.nan_to_num(signals["logits"]), -30, 30)
+            logits = np.where(np.isnan(signals["logits"]), 0, signals["logits"])
             if self.temperatures is not None:
-                chances["calibrated"] = 1 / (1 + np.exp(-logits / np.array(self.temperatures[: logits.shape[1]])))
-            chances["head"] = 1 / (1 + np.exp(-logits))
+                chances["calibrated"] = sigmoid(logits / np.array(self.temperatures[: logits.shape[1]]))
+            chances["head"] = sigmoid(logits)
         if "max_probs" in signals:
             chances["estimate"] = self._estimator.predict(signals["max_probs"])
         return chances
@@ -100,24 +101,37 @@ class SurvivalPredictor:
         return chances[self._in_use].cumprod(-1)
 
     def learn(
-        self, signals: dict[str, np.ndarray], chances: dict[str, np.ndarray], row: int, num_judged: int, num_stood: int
+        self,
+        signals: dict[str, np.ndarray],
+        chances: dict[str, np.ndarray],
+        rows: Sequence[int],
+        num_judged: Sequence[int],
+        num_stood: Sequence[int],
     ) -> None:
-        """Look at what became of a row's drafts.
+        """Look at what became of a round's drafts.
 
         Args:
             signals (`dict`): As of `predict`.
             chances (`dict`): What was predicted.
-            row (`int`): The row.
-            num_judged (`int`): Slots that were judged: the accepted ones, and the one that was rejected, if any.
-            num_stood (`int`): Drafts that were accepted.
+            rows (`Sequence[int]`): Rows that were drafted for.
+            num_judged (`Sequence[int]`): Slots of each of them that were judged: the accepted ones, and the one that
+                was rejected, if any.
+            num_stood (`Sequence[int]`): Drafts of each of them that were accepted.
         """
-        if num_judged == 0 or not chances:
+        total = sum(num_judged)
+        if total == 0 or not chances:
             return
-        kept = _KEPT**num_judged
+        rows, judged = list(rows), np.asarray(num_judged)
+        slots = np.arange(next(iter(chances.values())).shape[1])
+        has_stood = slots < np.asarray(num_stood)[:, None]
+        # What is judged later, in the order of the rows, makes earlier ones count less.
+        later = judged[::-1].cumsum()[::-1] - judged
+        weights = _KEPT ** later[:, None] * (slots < judged[:, None])
+        kept = _KEPT**total
         for name, values in chances.items():
-            right = np.clip(values[row, :num_judged].astype(float), 1e-4, 1 - 1e-4)
-            right[num_stood:] = 1 - right[num_stood:]
-            self._losses[name] = kept * self._losses.get(name, 0.0) - float(np.log(right).sum())
-        self._weight = kept * self._weight + num_judged
+            right = np.minimum(np.maximum(values[rows].astype(float), 1e-4), 1 - 1e-4)
+            losses = -np.log(np.where(has_stood, right, 1 - right))
+            self._losses[name] = kept * self._losses.get(name, 0.0) + float((weights * losses).sum())
+        self._weight = kept * self._weight + float(weights.sum())
         if "max_probs" in signals:
-            self._estimator.note(signals["max_probs"][row].tolist(), num_judged, num_stood)
+            self._estimator.note(signals["max_probs"][rows], num_judged, num_stood)

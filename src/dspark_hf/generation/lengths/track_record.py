@@ -92,9 +92,9 @@ class TrackRecord:
         self._verified = [*self._verified[1 - _NUM_PICKED :], max(lens[row] for row in rows)]
         if survival is not None:
             self.forecast.note(survival[list(rows)])
-        for row in rows:
-            self.forecast.learn(num_judged[row], num_stood[row])
-            self.predictor.learn(self._signals, self._chances, row, num_judged[row], num_stood[row])
+        judged, stood = [num_judged[row] for row in rows], [num_stood[row] for row in rows]
+        self.forecast.learn(judged, stood)
+        self.predictor.learn(self._signals, self._chances, rows, judged, stood)
 
     def settle(self, gain: float, extra: float, num_rows: int) -> None:
         """Count what a round won and took, in plain steps.
