@@ -2,7 +2,7 @@
 
 python benchmarks/measure_decisions.py --data prompts.jsonl --batch_sizes 1 8 32 --dtype bfloat16
 
-Rows are prompts of the file, taken over and over. Drafts are taken to cost little, so that decisions are made in every round.
+Rows are prompts of the file, taken over and over. Drafts are taken to cost little, so that every round decides.
 """
 
 import argparse
@@ -73,9 +73,7 @@ def main():
             watch.seconds, started = 0.0, time.thread_time()
             target.generate(**inputs, assistant_model=drafter, generation_config=config, speculation=speculation)
         whole, stats = time.thread_time() - started, drafter.last_stats
-        print(
-            f"{size} rows: {stats.rounds} rounds, tau {stats.tau:.2f}, decisions {watch.seconds / whole:.2%} of the call"
-        )
+        print(f"{size} rows: {stats.rounds} rounds, tau {stats.tau:.2f}, decisions {watch.seconds / whole:.2%}")
 
 
 if __name__ == "__main__":

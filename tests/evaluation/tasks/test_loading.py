@@ -46,7 +46,8 @@ def test_spec_benchs_categories(tmp_path):
 
 
 def test_all_with_a_file_for_one_task(tmp_path, monkeypatch):
-    monkeypatch.setattr("dspark_hf.evaluation.tasks.loading.TASKS", {name: TASKS[name] for name in ("gsm8k", "alpaca")})
+    tasks = {name: TASKS[name] for name in ("gsm8k", "alpaca")}
+    monkeypatch.setattr("dspark_hf.evaluation.tasks.loading.TASKS", tasks)
     write(tmp_path / "gsm8k.jsonl", [{"turns": ["a"]}])
     other = write(tmp_path / "questions.jsonl", [{"turns": ["b"]}])
     tasks = load_tasks(["all", f"alpaca={other}"], folder=tmp_path)
