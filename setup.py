@@ -37,6 +37,8 @@ EXTRAS = {
         # What a tracker keeps of a run is read back.
         "tensorboard>=2.18",
         "uvicorn>=0.30",
+        # A grammar engine, for examples/grammar.py.
+        "xgrammar>=0.2.5",
     ],
 }
 

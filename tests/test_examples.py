@@ -41,6 +41,15 @@ def test_generate(run):
     assert "> Say tea\n" in out and "> Say sun\n" in out and "tau" in out
 
 
+def test_grammar_with_drafts_that_know_it_and_drafts_that_do_not(run):
+    pytest.importorskip("xgrammar")
+    out = run("grammar.py", "Say tea", "--dtype", "float32", "--max_new_tokens", 40)
+    taus = re.findall(r"drafts (not masked|masked): tau (\d\.\d\d)", out)
+    assert [name for name, _ in taus] == ["not masked", "masked"] and '{"name": "' in out
+    # Both ways wrote the same.
+    assert "\nnot masked: " not in out
+
+
 def test_sampled_answers_depend_on_the_seed_alone(run):
     sampled = ("Say tea", "--dtype", "float32", "--max_new_tokens", 12, "--temperature", 1, "--seed")
     answers = [run("generate.py", *sampled, seed).split("> Say tea")[1] for seed in (1, 1, 2)]
@@ -93,7 +102,8 @@ def test_docstrings_start_scripts_with_flags_that_exist(path):
     assert lines and all(path.name in " ".join(words) for words in lines)
     for words in lines:
         check_command(words)
-    assert any(words[0] == "accelerate" for words in lines) or path.name in ("push.py", "average_drafters.py")
+    is_launched = any(words[0] == "accelerate" for words in lines)
+    assert is_launched or path.name in ("push.py", "average_drafters.py", "grammar.py")
 
 
 def test_every_script_is_on_the_page_of_examples():

@@ -8,7 +8,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, WatermarkingConfi
 from transformers.generation import logits_process
 
 from dspark_hf import SpeculationConfig
-from dspark_hf.generation.tokens.processors import PREFIX_FREE, STATELESS
+from dspark_hf.generation.tokens.processors import PREFIX_FREE, STATELESS, is_stateless
 from dspark_hf.generation.tokens.sampling import TokenChooser
 
 # Every option of GenerationConfig that puts a processor into a greedy generation.
@@ -199,6 +199,43 @@ def test_lists_of_known_processors_are_true():
         pass
 
     assert chooser(Mine(0.5)).in_order
+
+
+class Promised(LogitsProcessor):
+    """A function of prefix and scores, as it says."""
+
+    is_stateless = True
+
+    def __init__(self, in_place):
+        self.in_place = in_place
+
+    def __call__(self, input_ids, scores):
+        scores = scores if self.in_place else scores.clone()
+        scores[:, 7:] += (5 * input_ids.sum(-1, keepdim=True) + torch.arange(7, scores.shape[-1])) % 11
+        return scores
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_drafts_go_through_a_processor_that_promises_to_keep_no_state(target, num_rows, in_place):
+    ids = make_prompt(9, batch_size=num_rows)
+    kwargs = {"max_new_tokens": 20, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    plain = target.generate(ids, logits_processor=[Promised(in_place=False)], **kwargs)
+    drafter = OracleDrafter(plain.sequences.tolist(), range(5), 64, uneven=True)
+    out = target.generate(ids, logits_processor=[Promised(in_place)], assistant_model=drafter, **kwargs)
+    assert out.sequences.tolist() == plain.sequences.tolist()
+    # Rows take drafts at their own pace, and what is recorded is what the target said.
+    assert len(set(drafter.last_stats.accepted_lens)) > 2
+    assert num_rows == 1 or len({drafter.last_stats.row_ids.count(row) for row in range(num_rows)}) > 1
+    for ours, theirs in zip(out.logits, plain.logits, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+
+
+def test_a_promise_does_not_go_for_subclasses():
+    class Counting(Promised):
+        pass
+
+    assert is_stateless(Promised(True)) and not is_stateless(Counting(True))
 
 
 def test_batch_rows_are_processed_as_in_plain_generate():

@@ -22,12 +22,19 @@ class Custom(LogitsProcessor):
         return scores.scatter_add(1, favoured, torch.ones_like(favoured, dtype=scores.dtype)) / 1.5
 
 
+class Promised(Custom):
+    """The same, and drafts go through it too."""
+
+    is_stateless = True
+
+
 OPTIONS = {
     "plain": {},
     "warpers": {"temperature": 0.8, "top_k": 5, "top_p": 0.95, "min_p": 0.02},
     "penalty": {"repetition_penalty": 1.6, "temperature": 1.3},
     "prefix": {"no_repeat_ngram_size": 2, "sequence_bias": [[[2], 1.0], [[1, 3], -2.0]], "typical_p": 0.9},
     "custom": {"processors": lambda: [Custom()], "top_k": 5},
+    "promised": {"processors": lambda: [Promised()], "top_k": 5},
 }
 
 
@@ -72,7 +79,9 @@ def test_joint_distribution_of_a_real_drafter(small_target):
     assert sampled_p_value(small_target, drafter, num_samples=400, temperature=0.9) > 1e-6
 
 
-@pytest.mark.parametrize(("name", "num_samples"), [("warpers", 1200), ("penalty", 600), ("custom", 1200)])
+@pytest.mark.parametrize(
+    ("name", "num_samples"), [("warpers", 1200), ("penalty", 600), ("custom", 1200), ("promised", 600)]
+)
 def test_joint_distribution_of_a_batch(small_target, name, num_samples):
     drafter = TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,))
     assert (

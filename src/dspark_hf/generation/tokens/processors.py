@@ -1,6 +1,7 @@
 """Logits processors of transformers that may be called out of order and with some rows of the batch only.
 
-Processors are told apart by their exact class, because a subclass may do anything.
+Processors are told apart by their exact class, because a subclass may do anything. Another class promises by
+`is_stateless = True` in its own body that it is a function of prefix and scores, as those of transformers below are.
 Shapes: B rows at work, n positions, V vocabulary.
 """
 
@@ -54,6 +55,17 @@ STATELESS = PREFIX_FREE | frozenset(
 )
 
 
+def is_stateless(processor: LogitsProcessor) -> bool:
+    """Whether a processor is a function of prefix and scores, row by row: one of transformers, or one that says so.
+
+    Args:
+        processor (`LogitsProcessor`): The processor.
+    """
+    kind = type(processor)
+    # What a class says does not go for its subclasses.
+    return kind in STATELESS or vars(kind).get("is_stateless") is True
+
+
 def process_by_length(
     processor: LogitsProcessor, ids: Tensor, lens: list[int], scores: Tensor, row_ids: list[int], batch_size: int
 ) -> Tensor:
@@ -81,6 +93,9 @@ def process_by_length(
         is_usable = flat.amax(-1, keepdim=True).isfinite()
         processed = processor(ids[:, : min(lens)], torch.where(is_usable, flat, 0.0))
         return torch.where(is_usable, processed, flat).view(scores.shape)
+    if type(processor) not in STATELESS:
+        # It may write into what it is given.
+        scores = scores.clone()
     num_positions = scores.shape[1]
     if min(lens) == max(lens):
         of_rows = for_rows(processor, row_ids, batch_size)

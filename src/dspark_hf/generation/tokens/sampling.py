@@ -17,15 +17,16 @@ from dspark_hf.modeling.drafting import PickFn, PlainDraw
 from dspark_hf.ops.candidates import Candidates
 from dspark_hf.ops.verify import Verification, accept_or_redraw, draw, verify_argmax, verify_sampled
 
-from .processors import PREFIX_FREE, STATELESS, TOKEN_FREE, process_by_length
+from .processors import PREFIX_FREE, TOKEN_FREE, is_stateless, process_by_length
 
 
 class TokenChooser:
     """Turns logits into tokens, for drafts and for their verification.
 
-    If a processor is unknown (custom, or with a state, such as classifier-free guidance), positions are judged one
-    after the other (`in_order`): it is called once per emitted token, with that token's true prefix, as in plain
-    `generate()`, and the drafter does without it. Rows of a batch must then have the same length.
+    If a processor is unknown (custom, or with a state, such as classifier-free guidance) and does not say that it
+    keeps none ([`~generation.tokens.processors.is_stateless`]), positions are judged one after the other (`in_order`):
+    it is called once per emitted token, with that token's true prefix, as in plain `generate()`, and the drafter does
+    without it. Rows of a batch must then have the same length.
 
     Args:
         processors (`LogitsProcessorList`): The processors that `generate()` prepared.
@@ -48,8 +49,8 @@ class TokenChooser:
         self.processors = processors
         self._batch_size = batch_size
         self.do_sample = do_sample
-        self.in_order = any(type(processor) not in STATELESS for processor in processors)
-        self._draft_processors = [processor for processor in processors if type(processor) in STATELESS]
+        self.in_order = not all(map(is_stateless, processors))
+        self._draft_processors = [processor for processor in processors if is_stateless(processor)]
         self._reads_prefix = any(type(processor) not in PREFIX_FREE for processor in self._draft_processors)
         self._tells_tokens = any(type(processor) not in TOKEN_FREE for processor in self._draft_processors)
         self._verification: Verification = speculation.verification
