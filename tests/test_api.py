@@ -5,6 +5,7 @@
     python tests/test_api.py
 """
 
+import importlib
 import inspect
 import re
 import sys
@@ -87,6 +88,26 @@ def test_every_public_name_has_an_entry_in_the_reference():
     pages = [page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference").glob("*.md")]
     entries = re.findall(r"^::: dspark_hf\.(\w+)$", "\n".join(pages), re.MULTILINE)
     assert sorted(entries) == sorted(dspark_hf.__all__)
+
+
+def test_every_name_that_pages_import_has_an_entry_in_the_reference():
+    pages = [page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference").glob("*.md")]
+    entries = set(re.findall(r"^::: ([\w.]+)$", "\n".join(pages), re.MULTILINE))
+    rows = (ROOT / "docs" / "names.md").read_text(encoding="utf-8").split("What else")[1].split("\n## ")[0]
+    missing, num_found = set(), 0
+    for places, told in re.findall(r"^\| ((?:`dspark_hf[\w.]+`(?:, )?)+) \| (.*) \|$", rows, re.MULTILINE):
+        homes, names = [], re.findall(r"`(\w+)(?:\(\))?`", told)
+        for place in re.findall(r"`([\w.]+)`", places):
+            owner, _, last = place.rpartition(".")
+            # What has no module of its own is itself the name.
+            is_module = inspect.ismodule(getattr(importlib.import_module(owner), last, inspect))
+            homes.append(place if is_module else owner)
+            names += [] if is_module else [last]
+        for name in names:
+            paths = {f"{home}.{name}" for home in homes if hasattr(importlib.import_module(home), name)}
+            num_found += bool(paths & entries)
+            missing |= set() if paths & entries else paths
+    assert num_found > 40 and missing == set()
 
 
 def test_every_entry_of_the_reference_exists():
