@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dspark_hf import DSparkModel
 from dspark_hf.data.features import TargetFeatures
@@ -23,6 +24,7 @@ from dspark_hf.trainers.objective import DistillObjective
 
 VOCAB, TAPS = 61, [1, 3, 4]
 OTHER_ROPE = {"rope_type": "default", "rope_theta": 20.0}
+HEADER = VOCAB - 1  # what the chat template puts in front; its text goes by other rules
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Case:
     may_be_harmless: bool = False
     alone: dict[str, Any] = field(default_factory=dict)
     plain: Any = None
+    tokenizer: Any = None  # one with a chat template
+    is_raw: bool = False  # whether prompts do not go through it
 
 
 def language(seed, num_rows, length, noise=0.1):
@@ -54,8 +58,26 @@ def language(seed, num_rows, length, noise=0.1):
     return ids
 
 
-def make_target(seed, num_steps=150):
-    """A target that has learned a language of its own."""
+def chat_language(seed, num_rows, length):
+    """Rows of two languages, one of which begins with a header."""
+    rows = language(seed, num_rows, length)
+    rows[::2] = torch.cat(
+        [torch.full((len(rows[::2]), 1), HEADER), language(seed + 500, len(rows[::2]), length - 1)], 1
+    )
+    return rows
+
+
+def chat_tokenizer():
+    """Words w0, w1, ... and a chat template which puts the header in front."""
+    words = Tokenizer(models.WordLevel({f"w{token}": token for token in range(VOCAB)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    made = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0")
+    made.chat_template = f"w{HEADER} {{% for message in messages %}}{{{{ message.content }}}}{{% endfor %}}"
+    return made
+
+
+def make_target(seed, num_steps=150, text_of=language):
+    """A target that has learned a language of its own, or what `text_of(seed, num_rows, length)` gives."""
     torch.manual_seed(seed)
     config = LlamaConfig(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=6,
                          num_attention_heads=4, num_key_value_heads=2, initializer_range=0.1, eos_token_id=None,
@@ -63,7 +85,7 @@ def make_target(seed, num_steps=150):
     target = LlamaForCausalLM(config)
     optimizer = torch.optim.AdamW(target.parameters(), lr=3e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=num_steps)
-    text = language(seed, 32 * num_steps, 24)
+    text = text_of(seed, 32 * num_steps, 24)
     for rows in text.split(32):
         target(input_ids=rows, labels=rows).loss.backward()
         optimizer.step()
@@ -79,13 +101,15 @@ def fresh(target):
     ).eval()
 
 
-def trained(target, seed, num_steps=200, num_rows=128, length=32):
-    """A drafter after some steps on text that the target wrote."""
+def trained(target, seed, num_steps=200, num_rows=128, length=32, has_header=False):
+    """A drafter after some steps on text that the target wrote, all of it behind the header, if it `has_header`."""
     torch.manual_seed(seed)
     drafter = fresh(target)
     options = {"do_sample": True, "temperature": 0.7, "top_k": 0}
     start = language(target.language_seed, num_rows, 4, noise=0.0)
-    ids = target.generate(start, max_new_tokens=length - 4, speculation=False, **options)
+    if has_header:
+        start = torch.cat([torch.full((num_rows, 1), HEADER), start[:, :1]], 1)
+    ids = target.generate(start, max_new_tokens=length - start.shape[1], speculation=False, **options)
     features, last = TargetFeatures(target, TAPS)(ids)
     optimizer = torch.optim.AdamW(drafter.parameters(), lr=4e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=num_steps)
@@ -163,13 +187,27 @@ def cases(target, drafter, seed):
                target)  # fmt: skip
 
 
+def chat_cases(seed):
+    """A drafter that knows the text behind a chat template, with prompts of either form."""
+    target, tokenizer = make_target(seed, num_steps=250, text_of=chat_language), chat_tokenizer()
+    drafter = trained(target, seed, has_header=True)
+    slots = changed(drafter, sample_from_anchor=False)
+    yield Case("fits, template", set(), target, drafter, tokenizer=tokenizer)
+    yield Case("raw prompts", {"template"}, target, drafter, tokenizer=tokenizer, is_raw=True)
+    yield Case("raw prompts, slots", {"template", "from_anchor"}, target, slots, tokenizer=tokenizer, is_raw=True)
+
+
 def judge(case, seed, whole):
     """A verdict on a verdict, and the diagnosis.
 
     `right`, `part` where one of two causes is named, `harmless` where every cause that is not named costs less than a
     sixth of the drafts which stand with the drafter as it was trained (`whole`), or `wrong`.
     """
-    found = diagnose(case.target, case.drafter, prompts=prompts(seed))
+    if case.tokenizer is None:
+        found = diagnose(case.target, case.drafter, prompts=prompts(seed))
+    else:
+        words = [f"w{rows[0]}" for rows in prompts(seed)]
+        found = diagnose(case.target, case.drafter, case.tokenizer, words, template=not case.is_raw)
     causes = set(found.causes)
     if causes == case.causes:
         return "right", found
@@ -197,7 +235,7 @@ def count(seeds, print_line=lambda line: None):
     for seed in seeds:
         target = make_target(seed)
         drafter = trained(target, seed)
-        for case in cases(target, drafter, seed):
+        for case in (*chat_cases(seed), *cases(target, drafter, seed)):
             verdict, found = judge(case, seed, drafter)
             counts.setdefault(case.name, Counter())[verdict] += 1
             first = found.evidence[0]

@@ -22,7 +22,7 @@ class Reading:
         taps (`tuple[int, ...]`, *optional*): Layers whose outputs it gets.
         from_anchor (`bool`, *optional*): `sample_from_anchor`.
         block_size (`int`, *optional*): Inputs of a block.
-        rope (`tuple`, *optional*): Items of `rope_parameters` of the draft layers.
+        rope (`tuple`, *optional*): Items of `rope_parameters` of the draft layers, lists as tuples.
         dtype (`torch.dtype`, *optional*): The drafter's.
         template (`bool`, *optional*): Whether prompts go through the chat template.
         target_adapter, drafter_adapter (`bool`, *optional*): `False` to switch it off.
@@ -45,13 +45,22 @@ class Reading:
         return {name for name, value in vars(self).items() if value is not None and name != "is_grave"}
 
     @property
-    def keeps_texts(self) -> bool:
-        """Whether it drafts behind the plain reading's answers, so that blocks can be compared one by one."""
-        return self.template is None and self.target_adapter is None
+    def texts(self) -> tuple[bool | None, bool | None]:
+        """Which answers it drafts behind; blocks behind the same ones can be compared one by one."""
+        return self.template, self.target_adapter
+
+    @property
+    def rope_parameters(self) -> dict[str, Any]:
+        """`rope` as a config has it."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in self.rope or ()}
 
     def with_other(self, other: "Reading") -> "Reading":
         """The changes of this reading and of the `other` at once."""
         return replace(self, **{name: getattr(other, name) for name in other.changes})
+
+    def without(self, name: str) -> "Reading":
+        """This reading with `name` as the config has it."""
+        return replace(self, **{name: None})
 
 
 def alternatives(target: Any, drafter: Any, *, template: bool, has_template: bool) -> Iterator[Reading]:
@@ -96,7 +105,7 @@ def read_as(drafter: Any, reading: Reading) -> DraftModel:
     if reading.block_size is not None:
         model.config.block_size = reading.block_size
     if reading.rope is not None:
-        model.config.decoder_config.rope_parameters = dict(reading.rope)
+        model.config.decoder_config.rope_parameters = reading.rope_parameters
         model.rotary_emb = model.family.rotary(model.config.decoder_config).to(model.device)
     return model
 
@@ -136,4 +145,4 @@ def _other_ropes(config: Any, target: Any) -> Iterator[tuple[tuple[str, Any], ..
     for rope in others:
         if rope not in seen:
             seen.append(rope)
-            yield tuple(rope.items())
+            yield tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in rope.items())

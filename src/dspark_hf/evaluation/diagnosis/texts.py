@@ -22,7 +22,7 @@ PROMPTS = (
     "Summarize the plot of Romeo and Juliet in a few sentences.",
     "Translate into German: The weather is nice today, so we are going for a walk.",
 )
-_MAX_NEW_TOKENS, _ANCHORS_OF_TEXT = 64, 24
+_MAX_NEW_TOKENS, _ANCHORS_OF_TEXT = 64, 64
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,9 @@ def tau_chart(summaries: Summaries) -> Figure | None:
     lines = [(label, rows) for label, rows in lines if rows]
     if not lines:
         return None
-    tasks = list(dict.fromkeys(row["task"] for _, rows in lines for row in rows))
+    # A picture that stands alone says what is a cut, too.
+    cuts = {row["task"]: row["cut"] for _, rows in lines for row in rows}
+    tasks, names = list(cuts), [f"{task}\n({cut})" if cut else task for task, cut in cuts.items()]
     figure, axes = _figure(width=max(_SIZE[0], 0.9 * len(tasks) + 1.5))
     width = 0.8 / len(lines)
     for index, (label, rows) in enumerate(lines):
@@ -61,7 +63,7 @@ def tau_chart(summaries: Summaries) -> Figure | None:
         axes.bar(places, [row["tau"] for row in rows], width, color=_colour(index), label=label,
                  yerr=list(zip(*errors, strict=True)), ecolor=_INK, error_kw={"linewidth": 0.8})  # fmt: skip
     axes.set(ylabel="tokens per round (plain: 1)", ylim=(1, axes.get_ylim()[1] * 1.1))
-    axes.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
+    axes.set_xticks(range(len(tasks)), names, rotation=30, ha="right")
     return _done(figure, axes)
 
 

@@ -1,7 +1,6 @@
 """The report: one HTML file that needs nothing else, and its pictures as PNG."""
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,12 +94,18 @@ def _run(summary: Mapping[str, Any]) -> dict[str, Any]:
             "time": source.get("time"),
             "commit": made["commit"],
             "target": f"{made['target']} ({made['weights']})",
-            "ways": json.dumps(made["ways"]),
-            "machine": json.dumps(made["machine"]),
-            "versions": json.dumps(made["versions"]),
-            **{f"task {task['name']}": json.dumps(task["source"]) for task in made["tasks"]},
+            **{f"way {name}": _told(about) for name, about in made["ways"].items()},
+            "machine": _told(made["machine"]),
+            "versions": _told(made["versions"]),
+            **{f"task {task['name']}": _told(task["source"]) for task in made["tasks"]},
         },
     }
+
+
+def _told(facts: Mapping[str, Any]) -> str:
+    """Facts in one line."""
+    parts = ((name, f"({_told(value)})" if isinstance(value, Mapping) else value) for name, value in facts.items())
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in parts if value not in (None, "()"))
 
 
 @functools.cache

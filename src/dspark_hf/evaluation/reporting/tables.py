@@ -292,7 +292,7 @@ def side_by_side(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     names, cells = list(summaries), {}
     for name, summary in summaries.items():
         for row in _rows(summary, categories=False):
-            key = (row["task"], row["temperature"], row["batch_size"], row["way"])
+            key = (_task(row), row["temperature"], row["batch_size"], row["way"])
             cells.setdefault(key, {})[name] = (_number(row["tau"]), _ratio(row))
     rows = [
         [key[0], _degrees(key[1]), str(key[2]), key[3], *(one.get(name, ("", ""))[index]

@@ -96,15 +96,14 @@ def evaluate(
     calls: list[Call] = []
     with Journal(folder.records(rank), {**made_with, "rank": rank}, resume=resume) as kept:
         runner = _Runner(target, tokenizer, ways, settings, copies, rank)
-        try:
-            for index, batch in enumerate(mine):
-                calls += runner.answer(batch, kept)
-                if report is not None:
-                    report(index + 1, len(mine), batch.name)
-        finally:
-            # Of a run that was stopped, too, a report shows the text.
+        for index, batch in enumerate(mine):
+            answered = runner.answer(batch, kept)
+            calls += answered
             if out is not None:
-                folder.add_tokens(calls, tokenizer)
+                # At once: of a run that was killed, too, a report shows the text.
+                folder.add_tokens(answered, tokenizer)
+            if report is not None:
+                report(index + 1, len(mine), batch.name)
     if out is None:
         return {"made_with": made_with, **summarize(calls, _names(ways), task_facts(made_with))}
     return folder.finish(made_with, len(batches), provenance(target.device))

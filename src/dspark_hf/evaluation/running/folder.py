@@ -96,6 +96,8 @@ class RunFolder:
         with FileLock(self.path / ".summary.lock"):
             known = self.tokens()
             new = sorted(ids - set(known))
+            if not new:
+                return
             known |= dict(zip(new, tokenizer.batch_decode([[one] for one in new]), strict=True))
             write_text(self.path / TOKENS, json.dumps({str(one): known[one] for one in sorted(known)}))
 
