@@ -65,6 +65,7 @@ def test_an_estimate_needs_no_work(dspark, recipe, tmp_path):
     outcome = dspark("train", "--config", recipe, "--estimate", "data=null", "block_size=3", "draft_vocab_size=100")
     assert "not known: give data, or estimate.tokens" in outcome.out
     assert "vLLM will not serve this drafter: it has no LlamaDSparkModel; it needs the output head's" in outcome.out
+    assert "family=qwen3 makes a drafter of those they have." in outcome.out
     assert not (tmp_path / "out").exists()
 
 

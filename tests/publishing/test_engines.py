@@ -41,7 +41,7 @@ OWN_PACKAGING = ["reads its own packaging alone"]
          ["reads a reduced"]),
         ({"draft_vocab_size": 100, "own_lm_head": True}, [], ["no reduced"], ["reads a reduced"]),
         ({"draft_vocab_size": 260}, [], [], []),
-        ({"architectures": ["LlamaDSparkModel"]}, *[["no LlamaDSparkModel"]] * 3),
+        ({"architectures": ["LlamaDSparkModel"]}, *[["no LlamaDSparkModel$"]] * 3),
         (GEMMA, ["attention_k_eq_v must be true"], ["no Gemma4"], ["no Gemma4"]),
         (GEMMA | {"attention_k_eq_v": True}, [], ["no Gemma4"], ["no Gemma4"]),
         (GEMMA | {"attention_k_eq_v": True} | SLIDES, ["all 'full_attention'"], ["no Gemma4", "needs? sliding"],
@@ -63,6 +63,23 @@ def test_flat(changes, vllm, sglang, llama_cpp):
     told = not_served(checkpoint)
     assert len(told) == bool(vllm) + bool(sglang) + bool(llama_cpp)
     assert all(" will not serve this drafter: " in sentence for sentence in told)
+
+
+@pytest.mark.parametrize(("changes", "kind"), [
+    ({"model_type": "llama"}, "dspark drafter of llama"), ({"markov_head_type": "domino"}, "domino drafter of qwen3"),
+])  # fmt: skip
+def test_no_conversion_is_advised_that_would_be_refused(changes, kind):
+    checkpoint = Checkpoint(FLAT | changes | {"draft_vocab_size": 100, "sample_from_anchor": False})
+    told = [problem for engine in ENGINES.values() for problem in engine.problems(checkpoint)]
+    assert not any("--format speculators" in problem for problem in told)
+    assert f"it reads its own packaging alone, which has no place for a {kind} layers" in told
+
+
+def test_a_family_that_no_engine_has_is_told_with_the_one_that_they_have():
+    checkpoint = Checkpoint(FLAT | {"architectures": ["LlamaDSparkModel"], "model_type": "llama"})
+    assert not_served(checkpoint)[-1] == (
+        "No engine has llama draft layers: family=qwen3 makes a drafter of those they have."
+    )
 
 
 def assert_told(problems, expected):
@@ -140,7 +157,9 @@ def test_tensors_that_contradict_their_config(tmp_path, tiny_target_dir):
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert "it lacks the tensor hidden_norm.weight" in not_served(Checkpoint.read(tmp_path))[0]
     save_file({f"model.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
-    assert "must not begin with 'model.', as model.confidence_head" in not_served(Checkpoint.read(tmp_path))[0]
+    assert "hold parts that wrappers put there, as model.confidence_head" in not_served(Checkpoint.read(tmp_path))[0]
+    save_file({f"module.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    assert "`dspark convert DRAFTER FOLDER` writes them without" in not_served(Checkpoint.read(tmp_path))[0]
 
 
 def test_what_is_no_drafter_that_stands_alone(tmp_path):
@@ -162,8 +181,13 @@ def test_a_line_when_saving(model_cls, tmp_path, tiny_target_dir, caplog):
     )
     drafter.save_pretrained(tmp_path)
     drafter.save_pretrained(tmp_path)
-    told = [record.message for record in caplog.records if "will not serve" in record.message]
-    assert len(told) == len(set(told)) == 3 and told == not_served(Checkpoint.read(tmp_path))
+    told = [
+        record.message
+        for record in caplog.records
+        if "this drafter: " in record.message or "No engine" in record.message
+    ]
+    assert len(told) == len(set(told)) == 3 + (model_cls is not Eagle3Model)
+    assert told == not_served(Checkpoint.read(tmp_path))
     AutoDrafter.from_pretrained(tmp_path).save_pretrained(tmp_path / "again", is_main_process=False)
 
 

@@ -70,7 +70,8 @@ class DrafterFolder:
             raise ValueError(
                 f"{path} holds no drafter in the flat layout: its {CONFIG} lacks target_layer_ids with block_size or "
                 "ttt_length. Name the folder that save_pretrained of a drafter wrote; a composite one keeps it in "
-                "dspark/, and another packaging becomes one by AutoDrafter.from_pretrained(old).save_pretrained(new)."
+                "dspark/, and another packaging becomes one by AutoDrafter.from_pretrained(old).save_pretrained(new). "
+                "What `dspark convert` wrote for an engine goes up as it is: `hf upload OWNER/NAME FOLDER`."
             )
         check_config(config, path / CONFIG)
         adapter = read_json(path / ADAPTER_CONFIG) if (path / ADAPTER_CONFIG).is_file() else None

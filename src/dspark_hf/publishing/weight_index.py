@@ -11,6 +11,10 @@ from dspark_hf.messages import shown
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SUFFIX = ".safetensors"
+# What wrappers around a model put into the names of its tensors: DDP, torch.compile, FSDP.
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module"}
+# What a model that holds the drafter's layers puts before them.
+HOLDER = "model."
 
 
 class Stored(NamedTuple):

@@ -3,10 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 
-# What wrappers around a model put into the names of its tensors: DDP, torch.compile, FSDP.
-_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module"}
-# What a model that holds the drafter's layers puts before them.
-_HOLDER = "model."
+from dspark_hf.publishing.weight_index import HOLDER, WRAPPERS
 
 
 def without_wrappers(names: Iterable[str], where: str) -> dict[str, str]:
@@ -21,8 +18,8 @@ def without_wrappers(names: Iterable[str], where: str) -> dict[str, str]:
     """
     plain: dict[str, str] = {}
     for name in sorted(names):
-        parts = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-        short = parts.removeprefix(_HOLDER)
+        parts = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        short = parts.removeprefix(HOLDER)
         if short in plain:
             raise ValueError(
                 f"{where} holds {plain[short]!r} and {name!r}, which without the parts that wrappers put into names "

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dspark_hf.files import follow_umask, write_json
 from dspark_hf.modeling import DraftModel, DSparkModel, Eagle3Config
+from dspark_hf.publishing.engines.checkpoint import SPECULATORS_LAYERS
 
 from .packaging import WAY_OUT, Packaging, known_fields, with_heads
 
@@ -17,8 +18,6 @@ _VERSION = "0.9.0"
 _CLASSES = {"dspark": "DSparkSpeculator", "dflash": "DFlashSpeculator", "eagle3": "Eagle3Speculator"}
 _TAPS = {"dspark": "aux_hidden_state_layer_ids", "eagle3": "eagle_aux_hidden_state_layer_ids"}
 _TAPS["dflash"] = _TAPS["dspark"]
-# Layers that its readers build.
-_LAYERS = {"dspark": ("qwen3",), "dflash": ("qwen3",), "eagle3": ("qwen3", "llama")}
 # Ours that mean the same there, and those that other readers pass over.
 _SHARED = (
     "block_size", "mask_token_id", "sample_from_anchor", "markov_rank", "markov_head_type", "enable_confidence_head",
@@ -90,9 +89,14 @@ class Speculators(Packaging):
         kind = "domino" if getattr(config, "markov_head_type", None) == "domino" else config.model_type
         if kind == "dspark" and not (config.markov_rank or config.enable_confidence_head):
             kind = "dflash"
-        if layers not in _LAYERS.get(kind, ()):
+        if kind not in SPECULATORS_LAYERS:
             raise ValueError(
-                f"speculators' packaging holds {kind} drafters of {' or '.join(_LAYERS.get(kind, ('no',)))} layers, "
+                f"speculators' packaging has no place for a {kind} drafter, only for "
+                f"{', '.join(SPECULATORS_LAYERS)}. Save it in the flat layout, or in SpecForge's (--format specforge)."
+            )
+        if layers not in SPECULATORS_LAYERS[kind]:
+            raise ValueError(
+                f"speculators' packaging holds {kind} drafters of {' or '.join(SPECULATORS_LAYERS[kind])} layers, "
                 f"got {layers}. Save it in the flat layout."
             )
         folder = Path(folder)
@@ -152,6 +156,8 @@ def _config(drafter: DraftModel, kind: str) -> dict[str, Any]:
         _TAPS[kind]: [tap + 1 for tap in config.target_layer_ids],
         **{name: value for name, value in shared.items() if value is not None},
         **non_causal,
+        # Heads of block drafters are copies of the target's there, unless this says otherwise.
+        **({"own_lm_head": True} if is_block and config.own_lm_head else {}),
         **({} if is_block else {"embed_requires_grad": config.own_embed_tokens}),
         "speculators_config": {
             "algorithm": kind,

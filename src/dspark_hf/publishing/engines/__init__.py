@@ -32,6 +32,10 @@ ENGINES = {
 }
 
 
+# Families whose block drafters no engine has a class for, of targets that take Qwen3-shaped ones too.
+_UNSERVED = ("llama", "qwen3_5", "qwen3_5_text")
+
+
 def get_engine(name: str) -> Engine:
     """An engine by the `name` that `--check` takes.
 
@@ -53,7 +57,13 @@ def not_served(checkpoint: Checkpoint) -> list[str]:
         `list[str]`: None where all serve it.
     """
     found = {engine.name: engine.problems(checkpoint) for engine in ENGINES.values() if engine.serves}
-    return [f"{name} will not serve this drafter: {'; '.join(why)}." for name, why in found.items() if why]
+    told = [f"{name} will not serve this drafter: {'; '.join(why)}." for name, why in found.items() if why]
+    # A target of the same shape gets such layers by default, and its user may not mean to choose them.
+    if len(told) == len(found) and checkpoint.layers in _UNSERVED and checkpoint.kind in ("dspark", "dflash"):
+        told.append(
+            f"No engine has {checkpoint.layers} draft layers: family=qwen3 makes a drafter of those they have."
+        )
+    return told
 
 
 __all__ = ["CONVERT", "ENGINES", "Checkpoint", "Engine", "get_engine", "not_served"]

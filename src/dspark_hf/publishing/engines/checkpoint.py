@@ -12,10 +12,12 @@ from typing import Any
 from dspark_hf.files import read_json
 from dspark_hf.publishing.config_fields import check_fields
 from dspark_hf.publishing.contents import CONFIG
-from dspark_hf.publishing.weight_index import read_stored
+from dspark_hf.publishing.weight_index import HOLDER, WRAPPERS, read_stored
 
 # What a converted checkpoint has besides the one it was made of.
 CONVERT = "`dspark convert DRAFTER FOLDER --format speculators --target TARGET`"
+# Layers of which speculators' packaging holds a drafter, by its kind.
+SPECULATORS_LAYERS = {"dspark": ("qwen3",), "dflash": ("qwen3",), "eagle3": ("qwen3", "llama")}
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,21 @@ class Checkpoint:
         return (self.config.get("transformer_layer_config") or {}) if self.is_speculators else self.config
 
     @property
+    def layers(self) -> str:
+        """The draft layers' `model_type`."""
+        named = self.decoder.get("model_type")
+        return "qwen3" if self.nested is not None and named in (None, "dspark", "dflash") else str(named)
+
+    def conversion(self, what: str) -> str:
+        """The end of a sentence: what writes it in speculators' packaging; nothing where that has no place for it.
+
+        Args:
+            what (`str`): What is gained, in a word.
+        """
+        is_written = self.is_speculators or self.layers in SPECULATORS_LAYERS.get(self.kind, ())
+        return f"; {CONVERT} writes {what}" if is_written else ""
+
+    @property
     def architecture(self) -> str:
         """The name by which engines choose a class."""
         return (self.config.get("architectures") or ["none"])[0]
@@ -110,9 +127,12 @@ class Checkpoint:
         """Tensors whose shapes or names are not those that the config asks for; of the kinds that draft blocks."""
         if self.shapes is None or self.kind not in ("dspark", "dflash"):
             return []
-        wrapped = sorted(name for name in self.shapes if name.startswith("model."))
+        wrapped = sorted(name for name in self.shapes if name.startswith(HOLDER) or WRAPPERS & set(name.split(".")))
         if wrapped:
-            return [f"its tensors must not begin with 'model.', as {wrapped[0]} does"]
+            return [
+                f"names of its tensors hold parts that wrappers put there, as {wrapped[0]} does; `dspark convert "
+                "DRAFTER FOLDER` writes them without"
+            ]
         if unsaid := [name for name in ("hidden_size", "vocab_size") if self.decoder.get(name) is None]:
             return [f"its config.json does not say {' and '.join(unsaid)}"]
         return [

@@ -4,7 +4,7 @@ From its pull requests, merged where not said otherwise: 25173 (DSpark), 26275 (
 27730 (`DSparkDraftModel`), and 25549 and 29226 (Gemma 4, both open). The converter itself was not at hand.
 """
 
-from .checkpoint import CONVERT, Checkpoint
+from .checkpoint import Checkpoint
 
 _ARCHITECTURES = ("Qwen3DSparkModel", "DSparkDraftModel", "Lfm2DSparkDraftModel")
 
@@ -30,7 +30,10 @@ def problems(checkpoint: Checkpoint) -> list[str]:
         found.append(f"its files hold the vanilla sequential head only, not {checkpoint.head_type}")
     if not checkpoint.is_speculators:
         if checkpoint.is_reduced:
-            found.append(f"it reads a reduced draft vocabulary in speculators' packaging; {CONVERT} writes that")
+            found.append(
+                f"it reads a reduced draft vocabulary in speculators' packaging{checkpoint.conversion('that')}"
+            )
         if checkpoint.config.get("sample_from_anchor") is False:
-            found.append(f"in this layout it lets the anchor draft; {CONVERT} writes one that says otherwise")
+            says = checkpoint.conversion("one that says otherwise")
+            found.append(f"in this layout it lets the anchor draft{says}")
     return found + checkpoint.contradictions()

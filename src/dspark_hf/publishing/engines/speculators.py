@@ -3,7 +3,7 @@
 Its files, below `speculators/`: `config.py`, `model.py`, and `models/` with `dspark/`, `dflash/` and `eagle3/`.
 """
 
-from .checkpoint import CONVERT, Checkpoint
+from .checkpoint import Checkpoint
 
 
 def problems(checkpoint: Checkpoint) -> list[str]:
@@ -13,7 +13,8 @@ def problems(checkpoint: Checkpoint) -> list[str]:
         checkpoint ([`Checkpoint`]): The drafter.
     """
     if not checkpoint.is_speculators:
-        return [f"it reads its own packaging alone; {CONVERT} writes that"]
+        lacks = f", which has no place for a {checkpoint.kind} drafter of {checkpoint.layers} layers"
+        return [f"it reads its own packaging alone{checkpoint.conversion('that') or lacks}"]
     config, kind, layers = checkpoint.config, checkpoint.kind, checkpoint.decoder.get("model_type")
     speculation = config.get("speculators_config") or {}
     found = []

@@ -5,7 +5,7 @@ Its files, below `vllm/`: `config/speculative.py` (which drafters are DSpark's),
 `transformers_utils/configs/speculators/` with `algos.py` and `base.py` (speculators' packaging).
 """
 
-from .checkpoint import CONVERT, Checkpoint
+from .checkpoint import Checkpoint
 
 _QWEN3, _GEMMA4 = "Qwen3DSparkModel", "Gemma4DSparkModel"
 # Layers that it has an EAGLE-3 class for (algos.py, update_eagle3).
@@ -25,7 +25,7 @@ def problems(checkpoint: Checkpoint) -> list[str]:
     if checkpoint.nested is not None:
         return _nested(checkpoint)
     if checkpoint.kind == "eagle3":
-        return [f"it reads EAGLE-3 drafters in speculators' packaging alone; {CONVERT} writes that"]
+        return [f"it reads EAGLE-3 drafters in speculators' packaging alone{checkpoint.conversion('that')}"]
     found = []
     if checkpoint.architecture not in (_QWEN3, _GEMMA4):
         found.append(f"it has no {checkpoint.architecture}")
@@ -82,8 +82,8 @@ def _vocabulary(checkpoint: Checkpoint) -> list[str]:
     if not missing:
         return []
     return [
-        f"it needs the output head's rows of a reduced draft vocabulary in the checkpoint ({', '.join(missing)}); "
-        f"{CONVERT} writes them"
+        "it needs the output head's rows of a reduced draft vocabulary in the checkpoint "
+        f"({', '.join(missing)}){checkpoint.conversion('them')}"
     ]
 
 
