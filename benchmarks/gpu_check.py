@@ -5,12 +5,13 @@
 
 In order, each part written down when it is done, an error in one of them as well:
 
-* `tests`: what is marked `gpu`;
+* `tests`: what is marked `gpu`, static rounds captured in graphs among it;
 * `embedded`: the embedded pair in bfloat16, greedy, at batch 1, 8 and 32: plain `generate()` with a dynamic cache and
   with a static one, which transformers compiles; transformers' own assisted loop with a static cache and the same
   drafter (batch 1); this library's ragged rounds, its static rounds, and those compiled;
 * `synthetic`: the same ways on random weights in the shape of Qwen3-4B with a drafter whose drafts are made to stand
   at chosen rates, each given those before;
+* `long`: plain, ragged and static ones behind long prompts, at the last of the rates: static rounds read all columns;
 * `profile`: kernels of static rounds, by time.
 
 Each way runs twice for code and graphs to be made, and its best of three runs after that counts. `same` says whether
@@ -19,6 +20,7 @@ ids are those of plain `generate()`; in bfloat16 a difference may be a tie.
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -49,15 +51,16 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="The JSON file.")
     add("--dry", action="store_true", help="Tiny models, few tokens, no tests: on a CPU.")
     add("--minutes", type=float, default=6.0, help="No part begins after so many.")
-    add("--parts", nargs="*", default=["tests", "embedded", "synthetic", "profile"], help="Which parts.")
+    add("--parts", nargs="*", default=["tests", "embedded", "synthetic", "profile", "long"], help="Which parts.")
     add("--batch_sizes", type=int, nargs="*", default=[1, 8, 32], help="Rows.")
     add(
         "--rates", type=float, nargs="*", default=[0.6, 0.8, 0.9], help="Of synthetic drafts, each given those before."
     )
+    add("--long_prompt", type=int, default=3000, help="Tokens of long prompts.")
     add("--max_new_tokens", type=int, default=128, help="Tokens of each row.")
     args = parser.parse_args(words)
     if args.dry:
-        args.batch_sizes, args.rates, args.max_new_tokens = [1, 2], [0.8], 12
+        args.batch_sizes, args.rates, args.max_new_tokens, args.long_prompt = [1, 2], [0.8], 12, 200
     return args
 
 
@@ -142,10 +145,14 @@ def measured(target: Any, drafter: Any, options: dict[str, Any], skip: tuple[str
         record: dict[str, Any] = {"way": name, "batch_size": batch_size}
         try:
             drafter.last_stats = None
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
             ids, seconds = timed(call, **runs)
             plain = ids if plain is None else plain
             num_new = ids.shape[0] * (ids.shape[1] - options["input_ids"].shape[1])
             record |= {"seconds": seconds, "tokens_per_second": num_new / seconds}
+            if torch.cuda.is_available():
+                record["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
             record["same"] = ids.shape == plain.shape and bool((ids == plain).all())
             if (stats := drafter.last_stats) is not None:
                 names = ("round_kind", "rounds", "tau", "host_reads", "graphs", "buckets")
@@ -161,8 +168,12 @@ def gpu_tests(args: argparse.Namespace, device: str) -> Any:
     """The last line of pytest."""
     if args.dry:
         return "not in a dry run"
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests", "-p", "no:cacheprovider"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
+    # Collecting all tests takes longer than running these.
+    folders = [f"tests/{name}" for name in ("generation", "ops")]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *folders]
+    # Kernels are the compiled ones.
+    env = os.environ | {"TRITON_INTERPRET": "0"}
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False, env=env)
     return {"returncode": run.returncode, "tail": run.stdout[-2000:]}
 
 
@@ -202,6 +213,18 @@ def embedded(args: argparse.Namespace, device: str) -> Any:
 
 
 def synthetic(args: argparse.Namespace, device: str) -> Any:
+    skip = ("transformers assisted, static", *(["ours, static, compiled"] if args.dry else []))
+    return synthetic_pair(args, device, 64, args.rates, skip)
+
+
+def long(args: argparse.Namespace, device: str) -> Any:
+    skip = ("transformers assisted, static", "plain, static", "ours, static, compiled")
+    return synthetic_pair(args, device, args.long_prompt, args.rates[-1:], skip)
+
+
+def synthetic_pair(
+    args: argparse.Namespace, device: str, prompt_len: int, rates: list[float], skip: tuple[str, ...]
+) -> list[dict]:
     torch.manual_seed(0)
     sizes, dtype = (SMALL, torch.float32) if args.dry else (QWEN3_4B, torch.bfloat16)
     config = Qwen3Config(**sizes, max_position_embeddings=4096, eos_token_id=None, pad_token_id=0, dtype=dtype)
@@ -210,13 +233,13 @@ def synthetic(args: argparse.Namespace, device: str) -> Any:
     taps = [1, 2] if args.dry else [1, 9, 17, 25, 33]
     fields = {"target_layer_ids": taps, "mask_token_id": sizes["vocab_size"] - 1, "block_size": 7}
     drafter = SyntheticDrafter.from_target(target, **fields).eval()
-    records, skip = [], ("transformers assisted, static", *(["ours, static, compiled"] if args.dry else []))
+    records = []
     for batch_size in args.batch_sizes:
-        ids = torch.randint(1, sizes["vocab_size"] - 1, (batch_size, 64), device=device)
+        ids = torch.randint(1, sizes["vocab_size"] - 1, (batch_size, prompt_len), device=device)
         options = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False}
         options["max_new_tokens"] = args.max_new_tokens
         texts = target.generate(**options, speculation=False)
-        for rate in args.rates:
+        for rate in rates:
             drafter.follow(texts, rate)
             # Graphs hold the address of the rate and the texts.
             release(target)
@@ -257,7 +280,7 @@ def main(words: list[str] | None = None) -> None:
         raise ValueError("There is no CUDA device here. Pass --dry to try the program on a CPU.")
     device, started = "cpu" if args.dry else "cuda", time.perf_counter()
     found: dict[str, Any] = {"about": about(device), "dry": args.dry}
-    parts = {"tests": gpu_tests, "embedded": embedded, "synthetic": synthetic, "profile": profile}
+    parts = {"tests": gpu_tests, "embedded": embedded, "synthetic": synthetic, "profile": profile, "long": long}
     for name in args.parts:
         if time.perf_counter() - started > 60 * args.minutes:
             found[name] = "no time was left"

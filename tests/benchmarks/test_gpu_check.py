@@ -18,7 +18,7 @@ def run(tmp_path, *parts):
 
 
 def test_every_way_runs_on_a_synthetic_pair(tmp_path):
-    found = run(tmp_path, "tests", "synthetic")
+    found = run(tmp_path, "tests", "synthetic", "long")
     assert found["dry"] and found["tests"] == "not in a dry run"
     records = found["synthetic"]
     assert [record.get("error") for record in records] == [None] * len(records)
@@ -26,6 +26,8 @@ def test_every_way_runs_on_a_synthetic_pair(tmp_path):
     static = [record for record in records if record["way"] == "ours, static"]
     assert {record["batch_size"] for record in static} == {1, 2}
     assert all(record["round_kind"] == "static" and record["tau"] > 1.5 for record in static)
+    assert {record["way"] for record in found["long"]} == {"plain, dynamic", "ours, ragged", "ours, static"}
+    assert all("error" not in record and record["same"] for record in found["long"])
 
 
 def test_an_error_is_written_down(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ class ScriptedDrafter(DSparkModel):
 
     def propose(self, state, anchor_ids, pick=None, num_slots=None, num_candidates=None):
         proposal = super().propose(state, anchor_ids, pick, num_slots, num_candidates)
-        slots = torch.arange(proposal.ids.shape[1])
+        slots = torch.arange(proposal.ids.shape[1], device=anchor_ids.device)
         starts = state.positions(1, anchor_ids.device)[:, :1].expand(len(anchor_ids), 1)  # [B, 1]
         starts = starts.clamp(0, self.truth.shape[1] - len(slots) - 1)
         rows = (self.truth[:, starts[:, 0]] == anchor_ids).int().argmax(0)  # [B]
@@ -46,4 +46,4 @@ def scripted(target, ids, pattern, max_new_tokens, mask=None, **fields):
     fields = {"target_layer_ids": [0, 2], "mask_token_id": 63, "markov_rank": 8, "block_size": 5} | fields
     torch.manual_seed(3)
     drafter = ScriptedDrafter.from_target(target, **fields)
-    return drafter.script(rows, list(pattern)), plain
+    return drafter.script(rows, list(pattern)).to(target.device), plain

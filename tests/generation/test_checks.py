@@ -65,7 +65,7 @@ def guarded(target, monkeypatch):
         ({"synced_gpus": True}, "synced_gpus=True keeps processes in step, but there is no process group"),
         (
             {"cache_implementation": "static"},
-            "not supported for TableDrafter, which is none .* that draft a whole block",
+            "not supported for TableDrafter, which is none of this library's drafters",
         ),
         ({"assistant_tokenizer": object(), "tokenizer": object()}, "assistant_tokenizer is not supported"),
         ({"speculation": "fast"}, "speculation must be a SpeculationConfig, None .* False, got 'fast'"),

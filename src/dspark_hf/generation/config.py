@@ -53,6 +53,12 @@ class SpeculationConfig:
         record_drafts (`bool`, *optional*, defaults to `False`):
             Whether the stats keep the drafted tokens too (`SpeculationStats.draft_ids`), also those that did not
             stand.
+        static (`bool` or `"auto"`, *optional*):
+            Whether rounds have fixed shapes and stay on the device. By default only where
+            `cache_implementation="static"` or `compile` asks for it. `"auto"` takes them where the target is on a CUDA
+            device, rounds can be captured in CUDA graphs and their buffers take at most a quarter of the free memory,
+            and other rounds elsewhere; `last_stats.why_ragged` then says why. `True` asks for them as
+            `cache_implementation="static"` does, `False` turns them off whatever a generation config asks for.
 
     Raises:
         `ValueError`: If a value is out of range or of the wrong type.
@@ -69,6 +75,7 @@ class SpeculationConfig:
     seed: int | None = None
     measure_time: bool | None = None
     record_drafts: bool = False
+    static: Literal["auto"] | bool | None = None
 
     def __post_init__(self) -> None:
         if self.max_draft_len is not None and not (_is_int(self.max_draft_len) and self.max_draft_len >= 1):
@@ -99,12 +106,16 @@ class SpeculationConfig:
             raise ValueError(f"prompt_lookup must be a PromptLookup, True, False or None, got {self.prompt_lookup!r}.")
         for name, allowed in (
             ("check_target", (True, False)),
+            ("static", ("auto", True, False, None)),
             ("compile", (True, False)),
             ("measure_time", (True, False, None)),
             ("record_drafts", (True, False)),
         ):
-            if not any(getattr(self, name) is value for value in allowed):
+            got = getattr(self, name)
+            if not any(got is value or (isinstance(got, str) and got == value) for value in allowed):
                 raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}.")
+        if self.compile and self.static is False:
+            raise ValueError("compile=True compiles static rounds, and static=False turns them off: leave one out.")
         if self.confidence_threshold > 0 and self.policy not in ("auto", "threshold"):
             raise ValueError(
                 f"confidence_threshold={self.confidence_threshold} verifies by a threshold, and "

@@ -11,12 +11,13 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from dspark_hf.modeling.cache_name import CACHE_NAME
 
-from .choosing import choose_runner, why_ragged
+from .choosing import choose_runner, tell_ragged
 from .drafts.proposing import Offer, Proposer
 from .drafts.turns import DraftContext
 from .request import Request
 from .round_logs import ConfidenceLog, DraftLog
 from .static.context import StaticContext
+from .static.possible import NotStatic
 from .static.runner import StaticRunner
 from .stats import SpeculationStats
 from .stopwatch import Stopwatch
@@ -57,10 +58,9 @@ class SpeculativeLoop:
         chooser = TokenChooser(
             request.logits_processor, bool(config.do_sample), request.batch_size, speculation, self.peers.agree
         )
-        self.chooser, self.target = chooser, choose_runner(request, layout, rules)
+        self.chooser = chooser
+        self.target, self.stats.why_ragged = choose_runner(request, layout, rules)
         self.is_static = isinstance(self.target, StaticRunner)
-        self.stats.round_kind = "static" if self.is_static else "ragged"
-        self.stats.why_ragged = why_ragged(request, rules) if request.is_static else None
         # A single row has ended when all is over.
         keeps_rows = request.needs_all_rows or request.batch_size == 1 or not self.target.can_drop_rows
         self.transcript = Transcript(request.input_ids, rules, config, keeps_rows, request.streamer)
@@ -97,6 +97,8 @@ class SpeculativeLoop:
     def _decode(self, logits: Tensor) -> None:
         """From the first new token to the end, and to a complete cache."""
         transcript = self.transcript
+        if self.is_static:
+            self._prepare_static()
         self.proposer.read_prompt(self.request.prompt_mask, logits.shape[-1])
         num_rows = len(transcript.lens)
         transcript.in_step = num_rows > 1 and (self.needs_level_rows or not self.target.takes_uneven_rows)
@@ -116,6 +118,22 @@ class SpeculativeLoop:
             else:
                 self._catch_up()
         self._complete_cache()
+
+    def _prepare_static(self) -> None:
+        """Make buffers for rounds of fixed shapes, or go on with others where there is no room for them."""
+        try:
+            self.target.prepare(self.request, self.context.state())
+            self.stats.round_kind = "static"
+            return
+        except NotStatic as error:
+            if not self.request.may_be_ragged:
+                raise
+            why = error.what
+        except torch.OutOfMemoryError as error:
+            why = f"there is no memory for their buffers ({' '.join(str(error).split())[:100]})"
+            tell_ragged(why)
+        self.is_static, self.stats.why_ragged = False, why
+        self.target.stay_ragged()
 
     def _enter_static(self, logits: Tensor) -> None:
         """From here on, tokens are made on the device by rounds of fixed shapes, and the host only reads them."""
@@ -162,7 +180,7 @@ class SpeculativeLoop:
         transcript = self.transcript
         if self.is_static:
             with self.watch.part("target"):
-                tokens, accepted_len = self.target.run(offer.lens, any(offer.from_drafter))
+                tokens, accepted_len = self.target.run(offer)
             transcript.note_drafts(tokens)
             return self.settler.take(torch.cat([tokens, accepted_len], 1), None, self._no_logits)
         transcript.note_drafts(offer.ids)

@@ -1,5 +1,6 @@
 """The way into speculative decoding: what is asked for is checked, then the loop runs."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from .checks import (
 from .config import SpeculationConfig
 from .decode import SpeculativeLoop
 from .request import Request
-from .static.possible import STATIC_CACHES, check_static
+from .static.graphs import why_not_captured
+from .static.possible import STATIC_CACHES, NotStatic, asks_for_static, check_by_itself, check_static
 from .target.layout import PromptLayout
 
 
@@ -74,15 +76,13 @@ def speculative_generate(
     check_options(model, generation_config)
     if synced_gpus:
         check_synced(model, drafter, generation_config)
-    # The seam has seen to it that the prompt fills a cache that grows.
-    asked = getattr(generation_config, "static_rounds", None)
-    if asked is None and generation_config.cache_implementation in STATIC_CACHES:
-        asked = generation_config.cache_implementation
+    if generation_config.cache_implementation in STATIC_CACHES:
+        # Without the seam, which sees to it that the prompt fills a cache that grows.
         model_kwargs[CACHE_NAME] = DynamicCache(config=model.config.get_text_config(decoder=True))
-    asked = f"cache_implementation={asked!r}" if asked else "compile=True" if speculation.compile else None
     check_cache(model, model_kwargs, generation_config)
+    asked = asks_for_static(generation_config, speculation)
     if asked is not None:
-        check_static(asked, model, drafter, model_kwargs[CACHE_NAME], generation_config, speculation, synced_gpus)
+        check_static(asked, model, drafter, model_kwargs[CACHE_NAME], generation_config, speculation)
     layout = PromptLayout.of(input_ids, model_kwargs, generation_config)
     check_chunks(layout, model_kwargs, generation_config)
     if not drafter.is_bound_to(model):
@@ -91,4 +91,19 @@ def speculative_generate(
         model, drafter, speculation, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs,
         streamer, synced_gpus, asked is not None,
     )  # fmt: skip
+    if asked is None and speculation.static == "auto":
+        request = _by_itself(request)
     return SpeculativeLoop(request, layout).run()
+
+
+def _by_itself(request: Request) -> Request:
+    """The same with static rounds, where they can be had and nobody asked for them."""
+    try:
+        check_by_itself(request.device, why_not_captured(request))
+        check_static(
+            "static='auto'", request.model, request.drafter, request.cache, request.generation_config,
+            request.speculation,
+        )  # fmt: skip
+    except NotStatic as error:
+        return replace(request, why_ragged=error.what)
+    return replace(request, is_static=True, may_be_ragged=True)

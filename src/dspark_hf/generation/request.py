@@ -32,7 +32,9 @@ class Request:
         generation_config (`GenerationConfig`): The prepared config.
         model_kwargs (`dict`): What was prepared for the target's forward passes, the cache among it.
         streamer (`BaseStreamer`, *optional*): Gets tokens as they are made.
-        is_static (`bool`): Whether rounds of fixed shapes were asked for.
+        is_static (`bool`): Whether rounds are to have fixed shapes.
+        may_be_ragged (`bool`): Whether they may be others, where fixed shapes are left to this library.
+        why_ragged (`str`, *optional*): Where they are left to it and cannot be had, what stands in the way.
         synced_gpus (`bool`): Whether other processes share the target, so that each makes as many passes.
     """
 
@@ -47,6 +49,8 @@ class Request:
     streamer: Any = None
     synced_gpus: bool = False
     is_static: bool = False
+    may_be_ragged: bool = False
+    why_ragged: str | None = None
 
     @property
     def batch_size(self) -> int:
@@ -75,7 +79,7 @@ class Request:
 
     @property
     def lookup(self) -> PromptLookup | None:
-        """What is looked up: as the caller asks, else with the defaults where batches are small and not compiled."""
+        """What is looked up: as the caller asks, else by default where batches are small and rounds not static."""
         if not self.has_draft_model:
             return self.drafter
         asked = self.speculation.prompt_lookup

@@ -224,6 +224,12 @@ class SpeculationStats:
                 f"looked up: {self.lookup_verified_tokens} drafts in {self.lookup_verifications} of "
                 f"{len(self.from_lookup)} verifications, {self.lookup_accepted_tokens} accepted"
             )
+        if self.round_kind == "static":
+            looked_up = "" if any(self.from_lookup) else ", nothing looked up"
+            shapes, graphs = len(self.buckets), self.graphs
+            lines.append(f"static rounds: {shapes} shapes, {graphs} captured, {self.host_reads} host reads{looked_up}")
+        elif self.why_ragged:
+            lines.append(f"rounds are not static: {self.why_ragged}")
         if self.paused_rounds:
             most = ", most of them" if 2 * self.paused_rounds > self.rounds else ""
             lines.append(f"paused, as drafts did not pay: {self.paused_rounds} of {self.rounds} rounds{most}")

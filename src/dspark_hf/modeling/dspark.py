@@ -181,12 +181,13 @@ class DSparkModel(DraftModel):
         state.advance([features.shape[1]] * features.shape[0] if counts is None else counts)
 
     @torch.no_grad()
-    def append(self, state: DraftState | FixedState, features: Tensor) -> None:
+    def append(self, state: DraftState | FixedState, features: Tensor, ids: Tensor | None = None) -> None:
         """Write the keys and values of tapped states behind the context, without counting them.
 
         Args:
             state ([`DraftState`] or [`FixedState`]): The context, changed in place.
             features (`torch.Tensor` of shape `(batch, tokens, taps * hidden)`): Tapped states.
+            ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): The tokens there; not read here.
         """
         context = self.project(features)
         positions = state.positions(features.shape[1], context.device)
@@ -196,7 +197,7 @@ class DSparkModel(DraftModel):
     @torch.no_grad()
     def propose(
         self,
-        state: DraftState,
+        state: DraftState | FixedState,
         anchor_ids: Tensor,
         pick: PickFn | None = None,
         num_slots: int | None = None,

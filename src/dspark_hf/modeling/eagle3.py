@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dspark_hf.ops.blocks import FULL_VIEW, LayerView, training_mask
+from dspark_hf.ops.blocks import training_mask
 
 from .cache_name import CACHE_NAME
 from .configuration.eagle3 import Eagle3Config
-from .context import DraftState, TrainingContext
+from .context import Eagle3State, TrainingContext
+from .context.pairs import FixedPairs
 from .drafter import DraftModel
 from .drafting import BlockOutput, PickFn, Proposal
 from .families import Family
@@ -75,7 +76,7 @@ class Eagle3Layer(GradientCheckpointingLayer):
             embeds (`torch.Tensor` of shape `(batch, tokens, hidden)`): Embeddings of the tokens after them.
             rope (`tuple[torch.Tensor, torch.Tensor]`): Cosines and sines of the pairs' positions.
             mask (`torch.Tensor` of shape `(batch, 1, tokens, pairs)`, *optional*): Which pairs are seen.
-            context ([`TrainingContext`] or [`DraftState`]): The pairs before.
+            context ([`TrainingContext`], [`Eagle3State`] or [`FixedPairs`]): The pairs before.
 
         Returns:
             `torch.Tensor` of shape `(batch, tokens, hidden)`.
@@ -90,48 +91,6 @@ class Eagle3Layer(GradientCheckpointingLayer):
         )
         hidden = residual + hidden
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
-
-
-class Eagle3State(DraftState):
-    """Context of one generation. Column t holds the feature of token t, and the pair that ends with token t.
-
-    The first token ends no pair, so nothing sees column 0.
-
-    Args:
-        batch_size (`int`): Number of rows.
-    """
-
-    def __init__(self, batch_size: int):
-        super().__init__(batch_size, num_layers=1)
-        self._features: list[Tensor | None] = [None]
-
-    def append(self, features: Tensor) -> Tensor:
-        """Write `features` `(batch, tokens, hidden)` behind each row's context.
-
-        Returns:
-            `torch.Tensor` of shape `(batch, tokens, hidden)`: The feature before each token.
-        """
-        buffer = self._write(self._features, features.unsqueeze(1), 0)[:, 0]
-        return torch.cat([self._last(buffer), features[:, :-1]], 1)
-
-    def last_features(self) -> Tensor:
-        """Features `(batch, 1, hidden)` of the rows' last tokens, whose pairs end with the anchors."""
-        return self._last(self._features[0][:, 0])
-
-    def _last(self, buffer: Tensor) -> Tensor:
-        columns = torch.tensor(self.context_lens, device=buffer.device).clamp_min(1) - 1
-        return buffer.gather(1, columns[:, None, None].expand(-1, 1, buffer.shape[-1]))
-
-    def _buffers(self) -> tuple[list[Tensor | None], ...]:
-        return *super()._buffers(), self._features
-
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        keys, values = super().update(keys, values, layer_idx)
-        return keys[:, :, 1:], values[:, :, 1:]
-
-    def block_mask(self, num_tokens: int, device: torch.device, view: LayerView = FULL_VIEW) -> Tensor | None:
-        mask = super().block_mask(num_tokens, device, view)
-        return None if mask is None else mask[..., 1:]
 
 
 class Eagle3Model(DraftModel):
@@ -213,15 +172,26 @@ class Eagle3Model(DraftModel):
         """
         if ids is None:
             raise ValueError("An EAGLE-3 drafter reads tokens beside their features: pass ids to extend().")
-        projected, num_tokens = self.project(features), features.shape[1]
-        before = state.append(projected)
-        state.update(*self._key_values(ids, before, state.positions(num_tokens, projected.device)), 0)
-        state.advance([num_tokens] * features.shape[0] if counts is None else counts)
+        self.append(state, features, ids)
+        state.advance([features.shape[1]] * features.shape[0] if counts is None else counts)
+
+    @torch.no_grad()
+    def append(self, state: Eagle3State | FixedPairs, features: Tensor, ids: Tensor) -> None:
+        """Write the pairs of tapped states behind the context, without counting them.
+
+        Args:
+            state ([`Eagle3State`] or [`FixedPairs`]): The context, changed in place.
+            features (`torch.Tensor` of shape `(batch, tokens, taps * hidden)`): Tapped states.
+            ids (`torch.LongTensor` of shape `(batch, tokens)`): The tokens there.
+        """
+        projected = self.project(features)
+        before, positions = state.append(projected), state.positions(features.shape[1], projected.device)
+        state.update(*self._key_values(ids, before, positions), 0)
 
     @torch.no_grad()
     def propose(
         self,
-        state: Eagle3State,
+        state: Eagle3State | FixedPairs,
         anchor_ids: Tensor,
         pick: PickFn | None = None,
         num_slots: int | None = None,
@@ -230,7 +200,7 @@ class Eagle3Model(DraftModel):
         """Draft behind each row's anchor, which stands right after the row's context.
 
         Args:
-            state ([`Eagle3State`]): The context; what is drafted leaves it again.
+            state ([`Eagle3State`] or [`FixedPairs`]): The context; what is drafted leaves it again.
             anchor_ids (`torch.LongTensor` of shape `(batch,)`): The last known token of each row.
             pick (`Callable`, *optional*): As of [`DSparkModel.propose`].
             num_slots (`int`, *optional*): Draft only so many tokens, 1 to `config.num_slots`.
@@ -242,7 +212,7 @@ class Eagle3Model(DraftModel):
         Raises:
             `ValueError`: If `num_slots` is out of range.
         """
-        num_slots, lens = self._slots_to_draft(num_slots), state.context_lens
+        num_slots = self._slots_to_draft(num_slots)
         block, hidden, prev_ids = self._draft(anchor_ids, num_slots, pick), state.last_features(), anchor_ids
         if pick is None:
             # Without a sequential head the best of all is the best of any number of them.
@@ -251,8 +221,8 @@ class Eagle3Model(DraftModel):
             rope = self.rope(hidden, state.positions(1, anchor_ids.device))
             mask = self._attention_mask(state.block_mask(1, anchor_ids.device), hidden.dtype)
             hidden = self.layers[0](hidden, self.embed(prev_ids.unsqueeze(1)), rope, mask, context=state)
-            state.advance([1] * len(lens))
+            state = state.next()
             best = self.best_entries(self.base_logits(self.norm(hidden))[:, 0], num_candidates)
             prev_ids = block.choose(*best)
-        state.crop(lens)
+        state.back(num_slots)
         return block.proposal()

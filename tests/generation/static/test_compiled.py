@@ -1,9 +1,7 @@
-"""Compiled layers, and whole rounds as graphs: made once for each bucket, with nothing in them that waits."""
+"""Compiled layers, made once for each bucket; and rounds, in which nothing waits for the device."""
 
-import contextlib
 import shutil
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +12,7 @@ from transformers import LogitsProcessorList
 from transformers.generation import logits_process
 
 from dspark_hf import DSparkModel, SpeculationConfig
-from dspark_hf.generation.static import graphs, round, runner
+from dspark_hf.generation.static import round, runner
 from dspark_hf.generation.static.buffers import Bucket
 from dspark_hf.generation.tokens.sampling import TokenChooser
 
@@ -84,13 +82,11 @@ def test_a_missing_compiler_is_told(target, monkeypatch):
         check(target, [5], 8)
 
 
-@pytest.mark.parametrize("change", ["hooked", "compiled", "without_a_list_of_layers"])
+@pytest.mark.parametrize("change", ["compiled", "without_a_list_of_layers"])
 def test_targets_that_cannot_be_compiled(change):
     target = make_target()
     drafter = DSparkModel.from_target(target, target_layer_ids=[0, 2], mask_token_id=63, markov_rank=8)
-    if change == "hooked":
-        target.lm_head._hf_hook, message = object(), "modules that accelerate brings to a device"
-    elif change == "compiled":
+    if change == "compiled":
         target.model.layers[0].compile()
         message = "modules that are compiled already"
     else:
@@ -118,9 +114,9 @@ def test_a_round_on_no_device_reads_nothing(processors, verification, monkeypatc
     target = make_target()
     drafter = DSparkModel.from_target(target, target_layer_ids=[0, 2], mask_token_id=63, markov_rank=8, block_size=5)
     found = {}
-    enter = runner.StaticRunner._load
+    load = runner.StaticRunner._load
     monkeypatch.setattr(
-        runner.StaticRunner, "_load", lambda self, *args: found.update(buffers=self._buffers) or enter(self, *args)
+        runner.StaticRunner, "_load", lambda self, *args: found.update(buffers=self._buffers) or load(self, *args)
     )
     target.generate(
         make_prompt(5, batch_size=3), assistant_model=drafter, max_new_tokens=4, cache_implementation="static",
@@ -132,8 +128,8 @@ def test_a_round_on_no_device_reads_nothing(processors, verification, monkeypatc
     for name in ("visible", "block", "lens", "offered", "shift", "last_position", "context_shift", "first_positions",
                  "report"):  # fmt: skip
         setattr(buffers, name, getattr(buffers, name).to("meta"))
-    for name in ("_kv", "_context"):
-        setattr(buffers, name, [tuple(part.to("meta") for part in kv) for kv in getattr(buffers, name)])
+    buffers._kv = [tuple(part.to("meta") for part in kv) for kv in buffers._kv]
+    buffers._context = [part.to("meta") for part in buffers._context]
     buffers._views, buffers._candidates = {}, {}
     speculation = SpeculationConfig(verification=verification)
     chooser = TokenChooser(LogitsProcessorList(processors or []), processors is not None, 4, speculation)
@@ -144,60 +140,6 @@ def test_a_round_on_no_device_reads_nothing(processors, verification, monkeypatc
             static_round.run(view, Bucket(4, width, 128, True))
             if width > 0:
                 static_round.run(view, Bucket(4, width, 128, False))
-
-
-class FakeCuda:
-    """What captures are made with, on a machine without a GPU: a graph is the list of what was launched in it."""
-
-    def __init__(self, monkeypatch, fails=False):
-        self.log, cuda = [], torch.cuda
-        stream = SimpleNamespace(wait_stream=lambda other: None)
-        monkeypatch.setattr(cuda, "Stream", lambda device: stream)
-        monkeypatch.setattr(cuda, "current_stream", lambda device=None: stream)
-        monkeypatch.setattr(cuda, "stream", lambda stream: contextlib.nullcontext())
-        monkeypatch.setattr(cuda, "graph_pool_handle", lambda: "pool")
-        monkeypatch.setattr(cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: self.log.append("replay")))
-
-        @contextlib.contextmanager
-        def graph(graph, pool, stream, capture_error_mode):
-            assert pool == "pool"
-            self.log.append("capture")
-            if fails:
-                raise RuntimeError("operation not permitted when stream is capturing")
-            yield
-
-        monkeypatch.setattr(cuda, "graph", graph)
-
-
-def test_a_round_runs_once_is_captured_and_then_replayed(monkeypatch):
-    cuda = FakeCuda(monkeypatch)
-    rounds = graphs.CapturedRounds(torch.device("cuda"))
-    for key in ("a", "b", "a", "a", "b"):
-        rounds.run(key, lambda key=key: cuda.log.append(key))
-    assert cuda.log == ["a", "b", "capture", "a", "replay", "replay", "capture", "b", "replay"]
-    assert rounds.num_graphs == 2
-
-
-def test_what_cannot_be_captured_runs_as_it_is(monkeypatch):
-    cuda = FakeCuda(monkeypatch, fails=True)
-    rounds = graphs.CapturedRounds(torch.device("cuda"))
-    rounds.run("a", lambda: cuda.log.append("a"))
-    with pytest.warns(UserWarning, match="not captured in CUDA graphs, and run as they are: RuntimeError: operation"):
-        rounds.run("a", lambda: cuda.log.append("a"))
-    rounds.run("a", lambda: cuda.log.append("a"))
-    assert cuda.log == ["a", "capture", "a", "a"]
-    assert rounds.num_graphs == 0
-
-
-def test_processors_are_told_apart_by_what_they_hold():
-    def frozen(*processors):
-        return tuple(map(graphs._frozen, processors))
-
-    one, other = (logits_process.TemperatureLogitsWarper(value) for value in (0.7, 0.8))
-    assert frozen(one) == frozen(logits_process.TemperatureLogitsWarper(0.7)) != frozen(other)
-    suppress = partial(logits_process.SuppressTokensLogitsProcessor, device="cpu")
-    assert frozen(suppress([1, 2])) == frozen(suppress([1, 2])) != frozen(suppress([1, 3]))
-    hash(frozen(one, suppress([1])))
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from scripted_drafters import scripted
 from tiny_targets import MORE_FAMILIES, VOCAB_SIZE, make_prompt, make_target, padded_prompts
 from transformers import LogitsProcessor, LogitsProcessorList, StaticCache, StoppingCriteria, StoppingCriteriaList
 
-from dspark_hf import DFlashModel, DSparkModel, Eagle3Model, PromptLookup, SpeculationConfig
+from dspark_hf import DFlashModel, DSparkModel, Eagle3Model, SpeculationConfig
 from dspark_hf.generation.static import runner
 from dspark_hf.modeling.cache_name import CACHE_NAME
 
@@ -18,9 +18,10 @@ FIXED = SpeculationConfig(policy="fixed")
 
 def make_drafter(target, kind=DSparkModel, **fields):
     torch.manual_seed(1)
-    heads = {"markov_rank": 8} if kind is DSparkModel else {}
     vocab_size = target.config.vocab_size
-    fields = {"target_layer_ids": [0, 2], "mask_token_id": vocab_size - 1, "block_size": 4} | heads | fields
+    own = {"ttt_length": 4} if kind is Eagle3Model else {"mask_token_id": vocab_size - 1, "block_size": 4}
+    own |= {"markov_rank": 8} if kind is DSparkModel else {}
+    fields = {"target_layer_ids": [0, 2]} | own | fields
     return kind.from_target(target, **fields)
 
 
@@ -85,6 +86,20 @@ def test_eos_ends_rows_to_the_token(target):
     assert len({bucket.split("x")[0] for bucket in drafter.last_stats.buckets}) > 1
 
 
+@pytest.mark.parametrize("batch_size", [3, 33, 64])
+def test_batches(target, batch_size):
+    ids, mask = padded_prompts([1 + 5 * row % 17 for row in range(batch_size)])
+    drafter, plain = scripted(target, ids, [0, 5, 2, 1, 3], 16, mask)
+    options = {"attention_mask": mask, "max_new_tokens": 16, "eos_token_id": plain[0, -10].item()}
+    expected = target.generate(ids, **options, do_sample=False)
+    out = target.generate(ids, assistant_model=drafter, speculation=FIXED, **options, **STATIC)
+    assert out.tolist() == expected.tolist()
+    stats = drafter.last_stats
+    assert stats.round_kind == "static" and stats.host_reads == stats.rounds + 2
+    sizes = {int(bucket.split("x")[0]) for bucket in stats.buckets}
+    assert max(sizes) == 1 << (batch_size - 1).bit_length()
+
+
 @pytest.mark.parametrize("num_new", range(2, 12))
 def test_a_bucket_wider_than_the_room_that_is_left(target, num_new):
     ids = make_prompt(5)
@@ -94,7 +109,8 @@ def test_a_bucket_wider_than_the_room_that_is_left(target, num_new):
 
 
 def test_it_drafts_what_ragged_rounds_draft(target):
-    for kind, fields in ((DSparkModel, {}), (DFlashModel, {}), (DSparkModel, {"draft_vocab_size": 40})):
+    kinds = (DSparkModel, {}), (DFlashModel, {}), (DSparkModel, {"draft_vocab_size": 40}), (Eagle3Model, {})
+    for kind, fields in kinds:
         drafter, drafts = make_drafter(target, kind, **fields), []
         ids, mask = padded_prompts([5, 14, 2, 9])
         for static in ({}, STATIC):
@@ -191,6 +207,7 @@ class Streamer:
     [
         (1, {"stopping_criteria": StoppingCriteriaList([Counting()])}, None),
         (2, {"stopping_criteria": StoppingCriteriaList([Counting()])}, "a stopping criterion sees the whole batch"),
+        (2, {"max_time": 1e3, "eos_token_id": 5}, None),
         (1, {"logits_processor": LogitsProcessorList([Custom()])}, "Custom may look at more than the scores"),
         (1, {"repetition_penalty": 1.3}, "RepetitionPenaltyLogitsProcessor may look"),
     ],
@@ -203,15 +220,39 @@ def test_what_watches_takes_what_it_needs_and_is_named(target, batch_size, optio
     stats = drafter.last_stats
     if why is None:
         assert stats.round_kind == "static" and stats.why_ragged is None
+        assert stats.host_reads <= stats.rounds + 2 + stats.paused_rounds
     else:
         assert stats.round_kind == "ragged" and stats.why_ragged.startswith(why)
+        # Each token in turn waits for its verdict where a processor is unknown.
+        assert stats.host_reads > stats.rounds
 
 
-def test_a_streamer_gets_every_token_once(target):
-    drafter, ids, streamer = make_drafter(target), make_prompt(5), Streamer()
-    out = target.generate(ids, assistant_model=drafter, max_new_tokens=20, streamer=streamer, **STATIC)
-    assert streamer.tokens == out[0].tolist()
-    assert drafter.last_stats.round_kind == "static"
+class RoundStreamer(Streamer):
+    def __init__(self):
+        super().__init__()
+        self.rounds = []
+
+    def put_speculative(self, ids, accepted_len):
+        self.rounds.append((len(ids), accepted_len))
+        self.put(ids)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("kind", [Streamer, RoundStreamer])
+def test_a_streamer_gets_every_token_once(target, kind, batch_size):
+    ids, streamer, expected = make_prompt(5, batch_size=batch_size), kind(), Streamer()
+    drafter, plain = scripted(target, ids, [2, 0, 5], 20)
+    target.generate(ids, max_new_tokens=20, do_sample=False, streamer=expected)
+    options = {"assistant_model": drafter, "speculation": FIXED, "max_new_tokens": 20, "streamer": streamer}
+    assert target.generate(ids, **options, **STATIC).tolist() == plain.tolist()
+    assert streamer.tokens == expected.tokens
+    stats = drafter.last_stats
+    if batch_size == 1:
+        assert stats.round_kind == "static"
+    else:
+        assert stats.round_kind == "ragged" and stats.why_ragged.startswith("a streamer takes the tokens of several")
+    if kind is RoundStreamer and batch_size == 1:
+        assert [num for num, _ in streamer.rounds[1:]] == stats.emitted_lens
 
 
 def must_not_run(*args, **kwargs):
@@ -222,10 +263,7 @@ def must_not_run(*args, **kwargs):
     ("family", "kind", "options", "message"),
     [
         ("llama", "dspark", {"return_dict_in_generate": True}, "a cache that someone gets .return_dict_in_generate"),
-        ("llama", "table", {}, "TableDrafter, which is none of the drafters that draft a whole block"),
-        ("llama", "eagle3", {}, "Eagle3Model, which is none of"),
-        ("llama", "lookup", {}, "the drafts of PromptLookup"),
-        ("llama", "dspark", {"speculation": SpeculationConfig(prompt_lookup=True)}, "prompt_lookup, whose drafts"),
+        ("llama", "table", {}, "TableDrafter, which is none of this library's drafters"),
         ("qwen3_5_text", "dspark", {}, "Qwen3_5ForCausalLM, whose cache holds more than keys and values"),
         ("deepseek_v4", "dspark", {}, "DeepseekV4ForCausalLM, whose cache holds more than keys and values"),
     ],
@@ -239,8 +277,6 @@ def test_what_cannot_be_static(family, kind, options, message):
             else make_drafter(make_target())
         ),
         "table": lambda: TableDrafter(VOCAB_SIZE),
-        "eagle3": lambda: Eagle3Model.from_target(target, target_layer_ids=[0, 2]),
-        "lookup": PromptLookup,
     }[kind]()
     target.forward = must_not_run
     options = {"max_new_tokens": 8} | STATIC | options
@@ -256,18 +292,26 @@ def of_another_attention(target):
     target.config._attn_implementation = "flex_attention"
 
 
+def without_a_mask(target):
+    target.forward = lambda input_ids, position_ids=None, cache=None, past_key_values=None: must_not_run()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (attending_in_chunks, "Static rounds need rows that can be told apart by their positions alone"),
+        (
+            attending_in_chunks,
+            "LlamaForCausalLM with these inputs, whose rows cannot be told apart by",
+        ),
         (of_another_attention, "with another attention than sdpa or eager .* cannot be masked"),
+        (without_a_mask, "LlamaForCausalLM, which takes no attention_mask"),
     ],
 )
 def test_targets_that_cannot_be_static(change, message):
     target = make_target()
     drafter = make_drafter(target)
-    change(target)
     target.forward = must_not_run
+    change(target)
     with pytest.raises(ValueError, match=message):
         target.generate(make_prompt(5), assistant_model=drafter, max_new_tokens=8, **STATIC)
 

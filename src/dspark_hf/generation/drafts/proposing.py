@@ -266,6 +266,9 @@ class Proposer:
         candidates = Candidates.certain(ids) if self._chooser.do_sample else None
         if proposal is None:
             return ids, candidates
+        if drawn is None:
+            # Greedy; or what the drafter drew from stands on the device, in static rounds.
+            candidates = None
         are_found = _are_found(found, device)
         ids = torch.where(are_found, ids, pad(drafted_ids, (0, num_drafts - drafted_ids.shape[1])))
         if candidates is not None:

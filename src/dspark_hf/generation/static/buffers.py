@@ -15,6 +15,8 @@ from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer
 from dspark_hf.modeling.context import DraftState, FixedState
 from dspark_hf.ops.candidates import Candidates
 
+from .cache import FixedCache, FixedLayer
+
 # Fewest columns of a bucket.
 _LEAST_COLUMNS = 128
 
@@ -51,58 +53,6 @@ def bucket_columns(num_columns: int) -> int:
 def bucket_width(num_tokens: int, most: int) -> int:
     """The least of 1, 2, 4, ... and `most` that holds `num_tokens` tokens of a row."""
     return min(bucket_rows(num_tokens), most)
-
-
-class FixedLayer(CacheLayerMixin):
-    """One layer's buffers, as a pass of a bucket sees them.
-
-    Args:
-        keys, values (`torch.Tensor` of shape `(rows, heads, columns, dim)`): Views of the buffers.
-        sliding_window (`int`, *optional*): Columns that a token sees, itself included; all, if not given. The mask
-            keeps to it, and no column is given up.
-    """
-
-    is_compileable = is_fixed = True
-
-    def __init__(self, keys: Tensor, values: Tensor, sliding_window: int | None):
-        super().__init__()
-        self.keys, self.values = keys, values
-        self.is_sliding, self.sliding_window = sliding_window is not None, sliding_window
-        self.is_initialized = True
-        self.cells: tuple[Tensor, Tensor] | None = None
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Write `(rows, heads, w, dim)` into the columns of the pass; returns all columns."""
-        rows, columns = self.cells
-        # Under autocast a pass may make other dtypes than the prompt's cache has.
-        self.keys[rows, :, columns] = key_states.transpose(1, 2).to(self.keys.dtype)
-        self.values[rows, :, columns] = value_states.transpose(1, 2).to(self.values.dtype)
-        return self.keys, self.values
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """How many columns there are, and the first of them."""
-        return self.keys.shape[2], 0
-
-    def get_seq_length(self) -> int:
-        """Not 0: what is behind a prompt is no prompt. Lengths are in tensors."""
-        return self.keys.shape[2]
-
-    def get_max_length(self) -> int:
-        return self.keys.shape[2]
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to do: the buffers are there."""
-
-
-class FixedCache(Cache):
-    """Layers over fixed buffers; what shares another layer's keys has none of its own."""
-
-    def begin(self, columns: Tensor) -> None:
-        """Expect a pass whose tokens stand in these `columns`, int64 `(rows, w)`."""
-        cells = torch.arange(columns.shape[0], device=columns.device).unsqueeze(1), columns
-        for layer in self.layers:
-            if isinstance(layer, FixedLayer):
-                layer.cells = cells
 
 
 class View(NamedTuple):
@@ -176,7 +126,7 @@ class Buffers:
         ]
         # Layers that share another's keys are asked for nothing, and keep nothing of this prompt.
         self._layers = [None if kept else layer for kept, layer in zip(self._kv, cache.layers, strict=True)]
-        self._context = [(buffer(keys), buffer(values)) for keys, values in state.key_values]
+        self._context, self._kind = [buffer(states) for states in state.buffers], type(state)
         ints = {"dtype": torch.int64, "device": device}
         self.visible = torch.ones(num_rows, num_columns, dtype=torch.bool, device=device)
         self.block = torch.zeros(num_rows, 1 + num_slots, **ints)
@@ -200,9 +150,8 @@ class Buffers:
                 layer if kv is None else FixedLayer(*(part[:num_rows, :, :num_columns] for part in kv), window)
                 for layer, kv, window in zip(self._layers, self._kv, self._windows, strict=True)
             ]
-            context = FixedState(
-                [tuple(part[:num_rows, :, :num_columns] for part in kv) for kv in self._context],
-                self.first_positions[:num_rows],
+            context = self._kind.fixed(
+                [part[:num_rows, :, :num_columns] for part in self._context], self.first_positions[:num_rows]
             )
             self._views[key] = View(
                 FixedCache(layers=layers),
@@ -220,17 +169,18 @@ class Buffers:
             self._candidates[num_candidates] = Candidates(ids, torch.zeros(ids.shape, device=ids.device))
         return self._candidates[num_candidates]
 
-    def fits(self, cache: Cache, state: DraftState, num_rows: int, num_columns: int) -> bool:
+    def fits(self, cache: Cache, state: DraftState, num_rows: int, num_columns: int, num_slots: int) -> bool:
         """Whether these buffers hold a prompt's cache and context.
 
         Args:
             cache (`Cache`): The cache.
             state ([`DraftState`]): The context.
             num_rows, num_columns (`int`): Rows and columns to hold.
+            num_slots (`int`): Slots of the drafter.
         """
         # What was made in inference mode cannot be written to outside.
         is_usable = torch.is_inference_mode_enabled() or not self.lens.is_inference()
-        is_large = self.num_rows >= num_rows and self.num_columns >= num_columns
+        is_large = self.num_rows >= num_rows and self.num_columns >= num_columns and self.num_slots == num_slots
         return is_usable and is_large and self.made_for == shapes_of(cache, state)
 
     def load(self, cache: Cache, state: DraftState, num_columns: int, rows: list[int], num_rows: int) -> None:
@@ -251,33 +201,52 @@ class Buffers:
                 for buffer, states in zip(kv, (layer.keys, layer.values), strict=True):
                     buffer[:num_rows].zero_()
                     buffer[:count, :, first:num_columns] = states.index_select(0, index)
-        for kv, states in zip(self._context, state.key_values, strict=True):
-            for buffer, held in zip(kv, states, strict=True):
-                buffer[:num_rows].zero_()
-                state.copy_held(held, buffer)
+        for buffer, held in zip(self._context, state.buffers, strict=True):
+            buffer[:num_rows].zero_()
+            state.copy_held(held, buffer)
         self.visible[:num_rows] = True
         self.lens[:num_rows] = 0
         self.offered[:num_rows] = -1
+
+    def tell(self, drafts: Tensor) -> None:
+        """Put drafts of the host in the place of the drafter's.
+
+        Args:
+            drafts (`torch.LongTensor` of shape `(rows, slots)`): They; -1 where there is none.
+        """
+        num_rows = len(drafts)
+        block = self.block[:num_rows, 1:]
+        is_told, told = drafts >= 0, drafts.clamp_min(0)
+        block.copy_(torch.where(is_told, told, block))
+        for num_candidates, drawn in self._candidates.items():
+            rows = drawn[:num_rows]
+            certain = Candidates.certain(told).pad(self.num_slots, num_candidates).where(is_told.unsqueeze(-1), rows)
+            rows.ids.copy_(certain.ids)
+            rows.probs.copy_(certain.probs)
 
     def move(self, places: list[int], num_rows: int) -> None:
         """Bring the rows at `places` to the front of a bucket of `num_rows`."""
         # Rows past the ones that go on repeat the last, and count as ended.
         index = torch.tensor([*places, *places[-1:] * (num_rows - len(places))], device=self.lens.device)
-        tensors = [getattr(self, name) for name in _OF_ROWS]
-        tensors += [part for kv in (*self._kv, *self._context) if kv is not None for part in kv]
-        tensors += [part for drawn in self._candidates.values() for part in (drawn.ids, drawn.probs)]
-        for tensor in tensors:
+        for tensor in self.tensors():
             tensor[:num_rows] = tensor.index_select(0, index.to(tensor.device))
         self.offered[len(places) : num_rows] = -1
 
     def tensors(self) -> list[Tensor]:
-        """All buffers, for whoever looks at their addresses."""
+        """All buffers."""
+        kept = [part for kv in self._kv if kv is not None for part in kv]
         drawn = [part for one in self._candidates.values() for part in (one.ids, one.probs)]
-        return (
-            [getattr(self, name) for name in _OF_ROWS]
-            + drawn
-            + [part for kv in (*self._kv, *self._context) if kv is not None for part in kv]
-        )
+        return [*(getattr(self, name) for name in _OF_ROWS), *drawn, *kept, *self._context]
+
+
+def num_bytes(cache: Cache, state: DraftState, num_rows: int, num_columns: int) -> int:
+    """Bytes that the buffers of keys, values and context take, as of [`Buffers`].
+
+    Args:
+        cache, state, num_rows, num_columns: As there.
+    """
+    per_column = sum(heads * dim * dtype.itemsize for heads, dim, dtype, _ in shapes_of(cache, state))
+    return num_rows * num_columns * per_column
 
 
 def _holds(layer: CacheLayerMixin) -> bool:
@@ -287,5 +256,5 @@ def _holds(layer: CacheLayerMixin) -> bool:
 def shapes_of(cache: Cache, state: DraftState) -> tuple:
     """What buffers for a `cache` and a context, `state`, are made by, besides the numbers of rows and columns."""
     tensors = [part for layer in cache.layers if _holds(layer) for part in (layer.keys, layer.values)]
-    tensors += [part for kv in state.key_values for part in kv]
+    tensors += state.buffers
     return tuple((tensor.shape[1], tensor.shape[3], tensor.dtype, tensor.device) for tensor in tensors)

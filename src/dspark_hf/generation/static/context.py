@@ -9,10 +9,13 @@ from .runner import StaticRunner
 
 
 class StaticContext(DraftContext):
-    """Reads the prompt as always; behind it, rounds read features and draft, and proposals are theirs."""
+    """Reads the prompt as always; behind it, static rounds read features and draft, and proposals are theirs."""
 
-    reads_ahead = True
     _rounds: StaticRunner | None = None
+
+    @property
+    def reads_ahead(self) -> bool:
+        return self._rounds is not None
 
     def enter(self, rounds: StaticRunner) -> None:
         """Go on with the context in the buffers of static `rounds`."""
@@ -26,6 +29,8 @@ class StaticContext(DraftContext):
         self, anchor_ids: Tensor, num_slots: int, pick: PickFn | None = None, num_candidates: int | None = None
     ) -> Proposal:
         """The drafts that stand in the buffers, on the host."""
+        if self._rounds is None:
+            return super().propose(anchor_ids, num_slots, pick, num_candidates)
         return self._rounds.drafted(num_slots)
 
     def leave(self) -> None:

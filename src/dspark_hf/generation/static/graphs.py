@@ -1,13 +1,15 @@
 """Rounds captured in CUDA graphs: what a round launches is recorded once, and then replayed with a single launch."""
 
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dspark_hf.generation.request import Request
+
+_OF_EVERY_MODULE = vars(nn.Module()).keys() - {"training"}
 
 
 class CapturedRounds:
@@ -32,6 +34,7 @@ class CapturedRounds:
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         # Tensors that graphs read by address, and nobody else may keep.
         self._held: list[Any] = []
+        self._host: Tensor | None = None
         self._is_off = False
 
     @property
@@ -60,6 +63,15 @@ class CapturedRounds:
             with torch.cuda.stream(self._stream):
                 launch()
             current.wait_stream(self._stream)
+
+    def read(self, report: Tensor) -> Tensor:
+        """A copy of a `report` of any shape on the host, when all that was launched before is done."""
+        if self._host is None or self._host.shape[1:] != report.shape[1:] or len(self._host) < len(report):
+            self._host = torch.empty(report.shape, dtype=report.dtype, pin_memory=True)
+        host = self._host[: len(report)]
+        host.copy_(report, non_blocking=True)
+        torch.cuda.current_stream(self._device).synchronize()
+        return host.clone()
 
     def _capture(self, key: Hashable, launch: Callable[[], None], held: Any) -> bool:
         graph = torch.cuda.CUDAGraph()
@@ -91,11 +103,10 @@ def why_not_captured(request: Request) -> str | None:
         return "the target is not on a CUDA device"
     if request.speculation.seed is not None:
         return "a seed has a generator of its own in each call"
-    for model in (request.model, request.drafter):
-        for module in model.modules():
-            hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-            if any(getattr(hook, "__module__", None) != "transformers.utils.output_capturing" for hook in hooks):
-                return f"{type(module).__name__} has hooks, which a replay does not call"
+    for module in _modules(request):
+        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        if any(getattr(hook, "__module__", None) != "transformers.utils.output_capturing" for hook in hooks):
+            return f"{type(module).__name__} has hooks, which a replay does not call"
     return None
 
 
@@ -107,6 +118,8 @@ def options_of(request: Request, vocab_size: int) -> tuple:
         vocab_size (`int`): Tokens that the target tells apart.
     """
     speculation = request.speculation
+    configs = [request.model.config.get_text_config(decoder=True)]
+    configs += [request.drafter.config.decoder_config] if request.has_draft_model else []
     return (
         bool(request.generation_config.do_sample),
         speculation.verification,
@@ -116,8 +129,9 @@ def options_of(request: Request, vocab_size: int) -> tuple:
         tuple(_frozen(processor) for processor in request.logits_processor),
         torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
         torch.is_inference_mode_enabled(),
-        request.model.config.get_text_config(decoder=True)._attn_implementation,
-        request.drafter.config.decoder_config._attn_implementation,
+        tuple(config._attn_implementation for config in configs),
+        # Adapters are switched, and dropout and merged weights turned on, by what modules hold besides tensors.
+        hash(tuple(_settings(module) for module in _modules(request))),
     )
 
 
@@ -127,11 +141,38 @@ def addresses_of(request: Request) -> int:
     Args:
         request ([`Request`]): What is to be generated.
     """
-    modules: list[nn.Module] = [request.model, request.drafter]
-    if request.drafter.borrowed is not None:
-        modules.append(request.drafter.borrowed.lm_head)
-    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    tensors = [tensor for model in _models(request) for tensor in (*model.parameters(), *model.buffers())]
     return hash(tuple(tensor.data_ptr() for tensor in tensors))
+
+
+def _models(request: Request) -> list[nn.Module]:
+    if not request.has_draft_model:
+        return [request.model]
+    borrowed = getattr(request.drafter, "borrowed", None)
+    return [request.model, request.drafter, *([] if borrowed is None else [borrowed.lm_head])]
+
+
+def _modules(request: Request) -> Iterator[nn.Module]:
+    for model in _models(request):
+        yield from model.modules()
+
+
+def _settings(module: nn.Module) -> tuple:
+    """What a module holds in plain values, and in lists and dicts of them, besides what every module holds."""
+    # What is None may yet become an object, which is not compared.
+    return type(module), *(
+        (name, repr(value))
+        for name, value in vars(module).items()
+        if name not in _OF_EVERY_MODULE and value is not None and _is_plain(value)
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple | set):
+        return all(map(_is_plain, value))
+    return isinstance(value, str | int | float | bool | None)
 
 
 def _frozen(value: Any) -> Any:

@@ -25,7 +25,7 @@ class StaticRound:
 
     Args:
         model (`PreTrainedModel`): The target.
-        drafter ([`DSparkModel`]): The drafter, bound to it.
+        drafter ([`DraftModel`], *optional*): The drafter, bound to it; without it all drafts come from the host.
         chooser ([`TokenChooser`]): Turns logits into tokens, with processors that look at scores alone.
         num_candidates (`int`, *optional*): As of [`DSparkModel.propose`].
         vocab_size (`int`): Tokens that the target tells apart.
@@ -42,11 +42,12 @@ class StaticRound:
         compiles: bool = False,
     ):
         self._model, self._drafter, self._chooser = model, drafter, chooser
-        self._taps = Taps(model, drafter.config.target_layer_ids)
+        self._taps = Taps(model, [] if drafter is None else drafter.config.target_layer_ids)
         self._num_candidates, self._vocab_size = num_candidates, vocab_size
-        self._compiled: tuple[CompiledLayers, CompiledLayers] | None = None
+        self._compiled: list[CompiledLayers] | None = None
         if compiles:
-            self._compiled = CompiledLayers(model, decoder_layers(model)), CompiledLayers(drafter, drafter.layers)
+            self._compiled = [CompiledLayers(model, decoder_layers(model))]
+            self._compiled += [] if drafter is None else [CompiledLayers(drafter, drafter.layers)]
 
     def run(self, view: View, bucket: Bucket) -> None:
         """Verify the block's first tokens, and draft the next block, as the bucket says.
@@ -54,6 +55,19 @@ class StaticRound:
         Args:
             view ([`View`]): The buffers, changed in place.
             bucket ([`Bucket`]): Shapes.
+        """
+        if bucket.width == 0:
+            self.step(view, bucket)
+            return
+        # `step` alone moves the lengths, when the pass is over.
+        rows = FixedPass(view.lens, bucket.width, view.visible)
+        with attention_of(self._model, rows), self._taps.in_pass():
+            self.step(view, bucket)
+
+    def step(self, view: View, bucket: Bucket) -> None:
+        """The round itself, of which all is done on the device; `run` makes the target ready for it.
+
+        Args: as of [`run`].
         """
         if bucket.width > 0:
             self._verify(view, bucket)
@@ -75,7 +89,7 @@ class StaticRound:
         view.report[:, :width] = tokens
         view.report[:, 1 + num_slots] = accepted_len.squeeze(1)
         if features is not None:
-            self._drafter.append(view.context.at(view.lens + view.context_shift), features)
+            self._drafter.append(view.context.at(view.lens + view.context_shift), features, block)
         is_live = view.offered >= 0
         view.lens.copy_(torch.where(is_live, view.lens + accepted_len.squeeze(1) + 1, 0))
         # A token that is none, as where no probability is finite, is found by the host.
@@ -88,7 +102,7 @@ class StaticRound:
         positions = (columns + view.shift.unsqueeze(1)).clamp_min(0).minimum(view.last_position.unsqueeze(1))
         view.cache.begin(columns)
         layers = nullcontext() if self._compiled is None else self._compiled[0].in_use(view.cache, bucket[:3])
-        with attention_of(self._model, FixedPass(columns, view.visible)), self._taps.in_pass(), layers:
+        with layers:
             outputs = self._model(
                 input_ids=block,
                 position_ids=positions,

@@ -247,23 +247,24 @@ class FixedPass(RowPass):
     """A pass over rows of as many tokens each, with everything that changes in tensors: nothing is packed.
 
     Args:
-        columns (`torch.LongTensor` of shape `(batch, w)`): Columns of the tokens.
+        starts (`torch.LongTensor` of shape `(batch,)`): Column of each row's first token.
+        width (`int`): Tokens of a row, w.
         visible (`torch.BoolTensor` of shape `(batch, columns)`): Columns that are no padding.
     """
 
-    def __init__(self, columns: Tensor, visible: Tensor):
+    def __init__(self, starts: Tensor, width: int, visible: Tensor):
         super().__init__(_FAR)
-        self._columns, self._visible = columns, visible
+        self._starts, self._width, self._visible = starts, width, visible
 
     def _make_mask(self, mask_function: Callable, first: int, length: int, dtype: torch.dtype, device) -> Tensor:
-        queries = self._columns[:, None, :, None]
+        queries = (self._starts.unsqueeze(1) + torch.arange(self._width, device=device))[:, None, :, None]
         columns = torch.arange(first, first + length, device=device)
         rows = torch.arange(queries.shape[0], device=device)[:, None, None, None]
         allowed = mask_function(rows, torch.zeros_like(rows), queries, columns[None, None, None])
         return _additive(allowed & self._visible[:, None, None, first : first + length], dtype)
 
     def _rows(self, device: torch.device) -> Rows:
-        return even_rows(self._columns[:, 0], self._columns.shape[1], self._visible)
+        return even_rows(self._starts, self._width, self._visible)
 
     def _sort(self, query: Tensor) -> Tensor:
         return query.transpose(1, 2)

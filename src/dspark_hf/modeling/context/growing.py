@@ -1,7 +1,5 @@
-"""Context keys and values: what stands before the anchor, seen by draft layers as a cache.
+"""Contexts that grow: of a training pass, and of a generation.
 
-A stock decoder layer calls `cache.update(k, v, layer_idx)` and attends to what it returns. Returning
-context and block together, without a causal mask, makes it a DSpark layer.
 Shapes: B batch, H key/value heads, C context tokens, T new tokens, D head dim.
 """
 
@@ -11,6 +9,9 @@ import torch
 from torch import Tensor
 
 from dspark_hf.ops.blocks import FULL_VIEW, LayerView
+
+from .fixed import FixedState
+from .masks import block_mask
 
 # Columns that are made beyond those needed, at least.
 _MORE_COLUMNS = 256
@@ -139,12 +140,23 @@ class DraftState:
         if self.is_uniform and view == FULL_VIEW:
             return None
         lens = torch.tensor(self.held_lens[:1] if self.is_uniform else self.held_lens, device=device)
-        return _block_mask(lens.unsqueeze(1) + torch.arange(num_tokens, device=device), num_columns, view)
+        return block_mask(lens.unsqueeze(1) + torch.arange(num_tokens, device=device), num_columns, view)
 
     @property
-    def key_values(self) -> list[tuple[Tensor, Tensor]]:
-        """Every layer's buffers `(batch, heads, columns, dim)`, of a context that is not empty."""
-        return list(zip(self._keys, self._values, strict=True))
+    def buffers(self) -> list[Tensor]:
+        """All buffers `(batch, heads, columns, dim)`, of a context that is not empty."""
+        return [buffer for buffers in self._buffers() for buffer in buffers]
+
+    @classmethod
+    def fixed(cls, buffers: list[Tensor], first_positions: Tensor) -> FixedState:
+        """A context of this kind in buffers that stay where they are.
+
+        Args:
+            buffers (`list[torch.Tensor]` of shape `(rows, heads, columns, dim)`): They, in the order of `buffers`.
+            first_positions (`torch.LongTensor` of shape `(rows,)`): Position of each row's first token.
+        """
+        num_layers = len(buffers) // 2
+        return FixedState(list(zip(buffers[:num_layers], buffers[num_layers:], strict=True)), first_positions)
 
     @property
     def first_positions(self) -> list[int]:
@@ -279,100 +291,3 @@ class DraftState:
         if buffer is not None:
             grown[:, :, : buffer.shape[2]] = buffer
         return grown
-
-
-class FixedLayerState:
-    """One layer of a [`FixedState`], as a decoder layer takes a cache.
-
-    Args:
-        keys, values (`torch.Tensor` of shape `(rows, heads, columns, dim)`): Its buffers.
-        lens (`torch.LongTensor` of shape `(rows,)`): Tokens of each row's context.
-    """
-
-    is_fixed = True
-
-    def __init__(self, keys: Tensor, values: Tensor, lens: Tensor):
-        self.keys, self.values, self.lens = keys, values, lens
-
-    def update(self, keys: Tensor, values: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """As of [`FixedState.update`].
-
-        Args:
-            keys, values, args, kwargs: As there.
-        """
-        rows = torch.arange(keys.shape[0], device=keys.device).unsqueeze(1)
-        columns = self.lens.unsqueeze(1) + torch.arange(keys.shape[2], device=keys.device)
-        self.keys[rows, :, columns] = keys.transpose(1, 2).to(self.keys.dtype)
-        self.values[rows, :, columns] = values.transpose(1, 2).to(self.values.dtype)
-        return self.keys, self.values
-
-
-class FixedState:
-    """A context in buffers that stay where they are, with lengths in a tensor: token i of a row stands in column i.
-
-    Nothing in it depends on what the lengths are, so a pass with it always has the same shapes.
-
-    Args:
-        key_values (`list[tuple[torch.Tensor, torch.Tensor]]`): Every layer's buffers `(rows, heads, columns, dim)`.
-        first_positions (`torch.LongTensor` of shape `(rows,)`): Position of each row's first token.
-        lens (`torch.LongTensor` of shape `(rows,)`, *optional*): Tokens of each row's context.
-    """
-
-    def __init__(self, key_values: list[tuple[Tensor, Tensor]], first_positions: Tensor, lens: Tensor | None = None):
-        self.key_values, self.first_positions, self.lens = key_values, first_positions, lens
-        self.layers = [] if lens is None else [FixedLayerState(*kv, lens) for kv in key_values]
-
-    def at(self, lens: Tensor) -> "FixedState":
-        """The same buffers with `lens` `(rows,)` tokens of each row."""
-        return FixedState(self.key_values, self.first_positions, lens)
-
-    def starts(self, device: torch.device) -> Tensor:
-        """Column of each row's next token, int64 `(rows,)`; they are on the `device`."""
-        return self.lens
-
-    def positions(self, num_tokens: int, device: torch.device) -> Tensor:
-        """Positions `(rows, num_tokens)` of the next `num_tokens` tokens, on the `device`."""
-        return (self.lens + self.first_positions).unsqueeze(1) + torch.arange(num_tokens, device=device)
-
-    def block_mask(self, num_tokens: int, device: torch.device, view: LayerView = FULL_VIEW) -> Tensor:
-        """Which columns a block may see.
-
-        Args:
-            num_tokens (`int`): Tokens of the block.
-            device (`torch.device`): Where the mask is wanted.
-            view ([`LayerView`], *optional*): As of [`DraftState.block_mask`].
-
-        Returns:
-            `torch.BoolTensor` of shape `(rows, 1, 1 or num_tokens, columns)`.
-        """
-        places = self.lens.unsqueeze(1) + torch.arange(num_tokens, device=device)
-        return _block_mask(places, self.key_values[0][0].shape[2], view)
-
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Write a layer's `keys` and `values` behind each row's context.
-
-        Args:
-            keys, values (`torch.Tensor` of shape `(rows, heads, tokens, dim)`): They.
-            layer_idx (`int`): The layer.
-            args, kwargs: Not read.
-
-        Returns:
-            `tuple[torch.Tensor, torch.Tensor]` of shape `(rows, heads, columns, dim)`: All columns.
-        """
-        return self.layers[layer_idx].update(keys, values)
-
-
-def _block_mask(places: Tensor, num_columns: int, view: LayerView) -> Tensor:
-    """Which of the first columns blocks at `(batch, tokens)` may see, `(batch, 1, 1 or tokens, columns)` bool."""
-    columns = torch.arange(num_columns, device=places.device)
-    mask = (columns <= places[:, -1:])[:, None, None, :]
-    if view == FULL_VIEW:
-        return mask
-    if view.is_anchored:
-        # The first token behind the context is the anchor.
-        mask = mask & (columns >= places[:, :1] - view.window)[:, None, None, :]
-        view = view._replace(window=None)
-    distance = (places.unsqueeze(-1) - columns).unsqueeze(1)  # [B, 1, T, columns]
-    if view.is_causal:
-        mask = mask & (distance >= 0)
-    return mask if view.window is None else mask & (distance < view.window)
