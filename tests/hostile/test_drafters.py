@@ -91,6 +91,8 @@ def test_a_block_longer_than_the_target_is_not_bound(edited, target):
     ("change", "message"),
     [
         ({"rope_parameters": {"rope_type": "../../x", "rope_theta": 1e4}}, "rope_type must be one of default, "),
+        ({"rope_parameters": {"rope_type": None, "rope_theta": 1e4}}, "rope_type must be one of default, .*got None"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": None}}, "rope_theta must be a finite .*got None"),
         (
             {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 3,
                                  "long_factor": [1.0] * 3, "original_max_position_embeddings": 64}},

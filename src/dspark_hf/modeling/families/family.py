@@ -40,12 +40,14 @@ def check_rope(config: PreTrainedConfig) -> None:
     rope = getattr(config, "rope_parameters", None) or {}
     tables = [rope, *(value for value in rope.values() if isinstance(value, dict))]
     for table in tables:
-        kind = table.get("rope_type")
-        if kind not in (None, "default", *ROPE_INIT_FUNCTIONS):
+        kind = table.get("rope_type", "default")
+        if kind not in ("default", *ROPE_INIT_FUNCTIONS):
             raise ValueError(
                 f"rope_type must be one of default, {', '.join(ROPE_INIT_FUNCTIONS)}, got {shown(kind)}; correct "
                 "rope_parameters."
             )
+        if table.get("rope_theta", 1.0) is None:
+            raise ValueError("rope_theta must be a finite number above 0, got None; correct rope_parameters.")
         if kind != "longrope":
             continue
         num_pairs = (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads) // 2
@@ -128,7 +130,7 @@ class Family:
             "head_dim": getattr(layer, "head_dim", None) or target.hidden_size // num_heads,
             "max_position_embeddings": getattr(target, "max_position_embeddings", 4096),
             "rope_parameters": self._rope_parameters(target),
-            "rms_norm_eps": getattr(target, "rms_norm_eps", 1e-6),
+            "rms_norm_eps": getattr(target, "rms_norm_eps", None) or 1e-6,
             "initializer_range": getattr(target, "initializer_range", 0.02),
             **{name: getattr(target, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
             "hidden_act": "silu",
