@@ -101,7 +101,7 @@ def test_a_block_longer_than_the_target_is_not_bound(edited, target):
         ({"intermediate_size": 40}, r"mlp\.\w+\.weight in .* has the shape .* asks for"),
         ({"target_layer_ids": list(range(10**5, 0, -1))}, "target_layer_ids must be ascending"),
     ],
-    ids=["rope", "longrope", "size", "taps"],
+    ids=["rope", "no rope", "no base", "longrope", "size", "taps"],
 )  # fmt: skip
 def test_errors_name_the_field_and_are_short(edited, change, message):
     folder = edited("drafter", "config.json", change)
