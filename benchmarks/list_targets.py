@@ -202,8 +202,8 @@ def watched() -> Iterator[list[SpeculativeLoop]]:
 
 
 def _few_words(error: Exception) -> str:
-    text = _first_line(error)
-    return next((words for needle, words in FEW_WORDS.items() if needle in text), text.split(": ")[0])
+    text = " ".join(str(error).split())
+    return next((words for needle, words in FEW_WORDS.items() if needle in text), _first_line(error).split(": ")[0])
 
 
 def _first_line(error: Exception) -> str:
