@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .files import sole_writer
+from .files import open_regular, sole_writer
 
 
 class LineFile:
@@ -55,5 +55,8 @@ class LineFile:
         os.fsync(self._file.fileno())
 
     def _whole(self) -> bytes:
-        content = self.path.read_bytes() if self.path.exists() else b""
+        content = b""
+        if self.path.exists():
+            with open_regular(self.path) as file:
+                content = file.read()
         return content[: content.rfind(b"\n") + 1]

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import HfApi, ModelCard
 from markdown_it import MarkdownIt
 from transformers import AutoModelForCausalLM
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from dspark_hf import AutoDrafter
 from dspark_hf.publishing import CardFacts, add_evaluation, push_folder, write_card
 from dspark_hf.publishing.cards.body import _PAPERS
+from dspark_hf.publishing.cards.card import _MARK, _MARK_PATTERN, _digest
 from dspark_hf.publishing.cards.markdown import code, fenced, quoted, table
 
 EVIL = (
@@ -163,6 +165,40 @@ def test_a_push_keeps_what_the_card_says(hub, folder, dspark, tmp_path):
     assert "base_model: org/Model" in text and "license: mit" in text and "2.50" not in text
     assert dspark("push", folder, "org/x", "--overwrite-card", "--yes").code == 0
     assert ModelCard(hub.files("org/x")["README.md"].decode()).data.license is None
+
+
+ODD = [None, 7, True, 0.5, "x", "", [], [7, None, "x"], [["x"]], {}, {"a": ["x"]}, "a\nb", ["<script>"]]
+
+
+@pytest.mark.parametrize("field", ["license", "datasets", "tags", "base_model", "model-index", "library_name"])
+def test_front_matter_of_any_kind_ends_in_a_card(folder, field):
+    """The mark of a generated card can be computed by anybody."""
+    write_card(folder, CardFacts("me/x", "org/Model", "mit", ("org/chats",), ("chat",)))
+    text = _MARK_PATTERN.sub("", (folder / "README.md").read_text())
+    head, body = text.split("---\n", 2)[1:]
+    for value in ODD:
+        forged = f"---\n{yaml.safe_dump({**yaml.safe_load(head), field: value})}---\n{body}"
+        (folder / "README.md").write_text(f"{forged}\n{_MARK.format(digest=_digest(forged))}\n")
+        assert write_card(folder)
+        data = ModelCard((folder / "README.md").read_text()).data
+        assert isinstance(data.license, str | None), value
+        for names in (data.tags, data.datasets or []):
+            assert all(isinstance(name, str) for name in names), value
+        if field == "datasets" and value == "x":
+            assert data.datasets == ["x"]  # as the Hub takes it, too
+
+
+@pytest.mark.parametrize(
+    "head", ["[1]", "a: [", "a: !!python/object:os.x {}", "[" * 3000, "a: &a [*a]", "a: 2001-99-99", "? {a: 1}\n: 2",
+             "a: b\na: c", ""], ids=lambda head: head[:12]
+)  # fmt: skip
+def test_front_matter_that_is_none(folder, head):
+    forged = f"---\n{head}\n---\n\nWords.\n"
+    (folder / "README.md").write_text(f"{forged}\n{_MARK.format(digest=_digest(forged))}\n")
+    try:
+        assert write_card(folder)
+    except ValueError as error:
+        assert type(error) is ValueError and "README.md" in str(error)
 
 
 def test_a_drafter_for_another_target_does_not_inherit_its_name(hub, folder, dspark):

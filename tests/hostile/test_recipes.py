@@ -95,6 +95,24 @@ def test_a_home_below_the_working_folder_is_a_home(write, home, monkeypatch):
         load_recipe(path)
 
 
+@pytest.mark.parametrize("key", ["output_dir", "cache_dir", "cache"])
+def test_odd_names_of_folders_end_in_no_other_error(write, home, key):
+    budget = {"cache_budget": "1MB"} if key == "cache_dir" else {}
+    # A user that nobody is: a folder of that name.
+    assert load_recipe(write(**{key: "~nobody-is-called-so/run"} | budget)) is not None
+    with pytest.raises(ValueError, match=r"writes to .a.x00b. .*which is no name of a folder"):
+        load_recipe(write(**{key: "a\0b"} | budget))
+
+
+def test_sections_are_sections_on_the_command_line_too(write):
+    with pytest.raises(ValueError, match=r"the command line: drafter must hold keys and values, got \[1\]"):
+        load_recipe(write(), ["drafter=[1]", "drafter.block_size=3"])
+    path = write()
+    content = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**content, "drafter": {"family": ["x"]}}))
+    assert load_recipe(path).drafter == {"family": ["x"]}  # what is no family is told where a drafter is made
+
+
 @pytest.mark.parametrize("name", ["trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"])
 def test_a_recipe_sends_figures_nowhere(write, name):
     path = write(**{name: "stranger/loot"})

@@ -10,10 +10,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from dspark_hf.cli import cache, train
-from dspark_hf.cli.evaluation.tables import show_tables
+from dspark_hf.cli.evaluation.tables import progress_bar, show_tables
 from dspark_hf.cli.main import app
 from dspark_hf.cli.stream import DRAFTED_STYLE, RoundStreamer
-from dspark_hf.cli.terminal import plain, visible
+from dspark_hf.cli.terminal import plain, visible, visible_name
 from dspark_hf.cli.upload import show_files
 from dspark_hf.evaluation.reporting.tables import Table
 from dspark_hf.trainers.recipes.recipe import Recipe
@@ -78,6 +78,14 @@ def test_names_are_text_in_every_table(name):
     shown = [printed(thing) for thing in (train._result_table({"eval_tau": 1.0}, recipe), plain(summary))]
     for out in (*shown, OWN.sub("", file.getvalue())):
         assert controls(out) == [] and visible(name).replace("\n", " ") in out
+
+
+@pytest.mark.parametrize("name", [*NAMES, *SEQUENCES], ids=ascii)
+def test_names_are_text_beside_a_bar(name):
+    file = io.StringIO()
+    with progress_bar(Console(file=file, width=400)) as bar:
+        bar.update(bar.add_task("batches", total=2, note=""), completed=1, note=name)
+    assert controls(file.getvalue()) == [] and visible_name(name) in file.getvalue()
 
 
 @pytest.mark.parametrize("name", NAMES + SEQUENCES[:4], ids=ascii)

@@ -1,6 +1,7 @@
 """`dspark push`: a drafter's folder becomes a repository with a card."""
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,14 +70,13 @@ def push(
     from dspark_hf.hub.embedded import resolve_drafter, resolve_target
     from dspark_hf.publishing import CardFacts
     from dspark_hf.publishing.cards.facts import known_repo
-    from dspark_hf.publishing.evaluations import read_evaluation
     from dspark_hf.publishing.folder import DrafterFolder
 
     drafter = Path(resolve_drafter(str(folder)))
     DrafterFolder.read(drafter)
     push = _Push(
         drafter,
-        evaluations={Path(file).stem: read_evaluation(file, folder.resolve().name) for file in evaluation or ()},
+        evaluations=_evaluations(evaluation or (), folder.resolve().name),
         content={"tokenizer": tokenizer, "replace_card": overwrite_card},
         options={"private": private or None, "revision": revision, "commit_message": message},
         dry_run=dry_run,
@@ -101,6 +101,19 @@ def push(
             assemble(root, resolve_target(target), drafter, name=base_model, include_target=include_target)
         facts = replace(facts, base_model=base_model, subfolder=SUBFOLDER, has_target=include_target)
         push.run(Path(root), facts)
+
+
+def _evaluations(files: Sequence[Path], drafter: str) -> dict[str, dict[str, Any]]:
+    """The figures of evaluations of a `drafter`, by the names that they get in the repository."""
+    from dspark_hf.publishing.evaluations import evaluation_name, read_evaluation
+
+    found: dict[str, dict[str, Any]] = {}
+    for file in files:
+        record, name = read_evaluation(file, drafter), evaluation_name(file)
+        if name in found:
+            raise ValueError(f"Two of the evaluations would be called {name!r} in the repository. Rename one.")
+        found[name] = record
+    return found
 
 
 @dataclass(frozen=True)

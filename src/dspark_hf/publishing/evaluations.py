@@ -8,7 +8,7 @@ from typing import Any
 from dspark_hf.files import read_json, write_json
 
 from .commands import shorten_command
-from .contents import EVALUATIONS
+from .contents import EVALUATIONS, is_utf8
 from .records import check_evaluation
 
 _SUMMARY = "summary.json"
@@ -57,9 +57,28 @@ def add_evaluation(folder: str | os.PathLike, file: str | os.PathLike) -> Path:
         `ValueError`: If there are no figures of this drafter.
     """
     record = read_evaluation(file, Path(folder).resolve().name)
-    path = Path(folder) / EVALUATIONS / f"{Path(file).stem}.json"
+    path = Path(folder) / EVALUATIONS / f"{evaluation_name(file)}.json"
     write_json(path, record)
     return path
+
+
+def evaluation_name(file: str | os.PathLike) -> str:
+    """What an evaluation is called beside a drafter: as its folder, or as its file without the ending.
+
+    Args:
+        file (`str` or `os.PathLike`): The folder of a run, or a file of figures.
+
+    Raises:
+        `ValueError`: If that is no name for a file that others can see.
+    """
+    place = Path(file).resolve()
+    name = place.name if place.is_dir() else place.stem
+    if not name.strip(".") or name.startswith(".") or not is_utf8(name):
+        raise ValueError(
+            f"The evaluation at {os.fsencode(place)!r} would be called {name!r} in the repository, which hides it, or "
+            "cannot be written. Rename it."
+        )
+    return name
 
 
 def read_evaluation(file: str | os.PathLike, drafter: str | None = None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import CONFIG_NAME, logging
 
 from dspark_hf.files import read_json, write_json
+from dspark_hf.messages import shown
 from dspark_hf.provenance import changes
 
 logger = logging.get_logger(__name__)
@@ -47,12 +48,18 @@ def check_same_run(checkpoint: str | Path, now: Mapping[str, Mapping[str, Any]])
         now (`Mapping`): `fixed`, what must not change, and `free`, what may: a change of that is said.
 
     Raises:
-        `ValueError`: If something fixed has changed; both sides are named.
+        `ValueError`: If something fixed has changed; both sides are named. Or if the file holds no settings.
     """
     path = Path(checkpoint).absolute().parent / RUN_FILE
     if not path.is_file():
         return
     begun = read_json(path)
+    for kind in ("fixed", "free"):
+        if not isinstance(begun.get(kind), dict | None):
+            raise ValueError(
+                f"{path}: {kind} must hold settings, got {shown(begun[kind])}. Remove the file, and nothing is "
+                "compared with how the run was begun."
+            )
     fixed, free = (changes(begun.get(kind) or {}, json.loads(json.dumps(now[kind]))) for kind in ("fixed", "free"))
     if fixed:
         raise ValueError(

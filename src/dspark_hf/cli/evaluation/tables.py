@@ -4,10 +4,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
-from dspark_hf.cli.terminal import plain
+from dspark_hf.cli.terminal import plain, visible_name
 
 
 def show_tables(console: Console, tables: Sequence[Any], notes: Sequence[str] = ()) -> None:
@@ -34,6 +43,11 @@ def show_tables(console: Console, tables: Sequence[Any], notes: Sequence[str] = 
 def progress_bar(console: Console) -> Progress:
     """How far a measurement is, on a `console`."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(
-        *columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console
-    )
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), _Note(), console=console)
+
+
+class _Note(ProgressColumn):
+    """What is being measured: names of others' files are in it."""
+
+    def render(self, task: Any) -> Text:
+        return plain(visible_name(task.fields["note"]))

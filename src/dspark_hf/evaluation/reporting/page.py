@@ -16,7 +16,7 @@ from dspark_hf.evaluation.reporting.tables import (
     differences_of_runs,
     side_by_side,
 )
-from dspark_hf.evaluation.running.folder import RunFolder
+from dspark_hf.evaluation.running.folder import RunFolder, explained
 from dspark_hf.files import write_text
 
 _TEMPLATE = Path(__file__).with_name("report.html")
@@ -41,17 +41,17 @@ def write_report(runs: Sequence[str | Path], out: str | Path, *, answers_per_tas
     folders = {Path(run).resolve().name: RunFolder(run) for run in runs}
     if len(folders) < len(runs):
         raise ValueError(f"Runs go by the names of their folders, and two of {[str(run) for run in runs]} have one.")
+    out, answers = Path(out), []
+    for name, folder in folders.items():
+        calls, tokens = folder.read()[1], folder.tokens()
+        with explained(folder.path):
+            answers += explorer_data(name, calls, tokens, answers_per_task)
     summaries = {name: folder.summary() for name, folder in folders.items()}
-    charts = all_charts(summaries)
-    out = Path(out)
-    pictures = {name: as_svg(figure, title) for name, (title, figure) in charts.items()}
-    titles = {name: title for name, (title, _) in charts.items()}
-    answers = [
-        one
-        for name, folder in folders.items()
-        for one in explorer_data(name, folder.read()[1], folder.tokens(), answers_per_task)
-    ]
-    text = page(summaries, [(titles[name], pictures[name]) for name in charts], answers)
+    with explained(" or ".join(map(str, runs))):
+        charts = all_charts(summaries)
+        pictures = {name: as_svg(figure, title) for name, (title, figure) in charts.items()}
+        titles = {name: title for name, (title, _) in charts.items()}
+        text = page(summaries, [(titles[name], pictures[name]) for name in charts], answers)
     write_text(out, text)
     written = [out]
     for name, (_, figure) in charts.items():

@@ -1,7 +1,8 @@
 """The folder of an evaluation: records of every round, and the summary that is made of them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from dspark_hf.evaluation.figures.summary import summarize
 from dspark_hf.evaluation.running.journal import read_journal
 from dspark_hf.evaluation.running.records import Call
 from dspark_hf.files import read_json, write_json, write_text
+from dspark_hf.messages import cut, shown
 from dspark_hf.provenance import changes
 
 SUMMARY, TOKENS = "summary.json", "tokens.json"
@@ -39,7 +41,8 @@ class RunFolder:
         Raises:
             `ValueError`: If there are none, a file is damaged, or they are of different evaluations.
         """
-        files = sorted(self.path.glob("records-*.jsonl"), key=lambda file: int(file.stem.partition("-")[2]))
+        files = [file for file in self.path.glob("records-*.jsonl") if _rank(file).isdecimal()]
+        files.sort(key=lambda file: int(_rank(file)))
         if not files:
             raise ValueError(f"{self.path} holds no evaluation. Make one: `dspark evaluate --out {self.path}`.")
         made_with, calls = None, {}
@@ -49,7 +52,8 @@ class RunFolder:
             if made_with is not None and (changed := changes(made_with, made)):
                 raise ValueError(f"{file} is of another evaluation than the other records ({changed}). Remove it.")
             made_with = made
-            calls |= {name: Call.from_dict(part) for name, part in parts.items()}
+            with explained(file):
+                calls |= {name: Call.from_dict(part) for name, part in parts.items()}
         return made_with, sorted(calls.values(), key=lambda call: (call.seed, call.turn)), len(files)
 
     def finish(self, made_with: dict[str, Any], num_batches: int, source: dict[str, Any]) -> dict[str, Any]:
@@ -83,8 +87,9 @@ class RunFolder:
         if file.is_file():
             return read_json(file)
         made_with, calls, num_files = self.read()
-        facts = {task["name"]: task for task in made_with["tasks"]}
-        figures = summarize(calls, list(made_with["ways"]), facts)
+        with explained(self.path):
+            facts = {task["name"]: task for task in made_with["tasks"]}
+            figures = summarize(calls, list(made_with["ways"]), facts)
         return {"made_with": made_with, **figures, "provenance": None, "num_missing": None, "num_files": num_files}
 
     def add_tokens(self, calls: Sequence[Call], tokenizer: Any) -> None:
@@ -104,4 +109,30 @@ class RunFolder:
     def tokens(self) -> dict[int, str]:
         """The text of tokens."""
         file = self.path / TOKENS
-        return {int(one): text for one, text in read_json(file).items()} if file.is_file() else {}
+        texts = read_json(file) if file.is_file() else {}
+        if wrong := [one for one, text in texts.items() if not (one.isdecimal() and isinstance(text, str))]:
+            raise ValueError(f"{file} must hold texts by the ids of tokens, got one at {shown(wrong[0])}. Remove it.")
+        return {int(one): text for one, text in texts.items()}
+
+
+@contextmanager
+def explained(place: str | Path) -> Iterator[None]:
+    """Tell of records or figures that are not of the form that this version writes, or that somebody changed.
+
+    Args:
+        place (`str` or `Path`): Where they stand.
+
+    Raises:
+        `ValueError`: If what is done inside finds no field, or one of another kind.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
+        raise ValueError(
+            f"{place} holds no whole evaluation ({type(error).__name__}: {cut(str(error))}). Make it again: dspark "
+            "evaluate."
+        ) from error
+
+
+def _rank(file: Path) -> str:
+    return file.stem.removeprefix("records-")

@@ -9,6 +9,7 @@ from typing import Any
 
 from dspark_hf.files import parse_json
 from dspark_hf.line_file import LineFile
+from dspark_hf.messages import shown
 from dspark_hf.provenance import changes
 
 
@@ -103,8 +104,15 @@ def read_journal(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _parse(path: Path, lines: list[bytes]) -> tuple[Any, dict[str, Any]]:
     records = [_record(path, line, number) for number, line in enumerate(lines, start=1)]
-    parts = {record["part"]: record["value"] for record in records[1:]}
-    return (records[0].get("made_with", {}) if records else None), parts
+    for number, record in enumerate(records, start=1):
+        names = {"part", "value"} if number > 1 else {"made_with"}
+        are_kinds = isinstance(record.get("part", ""), str) and isinstance(record.get("made_with", {}), dict)
+        if set(record) != names or not are_kinds:
+            raise ValueError(
+                f"{path}, line {number}: it must hold {' and '.join(sorted(names))}, got {shown(record)}. Remove the "
+                "file and measure again."
+            )
+    return (records[0]["made_with"] if records else None), {one["part"]: one["value"] for one in records[1:]}
 
 
 def _record(path: Path, line: bytes, number: int) -> dict[str, Any]:

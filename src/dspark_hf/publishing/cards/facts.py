@@ -52,15 +52,29 @@ class CardFacts:
         Returns:
             [`CardFacts`]: New ones; of the card base model, licence, data sets and tags are taken.
         """
-        data = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+        data = _front_matter(text)
         base_model = data.get("base_model") if keeps_base_model else None
         return replace(
             self,
             base_model=self.base_model or (base_model if is_repo_name(base_model) else None),
-            license=self.license or data.get("license"),
-            datasets=self.datasets or tuple(data.get("datasets") or ()),
-            tags=self.tags or tuple(tag for tag in data.get("tags") or () if tag not in TAGS),
+            license=self.license or next(iter(_names(data.get("license"))), None),
+            datasets=self.datasets or _names(data.get("datasets")),
+            tags=self.tags or tuple(tag for tag in _names(data.get("tags")) if tag not in TAGS),
         )
+
+
+def _front_matter(text: str) -> dict[str, Any]:
+    """What stands above a card's `text`; nothing where that is no front matter."""
+    try:
+        return ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+    # The mark of a generated card can be computed by anybody, and then anything stands there.
+    except Exception:
+        return {}
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """Names in a card, of which one may stand without a list; what is no text is left out."""
+    return tuple(one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str))
 
 
 def named_target(config: dict[str, Any]) -> str | None:

@@ -1,5 +1,6 @@
 """What a recipe may not decide for who runs it: a recipe is a file, and files come from anywhere."""
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,10 @@ def check_consent(content: Mapping[str, Any], asked: Collection[str], where: str
 
 def _out_of_bounds(folder: str) -> str | None:
     """Why a file may not choose a folder; None if it may."""
-    path, here, home = Path(folder).expanduser().resolve(), Path.cwd().resolve(), Path.home().resolve()
+    if "\0" in folder:
+        return "no name of a folder"
+    # As the trainer's arguments read it: `~` and a name that nobody has is a folder of that name.
+    path, here, home = Path(os.path.expanduser(folder)).resolve(), Path.cwd().resolve(), Path.home().resolve()
     if path == here:
         return "the working folder itself"
     if path == home or path in home.parents:
