@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
-from encoders import by_hand, without_template, write_encoding  # noqa: E402
+from encoders import SOURCE, by_hand, without_template, write_encoding  # noqa: E402
+
+from dspark_hf import DSparkForCausalLM  # noqa: E402
+from dspark_hf.data.encoding_file import load_tokenizer  # noqa: E402
 
 REFUSED = "encoding/encoding_dsv4.py, which runs only if you allow it"
 
@@ -71,7 +74,21 @@ def test_from_prompts_to_a_measured_drafter(dspark, target, prompts, tmp_path, t
 
 @pytest.mark.parametrize(
     "command",
-    ["generate", "demo", "evaluate", "diagnose", "bench", "regenerate", "synthesize", "cache", "train"],
+    [
+        "generate",
+        "demo",
+        "chat",
+        "evaluate",
+        "diagnose",
+        "bench",
+        "sweep",
+        "calibrate",
+        "profile",
+        "regenerate",
+        "synthesize",
+        "cache",
+        "train",
+    ],
 )
 def test_without_the_users_word_no_command_goes_on(dspark, target, prompts, tmp_path, tiny_drafter_dir, command):
     (target / "model.safetensors").write_bytes(b"never opened")
@@ -79,6 +96,10 @@ def test_without_the_users_word_no_command_goes_on(dspark, target, prompts, tmp_
     outcome = dspark(*{
         "generate": ["generate", "Why?", *named, *drafter],
         "demo": ["demo", *named, *drafter],
+        "chat": ["chat", *named, *drafter],
+        "sweep": ["bench", "sweep", *named, *drafter, "--data", prompts],
+        "calibrate": ["calibrate", target, tiny_drafter_dir, "--data", prompts],
+        "profile": ["profile", *named, *drafter],
         "evaluate": ["evaluate", *named, *drafter, "--task", prompts, "--out", tmp_path / "run"],
         "diagnose": ["diagnose", target, tiny_drafter_dir],
         "bench": ["bench", "generate", *named, *drafter, "--data", prompts],
@@ -88,6 +109,54 @@ def test_without_the_users_word_no_command_goes_on(dspark, target, prompts, tmp_
         "train": ["train", f"target={target}", f"data=[{prompts}]", "output_dir=out"],
     }[command])  # fmt: skip
     assert outcome.code == 2 and REFUSED in outcome.err and "--trust-remote-code" in outcome.err
+
+
+def test_measuring_commands_go_on_with_it(dspark, target, prompts, tmp_path, tiny_drafter_dir):
+    options = ["--dtype", "float32", "--trust-remote-code"]
+    outcome = dspark("calibrate", target, tiny_drafter_dir, "--data", prompts, "--max-new-tokens", "6",
+                     "--out", tmp_path / "calibration.json", *options)  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    named = ["--target", target, "--drafter", tiny_drafter_dir]
+    outcome = dspark("profile", *named, "--context", "8", "--max-tokens", "2", "--repeats", "1",
+                     "--out", tmp_path / "cost.json", *options)  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    outcome = dspark("bench", "sweep", *named, "--data", prompts, "--limit", "2", "--max-new-tokens", "6",
+                     "--temperature", "0", "--quality", "good", "--batch-size", "1",
+                     "--cost", tmp_path / "cost.json", *options)  # fmt: skip
+    assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [("''", "encodes to no tokens"), ("'\\ud800'", "gives half of a surrogate pair"), ("b'x'", "gives bytes instead")],
+)
+def test_what_is_no_prompt_is_told(dspark, target, prompts, tmp_path, tiny_drafter_dir, given, told):
+    write_encoding(target, source=f"def encode_messages(messages, thinking_mode): return {given}")
+    trusted = ["--target", target, "--trust-remote-code", "--dtype", "float32"]
+    outcome = dspark("regenerate", *trusted, "--prompts", prompts, "--out", tmp_path / "out.jsonl")
+    assert outcome.code == 2 and "No conversation was answered" in outcome.err and told in outcome.err
+    outcome = dspark("generate", "Why?", *trusted, "--drafter", tiny_drafter_dir)
+    assert outcome.code == 2 and told in outcome.err
+
+
+def test_a_composite_repository_brings_it(dspark, hub, target, tmp_path, tiny_drafter_dir):
+    outcome = dspark("push", tiny_drafter_dir, "org/both", "--target", target, "--include-target", "--yes")
+    assert outcome.code == 0, outcome.err
+    assert "encoding/encoding_dsv4.py" in hub.files("org/both")
+    outcome = dspark("generate", "Why?", "--target", "org/both", "--drafter", tiny_drafter_dir)
+    assert outcome.code == 2 and REFUSED in outcome.err
+    model = DSparkForCausalLM.from_pretrained("org/both")
+    tokenizer = load_tokenizer("org/both", trust_remote_code=True)
+    model.save_pretrained(tmp_path / "saved", tokenizer=tokenizer)
+    assert (tmp_path / "saved" / "encoding" / "encoding_dsv4.py").read_text() == SOURCE
+
+
+def test_a_model_that_transformers_does_not_know_is_told(dspark, target, tiny_drafter_dir):
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, "model_type": "deepseek_v41"}))
+    for options in ([], ["--trust-remote-code"]):
+        outcome = dspark("generate", "Why?", "--target", target, "--drafter", tiny_drafter_dir, *options)
+        assert outcome.code == 2 and "deepseek_v41" in outcome.err
 
 
 def test_code_of_a_repository_that_was_not_named_is_refused(dspark, target, tiny_drafter_dir):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
 from dspark_hf import AutoDrafter, DSparkModel, TargetCache, build_target_cache
@@ -54,3 +55,42 @@ def test_states_of_a_cache_train_it_as_those_of_the_target_do(make_trainer, loss
         trainer.train()
         histories.append(losses(trainer))
     assert len(histories[0]) == 4 and histories[0] == histories[1]
+
+
+def test_a_stopped_run_goes_on(make_trainer, tmp_path):
+    """transformers' trainer reads a checkpoint's config as one of no model."""
+    target = AutoModelForCausalLM.from_pretrained(FOLDER).eval()
+    rows = [{"input_ids": list(range(start, start + 20)), "loss_mask": [True] * 20} for start in range(2, 50, 8)]
+
+    def train(folder, max_steps, **options):
+        torch.manual_seed(0)
+        fields = {"num_hidden_layers": 1, "target_layer_ids": [0, 2], "block_size": 5, "markov_rank": 8}
+        drafter = DSparkModel.from_target(target, family="deepseek_v4", num_anchors=4, **fields)
+        trainer = make_trainer(folder, rows, drafter=drafter, target=target, max_steps=max_steps, save_steps=2,
+                               save_strategy="steps", lr_scheduler_type="constant", warmup_steps=0)  # fmt: skip
+        trainer.train(**options)
+        return drafter.state_dict()
+
+    train(tmp_path / "stopped", 2)
+    found = train(tmp_path / "stopped", 4, resume_from_checkpoint=True)
+    expected = train(tmp_path / "whole", 4)
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_an_adapter_fits_all_but_the_grouped_projections(make_trainer, tmp_path):
+    target = AutoModelForCausalLM.from_pretrained(FOLDER, index_topk=64).eval()
+    rows = [{"input_ids": list(range(start, start + 20)), "loss_mask": [True] * 20} for start in range(2, 50, 8)]
+    drafter = AutoDrafter.from_pretrained(FOLDER)
+    trainer = make_trainer(tmp_path / "run", rows, drafter=drafter, target=target, max_steps=1,
+                           peft_config=LoraConfig(r=2, init_lora_weights=False))  # fmt: skip
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    adapted = AutoDrafter.from_pretrained(tmp_path / "adapter")
+    names = {name for name, _ in adapted.named_parameters() if "lora_A" in name}
+    assert any("q_b_proj" in name for name in names) and not any("o_a_proj" in name for name in names)
+    ids = torch.tensor([rows[0]["input_ids"][:9]])
+    plain = target.generate(ids, max_new_tokens=8, do_sample=False)
+    assert torch.equal(target.generate(ids, assistant_model=adapted, max_new_tokens=8, do_sample=False), plain)
+    with pytest.raises(ValueError, match="target_modules name o_a_proj, which takes its inputs in groups"):
+        make_trainer(tmp_path / "other", rows, drafter=AutoDrafter.from_pretrained(FOLDER), target=target,
+                     peft_config=LoraConfig(r=2, target_modules=["o_a_proj"]))  # fmt: skip

@@ -28,6 +28,16 @@ def path(tmp_path):
     return path
 
 
+def test_a_family_on_the_command_line_brings_its_fields(path):
+    for overrides in (
+        ["drafter.family=deepseek_v4", "n_routed_experts=0"],
+        ["n_routed_experts=0", "family=deepseek_v4"],
+    ):
+        assert load_recipe(path, overrides).drafter["n_routed_experts"] == 0
+    with pytest.raises(ValueError, match="Unknown key 'n_routed_experts'"):
+        load_recipe(path, ["n_routed_experts=0"])
+
+
 def test_overrides_reach_every_section(path):
     overrides = ["target=other", "block_size=3", "drafter.target_layer_ids=[1, 2]", "max_steps=7",
                  "training.learning_rate=1e-3", "save_strategy=no", "data=[a.jsonl, b.jsonl]",

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dspark_hf.cli.options import DeviceOption, DtypeOption, ResumeOption, SeedOption
+from dspark_hf.cli.options import DeviceOption, DtypeOption, ResumeOption, SeedOption, TrustOption
 
 
 def calibrate(
@@ -26,6 +26,7 @@ def calibrate(
     plots: Annotated[Path | None, typer.Option(help="Folder for two reliability plots.")] = None,
     seed: SeedOption = 0,
     resume: ResumeOption = False,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Fit one temperature a slot, for greedy decoding and for T = 1, so that survival is as often true as it says.
 
@@ -45,7 +46,7 @@ def calibrate(
     prompts = load_prompts(data, limit)
     out = out / FILE_NAME if out.is_dir() else out
     check_output(out)
-    models = load_models(target, drafter, dtype=dtype, device=device)
+    models = load_models(target, drafter, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     console, journal = Console(highlight=False), out.with_name(f"{out.name}.unfinished.jsonl")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:

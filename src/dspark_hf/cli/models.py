@@ -88,11 +88,15 @@ def load_target_tokenizer(target: str, *, trust_remote_code: bool = False) -> An
     """Load the tokenizer of a `target`, with what renders its chats; its own code runs if `trust_remote_code`.
 
     Raises:
-        `ValueError`: If that is code which may not run.
+        `ValueError`: If that is code which may not run, or transformers knows no such model.
     """
+    from transformers import AutoConfig
+
     from dspark_hf.data.encoding_file import load_tokenizer
 
     with target_place(target, trust_remote_code) as (path, trust):
+        # A model that transformers does not know is told as such here; its tokenizers would ask for odd fields.
+        AutoConfig.from_pretrained(path, **trust)
         return load_tokenizer(path, **trust)
 
 

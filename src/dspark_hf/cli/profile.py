@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dspark_hf.cli.options import DeviceOption, DrafterOption, DtypeOption, SeedOption, TargetOption
+from dspark_hf.cli.options import DeviceOption, DrafterOption, DtypeOption, SeedOption, TargetOption, TrustOption
 
 
 def profile(
@@ -24,6 +24,7 @@ def profile(
     out: Annotated[Path | None, typer.Option(help="File to write; by default where generate() finds it.")] = None,
     sglang: Annotated[Path | None, typer.Option(help="Also write it in SGLang's additive form to this file.")] = None,
     seed: SeedOption = 0,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Measure what the target's passes and the drafter's proposals take, so that generate() knows what drafts cost.
 
@@ -41,7 +42,7 @@ def profile(
 
     for path in (out, sglang):
         check_output(path)
-    models = load_models(target, drafter, dtype=dtype, device=device)
+    models = load_models(target, drafter, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     console = Console(highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:

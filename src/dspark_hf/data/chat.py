@@ -9,6 +9,7 @@ from jinja2 import TemplateError
 
 from dspark_hf.data.conversations import as_messages, call_names, check_messages
 from dspark_hf.data.encoding_file import encoding_file, has_chat_form
+from dspark_hf.messages import shown
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _MARK = "\u2402answer\u2403"
@@ -35,18 +36,22 @@ def prompt_ids(
         `list[int]`: Token ids, ending with the template's opening of an assistant turn.
 
     Raises:
-        `ValueError`: If the chat template refuses the conversation, or there is none and the conversation has several
-            turns.
+        `ValueError`: If the chat template refuses the conversation, there is none and the conversation has several
+            turns, or there are no tokens.
     """
     messages = as_messages(conversation)
     check_messages(messages)
     if not has_chat_form(tokenizer):
         if len(messages) > 1:
             raise ValueError(f"{_no_template(tokenizer)} Without one, only a single turn can be taken as raw text.")
-        return tokenizer(messages[0]["content"])["input_ids"]
-    options = _template_options(thinking, reasoning_effort)
-    text = render(tokenizer, messages, add_generation_prompt=True, **options)
-    return _tokenize(tokenizer, text)["input_ids"]
+        ids = tokenizer(messages[0]["content"])["input_ids"]
+    else:
+        options = _template_options(thinking, reasoning_effort)
+        text = render(tokenizer, messages, add_generation_prompt=True, **options)
+        ids = _tokenize(tokenizer, text)["input_ids"]
+    if not ids:
+        raise ValueError(f"The prompt {shown(conversation)} encodes to no tokens. Leave it out of the data.")
+    return ids
 
 
 def encode_conversation(

@@ -100,7 +100,7 @@ def check_messages(messages: Sequence[dict]) -> None:
             raise ValueError(f"Expected each message to be {{'role': ..., 'content': text}}, got {shown(message)}.")
         if message.get("role") not in _ROLES:
             raise ValueError(f"Expected a role out of {_ROLES}, got {message.get('role')!r}.")
-        if not is_call and not _is_unicode(content):
+        if not is_call and not is_unicode(content):
             raise ValueError(f"Expected text, got half of a surrogate pair in {shown(content)}.")
 
 
@@ -197,7 +197,8 @@ def _tools(row: Mapping[str, Any]) -> list[dict] | None:
     return list(tools) if tools else None
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether a `text` is one: no half of a surrogate pair stands in it, which no file and no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -20,7 +20,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from dspark_hf.data.conversations import is_unicode
 from dspark_hf.files import read_text
+from dspark_hf.messages import shown
 
 _PATTERN = "encoding/encoding_*.py"
 _ENCODE, _PARSE = "encode_messages", "parse_message_from_completion_text"
@@ -102,6 +104,8 @@ class EncodingFile:
             ) from error.__cause__
         if not isinstance(text, str):
             raise ValueError(f"{self} gives {type(text).__name__} instead of text. {_WAY_OUT}")
+        if not is_unicode(text):
+            raise ValueError(f"{self} gives half of a surrogate pair in {shown(text)}, which is no text. {_WAY_OUT}")
         return text
 
     def parse(self, text: str, thinking: bool | None) -> dict[str, Any] | None:

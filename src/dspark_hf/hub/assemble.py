@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dspark_hf.files import copy_files, follow_umask
@@ -13,6 +14,8 @@ from dspark_hf.publishing.contents import CARD, SUBFOLDER, files_to_push
 
 from .composite import save_reference
 from .load import AutoDrafter
+
+_CHATS = "encoding/encoding_*.py"
 
 
 def assemble(
@@ -54,7 +57,12 @@ def assemble(
         follow_umask(folder)
     else:
         save_reference(folder, config, name or target)
-    AutoTokenizer.from_pretrained(target).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    tokenizer.save_pretrained(folder)
+    if tokenizer.chat_template is None:
+        # Code of the target that renders its chats; it is not run.
+        source = Path(target if Path(target).is_dir() else snapshot_download(target, allow_patterns=_CHATS))
+        copy_files(source, [path.relative_to(source) for path in source.glob(_CHATS)], folder)
     files = set(files_to_push(drafter))
     if CARD in files and is_generated(read_card(drafter / CARD)):
         files.remove(CARD)  # the root's card says it all

@@ -15,7 +15,7 @@ from huggingface_hub import CommitInfo
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from dspark_hf.files import follow_umask, read_json, write_json
+from dspark_hf.files import copy_files, follow_umask, read_json, write_json
 from dspark_hf.generation import attach_drafter, detach_drafter
 from dspark_hf.publishing import CardFacts, push_folder
 from dspark_hf.publishing.cards.facts import known_repo
@@ -152,7 +152,7 @@ class DSparkForCausalLM:
             save_directory (`str` or `os.PathLike`): The folder.
             include_target (`bool`, *optional*): Whether the target's weights are saved too, or only its name. By
                 default as it was loaded; with weights, if it was joined in memory.
-            tokenizer (`PreTrainedTokenizerBase`, *optional*): Saved beside them.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): Saved beside them, with the file that renders its chats.
             push_to_hub (`bool`, *optional*, defaults to `False`): Refused; [`DSparkForCausalLM.push_to_hub`] does it.
             kwargs: As for [`~transformers.PreTrainedModel.save_pretrained`] of the target.
 
@@ -173,6 +173,9 @@ class DSparkForCausalLM:
             self.drafter.save_pretrained(folder / SUBFOLDER, **shard_size)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
+                if (file := getattr(tokenizer, "encoding_file", None)) is not None:
+                    path = Path(file.path)
+                    copy_files(path.parents[1], [path.relative_to(path.parents[1])], folder)
 
     def push_to_hub(
         self,
@@ -252,7 +255,7 @@ def _drafter_folder(repo_or_dir: str, root: str, hub: dict[str, Any]) -> str:
         path = cached_file(repo_or_dir, _join(root, "config.json"), **options)
         # Without stages, whoever reads a release says so.
         raw = {} if path is None else read_json(path)
-        is_inside = tells_of_stages(raw) or raw.get("model_type") == "deepseek_v4"
+        is_inside = tells_of_stages(raw) or raw.get("model_type") in ("deepseek_v4", "deepseek_v41")
         is_inside = is_inside and cached_file(repo_or_dir, _join(folder, "config.json"), **options) is None
     except OSError:
         # Whoever reads the drafter says what is wrong.

@@ -34,7 +34,8 @@ TOKENIZER = (
     "preprocessor_config.json", "video_preprocessor_config.json",
 )  # fmt: skip
 # The root of a composite repository; code is there only where the target came with some.
-TARGET = (*_MODEL, *_WORDS, *TOKENIZER, "configuration_*.py", "modeling_*.py", "tokenization_*.py")
+_CODE = ("configuration_*.py", "modeling_*.py", "tokenization_*.py", "encoding/encoding_*.py")
+TARGET = (*_MODEL, *_WORDS, *TOKENIZER, *_CODE)
 # What a trainer needs beside the drafter to go on from a checkpoint. Its arguments are no part of it.
 RESUMING = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_[0-9]*.pth")
 

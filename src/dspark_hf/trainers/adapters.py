@@ -80,7 +80,13 @@ def add_adapter(drafter: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     if getattr(peft_config, "target_modules", None) in (None, "all-linear"):
         peft_config.target_modules = sorted(_linear_layers(drafter))
     adapted = get_peft_model(drafter, peft_config)
-    if any(isinstance(module, BaseTunerLayer) and _READ_AS_MATRIX in name for name, module in adapted.named_modules()):
+    names = [name for name, module in adapted.named_modules() if isinstance(module, BaseTunerLayer)]
+    if grouped := [one for one in drafter.family.without_adapter if any(name.endswith(one) for name in names)]:
+        raise ValueError(
+            f"target_modules name {grouped[0]}, which takes its inputs in groups and cannot take an adapter. Leave it "
+            "out; without target_modules it is."
+        )
+    if any(_READ_AS_MATRIX in name for name in names):
         raise ValueError(
             f"target_modules name {_READ_AS_MATRIX}, which is read as a matrix and cannot take an adapter. Leave it "
             f"out, or train it whole with modules_to_save=['{_READ_AS_MATRIX}']."
@@ -88,11 +94,12 @@ def add_adapter(drafter: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     return adapted
 
 
-def _linear_layers(drafter: nn.Module) -> list[str]:
+def _linear_layers(drafter: PreTrainedModel) -> list[str]:
+    without = (_READ_AS_MATRIX, *drafter.family.without_adapter)
     return [
         name
         for name, module in drafter.named_modules()
-        if isinstance(module, nn.Linear) and not name.endswith(_READ_AS_MATRIX) and not name.startswith("lm_head")
+        if isinstance(module, nn.Linear) and not name.endswith(without) and not name.startswith("lm_head")
     ]
 
 

@@ -1,5 +1,6 @@
 """DSparkForCausalLM of a DeepSeek-V4 checkpoint that holds its drafter; and what is fetched of one."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -74,6 +75,14 @@ def test_only_the_drafters_files_are_fetched_and_a_composite_names_its_base(hub,
     assert {path.name for path in (tmp_path / "named").rglob("*.safetensors")} == {"model.safetensors"}
     again = DSparkForCausalLM.from_pretrained(tmp_path / "named", target="org/Model")
     assert again.name_or_path == "org/Model" and again.drafter.config.target_layer_ids == [0, 1, 2]
+
+
+def test_the_next_release_is_refused_by_name(release):
+    config = json.loads((release / "config.json").read_text())
+    (release / "config.json").write_text(json.dumps({**config, "model_type": "deepseek_v41"}))
+    for load in (AutoDrafter.from_pretrained, DSparkForCausalLM.from_pretrained):
+        with pytest.raises(ValueError, match="is a DeepSeek-V4.1 target, whose drafter is another than DeepSeek-V4's"):
+            load(release)
 
 
 def test_the_repository_chats_as_the_readme_says(release, tiny_tokenizer):

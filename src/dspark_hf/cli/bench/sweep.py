@@ -18,7 +18,9 @@ from dspark_hf.cli.options import (
     ResumeOption,
     SeedOption,
     TargetOption,
+    TrustOption,
 )
+from dspark_hf.cli.terminal import plain
 
 
 def sweep(
@@ -41,6 +43,7 @@ def sweep(
     seed: SeedOption = 0,
     json: JsonOption = None,
     resume: ResumeOption = False,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Record what a drafter drafts along the target's answers, and replay every policy on it at the cost of a table.
 
@@ -64,7 +67,7 @@ def sweep(
     costs = {path.stem: load_cost(path) for path in cost or ()}
     check_output(json)
     journal = journal_path(json, resume)
-    models = load_models(target, drafter, dtype=dtype, device=device)
+    models = load_models(target, drafter, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     costs = costs or {"rule of thumb": StepCost.rule_of_thumb(models.target.device, models.target.dtype)}
     console, results, kept = Console(highlight=False), {}, []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -99,7 +102,7 @@ def sweep(
 def _table(name: str, result: dict[str, Any]) -> Table:
     """Speeds by batch size, and the best policy's share that `auto` reaches."""
     policies = list(next(iter(result["policies"].values())))
-    table = Table("rows", *policies, "auto to best", title=name)
+    table = Table("rows", *policies, "auto to best", title=plain(name, "table.title"))
     for size, figures in result["policies"].items():
         speeds = [f"{figures[policy]['speed']:.3f}" for policy in policies]
         table.add_row(size, *speeds, f"{result['auto'][size]['to_best']:.3f}")

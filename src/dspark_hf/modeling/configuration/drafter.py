@@ -269,6 +269,8 @@ class DraftConfig(PreTrainedConfig):
         # The decoder's diff holds a null only where its class would otherwise fill in something else.
         silent = self.own_fields() | {"dtype", "transformers_version"}
         flat = {name: value for name, value in flat.items() if value is not None or name not in silent}
+        for name in family.unwritten:
+            flat.pop(name, None)
         return (flat | family.engine_fields(self.decoder_config)) | {
             "architectures": [family.engine_name + self.architecture_suffix],
             "model_type": self.decoder_config.model_type,
@@ -283,7 +285,7 @@ class DraftConfig(PreTrainedConfig):
     def _nest(cls, flat: dict[str, Any]) -> dict[str, Any]:
         """The nested form of a flat one; any other as it is."""
         if "decoder_config" in flat or "target_layer_ids" not in flat:
-            return flat
+            return cls._of_release(flat) if "dspark_block_size" in flat else flat
         family = get_family(flat.get("model_type", DEFAULT_FAMILY))
         shared = {"architectures", "dtype", "torch_dtype", "transformers_version"}
         own_fields = cls.own_fields()
@@ -291,6 +293,16 @@ class DraftConfig(PreTrainedConfig):
         others = own_fields | shared | _OF_CLASSIFIERS | {"model_type"}
         decoder = {name: value for name, value in flat.items() if name not in others}
         return {**own, "decoder_config": family.make_config(**decoder), "model_type": cls.model_type}
+
+    @classmethod
+    def _of_release(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """The vocabulary of a release with target and drafter, which PEFT asks for where it saves an adapter.
+
+        [`AutoDrafter`] reads the drafter in it.
+        """
+        names = {"dspark_block_size": "block_size", "dspark_noise_token_id": "mask_token_id"}
+        own = {ours: config[name] for name, ours in names.items() if name in config and ours in cls.own_fields()}
+        return {**own, "decoder_config": {"model_type": DEFAULT_FAMILY, "vocab_size": config["vocab_size"]}}
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

@@ -61,6 +61,9 @@ class DeepseekV4(Family):
     may_tap_last = True
     heads_read_raw = True
     has_confidence_bias = False
+    without_adapter = ("o_a_proj",)
+    # transformers' trainer reads a checkpoint's config as one of no model, whose layers are of other kinds.
+    unwritten = ("mlp_layer_types",)
     float32_names = tuple(stock.DeepseekV4PreTrainedModel._keep_in_fp32_modules_strict)
 
     def make_config(self, **fields: Any) -> PreTrainedConfig:

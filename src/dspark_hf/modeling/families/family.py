@@ -77,6 +77,8 @@ class Family:
     heads_read_raw = False  # whether the heads read block states before the final norm
     has_confidence_bias = True
     float32_names: tuple[str, ...] = ()  # what loading leaves in float32
+    without_adapter: tuple[str, ...] = ()  # linear layers that take their inputs in groups, as no adapter does
+    unwritten: tuple[str, ...] = ()  # fields that config.json leaves out, since layers are of one kind
 
     def make_config(self, **fields: Any) -> PreTrainedConfig:
         """The draft decoder's config with these fields.

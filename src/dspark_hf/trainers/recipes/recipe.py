@@ -11,6 +11,7 @@ import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
 
 from dspark_hf.files import read_text, write_text
+from dspark_hf.messages import shown
 from dspark_hf.modeling import ALGORITHMS, DraftModel
 from dspark_hf.modeling.families import DEFAULT_FAMILY, FAMILIES
 from dspark_hf.trainers.arguments import DraftTrainingArguments
@@ -19,6 +20,7 @@ from .consent import check_consent, check_no_token
 from .yaml_text import parse_yaml
 
 _SECTIONS = ("training", "drafter", "lora", "estimate")
+_FAMILY_KEYS = ("family=", "drafter.family=", "drafter=")
 # What people call fields whose names do not look like it.
 _OTHER_NAMES = {"rank": "r", "lora_rank": "r", "lr": "learning_rate", "batch_size": "per_device_train_batch_size"}
 _INHERITED = {field.name for field in fields(PreTrainedConfig)}
@@ -196,22 +198,24 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
     """
     content = {} if path is None else _read(path)
     where = "the recipe" if path is None else str(path)
-    known = known_keys(content)
-    _check_keys(content, known, where)
+    _check_keys(content, known_keys(content), where)
     check_no_token(content.get("training") or {})
     asked = set()
-    for override in overrides:
+    # Which fields there are depends on the family.
+    for override in sorted(overrides, key=lambda override: not override.startswith(_FAMILY_KEYS)):
+        known = known_keys(content)
         key, separator, text = override.partition("=")
         if not separator:
             raise ValueError(f"Expected key=value, got {override!r}.")
         key = _resolve(key, known)
         asked.add(key)
         _put(content, key, parse_yaml(text, f"The value in {override!r}"))
+        _check_sections(content, "the command line")
         if key == "target":
             # The sizes that the recipe states are those of its own target.
             (content.get("estimate") or {}).pop("target", None)
     # A section that is given as a whole.
-    _check_keys(content, known, "the command line")
+    _check_keys(content, known_keys(content), "the command line")
     try:
         recipe = Recipe(**content)
     except ValueError as error:
@@ -230,18 +234,22 @@ def _read(path: str | Path) -> dict[str, Any]:
     content = parse_yaml(text, str(path))
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold keys and values, got {type(content).__name__}.")
+    _check_sections(content, str(path))
+    return content
+
+
+def _check_sections(content: Mapping[str, Any], where: str) -> None:
     for section in _SECTIONS:
         if not isinstance(content.get(section), dict | None):
-            raise ValueError(f"{path}: {section} must hold keys and values, got {content[section]!r}.")
-    return content
+            raise ValueError(f"{where}: {section} must hold keys and values, got {shown(content[section])}.")
 
 
 def known_keys(content: Mapping[str, Any]) -> set[str]:
     """Every key that a recipe with this `content` (`drafter.family`) may have, those of sections with a dot."""
     from peft import LoraConfig
 
-    family = (content.get("drafter") or {}).get("family") or DEFAULT_FAMILY
-    decoder_cls = FAMILIES.get(family, FAMILIES[DEFAULT_FAMILY]).config_cls
+    family = (content.get("drafter") or {}).get("family")
+    decoder_cls = FAMILIES[family if isinstance(family, str) and family in FAMILIES else DEFAULT_FAMILY].config_cls
     # A key of any algorithm is a known one; whether it is one of this recipe's is for its config to say.
     own = set().union(*(cls.config_class.own_fields() for cls in ALGORITHMS.values()))
     drafter = own | {item.name for item in fields(decoder_cls)} - _INHERITED
