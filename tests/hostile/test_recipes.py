@@ -104,6 +104,39 @@ def test_odd_names_of_folders_end_in_no_other_error(write, home, key):
         load_recipe(write(**{key: "a\0b"} | budget))
 
 
+@pytest.mark.parametrize(
+    "hidden", [f"--hub_token={STRANGER_TOKEN}", "--output_dir=../..", "--push_to_hub", "-x", "--cache_dir=/tmp"]
+)
+@pytest.mark.parametrize("name", ["label_names", "report_to"])
+def test_no_value_is_read_as_another_argument(write, name, hidden):
+    recipe = load_recipe(write(**{name: ["none", hidden]}))
+    with pytest.raises(ValueError, match=f"training.{name} holds .*no value begins with a dash there") as refused:
+        recipe.training_arguments()
+    assert STRANGER_TOKEN not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["output_dir", "cache_dir"])
+@pytest.mark.parametrize("value", [[".."], {"a": ".."}, 7, False, [[".."]]], ids=str)
+def test_folders_are_named_by_text(write, key, value):
+    given = {key: value} | ({"cache_budget": "1MB"} if key == "cache_dir" else {})
+    with pytest.raises(ValueError, match=f"training.{key} must be text, got "):
+        load_recipe(write(**given))
+
+
+def test_a_dot_opens_no_section_in_a_file(write):
+    path = write()
+    path.write_text(f"{path.read_text()}training.output_dir: ..\n")
+    with pytest.raises(ValueError, match="unknown key 'training.output_dir'. What is behind a dot stands inside"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize("name", ["accelerator_config", "lr_scheduler_kwargs"])
+def test_files_that_are_no_json_are_told_as_arguments(write, home, name):
+    with pytest.raises(ValueError, match="A training argument of the recipe cannot be used") as caught:
+        load_recipe(write(**{name: str(home / "thesis.txt")})).training_arguments()
+    assert type(caught.value) is ValueError and "private" not in str(caught.value)
+
+
 def test_sections_are_sections_on_the_command_line_too(write):
     with pytest.raises(ValueError, match=r"the command line: drafter must hold keys and values, got \[1\]"):
         load_recipe(write(), ["drafter=[1]", "drafter.block_size=3"])

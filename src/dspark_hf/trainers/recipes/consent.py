@@ -5,6 +5,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from dspark_hf.messages import shown
+
 # Folders that a run writes to.
 _WRITTEN = ("training.output_dir", "training.cache_dir", "cache")
 # Places on the Hub, besides the repository that is shown and asked about.
@@ -34,20 +36,22 @@ def check_consent(content: Mapping[str, Any], asked: Collection[str], where: str
         where (`str`): The file, for messages.
 
     Raises:
-        `ValueError`: If a folder that would be written to is the working folder, a home folder, or outside of the
-            working folder; or if figures would be uploaded to a place of the file's choice.
+        `ValueError`: If a folder is not named by text, or one that would be written to is the working folder, a home
+            folder, or outside of the working folder; or if figures would be uploaded to a place of the file's choice.
     """
     for key in (*_WRITTEN, *_PLACES):
         section, _, name = key.rpartition(".")
         value = ((content.get(section) or {}) if section else content).get(name)
-        if not value or key in asked or section in asked:
+        if value in (None, "") or key in asked or section in asked:
             continue
+        if not isinstance(value, str):
+            raise ValueError(f"{where}: {key} must be text, got {shown(value)}.")
         if key in _PLACES:
             raise ValueError(
                 f"{where} sends figures to {value!r} ({key}). Give that on the command line if you want it: "
                 f"{name}={value}."
             )
-        if reason := _out_of_bounds(str(value)):
+        if reason := _out_of_bounds(value):
             raise ValueError(
                 f"{where} writes to {value!r} ({key}), which is {reason}. A recipe writes inside the folder that it "
                 f"is run in; for any other place give it on the command line: {name}={value}."

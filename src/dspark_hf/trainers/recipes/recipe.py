@@ -151,6 +151,10 @@ class Recipe:
         words = []
         for name, value in self.training.items():
             if isinstance(value, list):
+                # They become words of a command line, where it would be another argument that nobody has looked at.
+                if dashed := [item for item in value if str(item).startswith("-")]:
+                    word = shown(str(dashed[0]).partition("=")[0])
+                    raise ValueError(f"training.{name} holds {word}: no value begins with a dash there.")
                 words += [f"--{name}", *map(str, value)]
             elif value is not None:
                 words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
@@ -158,9 +162,11 @@ class Recipe:
             raise ValueError("The recipe does not say where the drafter goes: give training.output_dir.")
         try:
             arguments = _TrainingParser(DraftTrainingArguments).parse_args_into_dataclasses(words)[0]
-        except (ImportError, ValueError):
+        except ImportError:
             raise
         except Exception as error:  # they check each other as they are made, and read files that they name
+            if type(error) is ValueError:
+                raise
             what = f"{type(error).__name__}: {error}"
             raise ValueError(f"A training argument of the recipe cannot be used: {what}") from error
         if self.streaming and arguments.max_steps <= 0:
@@ -264,6 +270,8 @@ def known_keys(content: Mapping[str, Any]) -> set[str]:
 
 
 def _check_keys(content: Mapping[str, Any], known: set[str], where: str) -> None:
+    if dotted := [key for key in content if "." in str(key)]:
+        raise ValueError(f"{where}: unknown key {shown(dotted[0])}. What is behind a dot stands inside its section.")
     for key in _flat_keys(content):
         if key not in known:
             raise ValueError(f"{where}: unknown key {key!r}.{_nearest(key, known)}")
