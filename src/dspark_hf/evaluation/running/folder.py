@@ -107,7 +107,11 @@ class RunFolder:
             write_text(self.path / TOKENS, json.dumps({str(one): known[one] for one in sorted(known)}))
 
     def tokens(self) -> dict[int, str]:
-        """The text of tokens."""
+        """The text of tokens.
+
+        Raises:
+            `ValueError`: If the file holds something else.
+        """
         file = self.path / TOKENS
         texts = read_json(file) if file.is_file() else {}
         if wrong := [one for one, text in texts.items() if not (one.isdecimal() and isinstance(text, str))]:
