@@ -133,6 +133,8 @@ def test_a_reduced_vocabulary_is_served(target, tmp_path, model_cls):
     for name in ("vllm", "speculators"):
         assert ENGINES[name].problems(Checkpoint.read(tmp_path / "served")) == []
     other = AutoDrafter.from_pretrained(tmp_path / "served")
+    assert not other.config.own_lm_head, "the rows are the target's still"
+    assert_bit_equal(other.state_dict(), AutoDrafter.from_pretrained(tmp_path / "flat").state_dict())
     other.config.target_fingerprint = None
     assert_same(drafter, other, target)
 

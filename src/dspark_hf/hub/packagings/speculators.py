@@ -22,7 +22,7 @@ _TAPS["dflash"] = _TAPS["dspark"]
 _SHARED = (
     "block_size", "mask_token_id", "sample_from_anchor", "markov_rank", "markov_head_type", "enable_confidence_head",
     "confidence_head_with_markov", "norm_before_residual", "norm_before_fc", "num_target_layers", "num_anchors",
-    "target_fingerprint", "step_loss_decay",
+    "target_fingerprint", "step_loss_decay", "own_lm_head",  # which tells a trained head from rows of the target's
 )  # fmt: skip
 
 
@@ -156,8 +156,6 @@ def _config(drafter: DraftModel, kind: str) -> dict[str, Any]:
         _TAPS[kind]: [tap + 1 for tap in config.target_layer_ids],
         **{name: value for name, value in shared.items() if value is not None},
         **non_causal,
-        # Heads of block drafters are copies of the target's there, unless this says otherwise.
-        **({"own_lm_head": True} if is_block and config.own_lm_head else {}),
         **({} if is_block else {"embed_requires_grad": config.own_embed_tokens}),
         "speculators_config": {
             "algorithm": kind,
