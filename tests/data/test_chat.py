@@ -194,6 +194,8 @@ def test_without_a_template_there_is_one_turn(tokenizer):
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="has no chat template; .*a prompt and its answer can be taken as raw text"):
         encode_conversation(tokenizer, TWO_TURNS)
+    with pytest.raises(ValueError, match="has no chat template; .*Without one, the call of 'look_up' has no text"):
+        encode_conversation(tokenizer, [TWO_TURNS[0], CALL])
 
 
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look_up", "arguments": {"x": 1}}}]}

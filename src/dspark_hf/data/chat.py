@@ -128,6 +128,8 @@ def _encode_raw(
         raise ValueError(
             f"{_no_template(tokenizer)} Without one, a prompt and its answer can be taken as raw text, and no more."
         )
+    if names := call_names(messages):
+        raise ValueError(f"{_no_template(tokenizer)} Without one, the call of {names[0]!r} has no text.")
     question, *answers = (message["content"] or "" for message in messages)
     input_ids = tokenizer(question)["input_ids"]
     if answer_ids is None:
