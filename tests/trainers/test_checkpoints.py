@@ -38,6 +38,8 @@ DAMAGES = {
     "model.safetensors cannot be read": lambda path: cut(path / "model.safetensors"),
     "optimizer.pt is cut off": lambda path: cut(path / "optimizer.pt"),
     "rng_state.pth is cut off": lambda path: cut(path / "rng_state.pth"),
+    "no optimizer.pt beside scheduler.pt": lambda path: (path / "optimizer.pt").unlink(),
+    "no scheduler.pt beside the optimizer's state": lambda path: (path / "scheduler.pt").unlink(),
 }
 
 

@@ -69,7 +69,17 @@ def _damage(path: Path) -> str | None:
     for archive in (*path.glob("*.pt"), *path.glob("*.pth"), *path.glob("*.bin")):
         if not zipfile.is_zipfile(archive):
             return f"{archive.name} is cut off"
-    return None
+    return _lost_half(path)
+
+
+def _lost_half(path: Path) -> str | None:
+    """Of optimizer and schedule, which are saved together, the one that is missing: transformers begins both anew."""
+    # Sharded states are folders, and DeepSpeed may keep the schedule in its own.
+    has_optimizer = any(path.glob("optimizer*"))
+    has_schedule = (path / "scheduler.pt").is_file()
+    if has_schedule and not has_optimizer and not any(path.glob("global_step*")):
+        return "no optimizer.pt beside scheduler.pt"
+    return "no scheduler.pt beside the optimizer's state" if has_optimizer and not has_schedule else None
 
 
 def _odd_field(state: dict[str, Any], path: Path) -> str | None:
