@@ -106,7 +106,7 @@ def models(tiny_target_dir, tiny_drafter_dir):
 
 @pytest.mark.slow
 def test_seeds_it_was_not_written_with():
-    counts = count(range(5000, 5020))
+    counts = count(range(6000, 6020))
     wrong = sum(verdicts["wrong"] for verdicts in counts.values())
     assert counts["fits"]["wrong"] == 0
     assert wrong <= 0.02 * sum(verdicts.total() for verdicts in counts.values()), counts

@@ -59,7 +59,7 @@ class Search:
 
     def helps(self, reading: Reading, over: Reading) -> bool:
         """Whether a `reading` is better than the reading `over` beyond doubt, on the slots that both have."""
-        num_slots = min(self.trial(reading).num_slots, self.trial(over).num_slots)
+        num_slots = self._num_slots(reading, over)
         ours, theirs = (self.trial(one).accepted(num_slots).mean() for one in (reading, over))
         factor = _FACTOR if reading.texts == over.texts else _FACTOR_OF_TEXTS
         gain, error = self._gain(reading, over)
@@ -67,15 +67,18 @@ class Search:
 
     def _gain(self, reading: Reading, over: Reading) -> tuple[float, float]:
         """How many more drafts are expected to stand, and the standard error of that."""
-        new, old = self.trial(reading), self.trial(over)
-        num_slots = min(new.num_slots, old.num_slots)
-        ours, theirs = new.expected(num_slots), old.expected(num_slots)
+        num_slots = self._num_slots(reading, over)
+        ours, theirs = (self.trial(one).expected(num_slots) for one in (reading, over))
         if reading.texts == over.texts:
             # The same blocks: only what differs in each of them counts.
             gains = ours - theirs
             return float(gains.mean()), float(gains.std()) / math.sqrt(len(gains))
         error = math.sqrt(ours.var() / len(ours) + theirs.var() / len(theirs))
         return float(ours.mean() - theirs.mean()), error
+
+    def _num_slots(self, reading: Reading, over: Reading) -> int:
+        """The slots that both have; of different answers the first: one that repeats itself has all right, or none."""
+        return min(self.trial(one).num_slots for one in (reading, over)) if reading.texts == over.texts else 1
 
     def _from(self, found: Reading, changes: Sequence[Reading]) -> Reading:
         """Go from one reading to a better one as long as there is one, then take back what is not needed."""
