@@ -54,16 +54,19 @@ class Texts:
             inputs = pad_prompts(rows, tokenizer) if tokenizer is not None else _stacked(rows)
             answers = generate_plain(target, inputs, DecodingSettings(_MAX_NEW_TOKENS)).ids
         self.texts = [_text(list(row), answer) for row, answer in zip(rows, answers, strict=True) if len(answer) > 2]
-        self._features: dict[tuple[int, ...], list[Tensor]] = {}
+        self._taps: dict[int, list[Tensor]] = {}  # of a layer, each text's
 
     def features(self, layer_ids: Sequence[int]) -> list[Tensor]:
         """Features `(1, tokens, taps * hidden)` of each text, tapped at `layer_ids`, numbers from 0."""
-        key = tuple(layer_ids)
-        if key not in self._features:
+        # Layers are tapped once, in whatever company they are asked for.
+        new = [layer for layer in layer_ids if layer not in self._taps]
+        if new:
             with self._setting():
-                source = TargetFeatures(self._target, list(key))
-                self._features[key] = [source(text.ids)[0] for text in self.texts]
-        return self._features[key]
+                source = TargetFeatures(self._target, new)
+                taps = [source(text.ids)[0].chunk(len(new), -1) for text in self.texts]
+            self._taps |= dict(zip(new, map(list, zip(*taps, strict=True)), strict=True))
+        of_texts = zip(*(self._taps[layer] for layer in layer_ids), strict=True)
+        return [torch.cat(taps, -1) for taps in of_texts]
 
     def _setting(self) -> Any:
         return adapter_off(self._target, not self._adapter)
