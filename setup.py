@@ -11,7 +11,7 @@ EXTRAS = {
     "gguf": ["gguf>=0.17.1"],
     # The site of the documentation: `make docs`. MkDocs 2 has no plugins.
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"],
-    # examples/quickstart.ipynb.
+    # The notebooks of examples/.
     "notebook": ["ipykernel>=6.29", "ipywidgets>=8.1", "jupyterlab>=4.0"],
     # `dspark serve`: what transformers' own server needs, and metrics.
     "serve": [
