@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class DraftModel(TokenEnds):
     It holds no embedding and no output head: [`DraftModel.bind`] borrows the target's, and saving leaves them out.
     A checkpoint that carries copies can be loaded with them (`own_embeddings=True`, which `AutoDrafter` finds out).
 
-    A subclass says how blocks are drafted: `forward` for training, `start`, `extend` and `propose` for decoding.
+    A subclass says how blocks are drafted: `forward` for training, `extend_projected` and `propose` for decoding.
 
     Args:
         config ([`DraftConfig`]): The configuration.
@@ -270,6 +271,24 @@ class DraftModel(TokenEnds):
             )
         features = features.to(device=self.device, dtype=self.fc.weight.dtype)
         return self.fc(features if self.input_norm is None else self.input_norm(features))
+
+    @torch.no_grad()
+    def extend(
+        self, state: DraftState, features: Tensor, counts: Sequence[int] | None = None, ids: Tensor | None = None
+    ) -> None:
+        """Append tapped states to the context.
+
+        Args:
+            state ([`DraftState`]): The context, changed in place.
+            features (`torch.Tensor` of shape `(batch, tokens, taps * hidden)`): Tapped states of the next positions.
+            counts (`Sequence[int]`, *optional*): How many of the tokens each row keeps; all, if not given.
+            ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): These tokens, which an EAGLE-3 drafter
+                reads.
+
+        Raises:
+            `ValueError`: If the features have another width, or `ids` are read and missing.
+        """
+        self.extend_projected(state, self.project(features), counts, ids)
 
     def _attention_mask(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """A boolean mask in the form that the attention in use takes."""

@@ -163,22 +163,19 @@ class DSparkModel(DraftModel):
         return DraftState(batch_size, len(self.layers), window=windows.pop() if len(windows) == 1 else None)
 
     @torch.no_grad()
-    def extend(
-        self, state: DraftState, features: Tensor, counts: Sequence[int] | None = None, ids: Tensor | None = None
+    def extend_projected(
+        self, state: DraftState, states: Tensor, counts: Sequence[int] | None = None, ids: Tensor | None = None
     ) -> None:
-        """Append tapped states to the context.
+        """Append what [`DSparkModel.project`] has made of tapped states to the context.
 
         Args:
             state ([`DraftState`]): The context, changed in place.
-            features (`torch.Tensor` of shape `(batch, tokens, taps * hidden)`): Tapped states of the next positions.
+            states (`torch.Tensor` of shape `(batch, tokens, hidden)`): Projected states of the next positions.
             counts (`Sequence[int]`, *optional*): How many of the tokens each row keeps; all, if not given.
             ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): These tokens; not read here.
-
-        Raises:
-            `ValueError`: If the features have another width.
         """
-        self.append(state, features)
-        state.advance([features.shape[1]] * features.shape[0] if counts is None else counts)
+        self._append(state, states)
+        state.advance([states.shape[1]] * states.shape[0] if counts is None else counts)
 
     @torch.no_grad()
     def append(self, state: DraftState | FixedState, features: Tensor, ids: Tensor | None = None) -> None:
@@ -189,8 +186,10 @@ class DSparkModel(DraftModel):
             features (`torch.Tensor` of shape `(batch, tokens, taps * hidden)`): Tapped states.
             ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): The tokens there; not read here.
         """
-        context = self.project(features)
-        positions = state.positions(features.shape[1], context.device)
+        self._append(state, self.project(features))
+
+    def _append(self, state: DraftState | FixedState, context: Tensor) -> None:
+        positions = state.positions(context.shape[1], context.device)
         for index, key_values in enumerate(self._context_kv(context, positions)):
             state.update(*key_values, index)
 

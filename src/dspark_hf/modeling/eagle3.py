@@ -156,24 +156,24 @@ class Eagle3Model(DraftModel):
         return Eagle3State(batch_size)
 
     @torch.no_grad()
-    def extend(
-        self, state: Eagle3State, features: Tensor, counts: Sequence[int] | None = None, ids: Tensor | None = None
+    def extend_projected(
+        self, state: Eagle3State, states: Tensor, counts: Sequence[int] | None = None, ids: Tensor | None = None
     ) -> None:
-        """Append tapped states to the context.
+        """Append what [`DraftModel.project`] has made of tapped states to the context.
 
         Args:
             state ([`Eagle3State`]): The context, changed in place.
-            features (`torch.Tensor` of shape `(batch, tokens, taps * hidden)`): Tapped states of the next positions.
+            states (`torch.Tensor` of shape `(batch, tokens, hidden)`): Projected states of the next positions.
             counts (`Sequence[int]`, *optional*): How many of the tokens each row keeps; all, if not given.
             ids (`torch.LongTensor` of shape `(batch, tokens)`): These tokens.
 
         Raises:
-            `ValueError`: If `ids` is missing, or the features have another width.
+            `ValueError`: If `ids` is missing.
         """
         if ids is None:
             raise ValueError("An EAGLE-3 drafter reads tokens beside their features: pass ids to extend().")
-        self.append(state, features, ids)
-        state.advance([features.shape[1]] * features.shape[0] if counts is None else counts)
+        self._append(state, states, ids)
+        state.advance([states.shape[1]] * states.shape[0] if counts is None else counts)
 
     @torch.no_grad()
     def append(self, state: Eagle3State | FixedPairs, features: Tensor, ids: Tensor) -> None:
@@ -184,8 +184,10 @@ class Eagle3Model(DraftModel):
             features (`torch.Tensor` of shape `(batch, tokens, taps * hidden)`): Tapped states.
             ids (`torch.LongTensor` of shape `(batch, tokens)`): The tokens there.
         """
-        projected = self.project(features)
-        before, positions = state.append(projected), state.positions(features.shape[1], projected.device)
+        self._append(state, self.project(features), ids)
+
+    def _append(self, state: Eagle3State | FixedPairs, projected: Tensor, ids: Tensor) -> None:
+        before, positions = state.append(projected), state.positions(projected.shape[1], projected.device)
         state.update(*self._key_values(ids, before, positions), 0)
 
     @torch.no_grad()

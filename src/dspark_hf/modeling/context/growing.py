@@ -15,6 +15,8 @@ from .masks import block_mask
 
 # Columns that are made beyond those needed, at least.
 _MORE_COLUMNS = 256
+# Rows that are made beyond those needed where rows join, as a share of them.
+_MORE_ROWS = 0.25
 
 
 class TrainingContext:
@@ -47,7 +49,8 @@ class DraftState:
     """Context of one generation: preallocated buffers in which each row has its own length.
 
     Rows start at column 0 and grow to the right. Columns at or past a row's length hold leftovers that the next write
-    replaces, so dropping context is only a matter of lengths, and a block needs no copy of what stands before it.
+    replaces, so dropping context is only a matter of lengths, and a block needs no copy of what stands before it. So
+    do rows of the buffers behind the last one, where rows have left or may join.
 
     Args:
         batch_size (`int`): Number of rows.
@@ -120,7 +123,8 @@ class DraftState:
         num_columns = max(max(self.held_lens) + num_tokens, self._num_expected)
         for buffers in (self._keys, self._values):
             buffers[:] = [self._reserve(buffer, buffer, num_columns) for buffer in buffers]
-        return self._keys, self._values
+        num_rows = len(self.context_lens)
+        return [buffer[:num_rows] for buffer in self._keys], [buffer[:num_rows] for buffer in self._values]
 
     def block_mask(self, num_tokens: int, device: torch.device, view: LayerView = FULL_VIEW) -> Tensor | None:
         """Which columns a block may see.
@@ -145,7 +149,7 @@ class DraftState:
     @property
     def buffers(self) -> list[Tensor]:
         """All buffers `(batch, heads, columns, dim)`, of a context that is not empty."""
-        return [buffer for buffers in self._buffers() for buffer in buffers]
+        return [buffer[: len(self.context_lens)] for buffers in self._buffers() for buffer in buffers]
 
     @classmethod
     def fixed(cls, buffers: list[Tensor], first_positions: Tensor) -> FixedState:
@@ -190,7 +194,7 @@ class DraftState:
             starts = torch.tensor(too_many, device=buffer.device).unsqueeze(1)
             columns = starts + torch.arange(self._window, device=buffer.device)  # [B, window]
             rows = torch.arange(len(too_many), device=buffer.device).unsqueeze(1)
-            buffer[:, :, : self._window] = buffer[rows, :, columns].transpose(1, 2)
+            buffer[: len(too_many), :, : self._window] = buffer[rows, :, columns].transpose(1, 2)
         self._dropped = [count + more for count, more in zip(self._dropped, too_many, strict=True)]
 
     def crop(self, lengths: Sequence[int]) -> None:
@@ -211,13 +215,21 @@ class DraftState:
         self._dropped = [min(count, length) for count, length in zip(self._dropped, lengths, strict=True)]
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep only these `rows`, numbers from 0, in this order."""
-        index = None
+        """Keep only these `rows`, numbers from 0, in this order.
+
+        Little is copied where most stay where they are and others come from behind them.
+        """
+        moves = [(place, row) for place, row in enumerate(rows) if place != row]
+        is_in_place = all(row >= len(rows) for _, row in moves)
         for buffers in self._buffers():
             for layer, buffer in enumerate(buffers):
-                if buffer is not None:
-                    index = torch.tensor(list(rows), device=buffer.device) if index is None else index
-                    buffers[layer] = buffer.index_select(0, index.to(buffer.device))
+                if buffer is None:
+                    continue
+                if is_in_place:
+                    for place, row in moves:
+                        buffer[place] = buffer[row]
+                else:
+                    buffers[layer] = buffer.index_select(0, torch.tensor(list(rows), device=buffer.device))
         self.context_lens = [self.context_lens[row] for row in rows]
         self._dropped = [self._dropped[row] for row in rows]
         self._first_positions = [self._first_positions[row] for row in rows]
@@ -235,16 +247,23 @@ class DraftState:
                 known = next((buffer for buffer in pair if buffer is not None), None)
                 if known is None:
                     continue
-                # Rows of long texts may have left since: no more columns than there is need of.
-                joined = known.new_zeros(num_rows, known.shape[1], num_held + _MORE_COLUMNS, known.shape[3])
-                for buffer, first in zip(pair, (0, num_own), strict=True):
-                    if buffer is not None:
-                        columns = min(num_held, buffer.shape[2])
-                        joined[first : first + buffer.shape[0], :, :columns] = buffer[:, :, :columns]
-                own[layer] = joined
+                mine, theirs = pair
+                if mine is None or not self._has_room(mine, num_rows, num_held):
+                    spare = int(num_rows * _MORE_ROWS)
+                    shape = (num_rows + spare, known.shape[1], num_held + _MORE_COLUMNS, known.shape[3])
+                    own[layer] = known.new_zeros(shape)
+                    _copy_rows(mine, own[layer], 0, num_own, num_held)
+                _copy_rows(theirs, own[layer], num_own, num_rows - num_own, num_held)
         self.context_lens = self.context_lens + other.context_lens
         self._dropped = self._dropped + other._dropped
         self._first_positions = self._first_positions + other._first_positions
+
+    @staticmethod
+    def _has_room(buffer: Tensor, num_rows: int, num_columns: int) -> bool:
+        """Whether a buffer takes so many rows and columns; not where many or long rows have left it since."""
+        rows, columns = buffer.shape[0], buffer.shape[2]
+        is_enough = rows >= num_rows and columns >= num_columns
+        return is_enough and rows <= 4 * num_rows and columns <= 2 * num_columns + 2 * _MORE_COLUMNS
 
     def _buffers(self) -> tuple[list[Tensor | None], ...]:
         """What holds columns of rows, a list a kind."""
@@ -267,16 +286,16 @@ class DraftState:
         )
 
     def _write(self, buffers: list[Tensor | None], new: Tensor, layer_idx: int) -> Tensor:
-        num_tokens = new.shape[2]
+        num_rows, num_tokens = new.shape[0], new.shape[2]
         end = max(self.held_lens) + num_tokens
-        buffer = self._reserve(buffers[layer_idx], new, max(end, self._num_expected))
-        buffers[layer_idx] = buffer
+        buffers[layer_idx] = self._reserve(buffers[layer_idx], new, max(end, self._num_expected))
+        buffer = buffers[layer_idx][:num_rows]
         if self.is_uniform:
             buffer[:, :, end - num_tokens : end] = new
         else:
             ends = torch.tensor(self.held_lens, device=new.device).unsqueeze(1)
             columns = ends + torch.arange(num_tokens, device=new.device)  # [B, T]
-            rows = torch.arange(new.shape[0], device=new.device).unsqueeze(1)
+            rows = torch.arange(num_rows, device=new.device).unsqueeze(1)
             buffer[rows, :, columns] = new.transpose(1, 2).to(buffer.dtype)
         return buffer[:, :, :end]
 
@@ -284,10 +303,18 @@ class DraftState:
     def _reserve(buffer: Tensor | None, new: Tensor, num_columns: int) -> Tensor:
         if buffer is not None and buffer.shape[2] >= num_columns:
             return buffer
-        batch_size, num_heads, _, head_dim = new.shape
+        _, num_heads, _, head_dim = new.shape
+        batch_size = new.shape[0] if buffer is None else buffer.shape[0]
         # Growing by a share keeps its cost constant per token; a first guess need not be generous.
         num_more = _MORE_COLUMNS if buffer is None else max(num_columns // 4, _MORE_COLUMNS)
         grown = new.new_zeros(batch_size, num_heads, num_columns + num_more, head_dim)
         if buffer is not None:
             grown[:, :, : buffer.shape[2]] = buffer
         return grown
+
+
+def _copy_rows(source: Tensor | None, target: Tensor, first: int, num_rows: int, num_columns: int) -> None:
+    """Copy the first rows of a buffer `(rows, heads, columns, dim)` behind the `first` ones of another."""
+    if source is not None:
+        columns = min(num_columns, source.shape[2])
+        target[first : first + num_rows, :, :columns] = source[:num_rows, :, :columns]

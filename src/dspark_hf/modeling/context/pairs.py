@@ -45,7 +45,7 @@ class Eagle3State(DraftState):
 
     def last_features(self) -> Tensor:
         """Features `(batch, 1, hidden)` of the rows' last tokens, whose pairs end with the anchors."""
-        return self._last(self._features[0][:, 0])
+        return self._last(self._features[0][: len(self.context_lens), 0])
 
     def _last(self, buffer: Tensor) -> Tensor:
         return _feature_before(buffer, torch.tensor(self.context_lens, device=buffer.device))
