@@ -1,13 +1,15 @@
-"""Throughput and latency of many requests that arrive at random, against load.
+"""Throughput and latency of many requests at once, against load.
 
-python benchmarks/serve_many.py --data prompts.jsonl --requests 64 --rates 0.5 1 2 4 8 --out runs/serve-many
+python benchmarks/serve_many.py --data prompts.jsonl --concurrency 1 4 16 64 --out runs/serve-many
 python benchmarks/serve_many.py --target org/Model --drafter org/Model-drafter --device cuda --rates 4 8 16 32 64 \
     --data prompts.jsonl --out runs/serve-many
 
-Each rate (requests a second, on average) is served by transformers' own continuous batching, with all slots of the
-drafter verified, and with as many as the scheduler finds to pay: in turns, the same requests at the same times.
-Prompts are those of the file, answers 16 to --max_new_tokens tokens long. Latency is from arrival to the last token.
-The folder gets result.json, table.md and load.png.
+A load is a number of requests that are kept under way (--concurrency: one comes when another ends), or a rate at which
+they arrive at random (--rates, requests a second on average). Each load is served by transformers' own continuous
+batching, with a drafter that never drafts, with all slots of it verified, and with as many as the scheduler finds to
+pay: in turns that change their order, the same requests each time. Prompts are those of the file, answers 16 to
+--max_new_tokens tokens long. Latency is from arrival to the last token. The scheduler goes by what `dspark profile`
+has measured on this machine; run that first. The folder gets result.json, table.md and load.png.
 """
 
 import argparse
@@ -22,13 +24,16 @@ import torch
 from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatchingConfig
 
-from dspark_hf import AutoDrafter, SpeculationConfig
+from dspark_hf import AutoDrafter, PrefixScheduler, SpeculationConfig, StepCost
 from dspark_hf.evaluation import load_prompts, provenance
 from dspark_hf.evaluation.tasks.prompts import prompt_rows
 from dspark_hf.hub.embedded import resolve_drafter, resolve_target
 
+# Drafts that cost more than they can win.
+NEVER = StepCost([1, 512], [1], [[1.0, 2.0]], [1, 512], [1e6, 1e6])
 WAYS = {
     "stock": None,
+    "drafting off": SpeculationConfig(policy=PrefixScheduler("auto", step_cost=NEVER)),
     "fixed": SpeculationConfig(policy="fixed"),
     "scheduler": SpeculationConfig(policy="auto"),
 }
@@ -36,18 +41,18 @@ FEWEST_NEW = 16
 
 
 def make_requests(prompts, num_requests, rate, max_new_tokens, seed):
-    """Arrival in seconds, prompt, and length of the answer."""
+    """Arrival in seconds, prompt, and length of the answer; all at once without a rate."""
     rng, at, requests = random.Random(seed), 0.0, []
     for number in range(num_requests):
-        at += rng.expovariate(rate)
+        at += rng.expovariate(rate) if rate else 0.0
         requests.append(
             (at, prompts[number % len(prompts)], rng.randint(min(FEWEST_NEW, max_new_tokens), max_new_tokens))
         )
     return requests
 
 
-def serve(target, drafter, speculation, requests, batching):
-    """Seconds of all, and latency and time to the first token of each request; and tau."""
+def start(target, drafter, speculation, batching):
+    """A manager that is ready."""
     config = copy.deepcopy(target.generation_config)
     # Every answer is as long as asked for.
     config.update(do_sample=False, eos_token_id=-1)
@@ -56,13 +61,20 @@ def serve(target, drafter, speculation, requests, batching):
     )
     manager = target.init_continuous_batching(config, copy.copy(batching), **options)
     manager.start()
+    while manager.batch_processor is None and manager.is_running():
+        time.sleep(0.01)
+    return manager
+
+
+def serve(manager, requests, most_under_way):
+    """Seconds of all, and latency and time to the first token of each request; and tau."""
     waiting, firsts, lasts, arrived = list(enumerate(requests)), {}, {}, {}
     began = time.perf_counter()
     while len(lasts) < len(requests):
         now = time.perf_counter() - began
-        while waiting and waiting[0][1][0] <= now:
+        while waiting and waiting[0][1][0] <= now and len(arrived) - len(lasts) < most_under_way:
             number, (at, prompt, max_new_tokens) = waiting.pop(0)
-            arrived[f"r{number}"] = at
+            arrived[f"r{number}"] = at or now
             manager.add_request(prompt, f"r{number}", max_new_tokens=max_new_tokens, streaming=True)
         out = manager.get_result(timeout=0.002)
         if out is None:
@@ -76,17 +88,18 @@ def serve(target, drafter, speculation, requests, batching):
         if out.is_finished():
             lasts[out.request_id] = now - arrived[out.request_id]
     seconds = time.perf_counter() - began
-    tau = 1.0 if speculation is None else manager.stats.tau
+    tau = manager.stats.tau if hasattr(manager, "stats") else 1.0
     manager.stop(block=True, timeout=30)
     return {"seconds": seconds, "tau": tau, "first": list(firsts.values()), "last": list(lasts.values())}
 
 
-def figures(runs, num_tokens):
-    """What is told of the runs of a way at a rate."""
+def figures(runs, stock, num_tokens):
+    """What is told of the runs of a way under a load; speed to stock is that of runs that followed each other."""
     latency, first = (np.concatenate([run[name] for run in runs]) for name in ("last", "first"))
     shares = {f"p{share}": float(np.percentile(latency, share)) for share in (50, 90, 99)}
     return {
         "tokens_per_second": float(np.median([num_tokens / run["seconds"] for run in runs])),
+        "to_stock": [other["seconds"] / run["seconds"] for other, run in zip(stock, runs, strict=True)],
         "tau": float(np.mean([run["tau"] for run in runs])),
         "first_p50": float(np.percentile(first, 50)),
         **shares,
@@ -94,15 +107,18 @@ def figures(runs, num_tokens):
 
 
 def table(result):
-    """Rates by ways, in Markdown."""
-    lines = ["| requests/s | way | tokens/s | to stock | tau | first token p50 s | latency p50 s | p90 s | p99 s |"]
+    """Loads by ways, in Markdown."""
+    lines = [
+        f"| {result['load']} | way | tokens/s | to stock | tau | first token p50 s | latency p50 s | p90 s | p99 s |"
+    ]
     lines += ["|---" * 9 + "|"]
-    for rate, ways in result["rates"].items():
+    for load, ways in result["loads"].items():
         for way, one in ways.items():
-            ratio = one["tokens_per_second"] / ways["stock"]["tokens_per_second"]
+            ratios = sorted(one["to_stock"])
+            spread = f" ({ratios[0]:.2f} to {ratios[-1]:.2f})" if len(ratios) > 1 and way != "stock" else ""
             lines.append(
-                f"| {rate} | {way} | {one['tokens_per_second']:.1f} | {ratio:.2f} | {one['tau']:.2f} | "
-                f"{one['first_p50']:.2f} | {one['p50']:.2f} | {one['p90']:.2f} | {one['p99']:.2f} |"
+                f"| {load} | {way} | {one['tokens_per_second']:.1f} | {float(np.median(ratios)):.2f}{spread} | "
+                f"{one['tau']:.2f} | {one['first_p50']:.2f} | {one['p50']:.2f} | {one['p90']:.2f} | {one['p99']:.2f} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -111,19 +127,35 @@ def plot(result, path):
     """Throughput and median latency against load."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    rates = [float(rate) for rate in result["rates"]]
+    loads = [float(load) for load in result["loads"]]
     for way in WAYS:
-        ways = [one[way] for one in result["rates"].values()]
-        left.plot(rates, [one["tokens_per_second"] for one in ways], marker="o", label=way)
-        right.plot(rates, [one["p50"] for one in ways], marker="o", label=f"{way} p50")
-        right.plot(rates, [one["p99"] for one in ways], marker=".", linestyle=":", color=right.lines[-1].get_color())
+        ways = [one[way] for one in result["loads"].values()]
+        left.plot(loads, [one["tokens_per_second"] for one in ways], marker="o", label=way)
+        right.plot(loads, [one["p50"] for one in ways], marker="o", label=f"{way} p50")
+        right.plot(loads, [one["p99"] for one in ways], marker=".", linestyle=":", color=right.lines[-1].get_color())
     left.set_ylabel("tokens/s")
     right.set_ylabel("latency in s, p50 and (dotted) p99")
     for axes in (left, right):
-        axes.set_xlabel("requests/s")
+        axes.set_xlabel(result["load"])
         axes.set_xscale("log", base=2)
         axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def measure(target, drafter, prompts, batching, load, args):
+    """The figures of all ways under a load."""
+    rate, num_requests = (load if args.rates else None), args.requests
+    if rate is None:
+        # Few at once say as much with fewer requests.
+        num_requests = min(num_requests, args.requests_each * int(load))
+    requests = make_requests(prompts, num_requests, rate, args.max_new_tokens, seed=0)
+    runs = {way: [] for way in WAYS}
+    for repeat in range(args.repeats):
+        for way in list(WAYS)[:: -1 if repeat % 2 else 1]:
+            manager = start(target, drafter, WAYS[way], batching)
+            runs[way].append(serve(manager, requests, num_requests if rate else load))
+    num_tokens = sum(length for *_, length in requests)
+    return {way: figures(of_way, runs["stock"], num_tokens) for way, of_way in runs.items()}
 
 
 def main():
@@ -134,7 +166,10 @@ def main():
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.5, 1, 2, 4, 8])
+    loads = parser.add_mutually_exclusive_group()
+    loads.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16, 64])
+    loads.add_argument("--rates", type=float, nargs="+")
+    parser.add_argument("--requests_each", type=int, default=16, help="most requests, by those under way at once")
     parser.add_argument("--max_new_tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--num_blocks", type=int, default=256, help="of the cache, of 32 tokens each")
@@ -149,16 +184,14 @@ def main():
         page_size=32, num_blocks=args.num_blocks, max_batch_tokens=args.max_batch_tokens, use_cuda_graph=False,
         use_async_batching=False,
     )  # fmt: skip
-    result = {"options": vars(args), "rates": {}, "provenance": provenance(torch.device(args.device))}
-    for rate in args.rates:
-        requests = make_requests(prompts, args.requests, rate, args.max_new_tokens, seed=0)
-        runs = {way: [] for way in WAYS}
-        for _ in range(args.repeats):
-            for way, speculation in WAYS.items():
-                runs[way].append(serve(target, drafter, speculation, requests, batching))
-        num_tokens = sum(length for *_, length in requests)
-        result["rates"][f"{rate:g}"] = {way: figures(of_way, num_tokens) for way, of_way in runs.items()}
-        print(table({"rates": {f"{rate:g}": result["rates"][f"{rate:g}"]}}), flush=True)
+    # What is slow the first time.
+    for speculation in WAYS.values():
+        serve(start(target, drafter, speculation, batching), make_requests(prompts, 2, None, FEWEST_NEW, 0), 2)
+    result = {"options": vars(args), "load": "requests/s" if args.rates else "requests at once", "loads": {},
+              "provenance": provenance(torch.device(args.device))}  # fmt: skip
+    for load in args.rates or args.concurrency:
+        result["loads"][f"{load:g}"] = measure(target, drafter, prompts, batching, load, args)
+        print(table({**result, "loads": {f"{load:g}": result["loads"][f"{load:g}"]}}), flush=True)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "result.json").write_text(json.dumps(result, indent=1))
