@@ -39,7 +39,7 @@ def generate(
         dspark generate "Why is the sky blue?" --temperature 0.7
     """
     from dspark_hf.cli.models import load_models
-    from dspark_hf.cli.stream import RoundStreamer
+    from dspark_hf.cli.stream import RoundStreamer, figures
     from dspark_hf.evaluation import DecodingSettings, encode_prompts, generate_speculative
 
     settings = DecodingSettings(max_new_tokens, temperature)
@@ -48,5 +48,5 @@ def generate(
     streamer = RoundStreamer(models.tokenizer, Console(highlight=False))
     run = generate_speculative(models.target, models.drafter, inputs, settings, seed=seed, streamer=streamer)
     # On stderr, so that the answer alone can be piped on.
-    summary = f"{run.num_tokens} tokens, {run.tokens_per_second:.1f} tokens/s, tau {run.stats.tau:.2f}"
+    summary = figures(run.num_tokens, run.tokens_per_second, run.stats.tau)
     Console(stderr=True, highlight=False).print(summary, style="dim")

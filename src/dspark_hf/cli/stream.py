@@ -12,6 +12,17 @@ DRAFTED_STYLE = "bold green"
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
+def figures(num_tokens: int, tokens_per_second: float, tau: float) -> str:
+    """What is told of an answer below it.
+
+    Args:
+        num_tokens (`int`): Its tokens.
+        tokens_per_second (`float`): How fast they came.
+        tau (`float`): Tokens of a round.
+    """
+    return f"{num_tokens} tokens, {tokens_per_second:.1f} tokens/s, tau {tau:.2f}"
+
+
 class RoundStreamer(BaseStreamer):
     """Prints one sequence as it is generated.
 

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from dspark_hf.generation.lengths.round_counts import RoundCounts
 from dspark_hf.generation.stats import SpeculationStats
 
 # Answers whose counts are kept for whoever asks.
@@ -10,39 +11,22 @@ _MOST_ANSWERS = 4096
 
 
 @dataclass
-class ServingStats:
-    """Counts of all requests so far.
-
-    A *verification* is one step of one request behind its prompt.
+class ServingStats(RoundCounts):
+    """Counts of all requests so far: the sums of [`RoundCounts`], a row being a request behind its prompt.
 
     Attributes:
-        rounds (`int`): Passes of the target that made tokens.
         new_tokens (`int`): Tokens made.
-        verifications (`int`): Verifications, those without a draft included.
-        emitted_tokens (`int`): Tokens that they made.
         drafted_tokens (`int`): Drafts that were made.
-        verified_tokens (`int`): Drafts that the target looked at.
-        accepted_tokens (`int`): Drafts that became output.
         paused_rounds (`int`): Passes in which the drafter did not draft because that does not pay.
         failed_requests (`int`): Requests that ended with an error.
         answers ([`AnswerCounts`]): Of single answers.
     """
 
-    rounds: int = 0
     new_tokens: int = 0
-    verifications: int = 0
-    emitted_tokens: int = 0
     drafted_tokens: int = 0
-    verified_tokens: int = 0
-    accepted_tokens: int = 0
     paused_rounds: int = 0
     failed_requests: int = 0
     answers: "AnswerCounts" = field(default_factory=lambda: AnswerCounts(), repr=False)
-
-    @property
-    def tau(self) -> float:
-        """Mean tokens per verification, the target's own included; 0.0 before the first."""
-        return self.emitted_tokens / self.verifications if self.verifications else 0.0
 
     def add(self, stats: SpeculationStats) -> None:
         """Add one `generate()`.

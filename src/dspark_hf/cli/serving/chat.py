@@ -85,6 +85,8 @@ def _ask(console: Console) -> str:
 
 
 def _print_figures(console: Console, answer: Any, whole: Any) -> None:
-    speed = answer.new_tokens / answer.total_seconds
-    text = f"{answer.new_tokens} tokens, {speed:.1f} tokens/s, tau {answer.tau:.2f}, of all answers {whole.tau:.2f}"
+    from dspark_hf.cli.stream import figures
+
+    text = figures(answer.new_tokens, answer.new_tokens / answer.total_seconds, answer.tau)
+    text = f"{text}, of all answers {whole.tau:.2f}"
     console.print(plain(text, "dim"))

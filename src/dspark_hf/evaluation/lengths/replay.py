@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dspark_hf.evaluation.lengths.block_records import BlockRecord
+from dspark_hf.generation.lengths.round_counts import RoundCounts
 from dspark_hf.generation.lengths.schedule import Drafted, Schedule
 from dspark_hf.generation.lengths.scheduler import PrefixScheduler
 from dspark_hf.generation.lengths.step_cost import StepCost
@@ -20,36 +21,24 @@ _CONTEXT = 256
 
 
 @dataclass
-class Replay:
-    """What a policy made of recorded blocks.
+class Replay(RoundCounts):
+    """What a policy made of recorded blocks: the sums of [`RoundCounts`], a round being one of a whole batch.
 
     Attributes:
         seconds, plain_seconds (`float`): By the table, of all rounds, and of plain steps for the same answers.
-        tokens, rounds, verified, accepted (`int`): Tokens made, rounds of whole batches, drafts verified and accepted.
         drafted_rounds (`int`): Rounds that the drafter was asked in.
-        row_rounds (`int`): Rounds of single rows.
         decision_seconds (`float`): By the clock, that the decisions took.
     """
 
     seconds: float = 0.0
     plain_seconds: float = 0.0
-    tokens: int = 0
-    rounds: int = 0
-    row_rounds: int = 0
     drafted_rounds: int = 0
-    verified: int = 0
-    accepted: int = 0
     decision_seconds: float = 0.0
 
     @property
     def speed(self) -> float:
         """Times as fast as plain steps."""
         return self.plain_seconds / self.seconds
-
-    @property
-    def tau(self) -> float:
-        """Mean tokens of a row's round."""
-        return self.tokens / self.row_rounds
 
 
 @dataclass
@@ -125,12 +114,12 @@ def _round(
         result.decision_seconds += time.perf_counter() - started
     num_tokens = num_rows + sum(lens)
     result.seconds += float(cost.verify(num_tokens, _CONTEXT)[-1]) + cost.draft(num_rows) * is_drafted
-    result.tokens += num_rows + sum(stood)
     result.rounds += 1
-    result.row_rounds += num_rows
     result.drafted_rounds += is_drafted
-    result.verified += sum(lens)
-    result.accepted += sum(stood)
+    result.verifications += num_rows
+    result.emitted_tokens += num_rows + sum(stood)
+    result.verified_tokens += sum(lens)
+    result.accepted_tokens += sum(stood)
     return stood
 
 

@@ -143,7 +143,7 @@ def _figures(run: Replay) -> dict[str, float]:
     return {
         "speed": run.speed,
         "tau": run.tau,
-        "verified": run.verified / run.row_rounds,
-        "accepted": run.accepted / run.row_rounds,
+        "verified": run.verified_tokens / run.verifications,
+        "accepted": run.accepted_tokens / run.verifications,
         "drafted_share": run.drafted_rounds / run.rounds,
     }
