@@ -44,9 +44,9 @@ class KnowingDrafter(DSparkModel):
     def _empty_context(self, batch_size):
         return ReadingState(batch_size, len(self.layers))
 
-    def extend(self, state, features, counts=None, ids=None):
+    def extend_projected(self, state, states, counts=None, ids=None):
         state.read(ids)
-        super().extend(state, features, counts, ids)
+        super().extend_projected(state, states, counts, ids)
 
     def propose(self, state, anchor_ids, pick=None, num_slots=None, num_candidates=None):
         super().propose(state, anchor_ids, pick, num_slots, num_candidates)
@@ -60,7 +60,8 @@ class KnowingDrafter(DSparkModel):
         known = [*read, anchor]
         self.num_rows += 1
         text = next((text for text in self.texts if text[first : first + len(known)] == known), None)
-        self.num_lost += text is None
+        # Rows that nobody asks for have 0 there.
+        self.num_lost += text is None and anchor != 0
         ahead = [] if text is None else text[first + len(known) :][:num_slots]
         ahead += [0] * (num_slots - len(ahead))
         num_right = self.random.randint(0, num_slots)

@@ -22,7 +22,7 @@ def pair():
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("stop_strings", ["x"]), ("repetition_penalty", 1.1), ("min_new_tokens", 3), ("no_repeat_ngram_size", 2),
+        ("repetition_penalty", 1.1), ("min_new_tokens", 3), ("no_repeat_ngram_size", 2),
         ("bad_words_ids", [[3]]), ("sequence_bias", [[[3], 1.0]]), ("max_time", 1.0), ("guidance_scale", 1.5),
         ("output_scores", True), ("forced_eos_token_id", 3), ("begin_suppress_tokens", [3]),
     ],
@@ -91,6 +91,15 @@ def test_other_ways_to_be_wrong(pair):
         ([1], {"top_k": 1.5}, "top_k=1.5"),
         ([1], {"repetition_penalty": 1.2}, "repetition_penalty=1.2"),
         ([1], {"do_sample": True, "temperature": -1.0}, "temperature"),
+        ([1], {"seed": 1.5}, "seed must be a whole number of 64 bits, got 1.5"),
+        ([1], {"seed": 2**63}, "seed must be"),
+        ([1], {"stop_strings": [""]}, "stop_strings must be a text, or texts that are not empty"),
+        ([1], {"stop_strings": [3]}, "stop_strings must be a text"),
+        (
+            [1],
+            {"stop_strings": "x"},
+            r"stop_strings=\['x'\] are looked for in decoded text: pass the target's tokenizer",
+        ),
     ],
 )
 def test_requests_are_refused_when_they_come(pair, prompt, options, message):
@@ -98,6 +107,19 @@ def test_requests_are_refused_when_they_come(pair, prompt, options, message):
     manager = target.init_continuous_batching(greedy_config(target), small_batching(), assistant_model=drafter)
     with pytest.raises(ValueError, match=message):
         manager.add_request(prompt, **options)
+
+
+def test_what_does_not_go_together(pair):
+    target, drafter = pair
+    config = copy.deepcopy(target.generation_config)
+    config.update(do_sample=True, num_return_sequences=2, eos_token_id=-1)
+    manager = target.init_continuous_batching(config, small_batching(), assistant_model=drafter)
+    with pytest.raises(ValueError, match="all num_return_sequences answers would be the same"):
+        manager.add_request([1], seed=3)
+    with pytest.raises(ValueError, match="stop_strings=.'x'. are looked for in decoded text"):
+        target.generate_batch([[1]], greedy_config(target, stop_strings=["x"]), assistant_model=drafter)
+    with pytest.raises(ValueError, match="tokenizer= is for stop strings"):
+        target.generate_batch([[1]], greedy_config(target), tokenizer=object())
 
 
 def test_a_release_that_batches_otherwise_is_told(pair, monkeypatch):

@@ -11,7 +11,6 @@ from dspark_hf.generation.prompt_lookup import PromptLookup
 
 # Options of generate() that a batch of requests would ignore, and their values where nobody sets them.
 _IGNORED = {
-    "stop_strings": (None,),
     "max_time": (None,),
     "min_length": (None, 0),
     "min_new_tokens": (None, 0),

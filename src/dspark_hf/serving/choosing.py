@@ -19,14 +19,9 @@ from dspark_hf.modeling.drafting import PickFn
 from dspark_hf.ops.candidates import Candidates
 from dspark_hf.ops.verify import verify_greedy
 
-# What a request may ask for in place of what all are given, and the types of it.
-REQUEST_OPTIONS = {
-    "do_sample": bool,
-    "temperature": (int, float),
-    "top_k": int,
-    "top_p": (int, float),
-    "min_p": (int, float),
-}
+from .options import RequestOptions
+from .seeded import Place, SeededDraws
+
 # Sets of options whose processors are kept.
 _MOST_CHOOSERS = 256
 
@@ -36,14 +31,20 @@ class Asked:
     """A request whose next tokens are asked for.
 
     Attributes:
-        options (`dict`): Its own options, some of `REQUEST_OPTIONS`.
+        options ([`RequestOptions`]): Its own options.
         row (`int`): Its row of the proposal; of no meaning without drafts.
         num_drafts (`int`): Its drafts that are verified. Its positions of the step are one more.
+        position (`int`): Where the first of its next tokens will stand.
     """
 
-    options: dict[str, Any]
+    options: RequestOptions
     row: int
     num_drafts: int
+    position: int = 0
+
+
+# Those whose tokens are chosen alike, and whether they have seeds of their own.
+_Group = tuple[TokenChooser, bool]
 
 
 class RequestChoosers:
@@ -66,37 +67,26 @@ class RequestChoosers:
         self._config, self._make_processors = generation_config, make_processors
         self._speculation, self._vocab_size = speculation, vocab_size
         self._choosers: dict[tuple, TokenChooser] = {}
+        self._seeded = SeededDraws(vocab_size)
         self._num_made = 0
 
-    def of(self, options: dict[str, Any]) -> TokenChooser:
+    def of(self, options: RequestOptions) -> TokenChooser:
         """The chooser of a request.
 
         Args:
-            options (`dict`): Its own options.
+            options ([`RequestOptions`]): Its own options.
 
         Raises:
-            `ValueError`: If an option is unknown or out of range, or needs the text so far.
+            `ValueError`: If an option is out of range, or needs the text so far.
         """
-        key = tuple(sorted(options.items()))
+        key = options.sampling
         if key not in self._choosers:
             if len(self._choosers) >= _MOST_CHOOSERS:
                 self._choosers.pop(next(iter(self._choosers)))
-            self._choosers[key] = self._make(options)
+            self._choosers[key] = self._make(dict(key))
         return self._choosers[key]
 
     def _make(self, options: dict[str, Any]) -> TokenChooser:
-        for name, value in options.items():
-            kinds = REQUEST_OPTIONS.get(name)
-            is_bool = isinstance(value, bool)
-            if kinds is None or not isinstance(value, kinds) or is_bool != (kinds is bool):
-                raise ValueError(
-                    f"A request may ask for {', '.join(REQUEST_OPTIONS)} of its own, got {name}={value!r}. Leave it "
-                    "out, or give it to all requests in generation_config."
-                )
-        options = dict(options)
-        if options.get("temperature") == 0:
-            # As servers are asked for the most likely tokens.
-            options = {"do_sample": False}
         config = copy.copy(self._config)
         for name, value in options.items():
             setattr(config, name, value)
@@ -109,29 +99,34 @@ class RequestChoosers:
         self._num_made += 1
         return TokenChooser(processors, bool(config.do_sample), 1, speculation)
 
-    def draft_picker(self, rows: Sequence[dict[str, Any]], device: torch.device) -> PickFn | None:
+    def draft_picker(
+        self, rows: Sequence[RequestOptions], positions: Sequence[int], device: torch.device
+    ) -> PickFn | None:
         """The `pick` of [`DSparkModel.propose`].
 
         Args:
-            rows (`Sequence[dict]`): The options of each row.
+            rows (`Sequence[RequestOptions]`): The options of each row.
+            positions (`Sequence[int]`): Where each row's first draft stands.
             device (`torch.device`): Where drafts are picked.
         """
+        pickers: dict[_Group, PickFn | None] = {}
         groups = self._grouped(rows)
-        pickers = {
-            chooser: chooser.draft_picker(
-                _no_text(len(members), device), [1] * len(members), members, self._vocab_size
-            )
-            for chooser, members in groups.items()
-        }
+        for (chooser, is_seeded), members in groups.items():
+            text, ones = _no_text(len(members), device), [1] * len(members)
+            pick = chooser.draft_picker(text, ones, list(range(len(members))), self._vocab_size)
+            if is_seeded:
+                places = [(rows[row].seed, positions[row]) for row in members]
+                pick = _SeededPick(pick, self._seeded, places)
+            pickers[chooser, is_seeded] = pick
         if len(pickers) <= 1:
             return next(iter(pickers.values()), None)
 
-        def pick(logits: Tensor, token_ids: Tensor, drafted_ids: Tensor) -> tuple[Tensor, Tensor]:
+        def pick_all(logits: Tensor, token_ids: Tensor, drafted_ids: Tensor) -> tuple[Tensor, Tensor]:
             places = torch.zeros(logits.shape[0], dtype=torch.int64, device=logits.device)
             probs = torch.zeros(logits.shape, device=logits.device)
-            for chooser, members in groups.items():
+            for group, members in groups.items():
                 rows = torch.tensor(members, device=logits.device)
-                one = pickers[chooser]
+                one = pickers[group]
                 if one is None:
                     chosen, drawn_from = logits[rows].max(-1).indices, None
                 else:
@@ -141,7 +136,7 @@ class RequestChoosers:
                 places[rows], probs[rows] = chosen, drawn_from
             return places, probs
 
-        return pick
+        return pick_all
 
     def judge(
         self, logits: Tensor, asked: Sequence[Asked], draft_ids: Tensor | None, candidates: Candidates | None
@@ -159,33 +154,45 @@ class RequestChoosers:
             `tuple(list[int], list[int])`: Drafts accepted, and next tokens: the size of the vocabulary where the
             target has no distribution.
         """
+        groups = self._grouped([one.options for one in asked])
+        if len(logits) == len(asked) and all(map(_takes_best, groups)):
+            # Without drafts a step ends as transformers ends it.
+            return [0] * len(asked), logits.max(-1).indices.tolist()
         begins = [0]
         for one in asked:
             begins.append(begins[-1] + one.num_drafts + 1)
         order, verdicts = [], []
-        for chooser, members in self._grouped([one.options for one in asked]).items():
-            for has_drafts in (False, True):
-                part = [index for index in members if (asked[index].num_drafts > 0) == has_drafts]
+        for group, members in groups.items():
+            # Positions that were not asked for cost those who draw, and not those who take the best.
+            parts = [members] if _takes_best(group) else [
+                [index for index in members if (asked[index].num_drafts > 0) == has_drafts]
+                for has_drafts in (False, True)
+            ]  # fmt: skip
+            for part in parts:
                 if part:
                     of_part = [asked[index] for index in part]
                     starts = torch.tensor([begins[index] for index in part], device=logits.device)
-                    verdicts.append(self._judge(chooser, logits, of_part, starts, draft_ids, candidates))
+                    verdicts.append(self._judge(group, logits, of_part, starts, draft_ids, candidates))
                     order += part
         # The step's one wait for the device.
         accepted, tokens = torch.cat(verdicts, 1).tolist()
+        self._seeded.forget()
+        if order == list(range(len(order))):
+            return accepted, tokens
         places = sorted(range(len(order)), key=order.__getitem__)
         return [accepted[place] for place in places], [tokens[place] for place in places]
 
-    @staticmethod
     def _judge(
-        chooser: TokenChooser,
+        self,
+        group: _Group,
         logits: Tensor,
         asked: list[Asked],
         starts: Tensor,
         draft_ids: Tensor | None,
         candidates: Candidates | None,
     ) -> Tensor:
-        """Accepted lengths and next tokens `(2, batch)` of requests with the same options."""
+        """Accepted lengths and next tokens `(2, batch)` of requests of a group."""
+        chooser, is_seeded = group
         lens = torch.tensor([one.num_drafts for one in asked], device=logits.device)
         num_drafts = max(one.num_drafts for one in asked)
         ids, drawn_from = torch.zeros(len(asked), 0, dtype=torch.int64, device=logits.device), None
@@ -196,20 +203,48 @@ class RequestChoosers:
         # Behind a row's drafts stands its last position again.
         steps = torch.arange(num_drafts + 1, device=logits.device).clamp_max(lens.unsqueeze(1))
         places = starts.unsqueeze(1) + steps  # [B, n + 1]
-        if not (chooser.do_sample or chooser.needs_scores()):
+        if _takes_best(group):
             return torch.stack(verify_greedy(ids, logits.max(-1).indices[places], lens))
         scores = logits[places]
         if chooser.needs_scores():
             scores = chooser.block_scores(
                 _no_text(len(asked), logits.device), [1] * len(asked), list(range(len(asked))), scores
             )
+        if is_seeded:
+            at = [(one.options.seed, one.position + step) for one in asked for step in range(num_drafts + 1)]
+            probs = scores.softmax(-1).flatten(0, 1)
+            tokens = self._seeded.draw(probs, at)
+            # As of verify_sampled, where there is no distribution.
+            tokens = torch.where(probs.sum(-1).isfinite(), tokens, probs.shape[-1])
+            return torch.stack(verify_greedy(ids, tokens.view(places.shape), lens))
         return torch.stack(chooser.verify_block(ids, drawn_from, scores, lens))
 
-    def _grouped(self, rows: Sequence[dict[str, Any]]) -> dict[TokenChooser, list[int]]:
-        groups: dict[TokenChooser, list[int]] = {}
+    def _grouped(self, rows: Sequence[RequestOptions]) -> dict[_Group, list[int]]:
+        groups: dict[_Group, list[int]] = {}
         for row, options in enumerate(rows):
-            groups.setdefault(self.of(options), []).append(row)
+            chooser = self.of(options)
+            groups.setdefault((chooser, chooser.do_sample and options.seed is not None), []).append(row)
         return groups
+
+
+@dataclass(frozen=True)
+class _SeededPick:
+    """A `pick` that draws from what another draws from, by seeds."""
+
+    pick: PickFn
+    draws: SeededDraws
+    places: list[Place]
+
+    def __call__(self, logits: Tensor, token_ids: Tensor, drafted_ids: Tensor) -> tuple[Tensor, Tensor]:
+        _, probs = self.pick(logits, token_ids, drafted_ids)
+        slot = drafted_ids.shape[1]
+        return self.draws.draw(probs, [(seed, position + slot) for seed, position in self.places], token_ids), probs
+
+
+def _takes_best(group: _Group) -> bool:
+    """Whether the next token of requests of a group is that of the highest logit."""
+    chooser, _ = group
+    return not (chooser.do_sample or chooser.needs_scores())
 
 
 def _no_text(num_rows: int, device: torch.device) -> Tensor:

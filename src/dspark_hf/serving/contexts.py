@@ -3,16 +3,21 @@
 Shapes: N tokens of a step, R rows of the batch, T tokens of a row, L taps, E hidden size.
 """
 
-import copy
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dspark_hf.generation.drafts.context import PendingContext
 from dspark_hf.modeling.drafting import PickFn, Proposal
+
+from .block_states import BlockStates
+from .read_states import ReadStates
+
+# Tokens whose features may wait: together they cost the drafter little more than one, and they hold little memory.
+_MOST_WAITING = 64
 
 
 @dataclass(frozen=True)
@@ -34,49 +39,96 @@ class Part:
     is_complete: bool = True
 
 
-class RequestContexts:
-    """One state of the drafter for all requests that draft, and one for each prompt that is still read.
+@dataclass(eq=False)
+class _Context:
+    """What was read of a request, from one position on without a gap.
 
-    A request whose tokens do not follow what was read of it has its context begin there: its prompt's beginning was
-    shared with another request's, or it was preempted. Drafts are fewer or worse for it, and the output is the same.
+    Attributes:
+        first, end (`int`): Positions of the first token, and behind the last one.
+        is_complete (`bool`): Whether that is all of its text but the last token.
+        pieces (`list[tuple[int, int]]`): Where among the states that were read its own begin that the drafter's state
+            does not hold yet, and how many they are.
+        is_row (`bool`): Whether the drafter's state has a row for it.
+    """
+
+    first: int
+    end: int
+    is_complete: bool = False
+    pieces: list[tuple[int, int]] = field(default_factory=list)
+    is_row: bool = False
+
+
+@dataclass
+class _Step:
+    """What was noted of a step: its tokens, whose they are, and what is shared or to be shared of them.
+
+    Attributes:
+        features (`torch.Tensor` of shape `(tokens, taps * hidden)`): Tapped states.
+        ids (`torch.LongTensor` of shape `(tokens,)`): The tokens.
+        pieces (`list`): A context, the place of its first token, and how many it has.
+        found (`list`): A context, where among the states of blocks what stands before it is, and the tokens of that.
+        places (`list[int]`): Where states are written for those who will share them.
+        sources (`list[int]`): The tokens that those are of.
+    """
+
+    features: Tensor
+    ids: Tensor
+    pieces: list[tuple[_Context, int, int]] = field(default_factory=list)
+    found: list[tuple[_Context, list[int], Sequence[int]]] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    sources: list[int] = field(default_factory=list)
+
+
+class RequestContexts:
+    """One state of the drafter for all requests behind their prompts.
+
+    The drafter reads nothing before it is asked: while it is not, features only wait, and are projected many at once.
+
+    A request whose first tokens were read with another's has its context of them from `blocks`. What is not there
+    either, as where a request comes back from the memory of the host, is left out: drafts are fewer or worse for it,
+    and the output is the same.
 
     Args:
         drafter ([`DSparkModel`]): The drafter.
+        blocks ([`BlockStates`], *optional*): What requests share; nothing, if not given.
     """
 
-    def __init__(self, drafter: Any):
-        self._drafter = drafter
-        self._rows: list[str] = []
-        self._batch: PendingContext | None = None
-        self._prompts: dict[str, Any] = {}
-        # Position of the next token of each request.
-        self._ends: dict[str, int] = {}
+    def __init__(self, drafter: Any, blocks: BlockStates | None = None):
+        self._drafter, self._blocks = drafter, blocks
+        self._contexts: dict[str, _Context] = {}
+        self._waiting: list[_Step] = []
+        self._read = ReadStates()
+        self._rows: list[tuple[str, _Context]] = []
+        self._state: Any = None
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._contexts)
 
-    def note(self, parts: list[Part], features: Tensor, ids: Tensor) -> None:
-        """Read a step.
+    def note(
+        self, parts: list[Part], features: Tensor, ids: Tensor, text_of: Callable[[str], Sequence[int]] = lambda _: ()
+    ) -> None:
+        """Take down a step.
 
         Args:
             parts (`list[Part]`): Whose tokens those are.
             features (`torch.Tensor` of shape `(tokens, taps * hidden)`): Tapped states of all tokens of the step.
             ids (`torch.LongTensor` of shape `(tokens,)`): The tokens.
+            text_of (`Callable`, *optional*): From a request to its tokens so far; asked for those that have blocks of
+                others.
         """
-        following = {part.request_id: part for part in parts if self._ends.get(part.request_id) == part.start}
-        # Requests that go on elsewhere begin anew.
-        self.keep(set(self._ends) - {part.request_id for part in parts if part.request_id not in following})
-        new = [part for part in parts if part.request_id not in self._ends and part.count > 0]
-        self._ends |= {part.request_id: part.start + part.count for part in parts}
-        self._go_on(following, features, ids)
+        step = _Step(features, ids)
         for part in parts:
-            if part.request_id in self._prompts or (part in new and not part.is_complete):
-                self._read_piece(part, features, ids)
-        for group in _alike([part for part in new if part.is_complete]):
-            state = self._drafter.start(len(group))
-            state.move_to([part.start for part in group])
-            self._drafter.extend(state, *_rows_of(group, features, ids))
-            self._join([part.request_id for part in group], state)
+            context = self._contexts.get(part.request_id)
+            if context is None or context.end != part.start:
+                context = self._contexts[part.request_id] = self._begin(part, step, text_of)
+            context.end, context.is_complete = part.start + part.count, part.is_complete
+            step.pieces.append((context, part.begin, part.count))
+            if self._blocks is not None:
+                step.places += self._blocks.place(part.request_id, part.start, part.count)
+                step.sources += range(part.begin, part.begin + part.count)
+        self._waiting.append(step)
+        if sum(len(step.ids) for step in self._waiting) > _MOST_WAITING:
+            self._project()
 
     def propose(
         self,
@@ -96,9 +148,11 @@ class RequestContexts:
             `tuple(list[str], Proposal)`: Whose rows those of the proposal are, and the proposal. There may be rows of
             others among them, whose drafts are of no use.
         """
-        anchor_ids = torch.tensor([anchors.get(row, 0) for row in self._rows], device=self._drafter.device)
-        pick = make_pick(self._rows)
-        return self._rows, self._batch.propose(anchor_ids, num_slots, pick, num_candidates)
+        self._project()
+        self._catch_up()
+        rows = [request_id for request_id, _ in self._rows]
+        anchor_ids = torch.tensor([anchors.get(row, 0) for row in rows], device=self._drafter.device)
+        return rows, self._drafter.propose(self._state, anchor_ids, make_pick(rows), num_slots, num_candidates)
 
     def ends_at(self, request_id: str) -> int | None:
         """Position behind what was read of a request.
@@ -109,7 +163,8 @@ class RequestContexts:
         Returns:
             `int`, or None if nothing was.
         """
-        return self._ends.get(request_id)
+        context = self._contexts.get(request_id)
+        return None if context is None else context.end
 
     def fork(self, request_id: str, child_id: str) -> None:
         """Let another request go on from where one is in its prompt.
@@ -118,9 +173,12 @@ class RequestContexts:
             request_id (`str`): The one.
             child_id (`str`): The other.
         """
-        if request_id in self._prompts and child_id not in self._ends:
-            self._prompts[child_id] = copy.deepcopy(self._prompts[request_id])
-            self._ends[child_id] = self._ends[request_id]
+        context = self._contexts.get(request_id)
+        if context is not None and not context.is_complete and child_id not in self._contexts:
+            self._project()
+            self._contexts[child_id] = _Context(context.first, context.end, pieces=list(context.pieces))
+            if self._blocks is not None:
+                self._blocks.copy(request_id, child_id)
 
     def keep(self, request_ids: Collection[str]) -> None:
         """Let go of all other requests.
@@ -128,59 +186,99 @@ class RequestContexts:
         Args:
             request_ids (`Collection[str]`): Those that stay.
         """
-        if all(request_id in request_ids for request_id in self._ends):
+        for request_id in [one for one in self._contexts if one not in request_ids]:
+            del self._contexts[request_id]
+
+    def close(self) -> None:
+        """Let go of all requests; those to come share what was read of them, if the drafter can read it."""
+        try:
+            self._project()
+        except Exception:
+            # The step that has failed tells why.
+            for step in self._waiting:
+                if self._blocks is not None:
+                    self._blocks.forget_places(step.places)
+
+    def _begin(self, part: Part, step: _Step, text_of: Callable[[str], Sequence[int]]) -> _Context:
+        """The context of a request that is new, or goes on elsewhere than where it was."""
+        context = _Context(part.start, part.start)
+        places = [] if self._blocks is None or part.start == 0 else self._blocks.find(part.request_id, part.start)
+        if places:
+            context.first -= len(places)
+            step.found.append((context, places, text_of(part.request_id)[context.first : part.start]))
+        return context
+
+    def _project(self) -> None:
+        """Let the drafter project what waits, and give it to those who go on from it."""
+        steps = self._waiting
+        if not steps:
             return
-        self._ends = {one: end for one, end in self._ends.items() if one in request_ids}
-        self._prompts = {one: state for one, state in self._prompts.items() if one in request_ids}
-        places = [place for place, row in enumerate(self._rows) if row in request_ids]
-        if len(places) < len(self._rows):
-            self._rows = [self._rows[place] for place in places]
-            if places:
-                self._batch.select(places)
+        states = self._drafter.project(torch.cat([step.features for step in steps]).unsqueeze(0)).squeeze(0)  # [N, E]
+        ids, begin = torch.cat([step.ids for step in steps]).to(states.device), 0
+        first = self._read.add(states, ids)
+        for step in steps:
+            for context, places, text in step.found:
+                token_ids = torch.tensor(list(text), device=states.device)
+                context.pieces.append((self._read.add(self._blocks.read(places), token_ids), len(places)))
+            if step.places:
+                sources = torch.tensor(step.sources, device=states.device) + begin
+                self._blocks.write(step.places, states[sources])
+            for context, place, count in step.pieces:
+                context.pieces.append((first + begin + place, count))
+            begin += len(step.ids)
+        self._waiting = []
+        self._read.compact(context.pieces for context in self._contexts.values())
+
+    def _catch_up(self) -> None:
+        """Bring the drafter's state up to the end of all contexts that are complete."""
+        kept = [place for place, (name, context) in enumerate(self._rows) if self._contexts.get(name) is context]
+        # Who stands behind moves to where someone left.
+        gone = sorted(set(range(len(kept))) - set(kept))
+        kept = [kept.pop() if place in gone else place for place in range(len(kept))]
+        if len(kept) < len(self._rows):
+            self._rows = [self._rows[place] for place in kept]
+            if kept:
+                self._state.select(kept)
             else:
-                self._batch = None
+                self._state = None
+        self._extend(self._state, [context for _, context in self._rows])
+        new = [(name, one) for name, one in self._contexts.items() if one.is_complete and not one.is_row]
+        for group in _alike(new):
+            state = self._drafter.start(len(group))
+            state.move_to([context.first for _, context in group])
+            self._extend(state, [context for _, context in group])
+            if self._state is None:
+                self._state = state
+            else:
+                self._state.join(state)
+            self._rows += group
+            for _, context in group:
+                context.is_row = True
+        self._read.compact((context.pieces for context in self._contexts.values()), always=True)
 
-    def _go_on(self, following: dict[str, Part], features: Tensor, ids: Tensor) -> None:
-        """Append what stands of rows of the batch."""
-        if not any(row in following for row in self._rows):
+    def _extend(self, state: Any, contexts: list[_Context]) -> None:
+        """Append what was read of some requests to a state with a row for each."""
+        counts = [sum(count for _, count in context.pieces) for context in contexts]
+        if not any(counts):
             return
-        nothing = Part("", 0, 0, 0)
-        features, counts, ids = _rows_of([following.get(row, nothing) for row in self._rows], features, ids)
-        self._batch.add(features, ids, counts)
+        places = [list(chain.from_iterable(range(begin, begin + count) for begin, count in context.pieces))
+                  for context in contexts]  # fmt: skip
+        states, ids = self._read.take([[*row, *[0] * (max(counts) - len(row))] for row in places])
+        self._drafter.extend_projected(state, states, None if min(counts) == max(counts) else counts, ids)
+        for context in contexts:
+            context.pieces.clear()
 
-    def _read_piece(self, part: Part, features: Tensor, ids: Tensor) -> None:
-        """Append to a prompt that is read in pieces."""
-        state = self._prompts.get(part.request_id)
-        if state is None:
-            state = self._prompts[part.request_id] = self._drafter.start(1)
-            state.move_to([part.start])
-        self._drafter.extend(state, *_rows_of([part], features, ids))
-        if part.is_complete:
-            self._join([part.request_id], self._prompts.pop(part.request_id))
 
-    def _join(self, request_ids: list[str], state: Any) -> None:
-        if self._batch is None:
-            self._batch = PendingContext(self._drafter, len(request_ids), state)
+def _alike(contexts: list[tuple[str, _Context]]) -> list[list[tuple[str, _Context]]]:
+    """Groups of contexts that are about as long, so that little is padding."""
+    groups: list[list[tuple[str, _Context]]] = []
+    for one in sorted(contexts, key=lambda one: one[1].end - one[1].first):
+        if groups and _length(one) <= 2 * _length(groups[-1][0]):
+            groups[-1].append(one)
         else:
-            self._batch.state().join(state)
-        self._rows += request_ids
-
-
-def _rows_of(parts: list[Part], features: Tensor, ids: Tensor) -> tuple[Tensor, list[int], Tensor]:
-    """Features `(rows, T, taps * hidden)`, how many each row has, and ids `(rows, T)`."""
-    counts = [part.count for part in parts]
-    begins = torch.tensor([part.begin for part in parts], device=features.device).unsqueeze(1)
-    places = begins + torch.arange(max(counts), device=features.device)
-    places.clamp_max_(features.shape[0] - 1)
-    return features[places], counts, ids[places]
-
-
-def _alike(parts: list[Part]) -> list[list[Part]]:
-    """Groups of parts that are about as long, so that little is padding."""
-    groups: list[list[Part]] = []
-    for part in sorted(parts, key=lambda part: part.count):
-        if groups and part.count <= 2 * groups[-1][0].count:
-            groups[-1].append(part)
-        else:
-            groups.append([part])
+            groups.append([one])
     return groups
+
+
+def _length(one: tuple[str, _Context]) -> int:
+    return one[1].end - one[1].first

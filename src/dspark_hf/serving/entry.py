@@ -19,6 +19,7 @@ def make_manager(
     generation_config: GenerationConfig | None,
     batching_config: ContinuousBatchingConfig | None,
     workload_hints: Any,
+    tokenizer: Any = None,
 ) -> Any:
     """A manager of continuous batching that speculates.
 
@@ -28,6 +29,7 @@ def make_manager(
         drafter ([`DSparkModel`]): The drafter.
         speculation ([`SpeculationConfig`], *optional*): How to speculate.
         generation_config, batching_config, workload_hints: As of transformers.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): The target's, for stop strings.
 
     Returns:
         [`SpeculativeManager`].
@@ -54,6 +56,8 @@ def make_manager(
                 "A manager of continuous batching is kept for this model, without this drafter: call "
                 "model.destroy_cached_continuous_batching_manager() first, or pass speculation=False to go on with it."
             )
+        if tokenizer is not None:
+            kept.stop_texts.tokenizer = tokenizer
         return make()
     generation_config = model.generation_config if generation_config is None else generation_config
     check_batching(model, drafter, generation_config, speculation)
@@ -64,4 +68,4 @@ def make_manager(
     if drafter.device != device:
         drafter.to(device)
     manager = make(generation_config, one_at_a_time(batching_config), workload_hints)
-    return SpeculativeManager.of(manager, drafter, speculation, choosers)
+    return SpeculativeManager.of(manager, drafter, speculation, choosers, tokenizer)

@@ -1,7 +1,8 @@
 """Where transformers' continuous batching learns about drafters: its public methods are wrapped.
 
-`generate_batch`, `init_continuous_batching` and `continuous_batching_context_manager` take `assistant_model=` and
-`speculation=`, and use an attached drafter. Calls without a drafter of this library pass through untouched.
+`generate_batch`, `init_continuous_batching` and `continuous_batching_context_manager` take `assistant_model=`,
+`speculation=` and, for stop strings, `tokenizer=`, and use an attached drafter. Calls without a drafter of this
+library pass through untouched.
 """
 
 import functools
@@ -46,9 +47,8 @@ def _home() -> Any:
 
 
 @contextmanager
-def _asking(assistant_model: Any, speculation: Any) -> Iterator[None]:
+def _asking(**given: Any) -> Iterator[None]:
     """Around the call of a method that leads to another wrapper."""
-    given = {"assistant_model": assistant_model, "speculation": speculation}
     asked = {name: value for name, value in given.items() if value is not None}
     token = _asked.set(asked or _asked.get())
     try:
@@ -58,8 +58,8 @@ def _asking(assistant_model: Any, speculation: Any) -> Iterator[None]:
 
 
 def _wrap_generate_batch(original: Callable) -> Callable:
-    def generate_batch(self, *args, assistant_model=None, speculation=None, **kwargs):
-        with _asking(assistant_model, speculation):
+    def generate_batch(self, *args, assistant_model=None, speculation=None, tokenizer=None, **kwargs):
+        with _asking(assistant_model=assistant_model, speculation=speculation, tokenizer=tokenizer):
             return original(self, *args, **kwargs)
 
     return generate_batch
@@ -67,9 +67,11 @@ def _wrap_generate_batch(original: Callable) -> Callable:
 
 def _wrap_context_manager(original: Callable) -> Callable:
     @contextmanager
-    def continuous_batching_context_manager(self, *args, assistant_model=None, speculation=None, **kwargs):
+    def continuous_batching_context_manager(
+        self, *args, assistant_model=None, speculation=None, tokenizer=None, **kwargs
+    ):
         with ExitStack() as stack:
-            with _asking(assistant_model, speculation):
+            with _asking(assistant_model=assistant_model, speculation=speculation, tokenizer=tokenizer):
                 manager = stack.enter_context(original(self, *args, **kwargs))
             yield manager
 
@@ -79,10 +81,10 @@ def _wrap_context_manager(original: Callable) -> Callable:
 def _wrap_init(original: Callable) -> Callable:
     signature = inspect.signature(original)
 
-    def init_continuous_batching(self, *args, assistant_model=None, speculation=None, **kwargs):
+    def init_continuous_batching(self, *args, assistant_model=None, speculation=None, tokenizer=None, **kwargs):
         from dspark_hf.generation.attach import attached_drafter
 
-        asked = {"assistant_model": assistant_model, "speculation": speculation}
+        asked = {"assistant_model": assistant_model, "speculation": speculation, "tokenizer": tokenizer}
         asked = {name: value for name, value in asked.items() if value is not None} or _asked.get()
         drafter, speculation = asked.get("assistant_model"), asked.get("speculation")
         if speculation is False:
@@ -93,6 +95,11 @@ def _wrap_init(original: Callable) -> Callable:
         if drafter is None:
             if speculation:
                 raise ValueError("speculation= was given without a drafter: pass assistant_model=drafter, too.")
+            if asked.get("tokenizer") is not None:
+                raise ValueError(
+                    "tokenizer= is for stop strings, which continuous batching has with a drafter only: pass "
+                    "assistant_model=drafter, too, or leave it out."
+                )
             return original(self, *args, **kwargs)
         from .entry import make_manager
 
@@ -105,6 +112,7 @@ def _wrap_init(original: Callable) -> Callable:
             given.get("generation_config"),
             given.get("continuous_batching_config"),
             given.get("workload_hints"),
+            asked.get("tokenizer"),
         )
 
     return init_continuous_batching

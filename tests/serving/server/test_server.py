@@ -115,15 +115,35 @@ def test_sampling_and_greedy_requests_side_by_side(server, client, expected):
 def test_stop(server, client, expected):
     text = expected(MESSAGES, 24)
     stop = next(char for char in text[3:] if char.isascii() and char not in text[:3])
-    if server[3]:
-        with pytest.raises(openai.BadRequestError, match="stop is not supported by a server that batches requests"):
-            client.chat.completions.create(model=server[1], messages=MESSAGES, max_tokens=24, stop=[stop])
-        return
-    answer = client.chat.completions.create(
-        model=server[1], messages=MESSAGES, max_tokens=24, temperature=0, stop=[stop]
-    )
-    assert answer.choices[0].message.content == text[: text.index(stop) + 1]
-    assert answer.choices[0].finish_reason == "stop"
+    options = {"model": server[1], "messages": MESSAGES, "max_tokens": 24, "temperature": 0}
+    for stops in (stop, [stop], ["nowhere", stop]):
+        answer = client.chat.completions.create(**options, stop=stops)
+        assert answer.choices[0].message.content == text[: text.index(stop)]
+        assert answer.choices[0].finish_reason == "stop"
+        assert answer.usage.completion_tokens < 24
+    chunks = list(client.chat.completions.create(**options, stop=stop, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text[: text.index(stop)]
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    # What only begins as a stop text does is not kept back.
+    chunks = list(client.chat.completions.create(**options, stop=text[-2:] + "nowhere", stream=True))
+    assert whole("".join(chunk.choices[0].delta.content or "" for chunk in chunks)) == whole(text)
+    answer = client.completions.create(model=server[1], prompt="Once upon", max_tokens=24, temperature=0)
+    stop = next(char for char in answer.choices[0].text[3:] if char.isascii())
+    cut = client.completions.create(model=server[1], prompt="Once upon", max_tokens=24, temperature=0, stop=stop)
+    assert cut.choices[0].text == answer.choices[0].text[: answer.choices[0].text.index(stop)]
+
+
+def test_seeds(server, client):
+    def ask(seed, **options):
+        answer = client.chat.completions.create(
+            model=server[1], messages=MESSAGES, max_tokens=16, temperature=1.0, seed=seed, **options
+        )
+        return answer.choices[0].message.content
+
+    with ThreadPoolExecutor(4) as pool:
+        first, second, other, unseeded = pool.map(ask, [7, 7, 8, None])
+    assert first == second and len({first, other, unseeded}) == 3
+    assert ask(7) == first and ask(None) != unseeded
 
 
 def test_tools_reach_the_template(server, client, expected):
@@ -181,7 +201,7 @@ def test_bad_requests(server, change, message):
         answer = httpx.post(f"{server[0]}/v1/chat/completions", json=body | {"stream": streams}, timeout=60)
         assert answer.status_code == 400, answer.text
         error = answer.json()["error"]
-        is_refused = server[3] and set(change) & {"stop", "seed", "logit_bias"}
+        is_refused = server[3] and set(change) & {"logit_bias"}
         assert is_refused or re.search(message, error["message"]), error
         assert error["type"] == "invalid_request_error"
 

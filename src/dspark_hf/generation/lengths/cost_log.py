@@ -33,7 +33,7 @@ class CostLog:
         self._verify: dict[int, deque[tuple[int, float]]] = {}
         self._draft: dict[int, deque[tuple[int, float]]] = {}
         self._num_rounds, self._num_drafted = 0, 0
-        self._plain: dict[int, list[int]] = {}
+        self._plain: dict[int, deque[int]] = {}
 
     @classmethod
     def of(cls, made_for: dict[str, Any], base: StepCost) -> "CostLog":
@@ -54,12 +54,19 @@ class CostLog:
         """
         if num_left < _LEAST_LEFT or self._num_drafted < _FIRST_PLAIN:
             return False
-        made = self._plain.get(num_rows, [])
+        made = self._plain.get(num_rows, ())
         interval = _SECOND_PLAIN if len(made) < _MIN_TIMES else _NEXT_PLAIN
         return len(made) == 0 or self._num_rounds - made[-1] >= interval
 
     def note(
-        self, base: StepCost, num_rows: int, num_tokens: int, context_len: int, verify: float, draft: float | None
+        self,
+        base: StepCost,
+        num_rows: int,
+        num_tokens: int,
+        context_len: int,
+        verify: float,
+        draft: float | None,
+        plain_rows: int | None = None,
     ) -> None:
         """Note a round.
 
@@ -68,6 +75,7 @@ class CostLog:
             num_rows, num_tokens, context_len (`int`): Rows, tokens of the pass, and tokens before it.
             verify (`float`): Seconds of the pass and its verdict.
             draft (`float`, *optional*): Seconds of the proposal; None where there was none.
+            plain_rows (`int`, *optional*): Rows by which plain steps are counted; `num_rows`, if not given.
         """
         self._num_rounds += 1
         self._num_drafted += draft is not None
@@ -75,7 +83,8 @@ class CostLog:
         if draft is not None and base.draft(num_rows) > 0:
             _add(self._draft, num_rows, self._num_rounds, draft / base.draft(num_rows))
         elif num_tokens == num_rows:
-            self._plain.setdefault(num_rows, []).append(self._num_rounds)
+            rows = num_rows if plain_rows is None else plain_rows
+            self._plain.setdefault(rows, deque(maxlen=_MIN_TIMES)).append(self._num_rounds)
 
     def corrected(self, base: StepCost) -> StepCost:
         """What passes take, by a table and the rounds so far; the table itself before enough was seen.

@@ -42,7 +42,7 @@ class Drafted:
 
 
 class Schedule:
-    """Decides for one generation. The table of costs stays as it is to the end.
+    """Decides for one generation, in which the table of costs stays as it is, or for a batch that never ends.
 
     Args:
         options ([`PrefixScheduler`]): How to decide.
@@ -58,6 +58,15 @@ class Schedule:
         self._earlier: deque[tuple[int, np.ndarray]] = deque(maxlen=2)
         self._num_probes = 0
         self._weights = np.ones(1)
+
+    def reprice(self, cost: StepCost) -> None:
+        """Go by another table from the next round on.
+
+        Args:
+            cost ([`StepCost`]): It.
+        """
+        self.cost = cost
+        self._tables.clear()
 
     @property
     def is_auto(self) -> bool:

@@ -17,9 +17,10 @@ from dspark_hf.serving.contexts import Part
 from dspark_hf.serving.counts import ServingStats
 from dspark_hf.serving.drafting import StepDrafter
 from dspark_hf.serving.quoting import quotable
+from dspark_hf.serving.stop_texts import StopTexts
 
 from .inputs import DraftInputs
-from .scheduling import DraftScheduling
+from .scheduling import DraftScheduling, options_of
 
 
 class DraftRunner(ModelRunner):
@@ -48,6 +49,7 @@ class DraftProcessor(api.ContinuousBatchProcessor):
     stats: ServingStats
     scheduler: DraftScheduling
     inputs_and_outputs: DraftInputs
+    stop_texts: StopTexts
 
     def reset(self) -> None:
         super().reset()
@@ -72,8 +74,10 @@ class DraftProcessor(api.ContinuousBatchProcessor):
         """
         io = self.inputs_and_outputs
         asked = [
-            self.drafter.asked(future.state.request_id, future.state.logit_processor_kwargs, num_drafts)
-            for future, num_drafts in zip(io.requests_in_batch, io.num_drafts, strict=True)
+            self.drafter.asked(
+                future.state.request_id, options_of(future.state), num_drafts, start + future.query_length - num_drafts
+            )
+            for future, start, num_drafts in zip(io.requests_in_batch, io.starts, io.num_drafts, strict=True)
             if future.has_new_token
         ]
         self.verdict = self.drafter.judge(logits, asked) if asked else ([], [])
@@ -83,14 +87,20 @@ class DraftProcessor(api.ContinuousBatchProcessor):
         parts = self._settle()
         io = self.inputs_and_outputs
         ids = io.input_ids[: io.num_q_tokens].long()
-        self.drafter.note(parts, self.model_runner.features, ids)
+        self.drafter.note(parts, self.model_runner.features, ids, self._text_of)
+        has_forks = bool(self.scheduler._requests_to_fork)
         super().update_batch()
-        for request_id in self.scheduler.active_requests:
+        for request_id in self.scheduler.active_requests if has_forks else ():
             # As transformers names those that are to go on from where another is.
             parent_id, is_child, _ = request_id.rpartition("__child#")
             if is_child:
                 self.drafter.fork(parent_id, request_id)
         self.drafter.keep(self.scheduler.active_requests)
+        self.drafter.timed(self.scheduler.verified)
+
+    def _text_of(self, request_id: str) -> list[int]:
+        state = self.scheduler.active_requests[request_id]
+        return state.initial_tokens + state.generated_tokens
 
     def _settle(self) -> list[Part]:
         """Give each request what it takes but the last token, and take back what was rejected."""
@@ -108,7 +118,7 @@ class DraftProcessor(api.ContinuousBatchProcessor):
                     self._fail(state, ValueError("The target has no distribution here: its scores are not finite."))
                     continue
                 taken = [*drafts_of.get(state.request_id, [])[:accepted_len], token]
-                taken = _until_end(taken, state)
+                taken = self._until_end(taken, state)
                 self._take_back(future, start, num_drafts + 1 - len(taken))
                 state.generated_tokens += taken[:-1]
                 if state.record_timestamps:
@@ -122,6 +132,25 @@ class DraftProcessor(api.ContinuousBatchProcessor):
         self.stats.rounds += bool(num_taken)
         self.drafter.learn(self.scheduler.verified, accepted_lens, num_taken)
         return parts
+
+    def _until_end(self, taken: list[int], state: RequestState) -> list[int]:
+        """What a request takes of tokens that stand: as many as it has room for, up to its end token or text."""
+        taken = taken[: max(1, state._new_tokens_limit - state.generated_len())]
+        ends = (place for place, token in enumerate(taken) if token in state._eos_token_ids)
+        taken = taken[: next(ends, len(taken)) + 1]
+        stop_strings = options_of(state).stop_strings
+        if not stop_strings:
+            return taken
+        # A request that began anew has tokens of its answer in its prompt.
+        before = (
+            state.initial_tokens[state._true_initial_tokens or len(state.initial_tokens) :] + state.generated_tokens
+        )
+        num_taken = self.stop_texts.num_until(stop_strings, before, taken)
+        if num_taken is None:
+            return taken
+        # transformers ends it then as one that has no more room.
+        state._new_tokens_limit = state.generated_len() + num_taken
+        return taken[:num_taken]
 
     def _take_back(self, future: FutureRequestState, start: int, num_rejected: int) -> None:
         """The cache holds what stands of a request's tokens, but for the last one taken."""
@@ -183,10 +212,3 @@ class DraftProcessor(api.ContinuousBatchProcessor):
         self.scheduler.finish_request(state.request_id)
         if self.scheduler.waiting_requests.pop(state.request_id, None) is not None:
             self.scheduler._cleanup_waiting_queue({state.request_id})
-
-
-def _until_end(taken: list[int], state: RequestState) -> list[int]:
-    """What a request takes of tokens that stand: as many as it has room for, up to its end token."""
-    taken = taken[: max(1, state._new_tokens_limit - state.generated_len())]
-    ends = (place for place, token in enumerate(taken) if token in state._eos_token_ids)
-    return taken[: next(ends, len(taken)) + 1]

@@ -6,6 +6,10 @@ from transformers.generation.continuous_batching.requests import RequestState, R
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler, PrefillFirstScheduler, Scheduler
 
 from dspark_hf.serving.drafting import Running, StepDrafter
+from dspark_hf.serving.options import RequestOptions
+
+# Where a request's own options are kept.
+OPTIONS, NO_OPTIONS = "options", RequestOptions()
 
 
 class DraftScheduling(Scheduler):
@@ -35,6 +39,8 @@ class DraftScheduling(Scheduler):
     def _schedule_request(self, state: RequestState, request_tokens: list[int], token_budget: int, *args: Any) -> None:
         is_running = _is_running(state)
         request_tokens = request_tokens[:token_budget] if is_running else request_tokens
+        if state.is_cpu_offloaded:
+            self.drafter.forget_blocks(state.request_id)
         super()._schedule_request(state, request_tokens, token_budget, *args)
         if is_running:
             state.tokens_to_process = request_tokens
@@ -49,6 +55,15 @@ class DraftPrefillFirst(DraftScheduling, PrefillFirstScheduler):
     """Prompts go first."""
 
 
+def options_of(state: RequestState) -> RequestOptions:
+    """A request's own options, which the manager has put where transformers keeps those of processors.
+
+    Args:
+        state (`RequestState`): The request.
+    """
+    return state.logit_processor_kwargs.get(OPTIONS) or NO_OPTIONS
+
+
 def _is_running(state: RequestState) -> bool:
     return state.status == RequestStatus.DECODING and state.generated_len() > 0
 
@@ -56,7 +71,7 @@ def _is_running(state: RequestState) -> bool:
 def _running(state: RequestState) -> Running:
     room = state._new_tokens_limit - state.generated_len() - 1
     anchor = state.generated_tokens[-1]
-    return Running(state.request_id, anchor, state.position_offset, max(room, 0), state.logit_processor_kwargs)
+    return Running(state.request_id, anchor, state.position_offset, max(room, 0), options_of(state))
 
 
 # By what transformers has made.

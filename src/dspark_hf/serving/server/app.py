@@ -33,7 +33,7 @@ from .models import DraftedModelManager
 _NEEDED = {
     ModelManager: {"_load_model": {"model_id_and_revision"}, "_load_processor": {"model_id_and_revision"}},
     ChatCompletionHandler: {
-        "handle_request": {"body", "request_id"}, "_build_completion": {"request_id", "usage"},
+        "handle_request": {"body", "request_id"}, "_build_completion": {"request_id", "content", "usage"},
         "_build_chunk_sse": {"request_id", "usage"}, "_build_generation_config": {"body", "use_cb"},
     },
     CompletionHandler: {

@@ -6,9 +6,16 @@ from typing import Any
 from transformers import GenerationConfig
 from transformers.cli.serving.utils import CBGenerateManager, GenerateManager, GenerationState
 
-from dspark_hf.serving.choosing import REQUEST_OPTIONS
+from dspark_hf.generation.config import SpeculationConfig
 from dspark_hf.serving.counts import ServingStats
+from dspark_hf.serving.options import REQUEST_OPTIONS
 from dspark_hf.serving.quoting import quotable
+from dspark_hf.serving.stop_texts import cut_at
+
+from .stopping import stops_of, without_stops
+
+# Where a request's seed is kept in its generation config, on its way from the handler.
+SEED = "request_seed"
 
 
 class DraftedState(GenerationState):
@@ -61,32 +68,37 @@ class CountedGeneration(GenerateManager):
 
     def generate_streaming(self, model: Any, processor: Any, inputs: Any, gen_config: Any, request_id: str,
                            **kwargs: Any) -> Any:  # fmt: skip
-        """As of transformers."""
-        check_length(model, inputs)
-        return super().generate_streaming(
-            _Counted(model, self._stats, request_id), processor, inputs, gen_config, request_id, **kwargs
-        )
+        """As of transformers, without the stop text."""
+        counted = self._counted(model, inputs, gen_config, request_id)
+        made = super().generate_streaming(counted, processor, inputs, gen_config, request_id, **kwargs)
+        return without_stops(gen_config, *made)
 
     async def generate_non_streaming(self, model: Any, processor: Any, inputs: Any, gen_config: Any,
                                      request_id: str) -> Any:  # fmt: skip
-        """As of transformers."""
+        """As of transformers, without the stop text."""
+        counted = self._counted(model, inputs, gen_config, request_id)
+        text, *others = await super().generate_non_streaming(counted, processor, inputs, gen_config, request_id)
+        return cut_at(stops_of(gen_config), text), *others
+
+    def _counted(self, model: Any, inputs: Any, gen_config: GenerationConfig, request_id: str) -> "_Counted":
         check_length(model, inputs)
-        counted = _Counted(model, self._stats, request_id)
-        return await super().generate_non_streaming(counted, processor, inputs, gen_config, request_id)
+        return _Counted(model, self._stats, request_id, vars(gen_config).pop(SEED, None))
 
 
 class _Counted:
     """A model whose `generate()` notes what its drafter did, before anyone is told that the answer is complete."""
 
-    def __init__(self, model: Any, stats: ServingStats, request_id: str):
+    def __init__(self, model: Any, stats: ServingStats, request_id: str, seed: int | None):
         self._model, self._stats, self._request_id = model, stats, request_id
+        self._options = {} if seed is None else {"speculation": SpeculationConfig(seed=seed % 2**63)}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def generate(self, streamer: Any = None, **kwargs: Any) -> Any:
         try:
-            out = self._model.generate(streamer=None if streamer is None else _WithoutEnd(streamer), **kwargs)
+            told = None if streamer is None else _WithoutEnd(streamer)
+            out = self._model.generate(streamer=told, **self._options, **kwargs)
         except Exception as error:
             # Without a text it may be transformers' own sign that the client has left.
             if streamer is None or not str(error):
@@ -125,20 +137,24 @@ class BatchedGeneration(CBGenerateManager):
 
     def generate_streaming(self, model: Any, processor: Any, inputs: Any, gen_config: Any, request_id: str,
                            **kwargs: Any) -> Any:  # fmt: skip
-        """As of transformers."""
-        self._ask(model, inputs, gen_config, request_id)
-        return super().generate_streaming(model, processor, inputs, gen_config, request_id, **kwargs)
+        """As of transformers, without the stop text."""
+        self._ask(model, processor, inputs, gen_config, request_id)
+        made = super().generate_streaming(model, processor, inputs, gen_config, request_id, **kwargs)
+        return without_stops(gen_config, *made)
 
     async def generate_non_streaming(self, model: Any, processor: Any, inputs: Any, gen_config: Any,
                                      request_id: str) -> Any:  # fmt: skip
-        """As of transformers."""
-        self._ask(model, inputs, gen_config, request_id)
-        return await super().generate_non_streaming(model, processor, inputs, gen_config, request_id)
+        """As of transformers, without the stop text."""
+        self._ask(model, processor, inputs, gen_config, request_id)
+        text, *others = await super().generate_non_streaming(model, processor, inputs, gen_config, request_id)
+        return cut_at(stops_of(gen_config), text), *others
 
-    def _ask(self, model: Any, inputs: Any, gen_config: GenerationConfig, request_id: str) -> None:
+    def _ask(self, model: Any, processor: Any, inputs: Any, gen_config: GenerationConfig, request_id: str) -> None:
         check_length(model, inputs)
+        self._cb.stop_texts.tokenizer = getattr(processor, "tokenizer", processor)
         names = REQUEST_OPTIONS if gen_config.do_sample else ("do_sample",)
         options = {name: getattr(gen_config, name) for name in names}
+        options |= {"seed": getattr(gen_config, SEED, None), "stop_strings": stops_of(gen_config) or None}
         self._cb.ask(request_id, **{name: value for name, value in options.items() if value is not None})
 
 
@@ -152,7 +168,8 @@ def batch_config(model: Any) -> GenerationConfig:
         `GenerationConfig`.
     """
     config = copy.deepcopy(model.generation_config)
-    config.do_sample = False
+    # Stop strings go with each request.
+    config.do_sample, config.stop_strings = False, None
     return config
 
 

@@ -1,6 +1,7 @@
 """transformers' handlers of requests: bad ones get a clear 4xx, and usage tells what became of drafts."""
 
 import json
+from contextvars import ContextVar
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -8,7 +9,14 @@ from openai.types.completion_usage import CompletionTokensDetails, CompletionUsa
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
 
+from dspark_hf.serving.stop_texts import cut_at
+
+from .generating import SEED
 from .requests import check_body, check_messages, check_prompt
+from .stopping import stops_of
+
+# Texts that end the answer to the request at hand.
+_stops: ContextVar[tuple[str, ...]] = ContextVar("dspark_stops", default=())
 
 
 class _Drafted:
@@ -23,7 +31,10 @@ class _Drafted:
         return await super().handle_request(body, request_id)
 
     def _build_generation_config(self, body: dict, model_generation_config: Any, use_cb: bool = False) -> Any:
-        config = super()._build_generation_config(body, model_generation_config, use_cb)
+        # A seed is for this request alone, and not for torch's generator, from which all others draw.
+        config = super()._build_generation_config({**body, "seed": None}, model_generation_config, use_cb)
+        setattr(config, SEED, body.get("seed"))
+        _stops.set(stops_of(config))
         # As OpenAI has it: whoever names a temperature or a share wants tokens drawn.
         if body.get("temperature") or (body.get("top_p") is not None and body.get("temperature") is None):
             config.do_sample = True
@@ -42,9 +53,11 @@ class DraftedChat(_Drafted, ChatCompletionHandler):
 
     _check_text = staticmethod(check_messages)
 
-    def _build_completion(self, request_id: str, *args: Any, usage: Any = None, **kwargs: Any) -> dict:
+    def _build_completion(self, request_id: str, content: str, *args: Any, usage: Any = None, **kwargs: Any) -> dict:
         self._tell(request_id, usage)
-        return super()._build_completion(request_id, *args, usage=usage, **kwargs)
+        # Where a template parses answers, this is what it found.
+        content = cut_at(_stops.get(), content or "")
+        return super()._build_completion(request_id, content, *args, usage=usage, **kwargs)
 
     def _build_chunk_sse(self, request_id: str = "", *args: Any, usage: Any = None, **kwargs: Any) -> str:
         self._tell(request_id, usage)

@@ -21,7 +21,7 @@ _UNKNOWN = {
     "web_search_options": (None,),
 }
 # Of those that the server knows, the ones that batched requests cannot have.
-_NOT_BATCHED = ("stop", "seed", "frequency_penalty", "logit_bias", "generation_config")
+_NOT_BATCHED = ("frequency_penalty", "logit_bias", "generation_config")
 _MOST_STOPS = 16
 
 
