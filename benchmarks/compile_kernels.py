@@ -3,8 +3,9 @@
 python benchmarks/compile_kernels.py [--kernel verify] [--form bf16]   prints registers, spills and shared memory
 python benchmarks/compile_kernels.py --write   writes docs/kernels.json and the tables of docs/kernels.md
 
-Registers and stack are what the assembler says of the finished machine code; a kernel that spills uses stack. With
---write the bytes of benchmarks/count_kernel_bytes.py are counted, too, which takes minutes.
+Registers and stack are what the assembler says of the finished machine code; a kernel that spills uses stack. Loads
+are those of the code before that. With --write the bytes of benchmarks/count_kernel_bytes.py are counted, too, which
+takes minutes.
 """
 
 import argparse
@@ -24,6 +25,7 @@ os.environ["TRITON_INTERPRET"] = "0"
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import triton  # noqa: E402
+from h100 import least_us  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
@@ -32,8 +34,6 @@ from dspark_hf.ops.spec import Configuration  # noqa: E402
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 ARCHITECTURES = (80, 90, 100)
-# An H100: bytes and bfloat16 operations a second.
-BANDWIDTH, ARITHMETIC = 3.0e12, 790e12
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
@@ -44,7 +44,7 @@ def configurations(kernels: Iterable[str] = KERNELS) -> list[tuple[str, Configur
 
 
 def compile_one(configuration: Configuration, architecture: int) -> dict[str, int]:
-    """Registers of a thread, bytes of stack (spills), bytes of shared memory of a program."""
+    """Registers of a thread, bytes of stack (spills), of shared memory of a program, and of its widest load."""
     names = list(configuration.signature)
     source = ASTSource(
         fn=configuration.function,
@@ -60,7 +60,15 @@ def compile_one(configuration: Configuration, architecture: int) -> dict[str, in
         command = [str(CUOBJDUMP), "--dump-resource-usage", str(path)]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     registers, stack, local = (int(re.search(rf"{word}:(\d+)", text)[1]) for word in ("REG", "STACK", "LOCAL"))
-    return {"registers": registers, "stack": stack + local, "shared": kernel.metadata.shared}
+    found = {"registers": registers, "stack": stack + local, "shared": kernel.metadata.shared}
+    return found | {"load": widest_load(kernel.asm["ptx"])}
+
+
+def widest_load(text: str) -> int:
+    """Bytes that a thread reads at once at most: into registers, or past them into shared memory."""
+    loads = re.findall(r"ld\.global\S*?(?:\.v(\d))?\.[bfsu](\d+)\s", text)
+    copies = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], 0x(\w+)", text)
+    return max([int(many or 1) * int(bits) // 8 for many, bits in loads] + [int(size, 16) for size in copies])
 
 
 def compile_all(kernels: Iterable[str], form: str = "") -> list[dict[str, Any]]:
@@ -76,8 +84,8 @@ def compile_all(kernels: Iterable[str], form: str = "") -> list[dict[str, Any]]:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row of the table: registers / spilled bytes / shared bytes for each architecture."""
-    cells = [" / ".join(str(row[f"sm_{number}"][key]) for key in ("registers", "stack", "shared"))
+    """A row of the table: registers / spilled / shared / widest load, in bytes, for each architecture."""
+    cells = [" / ".join(str(row[f"sm_{number}"][key]) for key in ("registers", "stack", "shared", "load"))
              for number in ARCHITECTURES]  # fmt: skip
     return f"| `{row['kernel']}` | {row['form']} | {row['warps']} | {' | '.join(cells)} |"
 
@@ -96,7 +104,7 @@ def bytes_table(rows: list[dict[str, Any]]) -> str:
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for row in rows:
         ratio = row["moved"] / row["least"]
-        times = [max(row[way] / BANDWIDTH, row["flops"] / ARITHMETIC) * 1e6 for way in ("moved", "torch")]
+        times = [least_us(row[way], row["flops"]) for way in ("moved", "torch")]
         sizes = [f"{row[key] / 1e6:.3f}" for key in ("moved", "least")]
         lines.append(
             f"| `{row['kernel']}` | {row['case']} | {' | '.join(sizes)} | {ratio:.2f} | {row['torch'] / 1e6:.3f} | "

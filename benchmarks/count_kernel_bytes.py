@@ -103,7 +103,8 @@ def main() -> None:
         sys.exit("Bytes are counted in the interpreter: set TRITON_INTERPRET=1 before this starts.")
     warnings.simplefilter("ignore", RuntimeWarning)
     for name in KERNELS if arguments.kernel is None else (arguments.kernel,):
-        for title in [one for one in spec_of(name).benched if arguments.case in (None, one)]:
+        spec = spec_of(name)
+        for title in [one for one in spec.counted or spec.benched if arguments.case in (None, one)]:
             print(json.dumps(count(name, title)), flush=True)
 
 

@@ -46,6 +46,15 @@ def test_the_kernel_runs_where_dispatch_says_so(kernels, monkeypatch):
     assert not has_kernel(*states)
 
 
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+def test_states_that_are_not_aligned_are_read_all_the_same(kernels, name):
+    given = make(CASES["causal"], torch.device("cpu"))
+    expected = row_attention(**given, scaling=0.3)
+    states = given[name]
+    given[name] = torch.cat([states.new_zeros(1), states.flatten()])[1:].view_as(states)
+    assert torch.equal(row_attention(**given, scaling=0.3), expected)
+
+
 def test_what_does_not_belong_together_is_an_error():
     rows = Rows(*torch.zeros(3, 2, dtype=torch.int32), 1)
     query, key = torch.zeros(2, 4, 8), torch.zeros(2, 3, 5, 8)

@@ -7,7 +7,7 @@ from scipy.stats import chisquare
 from dspark_hf.ops import verify
 from dspark_hf.ops.candidates import Candidates
 from dspark_hf.ops.counter_random import uniforms
-from dspark_hf.ops.dispatch import is_interpreted
+from dspark_hf.ops.dispatch import is_interpreted, kernel_for
 
 kernel = pytest.importorskip("dspark_hf.ops.verify.triton")
 pytestmark = [
@@ -42,7 +42,7 @@ def first_tokens(rows, seed, verification, lengths, is_one_stream=False):
     candidates = Candidates(ids, torch.stack([q[0].expand(rows, -1), q[first]], 1))
     scores = torch.stack([p[0].expand(rows, -1), p[first], p[second]], 1).log()
     lengths = None if lengths is None else torch.tensor(lengths).repeat(rows // len(lengths))
-    accepted_len, next_ids = kernel.verify_seeded(drafts, candidates, scores, lengths, key, verification)
+    accepted_len, next_ids = kernel.verify_sampled(drafts, candidates, scores, lengths, key, verification)
     places = accepted_len.unsqueeze(1)
     tokens = torch.cat([drafts, next_ids.unsqueeze(1)], 1).scatter(1, places, next_ids.unsqueeze(1))
     own = torch.multinomial(p[tokens[:, 0]], 1, generator=generator)[:, 0]
@@ -71,13 +71,13 @@ def test_one_stream_for_drafts_and_verification_is_seen():
 
 
 def test_each_call_draws_its_own_key(monkeypatch):
-    keys = []
-    monkeypatch.setattr(kernel, "verify_seeded", lambda *given: keys.append(int(given[4])) or (None, None))
-    given = (torch.zeros(1, 1, dtype=torch.long), None, torch.zeros(1, 2, 4), None)
+    keys, drafts = [], torch.zeros(1, 1, dtype=torch.long)
+    assert kernel_for("verify", torch.device("cpu")) is kernel
+    monkeypatch.setattr(kernel, "verify_sampled", lambda *given: keys.append(int(given[4])))
     for seed in (0, 0, 1):
         generator = torch.Generator().manual_seed(seed)
-        kernel.verify_sampled(*given, generator, "block")
-        kernel.verify_sampled(*given, generator, "block")
+        for _ in range(2):
+            verify.verify_sampled(drafts, Candidates.certain(drafts), torch.zeros(1, 2, 4), None, generator)
     assert len(set(keys)) == 4 and keys[:2] == keys[2:4]
 
 
@@ -115,7 +115,7 @@ def test_a_draft_that_could_not_be_drawn_is_not_accepted():
     drafts, scores = torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 2, 8)
     candidates = Candidates(torch.tensor([[[3]]]), torch.ones(1, 1, 1))
     for verification in ("token", "block"):
-        assert kernel.verify_seeded(drafts, candidates, scores, None, torch.tensor([1]), verification)[0] == 0
+        assert kernel.verify_sampled(drafts, candidates, scores, None, torch.tensor([1]), verification)[0] == 0
 
 
 def test_numbers_are_uniform_and_those_of_two_keys_independent():

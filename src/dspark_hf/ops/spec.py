@@ -19,6 +19,12 @@ class Least(NamedTuple):
     num_flops: int = 0
 
 
+def is_aligned(tensor: torch.Tensor) -> bool:
+    """Whether all rows of a `tensor` begin and end at multiples of 16, so that kernels may read many at once."""
+    numbers = (tensor.data_ptr(), tensor.shape[-1], *tensor.stride()[:-1])
+    return tensor.stride(-1) == 1 and all(number % 16 == 0 for number in numbers)
+
+
 @dataclass(frozen=True)
 class KernelSpec:
     """A kernel's cases, and what is done with one.
@@ -28,11 +34,12 @@ class KernelSpec:
         cases (`Mapping[str, Any]`): The table of cases, whatever a case is to this op.
         short (`tuple[str, ...]`): Those of the default tests; the others are slow in the interpreter.
         self_check (`str`): The small one that is tried at the first use on a device.
-        benched (`tuple[str, ...]`): Those that are timed and whose bytes are counted: shapes as they are served.
+        benched (`tuple[str, ...]`): Those that are timed: shapes as they are served.
         compare (`Callable`): `compare(case, device)` runs the kernel against the reference and returns in words how
             they differ, or None. It draws from no generator but its own.
         ways (`Callable`): `ways(case, device)` returns `{"torch": f, "triton": f}` on the same inputs, to be timed.
         least (`Callable`): `least(case)` returns the [`Least`] that a case takes.
+        counted (`tuple[str, ...]`): Those whose bytes are counted in the interpreter; those that are timed, if empty.
     """
 
     name: str
@@ -43,6 +50,7 @@ class KernelSpec:
     compare: Callable[[Any, torch.device], str | None]
     ways: Callable[[Any, torch.device], dict[str, Callable[[], Any]]]
     least: Callable[[Any], Least]
+    counted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

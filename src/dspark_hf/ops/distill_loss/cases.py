@@ -55,9 +55,9 @@ _LONG = {
     for weights in ((0.1, 0.9, 0.0), (1.0, 0.5, 0.3))
     for is_reduced in (False, True)
 } | {"no rows": replace(_SMALL, rows=0)}
-# A chunk of the default size in training for Qwen3.
-_SERVED = {"256 rows of 151936": Case(256, 151_936)}
-CASES = _SHORT | _LONG | _SERVED
+# A chunk of the default size in training for Qwen3, and some of its rows, which share nothing.
+_SERVED, _COUNTED = {"256 rows of 151936": Case(256, 151_936)}, {"4 rows of 151936": Case(4, 151_936)}
+CASES = _SHORT | _LONG | _SERVED | _COUNTED
 
 
 def make(case: Case, device: torch.device) -> dict[str, Any]:
@@ -123,4 +123,4 @@ def least(case: Case) -> Least:
     return Least(3 * case.rows * case.vocab * case.dtype.itemsize + case.rows * of_row)
 
 
-SPEC = KernelSpec("distill_loss", CASES, tuple(_SHORT), "small", tuple(_SERVED), compare, ways, least)
+SPEC = KernelSpec("distill_loss", CASES, tuple(_SHORT), "small", tuple(_SERVED), compare, ways, least, tuple(_COUNTED))

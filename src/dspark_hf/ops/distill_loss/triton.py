@@ -16,10 +16,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dspark_hf.ops.spec import Configuration
+from dspark_hf.ops.spec import Configuration, is_aligned
 
 # Entries of the vocabulary that are held at a time: with more warps, sm_80 runs out of registers.
 _PIECE, _NUM_WARPS, _NUM_STAGES = 4096, 8, 1
+# Of none of these value or alignment makes a form of the kernel of its own.
+_NUMBERS = ("row_stride", "target_stride", "vocab", "has_log_norm")
+_POINTERS = {
+    **dict.fromkeys(("log_norms", "weights", "losses", "cross_entropies", "distances"), "*fp32"),
+    "target_ids": "*i64", "agreements": "*u1",
+}  # fmt: skip
+_IN_DTYPE = ("logits", "target_logits")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -32,15 +39,29 @@ def _add_up(scores, top, total):
     return new_top, total * tl.exp(top - finite_top) + tl.sum(tl.exp(scores - finite_top), 0)
 
 
-@triton.jit(do_not_specialize=["vocab", "has_log_norm"], do_not_specialize_on_alignment=["log_norms"])
+@triton.jit
+def _read(logits, target_logits, places, vocab):
+    """Both models' scores of some entries, float32."""
+    inside = places < vocab
+    scores = tl.load(logits + places, mask=inside, other=float("-inf"))
+    targets = tl.load(target_logits + places, mask=inside, other=float("-inf"))
+    return scores.to(tl.float32), targets.to(tl.float32)
+
+
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=(*_POINTERS, *_IN_DTYPE))
 def logit_gradient_rows(
     logits, target_logits, target_ids, log_norms, weights, losses, cross_entropies, distances, agreements,
     row_stride, target_stride, vocab, has_log_norm, ce_weight, tv_weight, soft_ce_weight, PIECE: tl.constexpr,
+    IS_ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """A row's figures, and its gradient in place of its logits."""
     row = tl.program_id(0)
     logits += row.to(tl.int64) * row_stride
     target_logits += row.to(tl.int64) * target_stride
+    if IS_ALIGNED:
+        # Then loads and stores are wide.
+        logits, target_logits = tl.multiple_of(logits, 16), tl.multiple_of(target_logits, 16)
+        vocab = vocab // 16 * 16
     token = tl.load(target_ids + row)
     known = token >= 0
     score = tl.load(logits + tl.maximum(token, 0)).to(tl.float32)
@@ -48,11 +69,9 @@ def logit_gradient_rows(
 
     top, target_top, total, target_total = float("-inf"), float("-inf"), 0.0, 0.0
     for start in range(0, vocab, PIECE):
-        places = start + steps
-        scores = tl.load(logits + places, mask=places < vocab, other=float("-inf")).to(tl.float32)
+        scores, targets = _read(logits, target_logits, start + steps, vocab)
         top, total = _add_up(scores, top, total)
-        scores = tl.load(target_logits + places, mask=places < vocab, other=float("-inf")).to(tl.float32)
-        target_top, target_total = _add_up(scores, target_top, target_total)
+        target_top, target_total = _add_up(targets, target_top, target_total)
     log_norm, own_norm = top + tl.log(total), target_top + tl.log(target_total)
     target_norm = own_norm
     if has_log_norm != 0:
@@ -63,8 +82,7 @@ def logit_gradient_rows(
     distance, tilt, held, expected, agree = 0.0, 0.0, 0.0, 0.0, 0
     for start in range(0, vocab, PIECE):
         places = start + steps
-        scores = tl.load(logits + places, mask=places < vocab, other=float("-inf")).to(tl.float32)
-        targets = tl.load(target_logits + places, mask=places < vocab, other=float("-inf")).to(tl.float32)
+        scores, targets = _read(logits, target_logits, places, vocab)
         probs, own_probs = tl.exp(scores - log_norm), tl.exp(targets - own_norm)
         difference = probs - share * own_probs
         distance += tl.sum(tl.abs(difference), 0)
@@ -89,8 +107,7 @@ def logit_gradient_rows(
     soft_weight = tl.where(known, soft_ce_weight, 0.0)
     for start in range(0, vocab, PIECE):
         places = start + steps
-        scores = tl.load(logits + places, mask=places < vocab, other=float("-inf")).to(tl.float32)
-        targets = tl.load(target_logits + places, mask=places < vocab, other=float("-inf")).to(tl.float32)
+        scores, targets = _read(logits, target_logits, places, vocab)
         probs, own_probs = tl.exp(scores - log_norm), tl.exp(targets - own_norm)
         difference = probs - share * own_probs
         sign = tl.where(difference > 0, 1.0, tl.where(difference < 0, -1.0, 0.0))
@@ -124,7 +141,8 @@ def logit_gradient_kernel(
             losses if target_log_norm is None else target_log_norm.float().contiguous(),
             weights.float().contiguous(), losses, cross_entropy, l1, agrees, logits.stride(0), target_logits.stride(0),
             vocab_size, int(target_log_norm is not None), *map(float, term_weights),
-            PIECE=_PIECE, num_warps=_NUM_WARPS, num_stages=_NUM_STAGES,
+            PIECE=_PIECE, IS_ALIGNED=is_aligned(logits) and is_aligned(target_logits),
+            num_warps=_NUM_WARPS, num_stages=_NUM_STAGES,
         )  # fmt: skip
     return logits, losses, cross_entropy, l1, agrees
 
@@ -132,15 +150,13 @@ def logit_gradient_kernel(
 def configurations() -> list[Configuration]:
     """Every form of the kernel that [`logit_gradient_kernel`] chooses among."""
     found = []
-    types = dict.fromkeys(("row_stride", "target_stride", "vocab", "has_log_norm"), "i32")
-    types |= dict.fromkeys(("log_norms", "weights", "losses", "cross_entropies", "distances"), "*fp32")
-    types |= dict.fromkeys(("ce_weight", "tv_weight", "soft_ce_weight"), "fp32")
-    types |= {"target_ids": "*i64", "agreements": "*i1"}
-    for name, is_aligned in product(_DTYPES, (True, False)):
-        of_dtype = types | {"logits": f"*{name}", "target_logits": f"*{name}"}
-        aligned = ("logits", "target_logits", "row_stride", "target_stride") if is_aligned else ()
-        title = f"gradient, {name}, {'aligned' if is_aligned else 'not aligned'}"
+    weights = dict.fromkeys(("ce_weight", "tv_weight", "soft_ce_weight"), "fp32")
+    for name, aligned in product(_DTYPES, (True, False)):
+        types = {**dict.fromkeys(_NUMBERS, "i32"), **weights, **_POINTERS}
+        types |= dict.fromkeys(_IN_DTYPE, f"*{name}")
+        title = f"gradient, {name}, {'aligned' if aligned else 'not aligned'}"
+        constants = {"PIECE": _PIECE, "IS_ALIGNED": aligned}
         found.append(
-            Configuration.of(title, logit_gradient_rows, of_dtype, {"PIECE": _PIECE}, _NUM_WARPS, aligned, _NUM_STAGES)
+            Configuration.of(title, logit_gradient_rows, types, constants, _NUM_WARPS, num_stages=_NUM_STAGES)
         )
     return found

@@ -6,6 +6,7 @@ Shapes: B batch, n slots, k candidates, D draft vocabulary, E hidden size, r ran
 import torch
 from torch import Tensor
 
+from dspark_hf.ops.counter_random import draw_key
 from dspark_hf.ops.dispatch import kernel_for
 
 from . import reference
@@ -46,8 +47,9 @@ def markov_block(
         )
     kernel = kernel_for("markov_block", logits.device)
     if kernel is not None and kernel.covers(logits, hidden, heads):
-        return kernel.markov_block(logits, entries, anchor_ids, hidden, heads, temperature, generator)
-    return reference.markov_block(logits, entries, anchor_ids, hidden, heads, temperature, generator)
+        key = None if temperature is None else draw_key(generator, logits.device)
+        return kernel.markov_block(logits, entries, anchor_ids, hidden, heads, temperature, key)
+    return reference.markov_block(logits, entries, anchor_ids, hidden, heads, temperature, reference.draws(generator))
 
 
 __all__ = ["BlockHeads", "DraftedBlock", "markov_block"]

@@ -18,22 +18,9 @@ def markov_block(
     hidden: Tensor,
     heads: BlockHeads,
     temperature: float | None,
-    generator: torch.Generator | None,
-) -> DraftedBlock:
-    """As of [`dspark_hf.ops.markov_block.markov_block`]."""
-    return walk(logits, entries, anchor_ids, hidden, heads, temperature, lambda probs, _: draw(probs, generator))
-
-
-def walk(
-    logits: Tensor,
-    entries: Tensor,
-    anchor_ids: Tensor,
-    hidden: Tensor,
-    heads: BlockHeads,
-    temperature: float | None,
     place_of: Callable[[Tensor, int], Tensor],
 ) -> DraftedBlock:
-    """As of [`markov_block`], with draws that are given: `place_of(probs [B, k], slot)` has places `(batch,)`."""
+    """As of [`dspark_hf.ops.markov_block.markov_block`], drawing by `place_of(probs [B, k], slot)`."""
     prev_ids, previous, columns, drawn_from, max_probs = anchor_ids, [], [], [], []
     for slot in range(logits.shape[1]):
         previous.append(heads.embedding[prev_ids.clamp_max(heads.embedding.shape[0] - 1)])
@@ -62,3 +49,8 @@ def walk(
         confidence = F.linear(inputs, heads.confidence_weight, heads.confidence_bias).squeeze(-1)
     probs = torch.stack(drawn_from, 1) if drawn_from else None
     return DraftedBlock(torch.stack(columns, 1), probs, torch.stack(max_probs, 1), confidence)
+
+
+def draws(generator: torch.Generator | None) -> Callable[[Tensor, int], Tensor]:
+    """Draws for [`markov_block`] by a `generator`, or by torch's own."""
+    return lambda probs, _: draw(probs, generator)

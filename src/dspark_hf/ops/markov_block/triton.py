@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dspark_hf.ops.counter_random.triton import draw_place, uniform
 from dspark_hf.ops.spec import Configuration
-from dspark_hf.ops.verify.triton import draw_place, uniform
 
 from .weights import BlockHeads, DraftedBlock
 
@@ -21,7 +21,17 @@ from .weights import BlockHeads, DraftedBlock
 _MOST_CANDIDATES = 512
 # Columns of W2, and of states, at a time.
 _RANKS, _STATES = 32, 1024
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# Of none of these value or alignment makes a form of the kernel of its own. Rows of W1 and W2 are aligned always.
+_NUMBERS = (
+    "anchor_stride", "has_tokens", "row_stride", "slot_stride", "has_bias", "num_slots", "num_candidates", "num_known",
+    "hidden_size", "reads_embedding",
+)  # fmt: skip
+_POINTERS = {
+    **dict.fromkeys(("entries", "anchor_ids", "draft_tokens", "keys", "token_ids"), "*i64"),
+    **dict.fromkeys(("probs", "max_probs"), "*fp32"),
+}  # fmt: skip
+_IN_DTYPE = ("logits", "hidden", "confidence_weight", "confidence_bias", "confidence")
 
 
 def covers(logits: Tensor, hidden: Tensor, heads: BlockHeads) -> bool:
@@ -34,7 +44,7 @@ def covers(logits: Tensor, hidden: Tensor, heads: BlockHeads) -> bool:
     """
     tensors = [hidden, *(part for part in heads if part is not None and part.is_floating_point())]
     return (
-        logits.dtype in _DTYPES
+        logits.dtype in _DTYPES.values()
         and logits.numel() > 0
         and logits.shape[-1] <= _MOST_CANDIDATES
         and all(part.dtype == logits.dtype and part.stride(-1) == 1 for part in tensors)
@@ -51,25 +61,9 @@ def markov_block(
     hidden: Tensor,
     heads: BlockHeads,
     temperature: float | None,
-    generator: torch.Generator | None,
+    key: Tensor | None,
 ) -> DraftedBlock:
-    """As of [`dspark_hf.ops.markov_block.markov_block`]."""
-    seed = None
-    if temperature is not None:
-        seed = torch.randint(2**62, (1,), generator=generator, device=logits.device)
-    return walk_seeded(logits, entries, anchor_ids, hidden, heads, temperature, seed)
-
-
-def walk_seeded(
-    logits: Tensor,
-    entries: Tensor,
-    anchor_ids: Tensor,
-    hidden: Tensor,
-    heads: BlockHeads,
-    temperature: float | None,
-    seed: Tensor | None,
-) -> DraftedBlock:
-    """As of [`markov_block`], under a key: `seed` is int64 `(1,)`, on the device; None where nothing is drawn."""
+    """As of [`dspark_hf.ops.markov_block.markov_block`], with a key of [`draw_key`] where tokens are drawn."""
     batch_size, num_slots, num_candidates = logits.shape
     logits, entries, draws = logits.contiguous(), entries.contiguous(), temperature is not None
     ids = anchor_ids.new_empty(batch_size, num_slots)
@@ -82,7 +76,7 @@ def walk_seeded(
         logits, entries, anchor_ids, anchor_ids.stride(0), heads.embedding, heads.weight,
         _given(heads.draft_tokens, ids), int(heads.draft_tokens is not None), hidden, hidden.stride(0),
         hidden.stride(1), _given(heads.confidence_weight, logits), _given(heads.confidence_bias, logits),
-        int(heads.confidence_bias is not None), _given(seed, ids), ids, _given(probs, max_probs), max_probs,
+        int(heads.confidence_bias is not None), _given(key, ids), ids, _given(probs, max_probs), max_probs,
         _given(confidence, logits), num_slots, num_candidates, heads.weight.shape[1], heads.embedding.shape[0],
         hidden_size if has_confidence else 0, int(heads.reads_embedding(hidden_size)), 1 / (temperature or 1.0),
         DRAWS=draws, CANDIDATES=_MOST_CANDIDATES, RANKS=_RANKS, STATES=_STATES, num_warps=8,
@@ -95,13 +89,10 @@ def _given(tensor: Tensor | None, other: Tensor) -> Tensor:
     return other if tensor is None else tensor
 
 
-@triton.jit(do_not_specialize=[
-    "anchor_stride", "has_tokens", "has_bias", "num_slots", "num_candidates", "num_known", "hidden_size",
-    "reads_embedding", "coolness",
-])  # fmt: skip
+@triton.jit(do_not_specialize=(*_NUMBERS, "coolness"), do_not_specialize_on_alignment=(*_POINTERS, *_IN_DTYPE))
 def _walk(
     logits, entries, anchor_ids, anchor_stride, embedding, weight, draft_tokens, has_tokens, hidden, row_stride,
-    slot_stride, confidence_weight, confidence_bias, has_bias, seed, token_ids, probs, max_probs, confidence,
+    slot_stride, confidence_weight, confidence_bias, has_bias, keys, token_ids, probs, max_probs, confidence,
     num_slots, num_candidates, rank, num_known, hidden_size, reads_embedding, coolness,
     DRAWS: tl.constexpr, CANDIDATES: tl.constexpr, RANKS: tl.constexpr, STATES: tl.constexpr,
 ):  # fmt: skip
@@ -111,7 +102,7 @@ def _walk(
     columns = tl.arange(0, RANKS)
     previous = tl.load(anchor_ids + row * anchor_stride)
     if DRAWS:
-        key = tl.load(seed)
+        key = tl.load(keys)
     for slot in range(0, num_slots):
         at = row * num_slots + slot
         entry = tl.load(entries + at * num_candidates + places, mask=is_there, other=0)
@@ -159,21 +150,10 @@ def _walk(
 
 def configurations() -> list[Configuration]:
     """Every form of the kernel that the function above chooses among."""
-    found = []
-    numbers = (
-        "anchor_stride", "has_tokens", "row_stride", "slot_stride", "has_bias", "num_slots", "num_candidates", "rank",
-        "num_known", "hidden_size", "reads_embedding",
-    )  # fmt: skip
-    known = dict.fromkeys(numbers, "i32") | {"coolness": "fp32"}
-    known |= dict.fromkeys(("entries", "anchor_ids", "draft_tokens", "seed", "token_ids"), "*i64")
-    known |= dict.fromkeys(("probs", "max_probs"), "*fp32")
-    typed = ("logits", "embedding", "weight", "hidden", "confidence_weight", "confidence_bias", "confidence")
-    always = ("entries", "embedding", "weight", "rank", "probs")
-    aligned = (*always, "logits", "hidden", "row_stride", "slot_stride")
-    for name, draws in itertools.product(("bf16", "fp16", "fp32"), (True, False)):
+    found, known = [], {**dict.fromkeys((*_NUMBERS, "rank"), "i32"), **_POINTERS, "coolness": "fp32"}
+    for name, draws in itertools.product(_DTYPES, (True, False)):
         constants = {"DRAWS": draws, "CANDIDATES": _MOST_CANDIDATES, "RANKS": _RANKS, "STATES": _STATES}
-        types = known | dict.fromkeys(typed, f"*{name}")
+        types = known | dict.fromkeys((*_IN_DTYPE, "embedding", "weight"), f"*{name}")
         title = f"{'draws' if draws else 'greedy'}, {name}"
-        for end, some in ((", aligned", aligned), (", states not aligned", always)):
-            found.append(Configuration.of(title + end, _walk, types, constants, 8, some))
+        found.append(Configuration.of(title, _walk, types, constants, 8, ("embedding", "weight", "rank")))
     return found

@@ -5,6 +5,7 @@ Shapes: B rows, N queries of all rows, Q query heads, H key/value heads, C colum
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -32,7 +33,7 @@ class Case:
         view ([`LayerView`]): What queries see.
         first (`int`): Column that keys begin with.
         hidden (`float`): Share of the first columns that hold no token.
-        stretched (`bool`): Whether rows are cut into as many stretches as can be.
+        stretches (`int`, *optional*): Stretches that rows are cut into; the kernel's own choice, if not given.
         strided (`bool`): Whether states are parts of larger tensors, tokens before heads.
     """
 
@@ -43,7 +44,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     first: int = 0
     hidden: float = 0.0
-    stretched: bool = False
+    stretches: int | None = None
     strided: bool = False
 
 
@@ -51,15 +52,20 @@ _RAGGED = Case((5, 0, 70, 17), (3, 1, 8, 2), (4, 2, 64))
 _SHORT = {
     "block": _RAGGED,
     "causal": replace(_RAGGED, view=_CAUSAL, dtype=torch.bfloat16),
-    "stretches": Case((600, 3, 299), (3, 4, 1), (4, 2, 64), _CAUSAL, stretched=True),
+    "stretches": Case((600, 3, 299), (3, 4, 1), (4, 2, 64), _CAUSAL, stretches=4),
     "window": replace(_RAGGED, view=LayerView(7, True), heads=(6, 2, 80), dtype=torch.float16),
     "anchored": replace(_RAGGED, view=LayerView(9, False, True)),
     "hidden": replace(_RAGGED, starts=(9, 20, 70, 17), view=_CAUSAL, hidden=0.5, strided=True),
     "first": Case((305, 303, 300), (3, 1, 8), (3, 1, 128), LayerView(20, True), first=281),
 }
+# Rows of as many queries each, which packages' attention is tried with.
+_EVEN = Case((35, 30, 60), (3, 3, 3), (4, 2, 64), dtype=torch.bfloat16)
+EVEN = (_EVEN, replace(_EVEN, view=_CAUSAL), replace(_EVEN, view=LayerView(20, True), first=11),
+        replace(_EVEN, view=LayerView(20), dtype=torch.float16))  # fmt: skip
 _LONG = {
-    f"{name} {heads[2]} {dtype}".replace("torch.", "") + (" stretches" if stretched else ""): replace(
-        _RAGGED, starts=(5, 0, 333, 64), heads=heads, view=view, dtype=dtype, stretched=stretched, strided=stretched
+    f"{name} {heads[2]} {dtype}".replace("torch.", "") + (" stretches" if stretches else ""): replace(
+        _RAGGED, starts=(5, 0, 333, 64), heads=heads, view=view, dtype=dtype, stretches=stretches,
+        strided=stretches is not None,
     )
     for name, view in {
         "block": FULL_VIEW, "causal": _CAUSAL, "window": LayerView(130, True), "open window": LayerView(33),
@@ -67,22 +73,22 @@ _LONG = {
     }.items()
     for heads in ((2, 2, 64), (7, 1, 96), (8, 2, 128), (2, 1, 256))
     for dtype in _TOLERANCES
-    for stretched in (False, True)
+    for stretches in (None, 3)
 } | {
     "one token": Case((0,), (1,), (1, 1, 64)),
     "long block": Case((40, 9), (33, 5), (8, 1, 64), _CAUSAL),
     "hidden rows": Case((12, 9, 30), (4, 4, 2), (4, 4, 64), _CAUSAL, hidden=1.0),
     "tiny heads": Case((4, 30), (3, 2), (4, 2, 8), _CAUSAL),
 }  # fmt: skip
-# A target's and a drafter's rounds, as Qwen3-4B has them: 32 query heads, 8 key/value heads of 128.
+# A target's round of 0 to 7 drafts and a drafter's, as Qwen3-4B has them: 32 query heads, 8 key/value heads of 128.
 _SERVED = {
     "verify 8 rows": Case(
-        (2048, 1024, 1500, 700, 1990, 300, 1200, 1800), (8, 5, 3, 8, 2, 6, 8, 4), (32, 8, 128), _CAUSAL, torch.bfloat16
+        (2048, 1024, 1500, 700, 1990, 300, 1200, 1800), (8, 5, 3, 1, 2, 6, 7, 4), (32, 8, 128), _CAUSAL, torch.bfloat16
     ),
     "draft 8 rows": Case(
         (2048, 1024, 1500, 700, 1990, 300, 1200, 1800), (7,) * 8, (32, 8, 128), FULL_VIEW, torch.bfloat16
     ),
-    "verify 1 row": Case((4096,), (8,), (32, 8, 128), _CAUSAL, torch.bfloat16, stretched=True),
+    "verify 1 row": Case((4096,), (8,), (32, 8, 128), _CAUSAL, torch.bfloat16),
 }  # fmt: skip
 CASES = _SHORT | _LONG | _SERVED
 
@@ -98,7 +104,7 @@ def make(case: Case, device: torch.device) -> dict[str, Tensor | Rows]:
         return torch.randn(*shape, generator=generator).to(case.dtype)
 
     if case.strided:
-        query = normal(sum(case.counts), num_query_heads + 1, head_dim + 8)[:, 1:, 8:]
+        query = normal(sum(case.counts), num_query_heads + 1, head_dim + 16)[:, 1:, 16:]
         key, value = normal(num_rows, num_columns, 2, num_heads, head_dim).transpose(1, 3).unbind(2)
     else:
         query = normal(sum(case.counts), num_query_heads, head_dim)
@@ -121,17 +127,21 @@ def make(case: Case, device: torch.device) -> dict[str, Tensor | Rows]:
     }  # fmt: skip
 
 
-def _kernel(case: Case, given: dict) -> Callable[[], Tensor]:
-    from .triton import row_attention_kernel
-
-    num_programs = {"num_programs": 10**6} if case.stretched else {}
-    return lambda: row_attention_kernel(**given, scaling=case.heads[2] ** -0.5, first=case.first, **num_programs)
-
-
 def compare(case: Case, device: torch.device) -> str | None:
     """How the kernel differs from the reference in float64 in a `case` on a `device`; None where it does not."""
+    return difference(case, device, _kernel(case))
+
+
+def _kernel(case: Case) -> Callable[..., Tensor]:
+    from .triton import row_attention_kernel
+
+    return partial(row_attention_kernel, num_stretches=case.stretches)
+
+
+def difference(case: Case, device: torch.device, attend: Callable[..., Tensor]) -> str | None:
+    """[`compare`] of a function `attend` with [`row_attention`]'s arguments."""
     given = make(case, device)
-    out = _kernel(case, given)()
+    out = attend(**given, scaling=case.heads[2] ** -0.5, first=case.first)
     exact = {name: states.double() if isinstance(states, Tensor) else states for name, states in given.items()}
     del exact["rows"], exact["view"]
     expected = row_attention_reference(
@@ -164,7 +174,8 @@ def ways(case: Case, device: torch.device) -> dict[str, Callable[[], Tensor]]:
         out = out.unflatten(2, (group, most)).permute(0, 3, 1, 2, 4).flatten(2, 3)
         return out[is_token]
 
-    return {"torch": by_torch, "triton": _kernel(case, given)}
+    by_kernel = partial(_kernel(case), **given, scaling=case.heads[2] ** -0.5, first=case.first)
+    return {"torch": by_torch, "triton": by_kernel}
 
 
 def least(case: Case) -> Least:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dspark_hf.ops.blocks import LayerView
 from dspark_hf.ops.dispatch import is_interpreted
-from dspark_hf.ops.spec import Configuration
+from dspark_hf.ops.spec import Configuration, is_aligned
 
 _LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 # More columns than any row has.
@@ -207,23 +207,28 @@ def configuration(head_dim: int, num_queries: int, dtype: torch.dtype) -> dict[s
 
 def row_attention_kernel(
     query: Tensor, key: Tensor, value: Tensor, rows, view: LayerView, scaling: float, first: int,
-    num_programs: int | None = None,
+    num_stretches: int | None = None,
 ) -> Tensor:  # fmt: skip
     """As of [`dspark_hf.ops.row_attention.row_attention`].
 
-    A launch should have `num_programs` programs; two a multiprocessor, if not given.
+    Rows are cut into `num_stretches`; if not given, into as many as their lengths allow and the device has use for.
     """
     num_tokens, num_query_heads, head_dim = query.shape
     num_rows, num_heads, num_columns, _ = key.shape
-    query, key, value = (states if states.stride(-1) == 1 else states.contiguous() for states in (query, key, value))
+    # No form is compiled for others, which caches and projections do not make.
+    query, key, value = (
+        states if is_aligned(states) else states.clone(memory_format=torch.contiguous_format)
+        for states in (query, key, value)
+    )
     out = query.new_empty(num_tokens, num_query_heads, head_dim)
     group = num_query_heads // num_heads
     sizes = configuration(head_dim, rows.most * group, query.dtype)
     num_tiles = triton.cdiv(rows.most * group, sizes["BLOCK_M"])
-    num_programs = 2 * _num_processors(query.device) if num_programs is None else num_programs
     seen = num_columns if view.window is None else min(num_columns, view.window + rows.most)
-    most_stretches = max(seen // (_COLUMNS_A_QUERY * sizes["BLOCK_M"]), 1)
-    num_stretches = min(triton.cdiv(num_programs, num_rows * num_heads * num_tiles), most_stretches)
+    if num_stretches is None:
+        most = max(seen // (_COLUMNS_A_QUERY * sizes["BLOCK_M"]), 1)
+        # Two programs a multiprocessor.
+        num_stretches = min(triton.cdiv(2 * _num_processors(query.device), num_rows * num_heads * num_tiles), most)
     stretch = triton.cdiv(seen, num_stretches)
     num_kept = num_stretches if num_stretches > 1 else 0
     partial = query.new_empty(num_kept, num_tokens, num_query_heads, head_dim, dtype=torch.float32)
@@ -247,7 +252,8 @@ def row_attention_kernel(
 
 
 def _num_processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    # An H100's in the interpreter, which then moves the bytes that one would.
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
 def configurations() -> list[Configuration]:
@@ -257,7 +263,7 @@ def configurations() -> list[Configuration]:
         "key_head", "key_column", "value_row", "value_head", "value_column", "out_token",
     )  # fmt: skip
     types = dict.fromkeys((*_NUMBERS, *aligned), "i32") | dict.fromkeys(("starts", "counts", "offsets"), "*i32")
-    types |= {"visible": "*i1", "scaling": "fp32", "partial": "*fp32", "norms": "*fp32"}
+    types |= {"visible": "*u1", "scaling": "fp32", "partial": "*fp32", "norms": "*fp32"}
     found = []
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     for (name, dtype), dim in product(dtypes.items(), HEAD_DIMS):

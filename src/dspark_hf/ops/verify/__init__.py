@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dspark_hf.ops.candidates import Candidates
+from dspark_hf.ops.counter_random import draw_key
 from dspark_hf.ops.dispatch import kernel_for
 
 from . import reference
@@ -101,7 +102,8 @@ def verify_sampled(
         )
     kernel = kernel_for("verify", target_scores.device)
     if kernel is not None and kernel.covers(target_scores, candidates):
-        return kernel.verify_sampled(draft_ids, candidates, target_scores, lengths, generator, verification)
+        key = draw_key(generator, target_scores.device)
+        return kernel.verify_sampled(draft_ids, candidates, target_scores, lengths, key, verification)
     return reference.verify_sampled(draft_ids, candidates, target_scores, lengths, generator, verification)
 
 

@@ -4,21 +4,21 @@ Shapes: B rows, n slots, k candidates, V vocabulary.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dspark_hf.ops.candidates import Candidates
-from dspark_hf.ops.counter_random import uniforms
+from dspark_hf.ops.counter_random import draw_key, uniforms
 from dspark_hf.ops.spec import KernelSpec, Least
 
 from . import reference
 
 # Of one token's cumulative probability: sums over a vocabulary are float32 in part.
 _TOLERANCE = 1e-5
-_SEED = 2**40 + 17
+_KEY = 2**40 + 17
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,11 @@ def compare(case: Case, device: torch.device) -> str | None:
         expected = reference.verify_greedy(inputs.draft_ids, inputs.scores.max(-1).indices, inputs.lengths)
         names = ("accepted_len", "next_ids")
         return _first_difference(zip(names, found, expected, strict=True))
-    seed = torch.tensor([_SEED], device=device)
-    accepted_len, next_ids = triton.verify_seeded(
-        inputs.draft_ids, inputs.candidates, inputs.scores, inputs.lengths, seed, case.mode
+    key = torch.tensor([_KEY], device=device)
+    accepted_len, next_ids = triton.verify_sampled(
+        inputs.draft_ids, inputs.candidates, inputs.scores, inputs.lengths, key, case.mode
     )
-    numbers = uniforms(_SEED, (row * 65536 + slot for row in range(case.rows) for slot in range(case.slots + 1)))
+    numbers = uniforms(_KEY, (row * 65536 + slot for row in range(case.rows) for slot in range(case.slots + 1)))
     numbers = numbers.view(case.rows, -1).to(device)
     scores, exact = inputs.scores.double(), Candidates(inputs.candidates.ids, inputs.candidates.probs.double())
     if case.slots == 0:
@@ -148,9 +148,12 @@ def ways(case: Case, device: torch.device) -> dict[str, Callable[[], Any]]:
     from . import triton
 
     inputs, generator = Inputs(case, device), torch.Generator(device=device).manual_seed(0)
-    given = (inputs.draft_ids, inputs.candidates, inputs.scores, inputs.lengths, generator, case.mode)
+    given = (inputs.draft_ids, inputs.candidates, inputs.scores, inputs.lengths)
     if case.mode != "greedy":
-        return {"torch": lambda: reference.verify_sampled(*given), "triton": lambda: triton.verify_sampled(*given)}
+        return {
+            "torch": lambda: reference.verify_sampled(*given, generator, case.mode),
+            "triton": lambda: triton.verify_sampled(*given, draw_key(generator, device), case.mode),
+        }
     given = (inputs.draft_ids, inputs.scores, inputs.lengths)
     return {
         "torch": lambda: reference.verify_greedy(given[0], given[1].max(-1).indices, given[2]),
@@ -170,12 +173,14 @@ def least(case: Case) -> Least:
 
 
 _HALF, _WHOLE = torch.float16, torch.float32
+# A round as Qwen3-4B has it, with 0 to 7 drafts.
+_SERVED = Case(151936, rows=8, slots=7, candidates=512, is_ragged=True)
 CASES = {
     "small": Case(1000, rows=3, slots=2),
     "token": Case(1000, _WHOLE, "token", is_ragged=True, is_gappy=True),
     "block": Case(1000, _HALF, "block", is_ragged=True, is_strided=True, is_gappy=True),
     "greedy": Case(1000, torch.bfloat16, "greedy", is_ragged=True, is_strided=True),
-    "tail": Case(4099, _WHOLE, "block", candidates=100),
+    "tail": Case(4112, _WHOLE, "block", candidates=100),
     "no slots": Case(1500, _WHOLE, "block", rows=2, slots=0, candidates=1),
     "greedy, banned": Case(2049, _WHOLE, "greedy", is_gappy=True),
     "SmolLM2": Case(49152, rows=3, slots=4, candidates=512, is_ragged=True),
@@ -186,13 +191,16 @@ CASES = {
     "Qwen3, token": Case(151936, torch.bfloat16, "token", rows=4, slots=3, candidates=64, is_strided=True),
     "Qwen3, greedy": Case(151936, torch.bfloat16, "greedy", rows=2, slots=7),
     "Gemma": Case(262208, _WHOLE, rows=2, slots=2, candidates=64, is_gappy=True),
+    "8 rows": _SERVED,
+    "8 rows, token": replace(_SERVED, mode="token"),
+    "8 rows, greedy": replace(_SERVED, mode="greedy"),
 }
 SPEC = KernelSpec(
     name="verify",
     cases=CASES,
     short=("small", "token", "block", "greedy", "tail", "no slots", "greedy, banned"),
     self_check="small",
-    benched=("Qwen3", "Qwen3, token", "Qwen3, greedy"),
+    benched=("8 rows", "8 rows, token", "8 rows, greedy"),
     compare=compare,
     ways=ways,
     least=least,

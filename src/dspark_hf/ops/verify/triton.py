@@ -5,9 +5,6 @@ token. The second has one program a row. It puts the pieces together, reads the 
 of the k candidates alone, judges slot after slot, and draws the token that follows by inverse CDF: first the piece,
 which weighs budget * p(piece) - sum over its candidates of min(budget p, q), then the token inside, for which one
 piece is read again. Probabilities are sums of float32 exponentials in float64, as are budgets and random numbers.
-
-Random numbers come from Philox, a counter for each row and slot, under a key that torch's generator draws for each
-call: calls, and so drafting and verification, are independent of each other.
 """
 
 import itertools
@@ -18,7 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dspark_hf.ops.candidates import Candidates
-from dspark_hf.ops.spec import Configuration
+from dspark_hf.ops.counter_random.triton import draw_place, uniform
+from dspark_hf.ops.spec import Configuration, is_aligned
 
 # Tokens of a piece, and pieces of a program of the first launch.
 _PIECE, _PIECES = 1024, 4
@@ -27,13 +25,23 @@ _MOST_PIECES = 512
 _MOST_CANDIDATES = 512
 # Candidates that are looked for among the pieces, or among a piece's tokens, at a time.
 _GROUP = 8
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# Of none of these value or alignment makes a form of a kernel of its own.
+_NUMBERS = (
+    "row_stride", "slot_stride", "draft_stride", "draft_slot_stride", "has_lengths", "num_positions", "num_slots",
+    "num_candidates", "vocab", "num_pieces",
+)  # fmt: skip
+_POINTERS = {
+    **dict.fromkeys(("lengths", "draft_ids", "q_ids", "keys", "accepted_len", "next_ids"), "*i64"),
+    **dict.fromkeys(("q_probs", "tops", "maxima", "sums", "best"), "*fp32"), "places": "*i32",
+}  # fmt: skip
+_ANYWHERE = (*_POINTERS, "scores", "others")
 
 
 def covers(target_scores: Tensor, candidates: Candidates | None = None) -> bool:
     """Whether the kernels take `target_scores` `(batch, slots + 1, vocab)` and `candidates` `(batch, slots, k)`."""
     return (
-        target_scores.dtype in _DTYPES
+        target_scores.dtype in _DTYPES.values()
         and target_scores.numel() > 0
         and target_scores.stride(-1) == 1
         and target_scores.shape[-1] <= _PIECE * _MOST_PIECES
@@ -43,7 +51,7 @@ def covers(target_scores: Tensor, candidates: Candidates | None = None) -> bool:
 
 def verify_argmax(draft_ids: Tensor, target_scores: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     """As of [`dspark_hf.ops.verify.verify_argmax`]."""
-    best, places = _sum_up(target_scores, lengths, is_greedy=True)
+    best, places = _sum_up(draft_ids, target_scores, lengths, is_greedy=True)
     accepted_len, next_ids = _verdicts(draft_ids)
     _judge_greedy[(draft_ids.shape[0],)](
         draft_ids, draft_ids.stride(0), draft_ids.stride(1), *_offers(lengths, draft_ids), best, places,
@@ -58,32 +66,19 @@ def verify_sampled(
     candidates: Candidates | None,
     target_scores: Tensor,
     lengths: Tensor | None,
-    generator: torch.Generator | None,
+    key: Tensor,
     verification: str,
 ) -> tuple[Tensor, Tensor]:
-    """As of [`dspark_hf.ops.verify.verify_sampled`]."""
-    seed = torch.randint(2**62, (1,), generator=generator, device=target_scores.device)
-    return verify_seeded(draft_ids, candidates, target_scores, lengths, seed, verification)
-
-
-def verify_seeded(
-    draft_ids: Tensor,
-    candidates: Candidates | None,
-    target_scores: Tensor,
-    lengths: Tensor | None,
-    seed: Tensor,
-    verification: str,
-) -> tuple[Tensor, Tensor]:
-    """As of [`verify_sampled`] under a key: `seed` is int64 of shape `(1,)`, on the device."""
+    """As of [`dspark_hf.ops.verify.verify_sampled`], with a key of [`draw_key`] in place of a generator."""
     if candidates is None:
         candidates = Candidates(draft_ids.unsqueeze(-1), target_scores.new_empty(*draft_ids.shape, 1).float())
     ids, probs = candidates.ids.contiguous(), candidates.probs.contiguous()
-    maxima, sums = _sum_up(target_scores, lengths, is_greedy=False)
+    maxima, sums = _sum_up(draft_ids, target_scores, lengths, is_greedy=False)
     accepted_len, next_ids = _verdicts(draft_ids)
     num_slots, num_candidates = draft_ids.shape[1], ids.shape[2]
     _judge_sampled[(draft_ids.shape[0],)](
         target_scores, target_scores.stride(0), target_scores.stride(1), draft_ids, draft_ids.stride(0),
-        draft_ids.stride(1), ids, probs, *_offers(lengths, draft_ids), maxima, sums, seed, accepted_len, next_ids,
+        draft_ids.stride(1), ids, probs, *_offers(lengths, draft_ids), maxima, sums, key, accepted_len, next_ids,
         num_slots, num_candidates, target_scores.shape[2], maxima.shape[2], IS_BLOCK=verification == "block",
         CANDIDATES=_MOST_CANDIDATES, PIECE=_PIECE,
         PIECES=_MOST_PIECES, GROUP=_GROUP, num_warps=8,
@@ -91,15 +86,14 @@ def verify_seeded(
     return accepted_len, next_ids
 
 
-def _sum_up(scores: Tensor, lengths: Tensor | None, is_greedy: bool) -> tuple[Tensor, Tensor]:
+def _sum_up(draft_ids: Tensor, scores: Tensor, lengths: Tensor | None, is_greedy: bool) -> tuple[Tensor, Tensor]:
     batch_size, num_positions, vocab = scores.shape
     num_pieces = triton.cdiv(vocab, _PIECE)
     tops = torch.empty(batch_size, num_positions, num_pieces, device=scores.device)
     others = torch.empty_like(tops, dtype=torch.int32 if is_greedy else torch.float32)
-    has_lengths = lengths is not None
     _summarize[(triton.cdiv(num_pieces, _PIECES), batch_size * num_positions)](
-        scores, scores.stride(0), scores.stride(1), lengths if has_lengths else others, int(has_lengths), tops, others,
-        num_positions, vocab, num_pieces, IS_GREEDY=is_greedy, PIECE=_PIECE, PIECES=_PIECES, num_warps=4,
+        scores, scores.stride(0), scores.stride(1), *_offers(lengths, draft_ids), tops, others, num_positions, vocab,
+        num_pieces, IS_ALIGNED=is_aligned(scores), IS_GREEDY=is_greedy, PIECE=_PIECE, PIECES=_PIECES, num_warps=4,
     )  # fmt: skip
     return tops, others
 
@@ -113,10 +107,10 @@ def _verdicts(draft_ids: Tensor) -> tuple[Tensor, Tensor]:
     return draft_ids.new_empty(draft_ids.shape[0]), draft_ids.new_empty(draft_ids.shape[0])
 
 
-@triton.jit(do_not_specialize=["has_lengths", "num_positions", "vocab", "num_pieces"])
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_ANYWHERE)
 def _summarize(
     scores, row_stride, slot_stride, lengths, has_lengths, tops, others, num_positions, vocab, num_pieces,
-    IS_GREEDY: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr,
+    IS_ALIGNED: tl.constexpr, IS_GREEDY: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     position = tl.program_id(1)
     row, slot = position // num_positions, position % num_positions
@@ -126,8 +120,11 @@ def _summarize(
     num_ids, num_used = tl.where(is_used, vocab, 0), tl.where(is_used, num_pieces, 0)
     pieces = tl.program_id(0) * PIECES + tl.arange(0, PIECES)
     ids = pieces[:, None] * PIECE + tl.arange(0, PIECE)[None, :]
-    inside = ids < num_ids
     start = scores + row.to(tl.int64) * row_stride + slot.to(tl.int64) * slot_stride
+    if IS_ALIGNED:
+        # Then loads are wide.
+        start, num_ids = tl.multiple_of(start, 16), num_ids // 16 * 16
+    inside = ids < num_ids
     x = tl.load(start + ids, mask=inside, other=-float("inf")).to(tl.float32)
     if IS_GREEDY:
         is_nan = x != x
@@ -150,7 +147,7 @@ def _finite(top):
     return tl.where(top == -float("inf"), 0.0, top)
 
 
-@triton.jit(do_not_specialize=["draft_stride", "slot_stride", "has_lengths", "num_slots", "vocab", "num_pieces"])
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_ANYWHERE)
 def _judge_greedy(
     draft_ids, draft_stride, slot_stride, lengths, has_lengths, best, places, accepted_len, next_ids,
     num_slots, vocab, num_pieces, PIECES: tl.constexpr,
@@ -178,14 +175,6 @@ def _judge_greedy(
 
 
 @triton.jit
-def uniform(seed, row, place):
-    # 53 bits, so that no token is too rare to be drawn.
-    high, low, _, _ = tl.randint4x(seed, row.to(tl.int64) * 65536 + place)
-    bits = (high.to(tl.uint64) << 21) | (low.to(tl.uint64) >> 11)
-    return bits.to(tl.float64) * 1.1102230246251565e-16
-
-
-@triton.jit
 def _norm(maxima, sums, at, is_inside):
     """Largest logit of a position, and what each piece adds to the sum of exponentials behind it."""
     tops = tl.load(maxima + at, mask=is_inside, other=-float("inf"))
@@ -194,28 +183,14 @@ def _norm(maxima, sums, at, is_inside):
     return top, tl.where(parts == 0.0, 0.0, tl.exp(tops - top)).to(tl.float64) * parts.to(tl.float64)
 
 
-@triton.jit
-def draw_place(weights, places, number):
-    """Place in proportion to weights, which are in ascending order of places, and their sum before it."""
-    sums = tl.cumsum(weights, 0)
-    total = tl.max(sums, 0)
-    place = tl.sum((sums <= number * total).to(tl.int32), 0)
-    # Rounding may lift the threshold to the total.
-    place = tl.minimum(place, tl.max(tl.where(weights > 0, places, 0), 0))
-    before = tl.max(tl.where(places < place, sums, 0.0), 0)
-    return place, number * total - before
-
-
-@triton.jit(do_not_specialize=[
-    "draft_stride", "draft_slot_stride", "has_lengths", "num_slots", "num_candidates", "vocab", "num_pieces",
-])  # fmt: skip
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_ANYWHERE)
 def _judge_sampled(
     scores, row_stride, slot_stride, draft_ids, draft_stride, draft_slot_stride, q_ids, q_probs, lengths, has_lengths,
-    maxima, sums, seed, accepted_len, next_ids, num_slots, num_candidates, vocab, num_pieces,
+    maxima, sums, keys, accepted_len, next_ids, num_slots, num_candidates, vocab, num_pieces,
     IS_BLOCK: tl.constexpr, CANDIDATES: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    key = tl.load(seed)
+    key = tl.load(keys)
     length = tl.load(lengths + row, mask=has_lengths != 0, other=num_slots).to(tl.int32)
     pieces, places = tl.arange(0, PIECES), tl.arange(0, CANDIDATES)
     of_row = scores + row * row_stride
@@ -306,24 +281,16 @@ def _judge_sampled(
 
 def configurations() -> list[Configuration]:
     """Every form of the kernels that the functions above choose among."""
-    found = []
-    numbers = dict.fromkeys(("has_lengths", "num_slots", "num_candidates", "vocab", "num_pieces"), "i32")
-    strides = dict.fromkeys(("row_stride", "slot_stride", "draft_stride", "draft_slot_stride"), "i32")
-    ids = dict.fromkeys(("lengths", "draft_ids", "q_ids", "seed", "accepted_len", "next_ids"), "*i64")
-    known = {**numbers, **strides, **ids, "num_positions": "i32", "q_probs": "*fp32"}
-    known |= dict.fromkeys(("tops", "maxima", "sums", "best"), "*fp32") | {"places": "*i32"}
-    for name, is_aligned in itertools.product(("bf16", "fp16", "fp32"), (True, False)):
-        aligned = ("scores", "row_stride", "slot_stride") if is_aligned else ()
-        end = f"{name}, {'aligned' if is_aligned else 'not aligned'}"
-        for is_greedy in (True, False):
-            types = {**known, "scores": f"*{name}", "others": "*i32" if is_greedy else "*fp32"}
-            constants = {"IS_GREEDY": is_greedy, "PIECE": _PIECE, "PIECES": _PIECES}
-            title = f"{'best' if is_greedy else 'sums'} of pieces, {end}"
-            found.append(Configuration.of(title, _summarize, types, constants, 4, (*aligned, "tops", "others")))
-        for is_block in (True, False):
-            types = {**known, "scores": f"*{name}"}
-            constants = {"IS_BLOCK": is_block, "CANDIDATES": _MOST_CANDIDATES, "PIECE": _PIECE}
+    known, found = {**dict.fromkeys(_NUMBERS, "i32"), **_POINTERS}, []
+    for name in _DTYPES:
+        types = {**known, "scores": f"*{name}"}
+        for is_greedy, aligned in itertools.product((True, False), (True, False)):
+            types["others"] = "*i32" if is_greedy else "*fp32"
+            constants = {"IS_ALIGNED": aligned, "IS_GREEDY": is_greedy, "PIECE": _PIECE, "PIECES": _PIECES}
+            title = f"{'best' if is_greedy else 'sums'} of pieces, {name}, {'aligned' if aligned else 'not aligned'}"
+            found.append(Configuration.of(title, _summarize, types, constants, 4))
+        for mode in ("block", "token"):
+            constants = {"IS_BLOCK": mode == "block", "CANDIDATES": _MOST_CANDIDATES, "PIECE": _PIECE}
             constants |= {"PIECES": _MOST_PIECES, "GROUP": _GROUP}
-            title = f"{'block' if is_block else 'token'}, {end}"
-            found.append(Configuration.of(title, _judge_sampled, types, constants, 8, (*aligned, "maxima", "sums")))
-    return [*found, Configuration.of("greedy", _judge_greedy, known, {"PIECES": _MOST_PIECES}, 4, ("best", "places"))]
+            found.append(Configuration.of(f"{mode}, {name}", _judge_sampled, types, constants, 8))
+    return [*found, Configuration.of("greedy", _judge_greedy, known, {"PIECES": _MOST_PIECES}, 4)]
