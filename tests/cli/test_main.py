@@ -85,6 +85,19 @@ def test_env_prints_versions_and_device(dspark):
     assert f"threads {torch.get_num_threads()}" in outcome.out
 
 
+def test_env_says_whose_attention_runs(dspark, monkeypatch):
+    from dspark_hf.ops.dispatch import Choice
+    from dspark_hf.ops.row_attention.flash import Flash
+
+    monkeypatch.setattr("dspark_hf.ops.dispatch.choose", lambda *_: Choice("triton", "on cuda:0"))
+    monkeypatch.setattr(
+        "dspark_hf.ops.row_attention.flash.flash_for", lambda _: Flash(None, "flash-attn 2.8.3 is off")
+    )
+    assert "kernel row_attention triton: on cuda:0 flash attention flash-attn 2.8.3 is off" in dspark("env").out
+    monkeypatch.setenv("DSPARK_HF_KERNELS", "triton")
+    assert "flash attention" not in dspark("env").out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -19,7 +19,8 @@ def env() -> None:
 
     from dspark_hf.evaluation.origin import machine, versions
     from dspark_hf.generation.lengths.step_cost import multiplies
-    from dspark_hf.ops.dispatch import KERNELS, choose
+    from dspark_hf.ops.dispatch import KERNELS, allows_packages, choose
+    from dspark_hf.ops.row_attention.flash import flash_for
 
     table = Table(show_header=False, box=None)
     for name, value in versions().items():
@@ -37,4 +38,6 @@ def env() -> None:
     for name in KERNELS:
         choice = choose(name, device)
         table.add_row(f"kernel {name}", plain(f"{choice.runs}: {choice.why}"))
+        if name == "row_attention" and choice.runs == "triton" and allows_packages():
+            table.add_row("flash attention", plain(flash_for(device).why))
     Console().print(table)

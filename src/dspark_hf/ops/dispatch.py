@@ -1,8 +1,9 @@
 """Which implementation of an op runs, torch's or the kernel: one rule, in one place.
 
-`DSPARK_HF_KERNELS=auto` (the default) takes the Triton kernel for CUDA tensors where Triton imports, and torch
-elsewhere; `torch` takes no kernel; `triton` takes them everywhere, on a CPU under `TRITON_INTERPRET=1`. A kernel is
-tried on one small case at its first use on a device, and does not run there if it differs from its reference.
+`DSPARK_HF_KERNELS=auto` (the default) takes the Triton kernel for CUDA tensors where Triton imports, or another
+package's where an op knows one, and torch elsewhere; `torch` takes no kernel; `triton` takes ours everywhere, on a CPU
+under `TRITON_INTERPRET=1`. A kernel is tried on one small case at its first use on a device, and does not run there if
+it differs from its reference.
 """
 
 import functools
@@ -86,6 +87,11 @@ def failure(name: str, device: torch.device) -> str | None:
     why = f"its self-check failed: {' '.join(differs.split())}"
     warnings.warn(f"The {name} kernel is off on {device}, torch runs instead; {why}", RuntimeWarning, stacklevel=2)
     return why
+
+
+def allows_packages() -> bool:
+    """Whether kernels of other packages may run in place of ours: not where `DSPARK_HF_KERNELS` names which run."""
+    return os.environ.get(_VARIABLE, "auto") == "auto"
 
 
 def spec_of(name: str) -> KernelSpec:

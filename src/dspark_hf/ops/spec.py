@@ -20,7 +20,7 @@ class Least(NamedTuple):
 
 
 def is_aligned(tensor: torch.Tensor) -> bool:
-    """Whether all rows of a `tensor` begin and end at multiples of 16, so that kernels may read many at once."""
+    """Whether all rows of a `tensor` `(..., n)` begin and end at multiples of 16, so that many entries go at once."""
     numbers = (tensor.data_ptr(), tensor.shape[-1], *tensor.stride()[:-1])
     return tensor.stride(-1) == 1 and all(number % 16 == 0 for number in numbers)
 

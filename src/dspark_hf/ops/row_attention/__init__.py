@@ -3,46 +3,14 @@
 Shapes: B rows, N queries of all rows, Q query heads, H key/value heads, C columns, D head dim.
 """
 
-from typing import NamedTuple
-
-import torch
 from torch import Tensor
 
 from dspark_hf.ops.blocks import FULL_VIEW, LayerView
-from dspark_hf.ops.dispatch import kernel_for
+from dspark_hf.ops.dispatch import allows_packages, kernel_for
 
+from . import flash
 from .reference import row_attention_reference
-
-
-class Rows(NamedTuple):
-    """Where the queries of a pass stand; the tensors are on the pass's device.
-
-    Attributes:
-        starts (`torch.IntTensor` of shape `(rows,)`): Column of each row's first query; context stands before it.
-        counts (`torch.IntTensor` of shape `(rows,)`): Queries of each row.
-        offsets (`torch.IntTensor` of shape `(rows,)`): Place of each row's first query among those of all rows.
-        most (`int`): Queries that a row has at most.
-        visible (`torch.BoolTensor` of shape `(rows, columns)`, *optional*): Which of the first columns hold tokens;
-            all, if not given. Later columns always do.
-    """
-
-    starts: Tensor
-    counts: Tensor
-    offsets: Tensor
-    most: int
-    visible: Tensor | None = None
-
-
-def even_rows(starts: Tensor, num_queries: int, visible: Tensor | None = None) -> Rows:
-    """Rows of as many queries each, made without a look at where they start.
-
-    Args:
-        starts (`torch.LongTensor` of shape `(rows,)`): Column of each row's first query.
-        num_queries (`int`): Queries of each row.
-        visible (`torch.BoolTensor` of shape `(rows, columns)`, *optional*): As of [`Rows`].
-    """
-    offsets = torch.arange(0, len(starts) * num_queries, num_queries, dtype=torch.int32, device=starts.device)
-    return Rows(starts.int(), torch.full_like(offsets, num_queries), offsets, num_queries, visible)
+from .rows import Rows, even_rows
 
 
 def row_attention(
@@ -84,8 +52,12 @@ def row_attention(
     if len(rows.starts) != len(key):
         raise ValueError(f"rows has {len(rows.starts)} rows, but key {len(key)}. Give one start per row of key.")
     if has_kernel(query, key, value):
-        kernel = kernel_for("row_attention", query.device)
-        return kernel.row_attention_kernel(query, key, value, rows, view, scaling, first)
+        given = (query, key, value, rows, view, scaling, first)
+        if allows_packages() and flash.fits(query, key, value, rows, view):
+            function = flash.flash_for(query.device).function
+            if function is not None:
+                return flash.attend(function, *given)
+        return kernel_for("row_attention", query.device).row_attention_kernel(*given)
     return row_attention_reference(query, key, value, rows, view, scaling=scaling, first=first)
 
 

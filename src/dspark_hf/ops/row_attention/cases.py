@@ -15,8 +15,8 @@ from torch import Tensor
 from dspark_hf.ops.blocks import FULL_VIEW, LayerView
 from dspark_hf.ops.spec import KernelSpec, Least
 
-from . import Rows
 from .reference import row_attention_reference, seen_columns
+from .rows import Rows
 
 _CAUSAL = LayerView(is_causal=True)
 # Weights are rounded to the states' dtype before they meet the values, as in torch's own fused attention.
@@ -139,7 +139,7 @@ def _kernel(case: Case) -> Callable[..., Tensor]:
 
 
 def difference(case: Case, device: torch.device, attend: Callable[..., Tensor]) -> str | None:
-    """[`compare`] of a function `attend` with [`row_attention`]'s arguments."""
+    """[`compare`] of a function `attend` with [`row_attention`]'s arguments, in a `case` on a `device`."""
     given = make(case, device)
     out = attend(**given, scaling=case.heads[2] ** -0.5, first=case.first)
     exact = {name: states.double() if isinstance(states, Tensor) else states for name, states in given.items()}
