@@ -24,7 +24,8 @@ def config_of(form):
     if importlib.util.find_spec("bitsandbytes") is None:
         pytest.skip("bitsandbytes is not installed")
     if form == "bitsandbytes int8":
-        # With a threshold, which columns are left out depends on all tokens of a pass.
+        # With a threshold, which columns are left out depends on all tokens of a pass. A real target parts all the
+        # same, since activations are rounded to int8.
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
 
@@ -74,7 +75,7 @@ def test_ids_are_those_of_the_same_quantised_target(quantised, num_rows):
 
 @pytest.mark.slow
 @QUIET
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["torchao int8", "bitsandbytes nf4"])
 def test_the_embedded_drafter_drafts_for_the_quantised_target(form):
     from transformers import AutoTokenizer
 
