@@ -75,7 +75,7 @@ def test_ids_are_those_of_the_same_quantised_target(quantised, num_rows):
 
 @pytest.mark.slow
 @QUIET
-@pytest.mark.parametrize("form", ["torchao int8", "bitsandbytes nf4"])
+@pytest.mark.parametrize("form", ["torchao int8"])
 def test_the_embedded_drafter_drafts_for_the_quantised_target(form):
     from transformers import AutoTokenizer
 
