@@ -219,8 +219,9 @@ def test_a_base_model_must_fit(hub, folder, dspark, tiny_target_dir, caplog):
         HfApi().upload_file(
             path_or_fileobj=json.dumps(config).encode(), path_in_repo="config.json", repo_id="org/wrong"
         )
-        outcome = dspark("push", folder, "org/x", "--base-model", "org/wrong", "--yes")
-        assert outcome.code == 2 and f"org/wrong cannot be the base model: its {name} is 64" in outcome.err
+        for how in ("--yes", "--dry-run"):
+            outcome = dspark("push", folder, "org/x", "--base-model", "org/wrong", how)
+            assert outcome.code == 2 and f"org/wrong cannot be the base model: its {name} is 64" in outcome.err
     with pytest.raises(ValueError, match="cannot be the base model"):
         push_folder(folder, "org/x", facts=CardFacts(base_model="org/wrong"))
     assert ("model", "org/x") not in hub.repos

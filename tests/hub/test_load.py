@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM, pipeline
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM, pipeline
 
 from dspark_hf import AutoDrafter, DSparkModel, Eagle3Model
 from dspark_hf.modeling.configuration.recognition import is_of_drafter
@@ -57,9 +57,12 @@ def test_a_target_with_its_drafter(folder, tiny_target_dir, tmp_path):
         AutoDrafter.from_pretrained(both)
 
 
-def test_auto_classes_of_transformers_name_the_loader(tiny_drafter_dir, tiny_target_dir):
+def test_auto_classes_of_transformers_name_the_loader(tiny_drafter_dir, tiny_target_dir, capfd):
     with pytest.raises(ValueError, match=r"tiny-drafter holds a drafter, .*ForCausalLM would .*AutoDrafter.from_pre"):
         AutoModelForCausalLM.from_pretrained(tiny_drafter_dir)
+    with pytest.raises(ValueError, match=r"tiny-drafter holds a drafter, of which LlamaModel would"):
+        AutoModel.from_pretrained(tiny_drafter_dir)
+    assert "LOAD REPORT" not in capfd.readouterr().err
     assert AutoModelForCausalLM.from_pretrained(tiny_target_dir).can_generate()
 
 

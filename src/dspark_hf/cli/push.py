@@ -129,10 +129,11 @@ class _Push:
 
     def run(self, root: Path, facts: Any) -> None:
         from dspark_hf.cli.upload import confirm_upload, show_files
-        from dspark_hf.files import write_json
+        from dspark_hf.files import read_json, write_json
         from dspark_hf.publishing import push_folder
+        from dspark_hf.publishing.base_model import check_base_model
         from dspark_hf.publishing.cards.card import is_generated
-        from dspark_hf.publishing.contents import EVALUATIONS, left_behind
+        from dspark_hf.publishing.contents import CONFIG, EVALUATIONS, left_behind
         from dspark_hf.publishing.push import preview
 
         files, card = preview(root, facts, evaluations=self.evaluations, **self.content)
@@ -144,6 +145,8 @@ class _Push:
             if unused := [name for name, value in given.items() if value]:
                 typer.echo(f"not used, since they are words of a card: {', '.join(unused)}", err=True)
         if self.dry_run:
+            if facts.base_model is not None:
+                check_base_model(read_json(self.drafter / CONFIG), facts.base_model)
             typer.echo(visible(f"\n{card}"))
             return
         confirm_upload(facts.repo_id, str(self.drafter), private=self.options["private"], yes=self.yes,
