@@ -1,5 +1,6 @@
 """Caches of others, checksums right: what no drafter can learn from is found by verify() and when it is read."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -189,3 +190,32 @@ def test_finite_is_what_it_says(dtype):
         values[7] = -INF
         assert not is_finite(values)
     assert is_finite(torch.arange(3)) and is_finite(nn.Parameter(torch.zeros(0)))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes are of Unix")
+@pytest.mark.parametrize("name", ["channels.safetensors", "rows-000000000-000000016.safetensors"])
+def test_pipes_in_place_of_tensors(edited, name):
+    """Nobody writes to them: who reads waits without end. A record can say that there is nothing in it."""
+    change = {"dtype": "int8", "channels": 7} if name.startswith("channels") else {}
+    folder = edited("cache", "manifest.json", change)
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    record = folder / "rows-000000000-000000016.json"
+    write_record(record, read_record(record) | {"num_bytes": 0})
+    with pytest.raises(ValueError, match=f"{name} is no regular file"):
+        TargetCache(folder).verify()
+
+
+def test_only_files_of_the_cache_are_uploaded(hub, edited, tmp_path):
+    folder = edited("cache", "manifest.json", {})
+    (tmp_path / "private").write_text("private")
+    (folder / "channels.safetensors").symlink_to(tmp_path / "private")  # states in fp32 need none
+    (folder / "rows-mine.safetensors").write_text("private")
+    (folder / "rows-of").mkdir()
+    (folder / "rows-of" / "me.json").write_text("private")
+    TargetCache(folder).push_to_hub("org/states")
+    shard = "rows-000000000-000000016"
+    assert set(hub.files("org/states", kind="dataset")) == {
+        ".gitattributes", "README.md", "manifest.json", f"{shard}.json", f"{shard}.safetensors"
+    }  # fmt: skip
+    assert b"private" not in hub.blobs.values()

@@ -199,6 +199,9 @@ class TargetCache(Dataset):
         for shard in self.shards:
             ShardReader(shard)
         whole = TargetCache(self.folder)
+        # What was read and checked: others that are called so may be anybody's, or links to elsewhere.
+        files = [path.name for shard in whole.shards for path in (shard.record_path, shard.data_path)]
+        files += [MANIFEST_FILE, *([CHANNELS_FILE] if needs_channels(self.manifest.dtype) else [])]
         card = _CARD.format(
             target=self.manifest.target,
             num_rows=len(whole),
@@ -216,7 +219,7 @@ class TargetCache(Dataset):
         # Shards of a former cache that this one does not have leave the repository in the same commit.
         commit = api.upload_folder(
             folder_path=self.folder,
-            allow_patterns=_FILES,
+            allow_patterns=files,
             delete_patterns=_FILES,
             commit_message=commit_message,
             **place,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dspark_hf.files import open_regular
 from dspark_hf.messages import shown
 from dspark_hf.modeling import DraftConfig
 from dspark_hf.modeling.configuration.taps import check_taps
@@ -24,6 +25,7 @@ from .records import check_counts, read_record, write_record
 MANIFEST_FILE = "manifest.json"
 _FORMAT = 1
 _SAMPLED = 32
+_PIECE = 2**20
 # Where `dspark cache` has another word for a setting.
 _OPTIONS = {"target_layer_ids": "tap"}
 
@@ -271,5 +273,9 @@ def template_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def file_checksum(path: Path) -> int:
-    """CRC-32 of the file at `path`."""
-    return zlib.crc32(path.read_bytes())
+    """CRC-32 of the file at `path`; `ValueError` if it is a pipe or a device."""
+    checksum = 0
+    with open_regular(path) as file:
+        while piece := file.read(_PIECE):
+            checksum = zlib.crc32(piece, checksum)
+    return checksum

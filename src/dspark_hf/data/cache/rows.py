@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dspark_hf.data.features import TargetFeatures, learned_positions
-from dspark_hf.files import whole_file
+from dspark_hf.files import open_regular, whole_file
 from dspark_hf.ops.finite import is_finite
 
 from .codecs import (
@@ -243,6 +243,7 @@ def read_channels(folder: Path) -> dict[str, Tensor]:
         `ValueError`: If the file cannot be read.
     """
     try:
+        open_regular(folder / CHANNELS_FILE).close()
         return load_file(folder / CHANNELS_FILE)
     except (OSError, SafetensorError) as error:
         raise ValueError(

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dspark_hf.data.conversations import conversation_of, has_conversation
-from dspark_hf.files import whole_file
+from dspark_hf.files import open_regular, whole_file
 from dspark_hf.messages import shown
 
 from .records import REMEDY, check_counts, read_record, write_record
@@ -152,7 +152,7 @@ class ShardReader:
         path = shard.data_path
         check_size(shard)
         try:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 if _header_checksum(file) != shard.header_checksum:
                     raise ValueError(f"{path} is damaged: its header has changed. {_remedy(shard)}")
             self._file = safe_open(path, framework="pt")
