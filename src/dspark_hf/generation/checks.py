@@ -14,7 +14,7 @@ from .config import SpeculationConfig
 from .prompt_lookup import PromptLookup
 from .rollback.rewinding import compresses, is_rewindable, keeps_unknown_state, replays
 from .target.layout import PromptLayout
-from .target.own_inputs import grows_own_inputs, slides_unmasked
+from .target.own_inputs import grows_own_inputs, unmasked_window
 from .target.peft_hooks import hook_arguments, prepares_elsewhere
 from .target.rotary import varies_with_length
 
@@ -125,9 +125,9 @@ def check_options(model: PreTrainedModel, generation_config: GenerationConfig) -
             "_update_model_kwargs_for_generation), so it cannot be given several tokens at once; generate without a "
             "drafter."
         )
-    if slides_unmasked(model):
+    if (window := unmasked_window(model)) is not None:
         raise ValueError(
-            f"The cache of {name} slides by {text_config.sliding_window} tokens, and its masks do not, so in a block "
+            f"The cache of {name} slides by {window} tokens, and its masks do not, so in a block "
             "tokens would see more than they do alone; generate without a drafter."
         )
     names = set(inspect.signature(model.forward).parameters)

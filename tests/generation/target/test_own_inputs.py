@@ -4,8 +4,8 @@ import pytest
 from tiny_targets import TINY, make_prompt, make_target
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from dspark_hf import DSparkModel
-from dspark_hf.generation.target.own_inputs import slides_unmasked
+from dspark_hf import DSparkModel, PromptLookup
+from dspark_hf.generation.target.own_inputs import unmasked_window
 
 FIELDS = {"target_layer_ids": [0, 2], "num_hidden_layers": 1, "block_size": 4, "markov_rank": 4}
 
@@ -21,7 +21,15 @@ def test_moshi():
         model.generate_batch(ids.tolist(), max_new_tokens=12, assistant_model=drafter)
 
 
+@pytest.mark.parametrize("field", ["attention_chunk_size", "sliding_window"])
+def test_a_llama_with_a_field_of_others(field):
+    """transformers makes its cache by the field, and its masks without."""
+    model = make_target("llama", **{field: 8})
+    with pytest.raises(ValueError, match="slides by 8 tokens, and its masks do not"):
+        model.generate(make_prompt(14), max_new_tokens=12, do_sample=False, assistant_model=PromptLookup())
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text", "gpt_oss", "llama4_text"])
 def test_masks_that_slide_along(family):
     fields = {"sliding_window": 8, "num_local_experts": 4} if family == "gpt_oss" else {}
-    assert not slides_unmasked(make_target(family, **fields))
+    assert unmasked_window(make_target(family, **fields)) is None

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from transformers import GenerationMixin
+from transformers import DynamicCache, GenerationMixin
 
 
 def grows_own_inputs(model: Any) -> bool:
@@ -13,15 +13,20 @@ def grows_own_inputs(model: Any) -> bool:
     return getattr(type(model), name) is not getattr(GenerationMixin, name)
 
 
-def slides_unmasked(model: Any) -> bool:
-    """Whether the cache of a target `model` slides, and its masks do not, as with Moshi.
+def unmasked_window(model: Any) -> int | None:
+    """Tokens that the cache of a target `model` keeps where its masks know of no window; `None` where they do.
 
-    Its prompts see everything and its single tokens what the cache holds, so a block would see more than they do.
+    So it is with Moshi, and with a Llama whose config has a field of other families. Prompts see everything there, and
+    single tokens what the cache holds, so a block would see more than they do.
     """
-    if getattr(model.config.get_text_config(decoder=True), "sliding_window", None) is None:
-        return False
+    config = model.config.get_text_config(decoder=True)
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    if windows == [None, None] or not any(
+        getattr(one, "is_sliding", False) for one in DynamicCache(config=config).layers
+    ):
+        return None
     classes = {cls for module in model.modules() for cls in type(module).__mro__}
     files = [vars(sys.modules[name]) for name in {cls.__module__ for cls in classes} if ".modeling_" in name]
     # By the functions of transformers that its files make masks with.
     made_with = {name for names in files for name in names if name.startswith("create_") and "mask" in name}
-    return made_with == {"create_causal_mask"}
+    return next(filter(None, windows), None) if made_with == {"create_causal_mask"} else None
