@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import dspark_hf.generation.tokens.sampling as sampling
 from dspark_hf.cli.main import app
+from dspark_hf.evaluation.exactness import suite
 from dspark_hf.evaluation.exactness.checks import check_greedy, check_sampling
 from dspark_hf.evaluation.exactness.enumeration import chi_square_p_value, exact_joint
 from dspark_hf.evaluation.exactness.oracle import OracleDrafter
@@ -72,8 +73,10 @@ def test_thousand_prompts_and_all_modes():
     assert set(range(7)) <= lens
 
 
-def test_command_sees_every_accepted_length(tmp_path):
+def test_command_sees_every_accepted_length(tmp_path, monkeypatch):
     out = tmp_path / "result.json"
+    # The slow tests go through all of them.
+    monkeypatch.setattr(suite, "SAMPLING_OPTIONS", dict([*suite.SAMPLING_OPTIONS.items()][:2]))
     arguments = ["bench", "exactness", "--num-prompts", "16", "--num-samples", "480", "--json", str(out)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
