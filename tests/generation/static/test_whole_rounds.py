@@ -109,8 +109,8 @@ def test_every_bucket_is_one_graph_over_many_rounds(monkeypatch, family):
     assert whole.num_rounds > 200 and accepted == set(range(6))
     whole.check()
     verified = {(bucket.rows, bucket.width) for bucket, _ in whole.graphs if bucket.width > 0}
-    # Rows that have ended leave, so there is a bucket of two, too.
-    assert verified >= {(rows, width) for rows in (1, 4) for width in (1, 2, 4, 6)}
+    # Rows that have ended leave, so there is a bucket of two, too; four never have a single token left at once.
+    assert verified >= {(1, 1)} | {(rows, width) for rows in (1, 4) for width in (2, 4, 6)}
 
 
 @pytest.mark.slow
