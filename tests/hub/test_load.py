@@ -63,6 +63,8 @@ def test_auto_classes_of_transformers_name_the_loader(tiny_drafter_dir, tiny_tar
     with pytest.raises(ValueError, match=r"tiny-drafter holds a drafter, of which LlamaModel would"):
         AutoModel.from_pretrained(tiny_drafter_dir)
     assert "LOAD REPORT" not in capfd.readouterr().err
+    # A class that is not transformers' own may be a reader of drafters.
+    assert type("Reader", (LlamaForCausalLM,), {"__module__": "engine"}).from_pretrained(tiny_drafter_dir) is not None
     assert AutoModelForCausalLM.from_pretrained(tiny_target_dir).can_generate()
 
 

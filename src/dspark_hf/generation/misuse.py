@@ -65,7 +65,9 @@ def _refuse_drafter(model: Any, name: Any) -> None:
     """Raise `ValueError` if a drafter's config was taken for that of an ordinary model."""
     from dspark_hf.modeling.configuration.recognition import is_of_drafter
 
-    if getattr(model, "is_drafter", False) is not True and is_of_drafter(vars(model.config)):
+    # Another library's class that reads drafters, as those of speculators, knows what it does.
+    is_ordinary = type(model).__module__.partition(".")[0] == "transformers"
+    if is_ordinary and is_of_drafter(vars(model.config)):
         raise ValueError(
             f"{name} holds a drafter, of which {type(model).__name__} would be made with random weights in "
             f"place of what it lacks. Load it with dspark_hf: AutoDrafter.from_pretrained({str(name)!r}), and "
