@@ -97,14 +97,15 @@ def test_static_rounds_are_exact(calls, family, num_new):
 @pytest.mark.parametrize("verification", ["block", "token"])
 def test_static_samples_follow_the_targets_distribution(calls, verification):
     target, ids = make_target(vocab_size=6, initializer_range=0.3), make_prompt(3, vocab_size=6)
-    options = {"do_sample": True, "top_k": 0, "max_new_tokens": 3}
+    options = {"do_sample": True, "top_k": 0}
     joint = exact_joint(target, ids, 2, **options)
     torch.manual_seed(1)
     drafter = DSparkModel.from_target(target, target_layer_ids=[0, 2], mask_token_id=5, markov_rank=16, block_size=3)
     speculation = SpeculationConfig(policy="fixed", num_candidates=4, verification=verification)
     counts, accepted = sample_joint(
-        target, drafter, ids.expand(64, -1), 2, 768, speculation, cache_implementation="static", **options
-    )
+        target, drafter, ids.expand(64, -1), 2, 768, speculation,
+        cache_implementation="static", max_new_tokens=3, **options,
+    )  # fmt: skip
     assert drafter.last_stats.round_kind == "static" and sum(accepted) > 0.2 * len(accepted)
     assert p_value(counts, joint) > 1e-4 and calls["verify"] > 0 and calls["markov_block"] > 0
 
@@ -127,7 +128,7 @@ def test_a_seed_gives_the_same_draws_again(calls):
 def test_samples_follow_the_targets_distribution(calls, mode):
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=5, hidden_size=16, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
+        vocab_size=5, hidden_size=16, intermediate_size=16, num_hidden_layers=4, num_attention_heads=2,
         num_key_value_heads=1, bos_token_id=None, eos_token_id=None, pad_token_id=0, initializer_range=0.5,
     )  # fmt: skip
     target = LlamaForCausalLM(config).eval()
