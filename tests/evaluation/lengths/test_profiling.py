@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dspark_hf.evaluation.lengths import profiling
+from dspark_hf.evaluation.running import pieces
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -15,7 +16,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 )
 def test_sizes_are_left_out_from_where_time_grows_as_tokens_do(monkeypatch, seconds, last):
     now = [0.0]
-    monkeypatch.setattr(profiling.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(pieces.time, "perf_counter", lambda: now[0])
 
     def pass_of(size):
         return lambda: now.__setitem__(0, now[0] + seconds(size))

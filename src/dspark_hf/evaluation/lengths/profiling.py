@@ -5,15 +5,13 @@ Shapes: R rows, c tokens of context, n slots.
 
 import random
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
-from dspark_hf.evaluation.running.pieces import can_time
-from dspark_hf.evaluation.running.runs import wait_for
+from dspark_hf.evaluation.running.pieces import can_time, seconds_of
 from dspark_hf.generation.lengths.cost_files import circumstances
 from dspark_hf.generation.lengths.step_cost import StepCost
 from dspark_hf.generation.target.decode_kernels import decode_kernels
@@ -174,19 +172,11 @@ def _until_computing(
     each: dict[int, float] = {}
     for place, size in enumerate(sizes):
         step = pass_of(size)
-        each[size] = min(_seconds(step, device) for _ in range(_NUM_WARM_UPS)) / size
+        each[size] = min(seconds_of(step, device) for _ in range(_NUM_WARM_UPS)) / size
         half = max((other for other in each if 2 * other <= size), default=size)
         if size >= _LEAST_COMPUTING and half < size and each[size] > _COMPUTING * each[half]:
             return list(sizes[: place + 1])
     return list(sizes)
-
-
-def _seconds(step: Callable[[], None], device: torch.device) -> float:
-    wait_for(device)
-    started = time.perf_counter()
-    step()
-    wait_for(device)
-    return time.perf_counter() - started
 
 
 def _medians(
@@ -202,7 +192,7 @@ def _medians(
     num_all = (num_repeats + _NUM_WARM_UPS) * len(steps)
     for repeat in range(num_repeats + _NUM_WARM_UPS):
         for place, size in enumerate(rng.sample(sorted(steps), len(steps))):
-            taken = _seconds(steps[size], device)
+            taken = seconds_of(steps[size], device)
             if repeat >= _NUM_WARM_UPS:
                 times[size].append(taken)
             report(name, repeat * len(steps) + place + 1, num_all)

@@ -76,7 +76,7 @@ def time_pieces(target: Any, drafter: Any, rows: Sequence[Sequence[int]], num_ta
     with decode_kernels(target):
         for step in steps:
             step()
-        times = [[_seconds(step, target.device) for step in steps] for _ in range(_NUM_TIMES)]
+        times = [[seconds_of(step, target.device) for step in steps] for _ in range(_NUM_TIMES)]
     return Pieces(*map(statistics.median, zip(*times, strict=True)))
 
 
@@ -171,7 +171,13 @@ def _round_pieces(
     return verify, draft
 
 
-def _seconds(step: Callable[[], None], device: torch.device) -> float:
+def seconds_of(step: Callable[[], None], device: torch.device) -> float:
+    """Seconds of one run of a step, until its device is done.
+
+    Args:
+        step (`Callable`): What to run.
+        device (`torch.device`): Where it runs.
+    """
     wait_for(device)
     started = time.perf_counter()
     step()
