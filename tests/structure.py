@@ -14,7 +14,7 @@ PACKAGE = "dspark_hf"
 SOURCE = ROOT / "src" / PACKAGE
 MOST_MODULES = 16
 
-FOR_EVERYONE = {"files.py", "line_file.py", "messages.py", "processes.py", "provenance.py"}
+FOR_EVERYONE = {"commands.py", "files.py", "line_file.py", "messages.py", "processes.py", "provenance.py"}
 # The package's public names: for users. Whoever imports drafters gets the seam from there, too, and the seam loads a
 # drafter that a pipeline is only told the name of.
 FACADE, MAY_ASK_FACADE = "__init__.py", {"modeling/__init__.py", "generation/seam.py"}
@@ -25,7 +25,8 @@ ALLOWED = {
     "modeling": {"ops", "publishing"},
     "generation": {"modeling", "ops"},
     "evaluation": {"generation", "data", "modeling", "ops"},
-    "data": {"modeling", "ops"},
+    # A cache goes to the Hub as drafters do.
+    "data": {"modeling", "ops", "publishing"},
     # Trainers decode with the drafter to see how much is accepted, and write its card.
     "trainers": {"generation", "modeling", "data", "ops", "publishing"},
     # A server loads what it serves, renders chats, and asks what engines demand.

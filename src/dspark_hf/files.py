@@ -139,14 +139,24 @@ def read_text(path: str | os.PathLike) -> str:
         `OSError`: If it cannot be opened.
         `ValueError`: If it is no regular file, has more than 64 MiB, or is not UTF-8.
     """
+    try:
+        return read_small(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{os.fspath(path)} is no text in UTF-8: {error}.") from error
+
+
+def read_small(path: str | os.PathLike) -> bytes:
+    """What is in the small file at `path`, which should be text.
+
+    Raises:
+        `OSError`: If it cannot be opened.
+        `ValueError`: If it is no regular file, or has more than 64 MiB.
+    """
     with open_regular(path) as file:
         content = file.read(_LARGEST + 1)
     if len(content) > _LARGEST:
         raise ValueError(f"{os.fspath(path)} has more than {_LARGEST >> 20} MiB, too much for what it should be.")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{os.fspath(path)} is no text in UTF-8: {error}.") from error
+    return content
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -8,6 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .commands import hide_secrets
+from .messages import cut, shown
+
+_MOST_TOLD = 8
+
 
 def installed_versions(*packages: str) -> dict[str, str | None]:
     """The installed version of each of `packages`, by name; `None` where one is not installed."""
@@ -21,19 +26,21 @@ def installed_versions(*packages: str) -> dict[str, str | None]:
 
 
 def command_line() -> str:
-    """This process's command, as a shell takes it; `python -m dspark_hf` is `dspark`."""
+    """This process's command, as a shell takes it, without secrets; `python -m dspark_hf` is `dspark`."""
     program = Path(sys.argv[0])
     is_own = (program.parent.name, program.name) == ("dspark_hf", "__main__.py")
-    return shlex.join(["dspark" if is_own else program.name, *sys.argv[1:]])
+    return hide_secrets(shlex.join(["dspark" if is_own else program.name, *sys.argv[1:]]))
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Settings that differ from `before` to `now`, in words; empty if none does."""
-    return "; ".join(
-        f"{name}: {before.get(name)!r} before, {now.get(name)!r} now"
+    told = [
+        f"{cut(name)}: {shown(before.get(name))} before, {shown(now.get(name))} now"
         for name in sorted({*before, *now})
         if before.get(name) != now.get(name)
-    )
+    ]
+    more = [f"and {len(told) - _MOST_TOLD} more"] if len(told) > _MOST_TOLD else []
+    return "; ".join([*told[:_MOST_TOLD], *more])
 
 
 def processor_name() -> str:

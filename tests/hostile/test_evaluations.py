@@ -162,7 +162,7 @@ def test_an_evaluation_is_called_as_its_folder(run, tiny_drafter_dir, tmp_path, 
     assert shown.code == 2 and "Two of the evaluations would be called 'qwen3.6'" in shown.err
     for name in (".hidden", "..."):
         shutil.copytree(run, tmp_path / name)
-        with pytest.raises(ValueError, match=f"would be called {name!r} in the repository, which hides it"):
+        with pytest.raises(ValueError, match=f"would be called {name!r} in the repository; that name is hidden"):
             evaluation_name(tmp_path / name)
 
 

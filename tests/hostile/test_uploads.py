@@ -15,7 +15,7 @@ import torch
 from hub_server import WRITE_TOKEN
 from huggingface_hub import snapshot_download
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from dspark_hf import AutoDrafter, DraftTrainer, DraftTrainingArguments, DSparkForCausalLM, DSparkModel
 from dspark_hf.hub.assemble import assemble
@@ -407,9 +407,33 @@ def test_a_card_on_the_hub_that_is_no_text(hub, folder, tmp_path, monkeypatch):
         push_folder(folder, "org/run")
 
 
-def test_names_that_are_not_utf8(hub, folder, dspark):
-    (folder / "evaluations" / os.fsdecode(b"caf\xe9.json")).write_text('{"tau": 2.0}')
-    with pytest.raises(ValueError, match=r"caf.*xe9.json' is not UTF-8, as those on the Hub are. Rename it"):
-        push_folder(folder, "org/run")
-    outcome = dspark("push", folder, "org/run", "--dry-run")
-    assert outcome.code == 2 and "Traceback" not in outcome.err and "is not UTF-8" in outcome.err
+class Noting(TrainerCallback):
+    """Writes a token into the state that checkpoints keep."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        state.log_history.append({"note": "sk-proj-abcdefghij0123456789", "step": state.global_step})
+
+
+def test_a_checkpoint_with_a_secret_is_not_uploaded(hub, make_trainer, caplog):
+    trainer = make_trainer(hub_strategy="checkpoint")
+    trainer.add_callback(Noting())
+    trainer.train()
+    said = [record.getMessage() for record in caplog.records if "was not uploaded" in record.getMessage()]
+    assert len(said) == 2 and "last-checkpoint/trainer_state.json (note" in said[0]
+
+
+def test_a_secret_is_told_before_a_run_starts(hub, make_trainer, tmp_path):
+    trainer = make_trainer()
+    (tmp_path / "run" / "README.md").write_text(f"# Mine\n{WRITE_TOKEN}\n")
+    with pytest.raises(ValueError, match=r"^README.md \(line 2\) holds the token in use"):
+        trainer.train()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_with_its_checkpoints(uploaded, hub, make_trainer):
+    make_trainer(peft_config=LoraConfig(r=2, target_modules=["q_proj"]), hub_strategy="all_checkpoints").train()
+    adapter = {"config.json", "adapter_config.json", "adapter_model.safetensors"}
+    resumable = adapter | RESUMABLE - {"model.safetensors"}
+    assert uploaded("org/run") == adapter | {"README.md", "training.json"} | {
+        f"checkpoint-{step}/{name}" for step in (2, 4) for name in resumable
+    }

@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from dspark_hf.messages import shown
+
 from .weight_index import INDEX, WEIGHTS, read_weight_map
 
 CONFIG, CALIBRATION, TRAINING, EVALUATIONS, CARD = (
@@ -16,6 +18,8 @@ CONFIG, CALIBRATION, TRAINING, EVALUATIONS, CARD = (
 )
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ACCEPTANCE, RELIABILITY = "acceptance.png", "reliability.png"
+# What is written aside first has a longer name, and file systems end at 255 bytes.
+_LONGEST_NAME = 230
 # Where a composite repository has its drafter.
 SUBFOLDER = "dspark"
 
@@ -49,10 +53,13 @@ def files_to_push(folder: str | os.PathLike, *, tokenizer: bool = False) -> list
             repository always has the target's.
 
     Raises:
-        `ValueError`: If one of them is a link, which could lead to any file of this machine.
+        `ValueError`: If one of them is a link, which could lead to any file of this machine, or has a name that other
+            machines cannot show or write.
     """
     folder = Path(folder)
-    if (folder / SUBFOLDER / CONFIG).is_file():
+    is_composite = (folder / SUBFOLDER / CONFIG).is_file()
+    evaluations_folder(folder / SUBFOLDER if is_composite else folder)
+    if is_composite:
         patterns = (*TARGET, *(f"{SUBFOLDER}/{pattern}" for pattern in DRAFTER))
         return matching(folder, (*patterns, *_shards(folder), *_shards(folder, f"{SUBFOLDER}/")))
     return matching(folder, (*DRAFTER, *(TOKENIZER if tokenizer else ()), *_shards(folder)))
@@ -74,12 +81,12 @@ def matching(folder: Path, patterns: Iterable[str]) -> list[str]:
     """Files of a `folder` that fit one of the `patterns`, sorted.
 
     Raises:
-        `ValueError`: If one of them is a link, or has a name that is not UTF-8, as the Hub's are.
+        `ValueError`: If one of them is a link, or has a name that other machines cannot show or write.
     """
     found = {path for pattern in patterns for path in folder.glob(pattern)}
     for path in sorted(found):
-        if not is_utf8(path.name):
-            raise ValueError(f"The name of {os.fsencode(path)!r} is not UTF-8, as those on the Hub are. Rename it.")
+        if wrong := wrong_name(path.name):
+            raise ValueError(f"In {path.parent} the name {shown(os.fsencode(path.name))} {wrong}. Rename it.")
         link = next((one for one in (path, *path.parents) if folder in one.parents and one.is_symlink()), None)
         if link is not None:
             raise ValueError(
@@ -89,17 +96,27 @@ def matching(folder: Path, patterns: Iterable[str]) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
 
 
-def is_utf8(name: str) -> bool:
-    """Whether a file's name is text, and not bytes that the system made one of.
-
-    Args:
-        name (`str`): The name.
-    """
+def wrong_name(name: str) -> str | None:
+    """What is wrong with a file's `name` on the Hub and on other machines; None if nothing is."""
     try:
-        name.encode("utf-8")
+        size = len(name.encode("utf-8"))
     except UnicodeEncodeError:
-        return False
-    return True
+        return "is not UTF-8, as those on the Hub are"
+    if not name.isprintable():
+        return "has characters that cannot be seen"
+    return f"has {size} bytes, more than {_LONGEST_NAME}" if size > _LONGEST_NAME else None
+
+
+def evaluations_folder(folder: Path) -> Path:
+    """Where the evaluations of the drafter in a `folder` are, or will be.
+
+    Raises:
+        `ValueError`: If something else is in that place.
+    """
+    path = folder / EVALUATIONS
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is no folder, which a drafter's evaluations are kept in. Rename or remove it.")
+    return path
 
 
 def _shards(folder: Path, inside: str = "") -> list[str]:

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from dspark_hf.commands import shorten_command
 from dspark_hf.files import read_json, write_json
+from dspark_hf.messages import shown
 
-from .commands import shorten_command
-from .contents import EVALUATIONS, is_utf8
+from .contents import evaluations_folder, wrong_name
 from .records import check_evaluation
 
 _SUMMARY = "summary.json"
@@ -57,7 +58,7 @@ def add_evaluation(folder: str | os.PathLike, file: str | os.PathLike) -> Path:
         `ValueError`: If there are no figures of this drafter.
     """
     record = read_evaluation(file, Path(folder).resolve().name)
-    path = Path(folder) / EVALUATIONS / f"{evaluation_name(file)}.json"
+    path = evaluations_folder(Path(folder)) / f"{evaluation_name(file)}.json"
     write_json(path, record)
     return path
 
@@ -73,10 +74,11 @@ def evaluation_name(file: str | os.PathLike) -> str:
     """
     place = Path(file).resolve()
     name = place.name if place.is_dir() else place.stem
-    if not name.strip(".") or name.startswith(".") or not is_utf8(name):
+    wrong = "is hidden" if not name or name.startswith(".") else wrong_name(f"{name}.json")
+    if wrong:
         raise ValueError(
-            f"The evaluation at {os.fsencode(place)!r} would be called {name!r} in the repository, which hides it, or "
-            "cannot be written. Rename it."
+            f"The evaluation in {place.parent} would be called {shown(os.fsencode(name))[1:]} in the repository; that "
+            f"name {wrong}. Rename it."
         )
     return name
 
@@ -166,8 +168,8 @@ def _of_run(result: Mapping[str, Any], drafter: str | None, file: Path) -> dict[
     if len(names) > 1:
         if drafter not in names:
             raise ValueError(
-                f"{file} has figures of the drafters {', '.join(names)}, and none is called {drafter!r}. Evaluate "
-                "this drafter alone, or name it so: dspark evaluate --drafter NAME=FOLDER."
+                f"{file} has figures of the drafters {', '.join(names)}, and none is called {shown(drafter)}. "
+                "Evaluate this drafter alone, or name it so: dspark evaluate --drafter NAME=FOLDER."
             )
         ways = {name: about for name, about in ways.items() if about["drafter"] == drafter}
     rows = [row for row in result["rows"] if row["way"] in ways and row["category"] is None and row["tau"] is not None]

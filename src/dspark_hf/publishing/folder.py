@@ -11,9 +11,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from dspark_hf.commands import shorten_command, shorten_value
 from dspark_hf.files import read_json
 
-from .commands import shorten_command
 from .contents import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -74,7 +74,7 @@ class DrafterFolder:
                 "What `dspark convert` wrote for an engine goes up as it is: `hf upload OWNER/NAME FOLDER`."
             )
         check_config(config, path / CONFIG)
-        adapter = read_json(path / ADAPTER_CONFIG) if (path / ADAPTER_CONFIG).is_file() else None
+        adapter = _public_adapter(read_json(path / ADAPTER_CONFIG)) if (path / ADAPTER_CONFIG).is_file() else None
         stored = read_stored(path, WEIGHTS if adapter is None else ADAPTER_WEIGHTS)
         num_parameters = sum(prod(one.shape) for one in stored.values() if one.dtype.startswith(("F", "BF")))
         drafter = cls(path, config, num_parameters, {name: one.shape for name, one in stored.items()}, adapter)
@@ -121,6 +121,12 @@ def held_out_figures(path: Path) -> dict[str, float]:
         for name, value in read_json(path / _HELD_OUT).items()
         if name.startswith(kept) and is_number(value)
     }
+
+
+def _public_adapter(config: dict[str, Any]) -> dict[str, Any]:
+    """An adapter's config, in which a drafter below that is a folder of this machine goes by its last name."""
+    below = config.get("base_model_name_or_path")
+    return config | {"base_model_name_or_path": shorten_value(below)} if isinstance(below, str) else config
 
 
 def kind(config: dict[str, Any]) -> str:

@@ -14,10 +14,12 @@ from dspark_hf.files import write_json, write_text
 from .base_model import check_base_model
 from .cards.card import card_text, draw_pictures, is_generated, read_card
 from .cards.facts import CardFacts, named_target
-from .contents import CARD, CONFIG, EVALUATIONS, SUBFOLDER, TRAINING, checkpoint_files, files_to_push
+from .contents import ADAPTER_CONFIG, CARD, CONFIG, EVALUATIONS, SUBFOLDER, TRAINING, checkpoint_files, files_to_push
 from .folder import DrafterFolder
 from .hub_errors import explained_push
 from .remote import Repository
+from .secrets import check_no_secrets
+from .unchanged import Unchanged
 from .weight_index import INDEX, WEIGHTS
 
 
@@ -69,16 +71,19 @@ def push_folder(
         `CommitInfo`: With `commit_url` and `oid`.
 
     Raises:
-        `ValueError`: If the folder holds no drafter, the base model does not fit it, or the Hub refuses or does not
-            answer, with what to do about it.
+        `ValueError`: If the folder holds no drafter, or a secret in one of its files, the base model does not fit it,
+            or the Hub refuses or does not answer, with what to do about it.
     """
     api = HfApi(library_name="dspark_hf", token=token)
     facts = replace(facts or _facts_of(folder), repo_id=repo_id)
-    with explained_push(repo_id), tempfile.TemporaryDirectory() as made:
+    with explained_push(repo_id), tempfile.TemporaryDirectory() as made, Unchanged() as sent:
         # Whatever is wrong here is told before a repository is made.
         drafter, files = prepare(folder, facts, made, evaluations=evaluations, tokenizer=tokenizer)
         if checkpoint is not None:
-            files |= {f"{checkpoint}/{path}": Path(folder) / path for path in checkpoint_files(folder)}
+            more = checkpoint_files(folder)
+            files |= {f"{checkpoint}/{path}": files.get(path, Path(folder) / path) for path in more}
+        sent.watch(files)
+        check_no_secrets(files, token)
         if facts.base_model is not None:
             check_base_model(drafter.config, facts.base_model, token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -88,7 +93,12 @@ def push_folder(
         stale, others = hub.stale_weights(additions), hub.other_records(additions)
         if others and hub.has_same_weights(additions):
             known = {path: hub.fetch(path) for path in others if path.endswith(".json")}
-            drafter = drafter.with_records(_inside(facts.subfolder, known))
+            try:
+                drafter = drafter.with_records(_inside(facts.subfolder, known))
+            except ValueError as error:
+                raise ValueError(
+                    f"A record of these weights in {repo_id} on the Hub is damaged: {error} Mend or delete it there."
+                ) from error
         else:
             stale += others
         for path, file in _with_card(drafter, facts, files, Path(made), hub, replace_card).items():
@@ -100,6 +110,7 @@ def push_folder(
         api.preupload_lfs_files(repo_id, list(additions.values()), revision=base, create_pr=create_pr)
         if hub.is_new_branch:
             api.create_branch(repo_id, branch=revision, revision=base, exist_ok=True)
+        sent.check()
         return api.create_commit(
             repo_id,
             [*additions.values(), *(CommitOperationDelete(path) for path in stale if path not in additions)],
@@ -153,6 +164,7 @@ def preview(
     """
     with tempfile.TemporaryDirectory() as made:
         drafter, files = prepare(folder, facts, made, evaluations=evaluations, tokenizer=tokenizer)
+        check_no_secrets(files)
         files = _with_card(drafter, facts, files, Path(made), None, replace_card)
         return sorted(files), read_card(files[CARD])
 
@@ -175,10 +187,12 @@ def prepare(
         tokenizer (`bool`, *optional*, defaults to `False`): Whether the tokenizer's files go along.
 
     Raises:
-        `ValueError`: If the folder holds no drafter, or a file of it is damaged or a link.
+        `ValueError`: If the folder holds no drafter, or a file of it is damaged or a link, or a card that is no text.
     """
     folder = Path(folder)
     files = {path: folder / path for path in files_to_push(folder, tokenizer=tokenizer)}
+    if CARD in files:
+        read_card(files[CARD])
     drafter = DrafterFolder.read(folder / facts.subfolder)
     for name, record in (evaluations or {}).items():
         path = f"{facts.subfolder}/{EVALUATIONS}/{name}.json".lstrip("/")
@@ -189,6 +203,8 @@ def prepare(
     public = {f"{EVALUATIONS}/{name}.json": record for name, record in drafter.evaluations.items()}
     if drafter.training:
         public[TRAINING] = drafter.training
+    if drafter.adapter is not None:
+        public[ADAPTER_CONFIG] = drafter.adapter
     for name, record in public.items():
         path = f"{facts.subfolder}/{name}".lstrip("/")
         if path in files:

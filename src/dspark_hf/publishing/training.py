@@ -5,10 +5,10 @@ import os
 from pathlib import Path, PurePath
 from typing import Any
 
+from dspark_hf.commands import shorten_command, shorten_value
 from dspark_hf.files import write_json
 from dspark_hf.provenance import command_line, installed_versions
 
-from .commands import shorten_command
 from .contents import TRAINING
 from .folder import held_out_figures
 
@@ -33,7 +33,7 @@ def write_training_record(
     Args:
         folder (`str` or `os.PathLike`): The drafter's folder.
         arguments (`TrainingArguments`, *optional*): Those that differ from their defaults are kept.
-        data (`list[str]`, *optional*): Datasets or files; of a file its name is kept.
+        data (`list[str]`, *optional*): Datasets or files; of a file its name is kept, of a URL neither user nor query.
         command (`str`, *optional*): The command; this process's by default. Secrets and folders are taken out.
         figures: Anything else that is known, JSON-able: `num_conversations=3000`, `steps=4300`, ...
 
@@ -44,7 +44,7 @@ def write_training_record(
         command = command_line()
     record = {
         "command": shorten_command(command),
-        "data": None if data is None else [PurePath(name).name if Path(name).exists() else name for name in data],
+        "data": None if data is None else [_public(name) for name in data],
         "arguments": None if arguments is None else _changed(arguments),
         **figures,
         "held_out": held_out_figures(Path(folder)) or None,
@@ -55,6 +55,10 @@ def write_training_record(
     return path
 
 
+def _public(name: str) -> str:
+    return PurePath(name).name if Path(name).exists() else shorten_value(name)
+
+
 def _changed(arguments: Any) -> dict[str, Any]:
     values, changed = arguments.to_dict(), {}
     for field in dataclasses.fields(arguments):
@@ -62,5 +66,5 @@ def _changed(arguments: Any) -> dict[str, Any]:
         is_default = field.default is not dataclasses.MISSING and value == field.default
         is_plain = isinstance(value, bool | int | float | str)
         if is_plain and field.init and not is_default and not field.name.startswith(_SILENT):
-            changed[field.name] = shorten_command(value) if isinstance(value, str) else value
+            changed[field.name] = shorten_value(value) if isinstance(value, str) else value
     return changed

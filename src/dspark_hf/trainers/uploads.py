@@ -17,6 +17,7 @@ from dspark_hf.publishing.cards.card import read_card
 from dspark_hf.publishing.cards.facts import known_repo
 from dspark_hf.publishing.contents import CARD, checkpoint_files, files_to_push, left_behind
 from dspark_hf.publishing.hub_errors import explained_push
+from dspark_hf.publishing.secrets import check_no_secrets
 
 from .checkpoints import WholeCheckpoints
 
@@ -42,13 +43,15 @@ class DrafterUploads(WholeCheckpoints):
         """As [`~transformers.Trainer.train`]; with `push_to_hub`, what lies in the folder already is told apart first.
 
         Raises:
-            `ValueError`: If a card in the folder is no text, or a file there that would be uploaded is a link.
+            `ValueError`: If a card in the folder is no text, or a file there that would be uploaded is a link or holds
+                a secret.
         """
         folder = Path(self.args.output_dir)
         if (folder / CARD).is_file():
             read_card(folder / CARD)  # it is kept at the end, which would be late to hear that it cannot be read
         if self.args.push_to_hub and self.is_world_process_zero() and folder.is_dir():
             sent = files_to_push(folder, tokenizer=self._has_tokenizer)
+            check_no_secrets({name: folder / name for name in sent}, self.args.hub_token)
             if others := left_behind(folder, sent):
                 logger.warning(
                     f"{folder} holds other things than a drafter's. What goes to {self.hub_model_id} is the drafter "

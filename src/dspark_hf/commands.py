@@ -5,6 +5,7 @@ When in doubt, less is shown. Every pattern here takes time in proportion to the
 
 import re
 import shlex
+from collections.abc import Callable
 
 _HIDDEN = "***"
 # How names of secrets end: hub_token, --api-key and X-Amz-Signature, but no max_new_tokens or path.
@@ -32,48 +33,72 @@ _QUOTED = re.compile(r"""'([^']*)'|"((?:\\.|[^"\\])*)"|\\([\s'"\\])""", re.DOTAL
 def shorten_command(command: str) -> str:
     """A command line without secrets and without folders of this machine: they tell others nothing.
 
-    A value after an option with a secret's name is hidden, and so is the rest of an argument that gives such a name a
-    value. Of places that lead out of the current folder the last part stays, of addresses neither user nor query.
+    Of places that lead out of the current folder the last part stays, of addresses neither user nor query.
 
     Args:
         command (`str`): As a shell takes it. What stays keeps its quotes.
     """
+    return _without_secrets(command, _public_address, _without_places)
+
+
+def shorten_value(value: str) -> str:
+    """One `value` of a command, such as a URL or a path, shortened as commands are, and without a shell's quotes."""
+    return _shortened(value, _public_address, _without_places)
+
+
+def hide_secrets(command: str) -> str:
+    """A command line without secrets, with which it can be run again where it was run.
+
+    A value after an option with a secret's name is hidden, and so is the rest of an argument that gives such a name a
+    value. Of addresses neither user nor query stays.
+
+    Args:
+        command (`str`): As a shell takes it. What stays keeps its quotes.
+    """
+    return _without_secrets(command, _plain_address, lambda text: text)
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether an option or field of this `name` holds a secret, by how such names end."""
+    name = name.lower().lstrip("-")
+    return name.endswith(_SECRET) or re.split(r"[_.-]", name)[-1] in _SECRET_WORDS
+
+
+def _without_secrets(command: str, address: Callable[[str], str], rest: Callable[[str], str]) -> str:
+    """A command without secrets, each of its URLs made an `address`, and what is between them a `rest`."""
     parts, is_value = [], False
     for word in _WORD.findall(command):
         text = _QUOTED.sub(lambda match: match[1] or match[2] or match[3] or "", word)
         if is_value and not text.startswith("--"):
             parts.append(_HIDDEN)
             # The scheme before the secret itself, where quotes were lost.
-            is_value = _is_secret(text)
+            is_value = is_secret_name(text)
             continue
-        is_value = text.startswith("-") and _is_secret(text) or text.endswith(":") and _is_secret(text[:-1])
-        short = _shortened(text)
+        is_value = text.startswith("-") and is_secret_name(text) or text.endswith(":") and is_secret_name(text[:-1])
+        short = _shortened(text, address, rest)
         parts.append(word if short == text else _requoted(short))
     return " ".join(parts)
 
 
-def _shortened(text: str) -> str:
+def _shortened(text: str, address: Callable[[str], str], rest: Callable[[str], str]) -> str:
     for match in _NAMED.finditer(text):
         is_scheme = match[1].lower() == "bearer"
-        if _is_secret(match[1]) and (is_scheme or match[0].rstrip()[-1] in ":="):
+        if is_secret_name(match[1]) and (is_scheme or match[0].rstrip()[-1] in ":="):
             text = f"{text[: match.end()]}{_HIDDEN}" if match.end() < len(text) else text
             break
     parts, end = [], 0
     for match in _URL.finditer(text):
-        parts += [_without_places(text[end : match.start()]), _public_address(match[0])]
+        parts += [rest(text[end : match.start()]), address(match[0])]
         end = match.end()
-    text = "".join([*parts, _without_places(text[end:])])
+    text = "".join([*parts, rest(text[end:])])
     return _SHAPES.sub(_HIDDEN, text)
 
 
-def _is_secret(name: str) -> bool:
-    name = name.lower().lstrip("-")
-    return name.endswith(_SECRET) or re.split(r"[_.-]", name)[-1] in _SECRET_WORDS
-
-
 def _public_address(url: str) -> str:
-    if not url.lower().startswith(_PUBLIC):
-        return _last_part(url)
+    return _plain_address(url) if url.lower().startswith(_PUBLIC) else _last_part(url)
+
+
+def _plain_address(url: str) -> str:
     scheme, _, place = url.partition("://")
     # A password may have an @ too, or a slash.
     user, _, place = place.rpartition("@")
