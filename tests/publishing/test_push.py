@@ -205,3 +205,24 @@ def test_a_server_that_fails_is_told_as_it_is(hub, folder, status, message):
     hub.intercept = None
     push_folder(folder, "org/drafter")
     assert AutoDrafter.from_pretrained("org/drafter")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_broken_files_on_the_hub(hub, folder, text):
+    (folder / "calibration.json").write_text(json.dumps({"temperatures": [1.0] * 4}))
+    push_folder(folder, "org/drafter")
+    (folder / "calibration.json").unlink()
+    put = {"repo_id": "org/drafter", "path_or_fileobj": text.encode()}
+    HfApi().upload_file(path_in_repo="config.json", **put)
+    with pytest.raises(ValueError, match="org--drafter.*config.json"):
+        AutoDrafter.from_pretrained("org/drafter")
+    push_folder(folder, "org/drafter")  # a config is replaced
+    assert AutoDrafter.from_pretrained("org/drafter").config.block_size == 4
+    HfApi().upload_file(path_in_repo="calibration.json", **put)
+    with pytest.raises(
+        ValueError, match="in org/drafter on the Hub is damaged: .*calibration.json.*Mend or delete it"
+    ):
+        push_folder(folder, "org/drafter")
+    change_weights(folder)
+    push_folder(folder, "org/drafter")  # it goes with the weights that it was of
+    assert "calibration.json" not in hub.files("org/drafter")

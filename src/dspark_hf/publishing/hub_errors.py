@@ -12,10 +12,23 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
 )
 
+_SIGN_IN = "No valid token was sent: run `hf auth login`, or pass token="
+# By status, to who writes and to who reads.
+_BUSY = {429: "It is asked too often: wait some minutes"}
 _ADVICE = {
-    401: "No valid token was sent: run `hf auth login`, or pass token=",
+    **_BUSY,
+    401: _SIGN_IN,
     403: "The token may not write there: use one with write access to that namespace, or another repo_id",
     404: "The repository is not there for this token: check repo_id, and the token's access if it is private",
+    409: "Somebody else is changing the repository: wait, and push again",
+    412: "Somebody else has changed the repository meanwhile: push again",
+    413: "A file, or all of them together, is more than it takes: save smaller shards",
+}
+_ADVICE_TO_READ = {
+    **_BUSY,
+    401: f"There is no such repository, or it is private: check the name. {_SIGN_IN}",
+    403: "The token may not read it: ask for access on its page, or use another token",
+    404: "It is not there for this token: check name and revision, and the token's access if it is private",
 }
 UNANSWERED = (
     "The Hub did not answer. Check the network and proxy settings; HF_HUB_OFFLINE=1 uses what is in the local cache."
@@ -51,14 +64,19 @@ def explained_push(repo_id: str) -> Iterator[None]:
 
 @contextmanager
 def explained_load(name: str) -> Iterator[None]:
-    """Turn a Hub that does not answer, and an empty cache, into an error that names what was to be loaded, `name`.
+    """Turn a Hub that refuses or does not answer into an error that names what was to be loaded, `name`.
 
     Raises:
-        `ValueError`: In place of those of the network.
+        `ValueError`: In place of those of the network and the Hub. Where a library has put the Hub's refusal into its
+            own words, these stay.
     """
     try:
         yield
     except (OSError, HTTPError) as error:
+        refusal = _refusal(error)
+        if refusal is not None:
+            what_to_do = _ADVICE_TO_READ.get(refusal.response.status_code, "It has a fault: try again later")
+            raise ValueError(f"The Hub refused to send {name}. {what_to_do}. ({_one_line(refusal)})") from error
         if not is_unreachable(error):
             raise
         if is_offline_mode():
@@ -70,6 +88,13 @@ def explained_load(name: str) -> Iterator[None]:
             "its files. Check the name, the network and proxy settings. What the cache has whole is loaded without "
             "a network, and without waiting for one, under HF_HUB_OFFLINE=1."
         ) from error
+
+
+def _refusal(error: BaseException) -> HfHubHTTPError | None:
+    """The Hub's refusal, as its client tells it: of files that are not here either, it is the cause."""
+    if isinstance(error, LocalEntryNotFoundError):
+        error = error.__cause__
+    return error if isinstance(error, HfHubHTTPError) else None
 
 
 def is_unreachable(error: BaseException | None) -> bool:

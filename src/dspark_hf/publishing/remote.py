@@ -71,9 +71,12 @@ class Repository:
             ) from None
 
     def target_name(self, subfolder: str) -> str | None:
-        """What the config of the drafter in a `subfolder` calls its target."""
+        """What the config of the drafter in a `subfolder` calls its target; None if it cannot be read."""
         path = self.fetch(f"{subfolder}/{CONFIG}".lstrip("/"))
-        return None if path is None else read_json(path).get("target_name_or_path")
+        try:
+            return None if path is None else read_json(path).get("target_name_or_path")
+        except ValueError:
+            return None  # a push replaces it
 
     def has_same_weights(self, additions: Mapping[str, CommitOperationAdd]) -> bool:
         """Whether every file of weights among `additions`, by their paths, is there already."""

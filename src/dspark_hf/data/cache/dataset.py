@@ -11,12 +11,12 @@ from torch.utils.data import Dataset
 
 from dspark_hf.modeling import DraftConfig
 
+from . import hub
 from .manifest import MANIFEST_FILE, Manifest, file_checksum
 from .rows import CHANNELS_FILE, RowCodec, check_ids, needs_channels, read_channels
 from .shards import Shard, ShardReader, find_shards
 
 _OPEN_SHARDS = 64
-_FILES = [MANIFEST_FILE, CHANNELS_FILE, "rows-*.json", "rows-*.safetensors"]
 _CARD = """---
 tags:
 - dspark
@@ -192,14 +192,12 @@ class TargetCache(Dataset):
             `huggingface_hub.CommitInfo`.
 
         Raises:
-            `ValueError`: If a shard is missing or cut short.
+            `ValueError`: If a shard is missing or cut short, a file holds a secret, or the Hub refuses or does not
+                answer, with what to do about it.
         """
-        from huggingface_hub import HfApi
-
         for shard in self.shards:
             ShardReader(shard)
         whole = TargetCache(self.folder)
-        # What was read and checked: others that are called so may be anybody's, or links to elsewhere.
         files = [path.name for shard in whole.shards for path in (shard.record_path, shard.data_path)]
         files += [MANIFEST_FILE, *([CHANNELS_FILE] if needs_channels(self.manifest.dtype) else [])]
         card = _CARD.format(
@@ -211,21 +209,8 @@ class TargetCache(Dataset):
             taps=self.manifest.target_layer_ids,
             repo_id=repo_id,
         )
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
-        place = {"repo_id": repo_id, "repo_type": "dataset", "revision": revision}
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
-        # Shards of a former cache that this one does not have leave the repository in the same commit.
-        commit = api.upload_folder(
-            folder_path=self.folder,
-            allow_patterns=files,
-            delete_patterns=_FILES,
-            commit_message=commit_message,
-            **place,
-        )
-        api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", commit_message="Add card", **place)
-        return commit
+        options = {"private": private, "revision": revision, "token": token, "commit_message": commit_message}
+        return hub.upload(self.folder, files, card, repo_id, **options)
 
     @classmethod
     def from_hub(
@@ -243,19 +228,16 @@ class TargetCache(Dataset):
             [`TargetCache`].
 
         Raises:
-            `ValueError`: If the repository holds no cache.
+            `ValueError`: If the repository holds no cache, or the Hub refuses or does not answer, with what to do
+                about it.
         """
-        from huggingface_hub import snapshot_download
-
-        folder = snapshot_download(
-            repo_id,
-            repo_type="dataset",
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            allow_patterns=_FILES,
-        )
-        return cls(folder)
+        folder = hub.download(repo_id, revision=revision, token=token, cache_dir=cache_dir)
+        try:
+            return cls(folder)
+        except ValueError as error:
+            raise ValueError(
+                f"{repo_id} on the Hub cannot be used as a target cache, and was fetched as it is there: {error}"
+            ) from error
 
     def _row(self, number: int, row: int) -> dict[str, Any]:
         """A row, which others may have written: checksums say only that it is as they left it."""

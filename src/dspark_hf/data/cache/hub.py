@@ -1,0 +1,80 @@
+"""A target cache's way to the Hub and back."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+
+from dspark_hf.publishing.hub_errors import explained_load, explained_push
+from dspark_hf.publishing.secrets import check_no_secrets
+
+from .manifest import MANIFEST_FILE
+from .rows import CHANNELS_FILE
+
+_FILES = [MANIFEST_FILE, CHANNELS_FILE, "rows-*.json", "rows-*.safetensors"]
+
+
+def upload(
+    folder: Path,
+    files: Iterable[str],
+    card: str,
+    repo_id: str,
+    *,
+    private: bool | None,
+    revision: str | None,
+    token: str | None,
+    commit_message: str,
+) -> Any:
+    """Upload a cache in place of one that is there; what has arrived before is not sent again.
+
+    Args:
+        folder (`Path`): The cache.
+        files (`Iterable[str]`): Names of its files, which were read and checked: others that are called so may be
+            anybody's, or links to elsewhere.
+        card (`str`): The text of `README.md`.
+        repo_id (`str`): The data set's repository.
+        private, revision, token, commit_message: As for [`TargetCache.push_to_hub`].
+
+    Returns:
+        `huggingface_hub.CommitInfo`.
+
+    Raises:
+        `ValueError`: If a file holds a secret, or the Hub refuses or does not answer.
+    """
+    files = list(files)
+    check_no_secrets({name: folder / name for name in files}, token)
+    api = HfApi(token=token)
+    with explained_push(repo_id):
+        repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
+        place = {"repo_id": repo_id, "repo_type": "dataset", "revision": revision}
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
+        # Shards of a former cache that this one does not have leave the repository in the same commit.
+        commit = api.upload_folder(
+            folder_path=folder,
+            allow_patterns=files,
+            delete_patterns=_FILES,
+            commit_message=commit_message,
+            **place,
+        )
+        api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", commit_message="Add card", **place)
+    return commit
+
+
+def download(repo_id: str, *, revision: str | None, token: str | None, cache_dir: str | None) -> str:
+    """Fetch a cache's files, and no others.
+
+    Args:
+        repo_id, revision, token, cache_dir: As for [`TargetCache.from_hub`].
+
+    Returns:
+        `str`: The folder that they are in.
+
+    Raises:
+        `ValueError`: If the Hub refuses or does not answer.
+    """
+    with explained_load(f"the target cache {repo_id}"):
+        return snapshot_download(
+            repo_id, repo_type="dataset", revision=revision, token=token, cache_dir=cache_dir, allow_patterns=_FILES
+        )
