@@ -62,8 +62,8 @@ def test_the_drafter_of_a_whole_checkpoint_reads_its_target():
 
 def test_joint_distribution(target, drafter):
     options = {"do_sample": True, "top_k": 0, "pad_token_id": None, "temperature": 0.8}
-    ids = prompt(3)
-    joint = exact_joint(target, ids, 2, **options)
+    ids = prompt(3, num_rows=24)
+    joint = exact_joint(target, ids[:1], 2, **options)
     counts, accepted = sample_joint(target, drafter, ids, 2, 240, ALONE, max_new_tokens=3, **options)
     assert {0, 1} <= set(accepted)
     assert p_value(counts, joint) > 1e-6

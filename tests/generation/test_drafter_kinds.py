@@ -80,7 +80,9 @@ def test_rows_that_end_at_different_times(target, prompt, kind):
     assert torch.equal(out.sequences, plain)
 
 
-@pytest.mark.parametrize(("kind", "batch_size"), [("dflash", 3), ("eagle3", 1), ("eagle3", 3)])
+@pytest.mark.parametrize(
+    ("kind", "batch_size"), [("dflash", 25), pytest.param("eagle3", 1, marks=pytest.mark.slow), ("eagle3", 25)]
+)
 def test_joint_distribution(kind, batch_size):
     target = make_target(vocab_size=6, num_hidden_layers=2, hidden_size=16, head_dim=4, intermediate_size=16,
                          initializer_range=0.4)  # fmt: skip
@@ -110,7 +112,7 @@ def test_a_target_with_added_tokens_keeps_its_distribution(kind, num_draft_token
     target.resize_token_embeddings(7, mean_resizing=False)
     for weight in (target.get_input_embeddings().weight, target.get_output_embeddings().weight):
         weight.data[5:] = 0.9 * weight.data[[1, 3]]  # tokens that come about as often as these
-    ids = torch.tensor([[1, 6, 3]]).repeat(3, 1)
+    ids = torch.tensor([[1, 6, 3]]).repeat(25, 1)
     common = {"do_sample": True, "top_k": 0, "pad_token_id": None, "temperature": 0.9}
     speculation = SpeculationConfig(check_target=False)
     counts, accepted = sample_joint(target, drafter, ids, 3, 400, speculation, max_new_tokens=4, **common)

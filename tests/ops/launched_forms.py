@@ -1,10 +1,9 @@
 """Which forms of a kernel its launches ask Triton for, on tensors of a CPU and without running one.
 
-TRITON_INTERPRET=0 python tests/ops/launched_forms.py KERNEL     prints forms that `configurations()` lacks
+TRITON_INTERPRET=0 python tests/ops/launched_forms.py     prints forms that `configurations()` lacks
 """
 
 import importlib
-import sys
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from dspark_hf.ops.dispatch import spec_of
+from dspark_hf.ops.dispatch import KERNELS, spec_of
 from dspark_hf.ops.spec import Configuration
 
 BACKEND = make_backend(GPUTarget("cuda", 90, 32))
@@ -48,10 +47,10 @@ def launched(kernel: str) -> dict[tuple, str]:
 
 
 if __name__ == "__main__":
-    name = sys.argv[1]
-    forms = launched(name)
-    known = {form_of(one) for one in importlib.import_module(f"dspark_hf.ops.{name}.triton").configurations()}
-    for form, case in forms.items():
-        if form not in known:
-            print(f"{case}: {form}")
-    print(f"{len(forms)} forms launched")
+    for name in KERNELS:
+        forms = launched(name)
+        known = {form_of(one) for one in importlib.import_module(f"dspark_hf.ops.{name}.triton").configurations()}
+        for form, case in forms.items():
+            if form not in known:
+                print(f"{name}, {case}: {form}")
+        print(f"{name}: {len(forms)} forms launched")

@@ -134,7 +134,7 @@ def test_sampling_with_uneven_offers_is_exact(passes):
         vocab_size=6, num_hidden_layers=2, hidden_size=16, head_dim=4, intermediate_size=16, initializer_range=0.4
     )
     drafter = TableDrafter(6, scale=1.0, num_slots=3, taps=(0,), enable_confidence_head=True)
-    ids = make_prompt(3, vocab_size=6).repeat(3, 1)
+    ids = make_prompt(3, vocab_size=6).repeat(24, 1)
     options = {"do_sample": True, "top_k": 0, "pad_token_id": None}
     joint = exact_joint(target, ids[:1], 3, **options)
     speculation = SpeculationConfig(confidence_threshold=0.12)

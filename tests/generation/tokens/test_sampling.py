@@ -11,7 +11,8 @@ import dspark_hf.generation.tokens.sampling as sampling
 from dspark_hf import DSparkModel, SpeculationConfig
 from dspark_hf.ops.candidates import Candidates
 
-VOCAB, NUM_TOKENS, NUM_SAMPLES = 6, 4, 600
+# Rows of a batch are samples too, and cost little.
+VOCAB, NUM_TOKENS, NUM_SAMPLES, MANY_ROWS = 6, 4, 600, 40
 
 
 class Custom(LogitsProcessor):
@@ -59,7 +60,9 @@ def sampled_p_value(
     return p_value(counts, joint)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name", [name if name == "plain" else pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS]
+)
 def test_joint_distribution(small_target, name):
     assert (
         sampled_p_value(small_target, TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,)), **OPTIONS[name]) > 1e-6
@@ -69,31 +72,31 @@ def test_joint_distribution(small_target, name):
 def test_joint_distribution_with_threshold(small_target):
     drafter = TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,), enable_confidence_head=True)
     speculation = SpeculationConfig(confidence_threshold=0.12)
-    assert sampled_p_value(small_target, drafter, speculation=speculation, accepted_lens=(0, 1, 2)) > 1e-6
+    assert sampled_p_value(small_target, drafter, 600, MANY_ROWS, speculation, accepted_lens=(0, 1, 2)) > 1e-6
 
 
 def test_joint_distribution_of_a_real_drafter(small_target):
     drafter = DSparkModel.from_target(
         small_target, block_size=3, markov_rank=4, num_hidden_layers=1, target_layer_ids=[0]
     )
-    assert sampled_p_value(small_target, drafter, num_samples=400, temperature=0.9) > 1e-6
+    assert sampled_p_value(small_target, drafter, 400, MANY_ROWS, temperature=0.9) > 1e-6
 
 
-@pytest.mark.parametrize(
-    ("name", "num_samples"), [("warpers", 1200), ("penalty", 600), ("custom", 1200), ("promised", 600)]
-)
-def test_joint_distribution_of_a_batch(small_target, name, num_samples):
+@pytest.mark.parametrize("name", OPTIONS)
+def test_joint_distribution_of_a_batch(small_target, name):
     drafter = TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,))
-    assert (
-        sampled_p_value(
-            small_target, drafter, batch_size=3, num_samples=num_samples, accepted_lens=(0, 1, 2), **OPTIONS[name]
-        )
-        > 1e-6
-    )
+    # Judged one position after the other, a round of many rows ends where the first draft of any is refused.
+    is_custom = name == "custom"
+    num_samples, batch_size, lens = (600, 3, (0, 1, 2)) if is_custom else (1200, MANY_ROWS, (0, 1, 2, 3))
+    options = OPTIONS[name]
+    assert sampled_p_value(small_target, drafter, num_samples, batch_size, accepted_lens=lens, **options) > 1e-6
 
 
 @pytest.mark.parametrize("verification", ["token", "block"])
-@pytest.mark.parametrize(("num_candidates", "batch_size"), [(1, 8), (2, 3), (4, 1), (None, 8)])
+@pytest.mark.parametrize(
+    ("num_candidates", "batch_size"),
+    [(1, MANY_ROWS), (2, MANY_ROWS), pytest.param(4, 1, marks=pytest.mark.slow), (4, MANY_ROWS), (None, MANY_ROWS)],
+)
 def test_joint_distribution_of_few_candidates(small_target, verification, num_candidates, batch_size):
     drafter = TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,))
     speculation = SpeculationConfig(num_candidates=num_candidates, verification=verification, policy="fixed")
@@ -112,7 +115,7 @@ def test_candidates_that_are_all_forbidden_end_the_draft(small_target, options):
     """Of a single candidate nothing may be left; the target's own token then follows."""
     drafter = TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,))
     speculation = SpeculationConfig(num_candidates=1, policy="fixed")
-    assert sampled_p_value(small_target, drafter, 900, 3, speculation, accepted_lens=(0, 1), **options) > 1e-6
+    assert sampled_p_value(small_target, drafter, 900, MANY_ROWS, speculation, accepted_lens=(0, 1), **options) > 1e-6
 
 
 @pytest.mark.parametrize("num_candidates", [1, 4])
@@ -144,7 +147,7 @@ def test_one_stream_for_drafts_and_verification_is_caught(small_target, monkeypa
     drafter = TableDrafter(VOCAB, scale=1.0, num_slots=3, taps=(0,))
     for verification in ("token", "block"):
         speculation = SpeculationConfig(verification=verification, policy="fixed")
-        assert sampled_p_value(small_target, drafter, 900, 3, speculation, accepted_lens=()) < 1e-6
+        assert sampled_p_value(small_target, drafter, 900, MANY_ROWS, speculation, accepted_lens=()) < 1e-6
 
 
 @pytest.mark.parametrize("num_candidates", [1, 5, None])
@@ -196,7 +199,7 @@ def without_residual(draft_ids, candidates, scores, *args):
 sampling_verify = sampling.verify_sampled
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), MANY_ROWS])
 @pytest.mark.parametrize("broken", [accept_everything, without_residual])
 def test_a_wrong_verifier_is_caught(small_target, monkeypatch, broken, batch_size):
     monkeypatch.setattr(sampling, "verify_sampled", broken)
@@ -219,7 +222,7 @@ def test_a_wrong_q_is_caught(small_target):
             return proposal
 
     drafter = Lying(VOCAB, scale=1.5, num_slots=3, taps=(0,))
-    assert sampled_p_value(small_target, drafter, num_samples=600) < 1e-6
+    assert sampled_p_value(small_target, drafter, 600, MANY_ROWS) < 1e-6
 
 
 def test_certain_sampling_equals_greedy():
