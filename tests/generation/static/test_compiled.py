@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from scripted_drafters import scripted
-from tiny_targets import MORE_FAMILIES, make_prompt, make_target, padded_prompts
+from tiny_targets import make_prompt, make_target, padded_prompts
 from torch._dynamo.utils import counters
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process
@@ -41,10 +41,17 @@ def check(target, lengths, num_new, pattern=(0, 5, 2, 1, 3, 4), **options):
     return drafter.last_stats
 
 
-@pytest.mark.parametrize("family", ["llama", pytest.param("gemma3_text", marks=pytest.mark.slow)])
-def test_layers_share_code_that_is_made_once_for_a_bucket(traced, family):
-    target = make_target(family, **MORE_FAMILIES.get(family, {}))
-    kinds = 1 + (family == "gemma3_text")
+@pytest.mark.parametrize(
+    ("family", "fields", "kinds"),
+    [
+        ("llama", {}, 1),
+        pytest.param(
+            "gemma3_text", {"layer_types": ["sliding_attention", "full_attention"] * 2}, 2, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_layers_share_code_that_is_made_once_for_a_bucket(traced, family, fields, kinds):
+    target = make_target(family, **fields)
     ids = make_prompt(11)
     drafter, plain = scripted(target, ids, range(6), 60)
     options = {"assistant_model": drafter, "speculation": COMPILED, "max_new_tokens": 60, **GREEDY}

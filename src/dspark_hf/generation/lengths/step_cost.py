@@ -6,7 +6,8 @@ Shapes: T token counts, C context lengths, R row counts of a table.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ import torch
 from dspark_hf.messages import shown
 
 # The rule of thumb: what is added to a pass over one token by any more of them, and by as many as the device bears
-# while it waits for weights; and what the drafter adds. All in passes over one token.
+# while it waits for weights; and what the drafter adds for one row. All in passes over one token.
 _ANY_MORE, _FULL, _DRAFTER = 0.05, 0.35, 0.2
+# Tokens that a drafter reads for each row, its block: more rows are busy with computing that much sooner.
+_BLOCK = 5
 # Tokens that so bear: the cores of a CPU are soon busy with computing. A single core waits as long as two do.
 _TOKENS_OF_CORE, _FEWEST_CORES, _TOKENS_OF_DEVICE = 8, 2, 256
 # A CPU multiplies a float32 matrix with one vector by other code than with two, which takes longer; where it has no
@@ -112,7 +115,9 @@ class StepCost:
             most = _TOKENS_OF_CORE * num_cores if device.type == "cpu" else _TOKENS_OF_DEVICE
             any_more = _ANY_MORE_FLOAT32 if is_float32_on_cpu else _ANY_MORE
             verify = [1 + any_more * (count > 1) + _FULL * (count - 1) / most for count in tokens]
-        return cls(tokens, [1], [verify], tokens, [_DRAFTER * seconds for seconds in verify])
+        passes = cls(tokens, [1], [verify], [1], [_DRAFTER])
+        blocks = passes.verify(_BLOCK * tokens[-1])[_BLOCK * np.array(tokens)]
+        return replace(passes, rows=tokens, draft_seconds=(_DRAFTER * blocks / blocks[0]).tolist())
 
     def verify(self, num_tokens: int, context_len: int = 1) -> np.ndarray:
         """Seconds of passes over 1 to `num_tokens` tokens.
@@ -131,9 +136,11 @@ class StepCost:
             if after == before
             else (context_len - self.contexts[before]) / (self.contexts[after] - self.contexts[before])
         )
-        ends = (np.array(self.verify_seconds[place], dtype=float) for place in (before, after))
-        of_context = np.average(list(ends), axis=0, weights=[1 - min(share, 1.0), min(share, 1.0)])
-        return np.concatenate([[0.0], _by_ceil(np.arange(1, num_tokens + 1), self.tokens, of_context)])
+        share = min(share, 1.0)
+        of_context = (1 - share) * self._passes[before] + share * self._passes[after]
+        seconds = _by_ceil(np.arange(num_tokens + 1), self.tokens, of_context)
+        seconds[0] = 0.0
+        return seconds
 
     def draft(self, num_rows: int) -> float:
         """Seconds of a proposal for so many rows.
@@ -145,6 +152,10 @@ class StepCost:
             `float`.
         """
         return float(_by_ceil(np.array([num_rows]), self.rows, np.array(self.draft_seconds, dtype=float))[0])
+
+    @cached_property
+    def _passes(self) -> np.ndarray:
+        return np.array(self.verify_seconds, dtype=float)
 
     def corrected(self, tokens: Sequence[int], of_passes: np.ndarray, of_proposals: np.ndarray) -> "StepCost":
         """The same costs, times some ratios, as far as a table may say so.

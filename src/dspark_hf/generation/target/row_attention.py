@@ -23,6 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dspark_hf.modeling.compiling import is_compiled
 from dspark_hf.ops.blocks import LayerView
+from dspark_hf.ops.dispatch import kernel_for
 from dspark_hf.ops.row_attention import Rows, even_rows, has_kernel, row_attention
 
 from .packing import Packing
@@ -153,9 +154,10 @@ class RowPass:
         """
         mask = self._make_mask(mask_function, first, length, dtype, device)
         # Compiled code has attention of its own.
-        view = None if torch.compiler.is_compiling() else view_of(mask_function, window, self.packing)
-        if view is not None:
-            self._views[id(mask)] = (mask, view, first)
+        if kernel_for("row_attention", torch.device(device)) is not None:
+            view = view_of(mask_function, window, self.packing)
+            if view is not None:
+                self._views[id(mask)] = (mask, view, first)
         return mask
 
     def _make_mask(self, mask_function: Callable, first: int, length: int, dtype: torch.dtype, device) -> Tensor:
@@ -184,7 +186,7 @@ class RowPass:
         Returns:
             `torch.Tensor` of shape `(1, N, Q, D)`.
         """
-        known = None if torch.compiler.is_compiling() else self._views.get(id(mask))
+        known = self._views.get(id(mask)) if self._views else None
         if known is not None and dropout == 0 and has_kernel(query, key, value):
             _, view, first = known
             queries = query.transpose(1, 2)  # [1, N, Q, D], or [B, w, Q, D]
@@ -192,15 +194,21 @@ class RowPass:
             rows = self._rows(query.device)
             out = row_attention(queries.flatten(0, 1), key, value, rows, view, scaling=scaling, first=first)
             return out.view(queries.shape)
-        queries = self._sort(query)  # [B, w, Q, D]
-        batch_size, width, num_heads, _ = queries.shape
+        queries = self._sort(query)  # [B, Q, w, D]
+        batch_size, num_heads, width, _ = queries.shape
         num_groups = num_heads // key.shape[1]
-        queries = queries.view(batch_size, width, key.shape[1], num_groups, -1).permute(0, 2, 3, 1, 4).flatten(2, 3)
-        mask = self._group(mask, num_groups)
-        out = F.scaled_dot_product_attention(queries, key, value, mask, dropout_p=dropout, scale=scaling)
-        out = out.view(batch_size, key.shape[1], num_groups, width, -1).permute(0, 3, 1, 2, 4)
+        if width == 1 and queries.device.type == "cpu":
+            # As plain generate() has it: one query a head is done sooner than a group of them.
+            out = F.scaled_dot_product_attention(
+                queries, key, value, mask, dropout_p=dropout, scale=scaling, enable_gqa=num_groups > 1
+            )
+        else:
+            queries = queries.reshape(batch_size, key.shape[1], num_groups * width, -1)
+            mask = self._group(mask, num_groups)
+            out = F.scaled_dot_product_attention(queries, key, value, mask, dropout_p=dropout, scale=scaling)
+            out = out.view(batch_size, num_heads, width, -1)
         # As transformers' own functions return it: some layers take a view of it.
-        return self._pack(out.flatten(2, 3).contiguous())
+        return self._pack(out.transpose(1, 2).contiguous())
 
     def eager(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **kwargs) -> Tensor:
         """Attention by the target's own function, with its soft-caps and sinks.
@@ -215,14 +223,16 @@ class RowPass:
         Returns:
             `torch.Tensor` of shape `(1, N, Q, D)`.
         """
-        queries = self._sort(query).transpose(1, 2)
-        return self._pack(_eager_attention(module)(module, queries, key, value, mask, **kwargs)[0])
+        return self._pack(_eager_attention(module)(module, self._sort(query), key, value, mask, **kwargs)[0])
 
     def _rows(self, device: torch.device) -> Rows:
         return self.packing.rows(device)
 
     def _sort(self, query: Tensor) -> Tensor:
-        return self.packing.unpack(query.transpose(1, 2))
+        """Queries `(batch, Q, w, D)` of `(1, Q, N, D)`."""
+        if len(self.packing.counts) == 1:
+            return query
+        return self.packing.unpack(query.transpose(1, 2)).transpose(1, 2)
 
     def _pack(self, values: Tensor) -> Tensor:
         return self.packing.pack(values)
@@ -267,7 +277,7 @@ class FixedPass(RowPass):
         return even_rows(self._starts, self._width, self._visible)
 
     def _sort(self, query: Tensor) -> Tensor:
-        return query.transpose(1, 2)
+        return query
 
     def _pack(self, values: Tensor) -> Tensor:
         return values

@@ -37,10 +37,13 @@ class RowLayer(CacheLayerMixin):
         """Write the packed `(1, heads, N, dim)` into the rows; returns all columns that the pass may see."""
         length, first = self.get_mask_sizes(self.packing.num_tokens)
         self._make_room(first, length)
-        rows, columns = self.packing.cells(key_states.device)
         for buffer, new in ((self.keys, key_states), (self.values, value_states)):
             # Under autocast a pass may make other dtypes than the prompt's cache has.
-            buffer[rows, :, columns - self._first] = new[0].transpose(0, 1).to(buffer.dtype)
+            if len(buffer) == 1:
+                buffer.narrow(2, self.packing.starts[0] - self._first, self.packing.num_tokens).copy_(new)
+            else:
+                rows, columns = self.packing.cells(key_states.device)
+                buffer[rows, :, columns - self._first] = new[0].transpose(0, 1).to(buffer.dtype)
         window = slice(first - self._first, first - self._first + length)
         return self.keys[:, :, window], self.values[:, :, window]
 
