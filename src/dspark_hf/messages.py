@@ -17,6 +17,18 @@ def cut(text: str) -> str:
     return text if len(text) <= _MOST else f"{text[:_MOST]}..."
 
 
+def cut_middle(text: str) -> str:
+    """A library's words at a length that fits a message; they may quote any value whole.
+
+    Args:
+        text (`str`): Its words.
+
+    Returns:
+        `str`: The same, or their first 500 characters, where the reason begins, and their last 200.
+    """
+    return text if len(text) <= 700 else f"{text[:500]} [...] {text[-200:]}"
+
+
 def shown(value: Any) -> str:
     """A value as Python writes it, at a length that fits a message.
 

@@ -125,8 +125,10 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("stage", ["/api/repos/create", "/preupload/", "/objects/batch"])
-@pytest.mark.parametrize("name", ["config.json", "LICENSE", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [("config.json", "/repos/create"), ("LICENSE", "/objects/batch"), ("model.safetensors", "/objects/batch")],
+)
 @pytest.mark.parametrize("how", CHANGES)
 def test_what_changes_while_it_is_sent_is_not_pushed(hub, folder, monkeypatch, how, name, stage):
     monkeypatch.setattr("time.sleep", lambda seconds: None)

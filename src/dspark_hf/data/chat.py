@@ -129,7 +129,7 @@ def _encode_raw(
             f"{_no_template(tokenizer)} Without one, a prompt and its answer can be taken as raw text, and no more."
         )
     if names := call_names(messages):
-        raise ValueError(f"{_no_template(tokenizer)} Without one, the call of {names[0]!r} has no text.")
+        raise ValueError(f"{_no_template(tokenizer)} Without one, the call of {shown(names[0])} has no text.")
     question, *answers = (message["content"] or "" for message in messages)
     input_ids = tokenizer(question)["input_ids"]
     if answer_ids is None:
@@ -156,7 +156,7 @@ def _check_shown(tokenizer, messages: Sequence[dict], options: dict[str, Any]) -
         return
     text = render(tokenizer, messages, **options)
     missing = "the last answer's thoughts" if thoughts and str(thoughts).strip() not in text else ""
-    missing = next((f"a call of {name!r}" for name in names if name not in text), missing)
+    missing = next((f"a call of {shown(name)}" for name in names if name not in text), missing)
     if missing:
         raise ValueError(f"The chat template of {tokenizer.name_or_path!r} leaves out {missing}, which was written.")
 

@@ -55,12 +55,12 @@ def conversation_of(row: Mapping[str, Any]) -> dict[str, Any]:
     check_messages(messages)
     complete = row.get("complete")
     if not isinstance(complete, bool | None):
-        raise ValueError(f"Expected 'complete' to be true or false, got {complete!r}.")
+        raise ValueError(f"Expected 'complete' to be true or false, got {shown(complete)}.")
     extras = {"thinking": row.get("thinking"), "tools": _tools(row), "answer_ids": row.get("answer_ids")}
     if not isinstance(extras["thinking"], bool | None):
-        raise ValueError(f"Expected 'thinking' to be true, false or absent, got {extras['thinking']!r}.")
+        raise ValueError(f"Expected 'thinking' to be true, false or absent, got {shown(extras['thinking'])}.")
     if not isinstance(row.get("reasoning_effort"), str | None):
-        raise ValueError(f"Expected 'reasoning_effort' to be text or absent, got {row['reasoning_effort']!r}.")
+        raise ValueError(f"Expected 'reasoning_effort' to be text or absent, got {shown(row['reasoning_effort'])}.")
     extras["reasoning_effort"] = row.get("reasoning_effort")
     ids = extras["answer_ids"]
     if ids is not None and not (
@@ -99,7 +99,7 @@ def check_messages(messages: Sequence[dict]) -> None:
         if not isinstance(content, str) and not is_call:
             raise ValueError(f"Expected each message to be {{'role': ..., 'content': text}}, got {shown(message)}.")
         if message.get("role") not in _ROLES:
-            raise ValueError(f"Expected a role out of {_ROLES}, got {message.get('role')!r}.")
+            raise ValueError(f"Expected a role out of {_ROLES}, got {shown(message.get('role'))}.")
         if not is_call and not is_unicode(content):
             raise ValueError(f"Expected text, got half of a surrogate pair in {shown(content)}.")
 
@@ -179,7 +179,9 @@ def _as_call(call: Any) -> Any:
     try:
         arguments = parse_json(function["arguments"])
     except ValueError as error:
-        raise ValueError(f"The arguments of the call of {function.get('name')!r} are no JSON: {error}.") from error
+        raise ValueError(
+            f"The arguments of the call of {shown(function.get('name'))} are no JSON: {error}."
+        ) from error
     return {**call, "function": {**function, "arguments": arguments}}
 
 

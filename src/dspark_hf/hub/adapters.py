@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dspark_hf.files import read_json
+from dspark_hf.messages import cut_middle
 from dspark_hf.publishing.contents import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 from .adapter_config import check_config
@@ -113,6 +114,7 @@ def put_on(
     # What PEFT makes of a field that it does not expect may be any error.
     except Exception as error:
         raise ValueError(
-            f"The adapter in {where} does not fit its drafter ({ADAPTER_CONFIG}): {type(error).__name__}: {error} "
-            "Load the drafter that it was trained on, and call PeftModel.from_pretrained(drafter, adapter)."
+            f"The adapter in {where} does not fit its drafter ({ADAPTER_CONFIG}): {type(error).__name__}: "
+            f"{cut_middle(str(error))} Load the drafter that it was trained on, and call "
+            "PeftModel.from_pretrained(drafter, adapter)."
         ) from error

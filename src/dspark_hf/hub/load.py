@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 
 from dspark_hf.files import read_json
 from dspark_hf.generation.lengths.calibration import Calibration
+from dspark_hf.messages import shown
 from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.configuration.recognition import is_of_drafter
 from dspark_hf.modeling.fingerprint import public_name
@@ -129,7 +130,9 @@ def _load_checkpoint(
         raise ValueError(f"The output head in {where} has a bias, which a drafter's own cannot have.")
     dtype = kwargs.get("dtype", "auto")
     if dtype != "auto" and not is_dtype(dtype):
-        raise ValueError(f"dtype={dtype!r} for {where} is no torch dtype; use e.g. 'bfloat16', 'float32' or 'auto'.")
+        raise ValueError(
+            f"dtype={shown(dtype)} for {where} is no torch dtype; use e.g. 'bfloat16', 'float32' or 'auto'."
+        )
     find = partial(_shard, repo_or_dir, where=where, hub=hub)
     kwargs = {"config": config, "own_embeddings": found.own_embeddings, **kwargs}
     if found.is_in_stages:

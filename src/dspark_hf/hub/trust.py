@@ -5,7 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dspark_hf.messages import shown
 from dspark_hf.publishing.cards.facts import is_repo_name
+
+# Messages of other libraries quote it, too.
+_LONGEST_NAME = 1000
 
 
 def check_named(name: str, by: str, asked: str | None = None) -> None:
@@ -17,16 +21,18 @@ def check_named(name: str, by: str, asked: str | None = None) -> None:
         asked (`str`, *optional*): The name that the user gives, if any.
 
     Raises:
-        `ValueError`: If the two differ, or a repository of the Hub names a folder of this machine.
+        `ValueError`: If the two differ, the name is none, or a repository of the Hub names a folder of this machine.
     """
+    if len(name) > _LONGEST_NAME:
+        raise ValueError(f"{by} names {shown(name)}, {len(name)} characters, which can be no place of a model.")
     if asked is not None and asked != name:
-        raise ValueError(f"{by} names {name!r}, not {asked!r}. Check which you want, and name that.")
+        raise ValueError(f"{by} names {shown(name)}, not {shown(asked)}. Check which you want, and name that.")
     if asked is not None or Path(by).is_dir():
         return
     if not is_repo_name(name):
         raise ValueError(
-            f"{by} is a repository, and names {name!r}, which can be no repository: it may not lead to folders of "
-            "this machine. Load the two yourself and join them."
+            f"{by} is a repository, and names {shown(name)}, which can be no repository: it may not lead to folders "
+            "of this machine. Load the two yourself and join them."
         )
     if Path(name).exists():
         raise ValueError(

@@ -1,6 +1,5 @@
 """What the files of a drafter must hold for a card to be made of them."""
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,10 +9,13 @@ from dspark_hf.messages import shown
 
 HEADS = {"vanilla": "a vanilla", "gated": "a gated", "rnn": "a recurrent", "domino": "a Domino"}
 
+_MOST = 1e300
+
 
 def is_number(value: Any) -> bool:
     """Whether a `value` is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # JSON has whole numbers that no float can be.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MOST
 
 
 def _whole(value: Any) -> bool:
@@ -146,8 +148,8 @@ def check_calibration(calibration: Mapping[str, Any], slots: int, path: Path) ->
     is_list = isinstance(temperatures, list) and all(is_number(one) and one > 0 for one in temperatures)
     if not is_list or len(temperatures) != slots:
         raise ValueError(
-            f"{path} must hold `temperatures`, {slots} numbers above 0 (one a slot), got {temperatures!r}. Calibrate "
-            "this drafter again, or remove the file."
+            f"{path} must hold `temperatures`, {slots} numbers above 0 (one a slot), got {shown(temperatures)}. "
+            "Calibrate this drafter again, or remove the file."
         )
 
 

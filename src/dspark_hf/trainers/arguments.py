@@ -119,13 +119,13 @@ class DraftTrainingArguments(TrainingArguments):
         for name in _WITHOUT_EFFECT:
             if getattr(self, name):
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r} has no effect on a drafter: its loss is its own, its embedding "
-                    "the target's. Leave it out."
+                    f"{name}={shown(getattr(self, name))} has no effect on a drafter: its loss is its own, its "
+                    "embedding the target's. Leave it out."
                 )
         for tracker in set(self.report_to) - {"none", *get_available_reporting_integrations()}:
             raise ValueError(
-                f"report_to={tracker!r} needs a package that is not installed: pip install {tracker}, or report_to="
-                "'none'."
+                f"report_to={shown(tracker)} needs a package that is not installed: pip install {tracker}, or "
+                "report_to='none'."
             )
         if self.fp16 and self.use_cpu:
             raise ValueError("fp16=True needs an accelerator. Use bf16=True on a CPU, or leave both out for float32.")
@@ -141,7 +141,7 @@ class DraftTrainingArguments(TrainingArguments):
         if self.cache_budget is not None:
             parse_size(self.cache_budget)
         elif self.cache_dir is not None:
-            raise ValueError(f"cache_dir={self.cache_dir!r} has no cache_budget; say how much may be kept there.")
+            raise ValueError(f"cache_dir={shown(self.cache_dir)} has no cache_budget; say how much may be kept there.")
         if self.early_stopping_patience is not None and self.eval_strategy == "no":
             raise ValueError(
                 f"early_stopping_patience={self.early_stopping_patience} counts evaluations, but eval_strategy is "

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from math import isfinite
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ def _of_this_run(what: str, way_out: str = "") -> Iterator[None]:
 
 def _is_whole(value: Tensor | float) -> bool:
     if not isinstance(value, Tensor):
-        return isfinite(value)
+        return abs(value) < inf
     # Of a sharded tensor, the part that is here.
     return is_finite(value.to_local() if hasattr(value, "to_local") else value)
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dspark_hf.messages import shown
+
 RAW_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 DTYPES = (*RAW_DTYPES, "fp8", "int8", "int4")
 
@@ -30,7 +32,7 @@ def check_dtype(dtype: str) -> None:
         `ValueError`: If not; the message names those that there are.
     """
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {shown(dtype)}.")
 
 
 class Codec(Protocol):

@@ -131,8 +131,8 @@ class Manifest:
         record = {"keep_special_tokens": True, **read_record(path)}
         if record.get("format") != _FORMAT or set(record) != {field.name for field in fields(cls)}:
             raise ValueError(
-                f"{path} has format {record.get('format')!r}, but this version of dspark_hf reads {_FORMAT}. Build "
-                "the cache again, or use the version that made it."
+                f"{path} has format {shown(record.get('format'))}, but this version of dspark_hf reads {_FORMAT}. "
+                "Build the cache again, or use the version that made it."
             )
         manifest = cls(**record)
         manifest._check_fields(path)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dspark_hf.data.features import TargetFeatures
+from dspark_hf.messages import shown
 
 from .codecs import check_dtype
 from .manifest import MANIFEST_FILE, Manifest
@@ -192,7 +193,7 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", str(text).upper())
     if match is None or match[2] not in _UNITS:
-        raise ValueError(f"Expected a size such as 50GB or 512MiB, got {text!r}.")
+        raise ValueError(f"Expected a size such as 50GB or 512MiB, got {shown(text)}.")
     return int(float(match[1]) * _UNITS[match[2]])
 
 

@@ -7,6 +7,7 @@ from dspark_hf.data.chat import prompt_ids
 from dspark_hf.data.encoding_file import encoding_file, has_chat_form
 from dspark_hf.data.generating import end_ids, sampling_options, write_on
 from dspark_hf.data.special_tokens import spelled_token
+from dspark_hf.messages import shown
 
 
 class Answerer:
@@ -102,8 +103,8 @@ class Answerer:
         """
         if not self.keep_special_tokens and (token := spelled_token(self.tokenizer, messages)) is not None:
             raise ValueError(
-                f"The text spells {token!r}, a special token of the tokenizer, and could forge turns. Take it out, or "
-                "set keep_special_tokens."
+                f"The text spells {shown(token)}, a special token of the tokenizer, and could forge turns. Take it "
+                "out, or set keep_special_tokens."
             )
         first = next(i for i, message in enumerate(messages) if message["role"] == "user")
         num_tokens = len(prompt_ids(self.tokenizer, messages[: first + 1], **self.form))

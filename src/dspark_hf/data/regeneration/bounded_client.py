@@ -27,8 +27,8 @@ def bounded_client(max_bytes: int) -> Any:
                     raise OpenAIError(f"The reply is compressed ({shown(encoding)}), which was not asked for.")
                 if response.has_redirect_location:
                     raise OpenAIError(
-                        f"The server sends to {response.headers['Location']!r}, where nothing is sent without your "
-                        "word: give that address if you trust it."
+                        f"The server sends to {shown(response.headers['Location'])}, where nothing is sent without "
+                        "your word: give that address if you trust it."
                     )
                 body = bytearray()
                 async for chunk in response.aiter_raw():

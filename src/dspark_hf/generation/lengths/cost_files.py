@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dspark_hf.files import cache_root, read_json, write_json
+from dspark_hf.messages import cut, shown
 from dspark_hf.modeling.fingerprint import public_name, target_fingerprint
 from dspark_hf.provenance import changes, installed_versions, processor_name
 
@@ -76,7 +77,9 @@ def load_cost(path: str | Path) -> StepCost:
         if "verify_seconds" in content:
             return StepCost(**content)
         return from_sglang(content)
-    except (TypeError, ValueError, OverflowError) as error:
+    except TypeError as error:  # it quotes a field that there is not
+        raise ValueError(f"{path} is no step cost: {cut(str(error))}") from None
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{path} is no step cost: {error}") from None
 
 
@@ -149,7 +152,7 @@ def from_sglang(content: dict[str, Any]) -> StepCost:
         return StepCost(tokens, [1], [verify], rows, draft)
     tokens, speeds = _entries(content, ("sample_batch_tokens", "sample_steps_per_sec"))
     if not all(isinstance(speed, (int, float)) and speed > 0 for speed in speeds):
-        raise ValueError(f"sample_steps_per_sec must be positive, got {speeds!r}.")
+        raise ValueError(f"sample_steps_per_sec must be positive, got {shown(speeds)}.")
     # Drafting is part of a step there.
     return StepCost(tokens, [1], [[1 / speed for speed in speeds]], [1], [0.0])
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dspark_hf.files import copy_files, follow_umask, read_json, write_json
+from dspark_hf.messages import shown
 from dspark_hf.modeling import DSparkConfig, DSparkModel
 from dspark_hf.publishing.weight_index import read_weight_map
 
@@ -80,8 +81,8 @@ def _check(drafter: DSparkModel, raw: dict[str, Any], weight_map: dict[str, str]
     if config.decoder_config.model_type != "deepseek_v4" or found != HEADS or drafter.has_reduced_vocabulary:
         raise ValueError(
             f"DeepSeek-V4's form holds a DeepSeek-V4-shaped drafter of all tokens with {HEADS}, got one of shape "
-            f"{config.decoder_config.model_type!r} with {found}, draft_vocab_size={config.draft_vocab_size}. Save it "
-            "in the flat layout."
+            f"{shown(config.decoder_config.model_type)} with {found}, draft_vocab_size={config.draft_vocab_size}. "
+            "Save it in the flat layout."
         )
     sides = (config.hidden_size, config.num_target_layers), (raw.get("hidden_size"), raw.get("num_hidden_layers"))
     if raw.get("model_type") != "deepseek_v4" or sides[0] != sides[1]:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from dspark_hf.hub.deepseek_v4 import refuse_relatives
+from dspark_hf.messages import shown
 from dspark_hf.modeling import ALGORITHMS, DraftModel
 from dspark_hf.publishing.config_fields import check_fields
 
@@ -44,7 +45,7 @@ def find_packaging(config: Mapping[str, Any], names: Collection[str], where: str
         raise ValueError(
             f"{where} is no DSpark drafter nor another that is read: its config.json has neither target_layer_ids "
             "with block_size (DSpark, DFlash) or ttt_length (EAGLE-3), nor dflash_config, nor speculators_model_type; "
-            f"found model_type={config.get('model_type')!r}. A target is loaded with AutoModelForCausalLM."
+            f"found model_type={shown(config.get('model_type'))}. A target is loaded with AutoModelForCausalLM."
         )
     return packaging
 
@@ -77,8 +78,8 @@ def flat_config(packaging: Packaging, config: Mapping[str, Any], names: Collecti
     for name, neutral in NEUTRAL.items():
         if flat.get(name) not in (None, neutral):
             raise ValueError(
-                f"{where} has {name}={flat[name]!r} in its config.json, a variant that is not read: its drafts would "
-                f"be wrong. Known is {name}={neutral!r}."
+                f"{where} has {name}={shown(flat[name])} in its config.json, a variant that is not read: its drafts "
+                f"would be wrong. Known is {name}={neutral!r}."
             )
     if "ttt_length" not in flat and flat.get("mask_token_id") is None:
         raise ValueError(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 
+from dspark_hf.messages import shown
 from dspark_hf.publishing.weight_index import HOLDER, WRAPPERS
 
 
@@ -22,8 +23,8 @@ def without_wrappers(names: Iterable[str], where: str) -> dict[str, str]:
         short = parts.removeprefix(HOLDER)
         if short in plain:
             raise ValueError(
-                f"{where} holds {plain[short]!r} and {name!r}, which without the parts that wrappers put into names "
-                "are the same tensor. Save the model inside the wrapper (accelerator.unwrap_model), once."
+                f"{where} holds {shown(plain[short])} and {shown(name)}, which without the parts that wrappers put "
+                "into names are the same tensor. Save the model inside the wrapper (accelerator.unwrap_model), once."
             )
         plain[short] = name
     return {name: short for short, name in plain.items()}

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import save_torch_state_dict
 
 from dspark_hf.files import follow_umask, write_json
+from dspark_hf.messages import shown
 from dspark_hf.modeling import DraftModel
 
 from .interleaved import FLAGS
@@ -52,7 +53,7 @@ class SpecForge(Packaging):
             kind = "dflash2"
         if kind not in _CLASSES:
             raise ValueError(
-                f"{where} is a drafter with projector_type={kind!r}, which is not read; known are "
+                f"{where} is a drafter with projector_type={shown(kind)}, which is not read; known are "
                 f"{', '.join(_CLASSES)}. {WAY_OUT}"
             )
         flat = {name: value for name, value in config.items() if name not in (*_SECTIONS, *_NOT_OF_LAYERS)}

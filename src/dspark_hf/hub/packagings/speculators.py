@@ -9,6 +9,7 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
 from dspark_hf.files import follow_umask, write_json
+from dspark_hf.messages import shown
 from dspark_hf.modeling import DraftModel, DSparkModel, Eagle3Config
 from dspark_hf.publishing.engines.checkpoint import SPECULATORS_LAYERS
 
@@ -112,8 +113,8 @@ def _kind(config: Mapping[str, Any], where: str) -> str:
         kind = config["projector_type"]
     if kind not in _CLASSES:
         raise ValueError(
-            f"{where} is a speculators drafter of kind {kind!r}, which is not read; known are dspark, dflash, eagle3. "
-            f"{WAY_OUT}"
+            f"{where} is a speculators drafter of kind {shown(kind)}, which is not read; known are dspark, dflash, "
+            f"eagle3. {WAY_OUT}"
         )
     return kind
 

@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import SubConfigSpec
 
+from dspark_hf.messages import shown
 from dspark_hf.modeling.drafting import LossWeights
 from dspark_hf.modeling.families import DEFAULT_FAMILY, FAMILIES, get_family
 from dspark_hf.modeling.fingerprint import public_name, target_fingerprint
@@ -208,7 +209,7 @@ class DraftConfig(PreTrainedConfig):
         num_hidden_layers = cls.default_num_layers if num_hidden_layers is None else num_hidden_layers
         for name, value in (("num_hidden_layers", num_hidden_layers), ("num_taps", num_taps)):
             if not isinstance(value, int) or isinstance(value, bool):
-                raise ValueError(f"{name} must be a whole number, got {value!r}.")
+                raise ValueError(f"{name} must be a whole number, got {shown(value)}.")
         target = unwrap(target)
         config = target if isinstance(target, PreTrainedConfig) else target.config
         text_config = config.get_text_config()

@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from dspark_hf.messages import shown
 from dspark_hf.modeling.drafting import LossWeights
 from dspark_hf.modeling.families import DEFAULT_FAMILY, get_family
 
@@ -52,8 +53,8 @@ class Eagle3Config(DraftConfig):
             )
         if not get_family(self.decoder_config.model_type).has_eagle3:
             raise ValueError(
-                f"An EAGLE-3 drafter of {self.decoder_config.model_type!r} layers is not supported; make one with "
-                f"family={DEFAULT_FAMILY!r}, or use DSparkConfig."
+                f"An EAGLE-3 drafter of {shown(self.decoder_config.model_type)} layers is not supported; make one "
+                f"with family={DEFAULT_FAMILY!r}, or use DSparkConfig."
             )
         if self.num_hidden_layers != 1:
             raise ValueError(

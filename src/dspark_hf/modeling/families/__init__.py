@@ -1,5 +1,7 @@
 """The decoder families a drafter can be built from, by transformers `model_type`."""
 
+from dspark_hf.messages import shown
+
 from .deepseek_v4 import DeepseekV4
 from .family import Family
 from .gemma4 import Gemma4
@@ -27,7 +29,7 @@ def get_family(model_type: str) -> Family:
     """
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(
-            f"No drafter family is called {model_type!r}. Known families: {', '.join(sorted(FAMILIES))}. "
+            f"No drafter family is called {shown(model_type)}. Known families: {', '.join(sorted(FAMILIES))}. "
             f"Any target can take a {DEFAULT_FAMILY!r}-shaped drafter."
         )
     return FAMILIES[model_type]

@@ -75,14 +75,17 @@ class DeepseekV4(Family):
                 "former, or n_routed_experts=0 for dense layers."
             )
         if fields.get("n_shared_experts", 1) != 1:
-            raise ValueError(f"A layer has one shared expert, got n_shared_experts={fields['n_shared_experts']!r}.")
+            raise ValueError(
+                f"A layer has one shared expert, got n_shared_experts={shown(fields['n_shared_experts'])}."
+            )
         if (scoring := fields.get("scoring_func", _SCORING[0])) not in _SCORING:
             raise ValueError(f"scoring_func must be {' or '.join(_SCORING)}, got {shown(scoring)}.")
         num_layers = fields.get("num_hidden_layers", 1)
         for name, kind in _KINDS.items():
             if set(fields.get(name) or [kind]) != {kind}:
                 raise ValueError(
-                    f"DeepSeek-V4-shaped draft layers are of the kind {kind!r} alone, got {name}={fields[name]}."
+                    f"DeepSeek-V4-shaped draft layers are of the kind {kind!r} alone, got "
+                    f"{name}={shown(fields[name])}."
                 )
         config = self.config_cls(**{**fields, **{name: [kind] * num_layers for name, kind in _KINDS.items()}})
         check_rope(config)
@@ -97,8 +100,8 @@ class DeepseekV4(Family):
         if "rope_theta" in overrides:
             # It would be lost beside the inherited parameters, which are of two kinds.
             raise ValueError(
-                f"DeepSeek-V4 has several ropes, got rope_theta={overrides['rope_theta']!r}: give rope_parameters, "
-                "with 'main' for a drafter's layers."
+                f"DeepSeek-V4 has several ropes, got rope_theta={shown(overrides['rope_theta'])}: give "
+                "rope_parameters, with 'main' for a drafter's layers."
             )
         own = {field.name for field in fields_of(self.config_cls)} - {
             field.name for field in fields_of(PreTrainedConfig)

@@ -8,6 +8,8 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from dspark_hf.messages import shown
+
 TAGS = ("dspark", "speculative-decoding", "drafter")
 
 
@@ -40,7 +42,7 @@ class CardFacts:
     def __post_init__(self):
         for what, name in (("The repository", self.repo_id), ("The base model", self.base_model)):
             if name is not None and not is_repo_name(name):
-                raise ValueError(f"{what} must be named as on the Hub, OWNER/NAME, got {name!r}.")
+                raise ValueError(f"{what} must be named as on the Hub, OWNER/NAME, got {shown(name)}.")
 
     def completed(self, text: str, *, keeps_base_model: bool) -> "CardFacts":
         """These facts, and where they are silent those of a card that was generated before.

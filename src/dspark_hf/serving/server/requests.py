@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from dspark_hf.messages import shown
+
 # Fields of OpenAI's interface that the server does not know what to do with, and the values that ask for nothing.
 _UNKNOWN = {
     "audio": (None,),
@@ -37,26 +39,26 @@ def check_body(body: dict[str, Any], is_batched: bool) -> None:
     """
     for name, unset in _UNKNOWN.items():
         if name in body and body[name] not in unset:
-            raise ValueError(f"{name}={body[name]!r} is not supported by this server: leave it out.")
+            raise ValueError(f"{name}={shown(body[name])} is not supported by this server: leave it out.")
     for name in _NOT_BATCHED if is_batched else ():
         if body.get(name) not in (None, 0, {}, []):
             raise ValueError(f"{name} is not supported by a server that batches requests (--cb): leave it out.")
     for name, least, most in (("temperature", 0.0, 2.0), ("top_p", 0.0, 1.0), ("frequency_penalty", -2.0, 2.0)):
         value = body.get(name)
         if value is not None and not (_is_number(value) and least <= value <= most):
-            raise ValueError(f"{name} must be a number from {least:g} to {most:g}, got {value!r}.")
+            raise ValueError(f"{name} must be a number from {least:g} to {most:g}, got {shown(value)}.")
     if body.get("top_p") == 0:
         raise ValueError("top_p must be above 0; temperature=0 takes the most likely tokens.")
     for name in ("max_tokens", "max_completion_tokens"):
         value = body.get(name)
         if value is not None and not (_is_int(value) and value >= 1):
-            raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
+            raise ValueError(f"{name} must be a positive whole number, got {shown(value)}.")
     if body.get("seed") is not None and not (_is_int(body["seed"]) and abs(body["seed"]) < 2**63):
-        raise ValueError(f"seed must be a whole number, got {body['seed']!r}.")
+        raise ValueError(f"seed must be a whole number, got {shown(body['seed'])}.")
     if body.get("stream") not in (None, True, False):
-        raise ValueError(f"stream must be true or false, got {body['stream']!r}.")
+        raise ValueError(f"stream must be true or false, got {shown(body['stream'])}.")
     if not (body.get("model") is None or isinstance(body["model"], str)):
-        raise ValueError(f"model must be a string, got {body['model']!r}.")
+        raise ValueError(f"model must be a string, got {shown(body['model'])}.")
     _check_stop(body.get("stop"))
     _check_bias(body.get("logit_bias"))
 
@@ -76,22 +78,22 @@ def check_messages(body: dict[str, Any]) -> None:
     for place, message in enumerate(messages):
         where = f"messages[{place}]"
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise ValueError(f"{where} must be an object with a role, got {message!r}.")
+            raise ValueError(f"{where} must be an object with a role, got {shown(message)}.")
         content, calls = message.get("content"), message.get("tool_calls")
         if isinstance(content, list):
             if not all(isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
                        for part in content):  # fmt: skip
-                raise ValueError(f"{where}.content must be text, or parts of the type text, got {content!r}.")
+                raise ValueError(f"{where}.content must be text, or parts of the type text, got {shown(content)}.")
         elif not isinstance(content, str) and not calls:
-            raise ValueError(f"{where}.content must be text, got {content!r}.")
+            raise ValueError(f"{where}.content must be text, got {shown(content)}.")
         if calls and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
-            raise ValueError(f"{where}.tool_calls must be a list of objects, got {calls!r}.")
+            raise ValueError(f"{where}.tool_calls must be a list of objects, got {shown(calls)}.")
     tools = body.get("tools")
     if not (tools is None or (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools))):
-        raise ValueError(f"tools must be a list of objects, got {tools!r}.")
+        raise ValueError(f"tools must be a list of objects, got {shown(tools)}.")
     options = body.get("chat_template_kwargs")
     if not (options is None or isinstance(options, dict)):
-        raise ValueError(f"chat_template_kwargs must be an object, got {options!r}.")
+        raise ValueError(f"chat_template_kwargs must be an object, got {shown(options)}.")
 
 
 def check_prompt(body: dict[str, Any]) -> None:
@@ -105,7 +107,7 @@ def check_prompt(body: dict[str, Any]) -> None:
     """
     prompt = body.get("prompt")
     if not isinstance(prompt, str) or not prompt:
-        raise ValueError(f"prompt must be text, got {prompt!r}.")
+        raise ValueError(f"prompt must be text, got {shown(prompt)}.")
 
 
 def _check_stop(stop: Any) -> None:
@@ -113,7 +115,7 @@ def _check_stop(stop: Any) -> None:
     if texts is None:
         return
     if not (isinstance(texts, list) and all(isinstance(text, str) and text for text in texts)):
-        raise ValueError(f"stop must be a text, or a list of texts that are not empty, got {stop!r}.")
+        raise ValueError(f"stop must be a text, or a list of texts that are not empty, got {shown(stop)}.")
     if len(texts) > _MOST_STOPS:
         raise ValueError(f"stop must be at most {_MOST_STOPS} texts, got {len(texts)}.")
 
@@ -125,7 +127,7 @@ def _check_bias(bias: Any) -> None:
         str(token).isascii() and str(token).isdigit() and _is_number(value) for token, value in bias.items()
     )
     if not is_bias:
-        raise ValueError(f"logit_bias must give numbers to token ids, got {bias!r}.")
+        raise ValueError(f"logit_bias must give numbers to token ids, got {shown(bias)}.")
 
 
 def _is_int(value: Any) -> bool:
@@ -133,4 +135,5 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # JSON has whole numbers that no float can be.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from dspark_hf.messages import shown
+from dspark_hf.messages import cut, shown
 
 # Folders that a run writes to.
 _WRITTEN = ("training.output_dir", "training.cache_dir", "cache")
@@ -48,13 +48,13 @@ def check_consent(content: Mapping[str, Any], asked: Collection[str], where: str
             raise ValueError(f"{where}: {key} must be text, got {shown(value)}.")
         if key in _PLACES:
             raise ValueError(
-                f"{where} sends figures to {value!r} ({key}). Give that on the command line if you want it: "
+                f"{where} sends figures to {shown(value)} ({key}). Give that on the command line if you want it: "
                 f"{name}={value}."
             )
         if reason := _out_of_bounds(value):
             raise ValueError(
-                f"{where} writes to {value!r} ({key}), which is {reason}. A recipe writes inside the folder that it "
-                f"is run in; for any other place give it on the command line: {name}={value}."
+                f"{where} writes to {shown(value)} ({key}), which is {reason}. A recipe writes inside the folder that "
+                f"it is run in; for any other place give it on the command line: {name}={cut(str(value))}."
             )
 
 

@@ -11,7 +11,7 @@ import yaml
 from transformers import HfArgumentParser, PreTrainedConfig
 
 from dspark_hf.files import read_text, write_text
-from dspark_hf.messages import shown
+from dspark_hf.messages import cut_middle, shown
 from dspark_hf.modeling import ALGORITHMS, DraftModel
 from dspark_hf.modeling.families import DEFAULT_FAMILY, FAMILIES
 from dspark_hf.trainers.arguments import DraftTrainingArguments
@@ -89,43 +89,45 @@ class Recipe:
         for name in ("target", "openings", "cache", "start_from", "paper"):
             value = getattr(self, name)
             if (value is None and name == "target") or not isinstance(value, str | None) or value == "":
-                raise ValueError(f"{name} must be text, got {value!r}.")
+                raise ValueError(f"{name} must be text, got {shown(value)}.")
         is_names = isinstance(self.data, list) and self.data and all(isinstance(one, str) for one in self.data)
         if self.data is not None and not is_names:
             raise ValueError(
-                f"data must name one file or more, got {self.data!r}. Leave it out, and the target writes text."
+                f"data must name one file or more, got {shown(self.data)}. Leave it out, and the target writes text."
             )
         if not isinstance(self.published, dict | None):
-            raise ValueError(f"published must hold names and figures, got {self.published!r}.")
+            raise ValueError(f"published must hold names and figures, got {shown(self.published)}.")
         for name in _SECTIONS:
             value = getattr(self, name)
             if not isinstance(value, dict | None):
-                raise ValueError(f"{name} must hold keys and values, got {value!r}.")
+                raise ValueError(f"{name} must hold keys and values, got {shown(value)}.")
             if value is None and name != "lora":
                 setattr(self, name, {})  # named and left empty
         check_no_token(self.training)
         for name in ("num_synthetic", "held_out", "max_length"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive whole number, got {value!r}.")
+                raise ValueError(f"{name} must be a positive whole number, got {shown(value)}.")
         if self.features not in ("online", "memory"):
-            raise ValueError(f"features must be 'online' or 'memory', got {self.features!r}.")
+            raise ValueError(f"features must be 'online' or 'memory', got {shown(self.features)}.")
         if self.cache is not None and self.features != "online":
-            raise ValueError(f"cache={self.cache!r} holds the features already; leave features={self.features!r} out.")
+            raise ValueError(
+                f"cache={shown(self.cache)} holds the features already; leave features={shown(self.features)} out."
+            )
         for name in ("keep_special_tokens", "strict", "streaming"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}.")
+                raise ValueError(f"{name} must be true or false, got {shown(getattr(self, name))}.")
         if self.streaming and (self.data is None or self.features == "memory" or self.cache is not None):
             raise ValueError(
-                f"streaming reads files that are there (data={self.data!r}) and keeps nothing: give data, and leave "
-                f"features={self.features!r} at 'online' and cache={self.cache!r} out. training.cache_budget bounds a "
-                "rolling cache instead."
+                f"streaming reads files that are there (data={shown(self.data)}) and keeps nothing: give data, and "
+                f"leave features={shown(self.features)} at 'online' and cache={shown(self.cache)} out. "
+                "training.cache_budget bounds a rolling cache instead."
             )
         if not isinstance(self.algorithm, str) or self.algorithm not in ALGORITHMS:
-            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}.")
+            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {shown(self.algorithm)}.")
         if self.start_from is not None and self.drafter:
             raise ValueError(
-                f"start_from={self.start_from!r} brings a drafter with all its fields, and the recipe gives "
+                f"start_from={shown(self.start_from)} brings a drafter with all its fields, and the recipe gives "
                 f"{sorted(self.drafter)} for a fresh one; leave either out."
             )
         if self.lora is not None and self.start_from is None:
@@ -166,8 +168,8 @@ class Recipe:
             raise
         except Exception as error:  # they check each other as they are made, and read files that they name
             if type(error) is ValueError:
-                raise
-            what = f"{type(error).__name__}: {error}"
+                raise ValueError(cut_middle(str(error))) from error
+            what = f"{type(error).__name__}: {cut_middle(str(error))}"
             raise ValueError(f"A training argument of the recipe cannot be used: {what}") from error
         if self.streaming and arguments.max_steps <= 0:
             raise ValueError("streaming does not know how much text there is: give training.max_steps.")
@@ -181,7 +183,7 @@ class Recipe:
 
 class _TrainingParser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"A training argument of the recipe cannot be used: {message}.")
+        raise ValueError(f"A training argument of the recipe cannot be used: {cut_middle(message)}.")
 
 
 def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
@@ -212,10 +214,10 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
         known = known_keys(content)
         key, separator, text = override.partition("=")
         if not separator:
-            raise ValueError(f"Expected key=value, got {override!r}.")
+            raise ValueError(f"Expected key=value, got {shown(override)}.")
         key = _resolve(key, known)
         asked.add(key)
-        _put(content, key, parse_yaml(text, f"The value in {override!r}"))
+        _put(content, key, parse_yaml(text, f"The value in {shown(override)}"))
         _check_sections(content, "the command line")
         if key == "target":
             # The sizes that the recipe states are those of its own target.
@@ -274,7 +276,7 @@ def _check_keys(content: Mapping[str, Any], known: set[str], where: str) -> None
         raise ValueError(f"{where}: unknown key {shown(dotted[0])}. What is behind a dot stands inside its section.")
     for key in _flat_keys(content):
         if key not in known:
-            raise ValueError(f"{where}: unknown key {key!r}.{_nearest(key, known)}")
+            raise ValueError(f"{where}: unknown key {shown(key)}.{_nearest(key, known)}")
 
 
 def _flat_keys(content: Mapping[str, Any]) -> Iterable[str]:
@@ -288,7 +290,7 @@ def _resolve(key: str, known: set[str]) -> str:
     for candidate in (key, f"training.{key}", f"drafter.{key}"):
         if candidate in known:
             return candidate
-    raise ValueError(f"Unknown key {key!r}.{_nearest(key, known)}")
+    raise ValueError(f"Unknown key {shown(key)}.{_nearest(key, known)}")
 
 
 def _nearest(key: str, known: set[str]) -> str:

@@ -16,6 +16,7 @@ from dspark_hf.data.conversation_files import iterate_places
 from dspark_hf.data.features import TargetFeatures, hold_features
 from dspark_hf.data.left_out import LeftOut
 from dspark_hf.data.regeneration import synthesize
+from dspark_hf.messages import shown
 from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.vocabulary import frequent_tokens
 from dspark_hf.modeling.wrappers import unwrap
@@ -82,7 +83,7 @@ def _train(
     resume: bool,
 ) -> tuple[DraftTrainer, dict[str, float]]:
     if (drafter is None) != (recipe.start_from is None):
-        raise ValueError(f"The recipe has start_from={recipe.start_from!r}; pass that drafter, and no other.")
+        raise ValueError(f"The recipe has start_from={shown(recipe.start_from)}; pass that drafter, and no other.")
     checkpoint = _checkpoint(training, resume)
     set_seed(training.seed)
     target = target.to(training.device)
