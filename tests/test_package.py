@@ -14,8 +14,21 @@ from dspark_hf.generation.seam import TESTED
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_python(code: str) -> None:
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+# Lines run in processes of their own, forked from one with all that takes long to import and nothing that is wrapped.
+FORKS = """
+import os, sys
+import transformers.modeling_utils
+assert not [name for name in sys.modules if name == "transformers.generation.utils" or name.startswith("dspark_hf")]
+for line in sys.argv[1:]:
+    if os.fork() == 0:
+        exec(line, {})
+        sys.exit()
+    assert os.wait()[1] == 0, line
+"""
+
+
+def run_python(code: str, *lines: str) -> None:
+    result = subprocess.run([sys.executable, "-c", code, *lines], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 
@@ -51,24 +64,15 @@ WRAPPED = (
 )
 
 
-def test_first_use_of_a_name_installs_the_seam():
-    run_python(f"import dspark_hf; dspark_hf.AutoDrafter; {WRAPPED} assert wrapped")
-
-
-@pytest.mark.parametrize(
-    "line",
-    ["from dspark_hf.modeling import DSparkModel", "from dspark_hf.generation.entry import speculative_generate"],
-)
-def test_any_way_to_a_drafter_installs_the_seam(line):
-    run_python(f"{line}; {WRAPPED} assert wrapped")
-
-
-def test_import_after_generation_installs_the_seam():
-    run_python(f"import transformers.generation.utils; import dspark_hf; {WRAPPED} assert wrapped")
-
-
-def test_without_the_package_nothing_is_wrapped():
-    run_python(f"{WRAPPED} assert not wrapped")
+def test_the_seam_is_installed_by_any_way_to_a_drafter_and_by_import_after_generation_alone():
+    ways = [
+        "import dspark_hf; dspark_hf.AutoDrafter",
+        "from dspark_hf.modeling import DSparkModel",
+        "from dspark_hf.generation.entry import speculative_generate",
+        "import transformers.generation.utils; import dspark_hf",
+    ]
+    without = f"{WRAPPED} assert not wrapped"
+    run_python(FORKS, without, *(f"{way}; {WRAPPED} assert wrapped" for way in ways))
 
 
 def test_version_matches_the_installed_package():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,13 @@ def run(folder, *launcher, **arguments):
     return load_file(folder / "result.safetensors")
 
 
+def run_here(folder, **arguments):
+    """In this process, which has imported all of it."""
+    folder.mkdir()
+    runpy.run_path(str(SCRIPT))["main"](str(folder), arguments)
+    return load_file(folder / "result.safetensors")
+
+
 def assert_same(one, two):
     assert one["loss"][0] != one["loss"][-1]
     assert one.keys() == two.keys()
@@ -37,7 +45,7 @@ def assert_same(one, two):
 
 
 def test_two_processes_equal_one(tmp_path):
-    one = run(tmp_path / "one", per_device_train_batch_size=2, max_steps=8)
+    one = run_here(tmp_path / "one", per_device_train_batch_size=2, max_steps=8)
     # A free port.
     launcher = ("-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "cpu.yaml"))
     launcher = (*launcher, "--main_process_port", "0")
@@ -49,7 +57,7 @@ def test_two_processes_equal_one(tmp_path):
 def test_two_processes_share_a_stream(tmp_path):
     # Six steps of four rows are more than one pass over sixteen.
     arguments = {"streaming": True, "max_steps": 6}
-    one = run(tmp_path / "one", per_device_train_batch_size=4, **arguments)
+    one = run_here(tmp_path / "one", per_device_train_batch_size=4, **arguments)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     two = run(tmp_path / "two", *launcher, per_device_train_batch_size=2, **arguments)
     assert_same(one, two)
@@ -57,7 +65,7 @@ def test_two_processes_share_a_stream(tmp_path):
 
 @pytest.mark.slow
 def test_fsdp2_equals_one_process_and_resumes(tmp_path):
-    one = run(tmp_path / "one", per_device_train_batch_size=4)
+    one = run_here(tmp_path / "one", per_device_train_batch_size=4)
     launcher = ("-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "fsdp2.yaml"))
     launcher = (*launcher, "--num_processes", "2", "--mixed_precision", "no")
     arguments = {"per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 2}

@@ -77,7 +77,7 @@ def test_command_sees_every_accepted_length(tmp_path, monkeypatch):
     out = tmp_path / "result.json"
     # The slow tests go through all of them.
     monkeypatch.setattr(suite, "SAMPLING_OPTIONS", dict([*suite.SAMPLING_OPTIONS.items()][:2]))
-    arguments = ["bench", "exactness", "--num-prompts", "16", "--num-samples", "480", "--json", str(out)]
+    arguments = ["bench", "exactness", "--num-prompts", "16", "--num-samples", "240", "--json", str(out)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     content = json.loads(out.read_text())

@@ -36,7 +36,7 @@ def run(tiny_target_dir, tiny_drafter_dir, tiny_tokenizer, tmp_path_factory):
     questions = [Question(index, [[{"role": "user", "content": text}]]) for index, text in enumerate(TEXTS)]
     tasks = [LoadedTask("chat", questions, 9), LoadedTask("other", questions[:2], 2)]
     out = tmp_path_factory.mktemp("runs") / "first"
-    settings = EvaluationSettings(max_new_tokens=40, temperatures=(0.0, 1.0), batch_sizes=(1, 2))
+    settings = EvaluationSettings(max_new_tokens=20, temperatures=(0.0, 1.0), batch_sizes=(1, 2))
     ways = [plain_way(), drafter_way("tiny", drafter), drafter_way("tiny", drafter, "alone"), lookup_way(3)]
     evaluate(target, tiny_tokenizer, tasks, ways, settings, out)
     return out

@@ -144,8 +144,18 @@ def test_ways_take_turns_in_going_first_after_a_warm_up(run, target, drafter, tm
     assert lens == [16, 16] + [20] * 8
 
 
-@pytest.mark.parametrize("kind", ["dspark", DFlashModel, Eagle3Model])
-@pytest.mark.parametrize("rate", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize(
+    ("kind", "rate"),
+    [
+        *(("dspark", rate) for rate in (0.0, 0.7, 1.0)),
+        *((kind, 0.7) for kind in (DFlashModel, Eagle3Model)),
+        *(
+            pytest.param(kind, rate, marks=pytest.mark.slow)
+            for kind in (DFlashModel, Eagle3Model)
+            for rate in (0.0, 1.0)
+        ),
+    ],
+)
 def test_drafts_stand_at_a_chosen_rate(run, target, drafter, kind, rate):
     if kind != "dspark":
         drafter = kind.from_target(target, target_layer_ids=[0, 1, 2]).eval()
