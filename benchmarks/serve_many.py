@@ -138,6 +138,7 @@ def plot(result, path):
     for axes in (left, right):
         axes.set_xlabel(result["load"])
         axes.set_xscale("log", base=2)
+        axes.set_xticks(loads, [f"{load:g}" for load in loads])
         axes.legend()
     figure.savefig(path, dpi=120)
 
