@@ -20,7 +20,7 @@ demo: $(STAMP)
 	$(BIN)/dspark demo $(if $(TARGET),--target "$(TARGET)") $(if $(DRAFTER),--drafter "$(DRAFTER)")
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 structure:
 	$(PYTHON) tests/structure.py
