@@ -10,7 +10,7 @@ from hub_server import WRITE_TOKEN
 from peft import LoraConfig, get_peft_model
 
 from dspark_hf import AutoDrafter
-from dspark_hf.publishing import add_evaluation, push_folder, write_training_record
+from dspark_hf.publishing import CardFacts, add_evaluation, push_folder, write_training_record
 from dspark_hf.trainers.adapters import save_base_config
 
 
@@ -97,6 +97,20 @@ def test_secrets_are_refused_whatever_field_they_are_in(hub, folder, dspark, fil
     assert outcome.code == 2 and "nothing was uploaded" in outcome.err and TOKEN not in outcome.err + outcome.out
 
 
+def test_secrets_in_names_and_in_what_a_card_is_told_are_refused(hub, folder, dspark):
+    for option in ("--tag", "--license", "--dataset"):
+        for way in ("--yes", "--dry-run"):
+            outcome = dspark("push", folder, "org/run", option, TOKEN, way)
+            assert outcome.code == 2 and "README.md (line" in outcome.err and TOKEN not in outcome.err + outcome.out
+    assert not hub.requests
+    with pytest.raises(ValueError, match=r"^README.md \(line .*holds a token of the Hub"):
+        push_folder(folder, "org/run", facts=CardFacts(tags=(TOKEN,)))
+    (folder / "evaluations" / f"{TOKEN}.json").write_text('{"tau": 2.0}')
+    with pytest.raises(ValueError, match="^The name of a file in evaluations holds a token of the Hub.*Rename it"):
+        push_folder(folder, "org/run")
+    assert set(hub.files("org/run")) == {".gitattributes"}
+
+
 def test_records_of_a_training_have_names_only(tmp_path):
     data = ["org/data", "https://me:pw@host/text.jsonl?sig=abc", "/home/me/text.jsonl"]
     record = json.loads(write_training_record(tmp_path, data=data, command="dspark train").read_text())
@@ -144,3 +158,17 @@ def test_what_changes_while_it_is_sent_is_not_pushed(hub, folder, monkeypatch, h
         push_folder(folder, "org/run")
     assert changed and set(hub.files("org/run")) == {".gitattributes"}
     assert not any("/commit/" in path for _, path, _ in hub.requests)
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "README.md", "config.json"])
+def test_what_changes_after_the_last_look_goes_as_it_was(hub, folder, name):
+    (folder / "README.md").write_text("Mine.")
+    before = (folder / name).read_bytes()
+
+    def change(method, path):
+        if "/validate-yaml" in path or "/commit/" in path:
+            (folder / name).write_text(TOKEN)
+
+    hub.intercept = change
+    push_folder(folder, "org/run")
+    assert hub.files("org/run")[name] == before and (folder / name).read_text() == TOKEN

@@ -22,6 +22,9 @@ from .secrets import check_no_secrets
 from .unchanged import Unchanged
 from .weight_index import INDEX, WEIGHTS
 
+# Of what goes with a commit itself, and not before it by its digest.
+_LARGEST = 10**7
+
 
 def push_folder(
     folder: str | os.PathLike,
@@ -89,7 +92,7 @@ def push_folder(
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         facts = replace(facts, repo_id=repo_id)
         hub = Repository.read(api, repo_id, revision, may_be_new=not create_pr)
-        additions = {path: CommitOperationAdd(path, file) for path, file in files.items() if path != CARD}
+        additions = {path: _addition(path, file) for path, file in files.items() if path != CARD}
         stale, others = hub.stale_weights(additions), hub.other_records(additions)
         if others and hub.has_same_weights(additions):
             known = {path: hub.fetch(path) for path in others if path.endswith(".json")}
@@ -103,7 +106,9 @@ def push_folder(
             stale += others
         for path, file in _with_card(drafter, facts, files, Path(made), hub, replace_card).items():
             if file != files.get(path) or path == CARD:
-                additions[path] = CommitOperationAdd(path, file)
+                additions[path] = _addition(path, file)
+            if path == CARD:
+                check_no_secrets({path: file}, token)  # it says what tags and licence were given
         # The large files go first, so that little happens between a new branch and its content. Files that are the
         # same on the revision named here are left out of the commit: it must be the one that the commit builds on.
         base = api.list_repo_commits(repo_id)[-1].commit_id if hub.is_new_branch else revision
@@ -166,6 +171,7 @@ def preview(
         drafter, files = prepare(folder, facts, made, evaluations=evaluations, tokenizer=tokenizer)
         check_no_secrets(files)
         files = _with_card(drafter, facts, files, Path(made), None, replace_card)
+        check_no_secrets({CARD: files[CARD]})
         return sorted(files), read_card(files[CARD])
 
 
@@ -237,6 +243,11 @@ def _with_card(
         facts = facts.completed(text, keeps_base_model=is_same or not names_target)
     write_text(made / CARD, card_text(drafter, facts, [PurePosixPath(path).name for path in pictures]))
     return {**files, CARD: made / CARD}
+
+
+def _addition(path: str, file: Path) -> CommitOperationAdd:
+    """A file to send. The client reads those that go with the commit itself after the last look at them: not again."""
+    return CommitOperationAdd(path, file if file.stat().st_size > _LARGEST else file.read_bytes())
 
 
 def _facts_of(folder: str | os.PathLike) -> CardFacts:

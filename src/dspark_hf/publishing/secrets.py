@@ -61,7 +61,7 @@ _RANDOM = re.compile(r"(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{24,}")
 
 
 def check_no_secrets(files: Mapping[str, Path], token: str | bool | None = None) -> None:
-    """Check that no text among the files of an upload, nor the header of weights, holds a secret.
+    """Check that no text among the files of an upload, nor a name of one or the header of weights, holds a secret.
 
     Args:
         files (`Mapping[str, Path]`): The files by their paths in the repository.
@@ -72,6 +72,11 @@ def check_no_secrets(files: Mapping[str, Path], token: str | bool | None = None)
     """
     token = token if isinstance(token, str) else get_token()
     for path, file in sorted(files.items()):
+        for _, what in _found(path, token, is_data=False):
+            raise ValueError(
+                f"The name of a file in {PurePosixPath(path).parent} holds {what}, which everybody could read. Rename "
+                "it and push again; nothing was uploaded."
+            )
         suffix = PurePosixPath(path).suffix
         if suffix in _NO_TEXT:
             continue
