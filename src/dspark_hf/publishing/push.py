@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitInfo, CommitOperationDelete, HfApi
 
 from dspark_hf.files import write_json, write_text
 
@@ -19,11 +19,8 @@ from .folder import DrafterFolder
 from .hub_errors import explained_push
 from .remote import Repository
 from .secrets import check_no_secrets
-from .unchanged import Unchanged
+from .unchanged import Unchanged, addition
 from .weight_index import INDEX, WEIGHTS
-
-# Of what goes with a commit itself, and not before it by its digest.
-_LARGEST = 10**7
 
 
 def push_folder(
@@ -92,7 +89,7 @@ def push_folder(
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         facts = replace(facts, repo_id=repo_id)
         hub = Repository.read(api, repo_id, revision, may_be_new=not create_pr)
-        additions = {path: _addition(path, file) for path, file in files.items() if path != CARD}
+        additions = {path: addition(path, file) for path, file in files.items() if path != CARD}
         stale, others = hub.stale_weights(additions), hub.other_records(additions)
         if others and hub.has_same_weights(additions):
             known = {path: hub.fetch(path) for path in others if path.endswith(".json")}
@@ -106,7 +103,7 @@ def push_folder(
             stale += others
         for path, file in _with_card(drafter, facts, files, Path(made), hub, replace_card).items():
             if file != files.get(path) or path == CARD:
-                additions[path] = _addition(path, file)
+                additions[path] = addition(path, file)
             if path == CARD:
                 check_no_secrets({path: file}, token)  # it says what tags and licence were given
         # The large files go first, so that little happens between a new branch and its content. Files that are the
@@ -243,11 +240,6 @@ def _with_card(
         facts = facts.completed(text, keeps_base_model=is_same or not names_target)
     write_text(made / CARD, card_text(drafter, facts, [PurePosixPath(path).name for path in pictures]))
     return {**files, CARD: made / CARD}
-
-
-def _addition(path: str, file: Path) -> CommitOperationAdd:
-    """A file to send. The client reads those that go with the commit itself after the last look at them: not again."""
-    return CommitOperationAdd(path, file if file.stat().st_size > _LARGEST else file.read_bytes())
 
 
 def _facts_of(folder: str | os.PathLike) -> CardFacts:

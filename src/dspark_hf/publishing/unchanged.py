@@ -5,6 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import CommitOperationAdd
+
+# Weights and what is larger go before a commit, by their digests.
+_WEIGHTS, _LARGEST = ".safetensors", 10**7
+
 
 class Unchanged:
     """A watch over files of an upload; as a context manager it says so where one of them is the reason of an error."""
@@ -37,6 +42,12 @@ class Unchanged:
                     f"{path} was changed or removed while it was about to be sent, so nothing is pushed. Push again "
                     "when nothing writes to its folder."
                 )
+
+
+def addition(path: str, file: Path) -> CommitOperationAdd:
+    """A `file` to send to `path`; what goes with the commit itself is read here, not after the last look."""
+    is_large = file.suffix == _WEIGHTS or file.stat().st_size > _LARGEST
+    return CommitOperationAdd(path, file if is_large else file.read_bytes())
 
 
 def _state(file: Path) -> tuple[int, ...] | None:

@@ -147,3 +147,37 @@ def test_a_cache_with_a_secret_is_not_pushed(hub, cache):
     with pytest.raises(ValueError, match=r"manifest.json \(target, line 2\) holds a URL with a password"):
         TargetCache(cache.folder).push_to_hub("org/states")
     assert not hub.repos
+
+
+@pytest.mark.parametrize("stage", ["/repos/create", "/objects/batch"])
+def test_a_cache_that_changes_while_it_is_sent_is_not_pushed(hub, cache, stage):
+    manifest = cache.folder / "manifest.json"
+
+    def change(method, path):
+        if stage in path:
+            write_record(manifest, read_record(manifest) | {"target": "https://me:word@host/x"})
+
+    hub.intercept = change
+    with pytest.raises(ValueError, match="^manifest.json was changed or removed while it was about to be sent"):
+        cache.push_to_hub("org/states")
+    assert set(hub.files("org/states", kind="dataset")) == {".gitattributes"}
+
+
+def test_a_cache_goes_in_one_commit_as_it_was_looked_at(hub, build, rows, tmp_path):
+    build(rows, tmp_path / "former").push_to_hub("org/states")
+    cache, hub.requests[:] = build(rows[:5], tmp_path / "new"), []
+    manifest = cache.folder / "manifest.json"
+    before = manifest.read_bytes()
+
+    def change(method, path):
+        if "/validate-yaml" in path:  # the last thing before the commit
+            manifest.write_bytes(b"{}")
+
+    hub.intercept = change
+    cache.push_to_hub("org/states")
+    files = hub.files("org/states", kind="dataset")
+    assert files["manifest.json"] == before and manifest.read_bytes() == b"{}"
+    assert set(files) == {path.name for path in cache.folder.iterdir() if path.name != ".lock"} | {
+        "README.md", ".gitattributes"
+    }  # fmt: skip
+    assert len([path for _, path, _ in hub.requests if "/commit/" in path]) == 1

@@ -1,13 +1,15 @@
 """A target cache's way to the Hub and back."""
 
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 
 from dspark_hf.publishing.hub_errors import explained_load, explained_push
 from dspark_hf.publishing.secrets import check_no_secrets
+from dspark_hf.publishing.unchanged import Unchanged, addition
 
 from .manifest import MANIFEST_FILE
 from .rows import CHANNELS_FILE
@@ -26,7 +28,7 @@ def upload(
     token: str | None,
     commit_message: str,
 ) -> Any:
-    """Upload a cache in place of one that is there; what has arrived before is not sent again.
+    """Upload a cache in one commit, in place of one that is there; what has arrived before is not sent again.
 
     Args:
         folder (`Path`): The cache.
@@ -40,26 +42,32 @@ def upload(
         `huggingface_hub.CommitInfo`.
 
     Raises:
-        `ValueError`: If a file holds a secret, or the Hub refuses or does not answer.
+        `ValueError`: If a file holds a secret or changes on the way, or the Hub refuses or does not answer.
     """
-    files = list(files)
-    check_no_secrets({name: folder / name for name in files}, token)
+    sources = {name: folder / name for name in files}
     api = HfApi(token=token)
-    with explained_push(repo_id):
+    with explained_push(repo_id), Unchanged() as sent:
+        sent.watch(sources)
+        check_no_secrets(sources, token)
         repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
         place = {"repo_id": repo_id, "repo_type": "dataset", "revision": revision}
         if revision is not None:
             api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
+        additions = [addition(name, file) for name, file in sources.items()]
         # Shards of a former cache that this one does not have leave the repository in the same commit.
-        commit = api.upload_folder(
-            folder_path=folder,
-            allow_patterns=files,
-            delete_patterns=_FILES,
+        others = [path for path in api.list_repo_files(**place) if path not in sources]
+        stale = [path for path in others if any(fnmatchcase(path, pattern) for pattern in _FILES)]
+        api.preupload_lfs_files(additions=additions, **place)
+        sent.check()
+        return api.create_commit(
+            operations=[
+                *additions,
+                CommitOperationAdd("README.md", card.encode()),
+                *(CommitOperationDelete(path) for path in stale),
+            ],
             commit_message=commit_message,
             **place,
         )
-        api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", commit_message="Add card", **place)
-    return commit
 
 
 def download(repo_id: str, *, revision: str | None, token: str | None, cache_dir: str | None) -> str:
