@@ -181,3 +181,14 @@ def test_a_cache_goes_in_one_commit_as_it_was_looked_at(hub, build, rows, tmp_pa
         "README.md", ".gitattributes"
     }  # fmt: skip
     assert len([path for _, path, _ in hub.requests if "/commit/" in path]) == 1
+
+
+def test_a_card_of_a_cache_that_was_written_by_hand_stays(hub, build, rows, tmp_path):
+    build(rows[:5], tmp_path / "one").push_to_hub("org/states")
+    build(rows, tmp_path / "two").push_to_hub("org/states")
+    card = hub.files("org/states", kind="dataset")["README.md"]
+    assert b"18 rows" in card
+    words = card.replace(b"18 rows", b"18 rows of mine")
+    HfApi().upload_file(path_or_fileobj=words, path_in_repo="README.md", repo_id="org/states", repo_type="dataset")
+    build(rows[:5], tmp_path / "one").push_to_hub("org/states")
+    assert hub.files("org/states", kind="dataset")["README.md"] == words

@@ -7,6 +7,8 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 
+from dspark_hf.publishing.cards.card import is_generated, marked, read_card
+from dspark_hf.publishing.contents import CARD
 from dspark_hf.publishing.hub_errors import explained_load, explained_push
 from dspark_hf.publishing.secrets import check_no_secrets
 from dspark_hf.publishing.unchanged import Unchanged, addition
@@ -34,7 +36,7 @@ def upload(
         folder (`Path`): The cache.
         files (`Iterable[str]`): Names of its files, which were read and checked: others that are called so may be
             anybody's, or links to elsewhere.
-        card (`str`): The text of `README.md`.
+        card (`str`): The text of `README.md`; one that was written or changed by hand stays.
         repo_id (`str`): The data set's repository.
         private, revision, token, commit_message: As for [`TargetCache.push_to_hub`].
 
@@ -56,13 +58,14 @@ def upload(
         additions = [addition(name, file) for name, file in sources.items()]
         # Shards of a former cache that this one does not have leave the repository in the same commit.
         others = [path for path in api.list_repo_files(**place) if path not in sources]
+        if CARD not in others or is_generated(read_card(Path(api.hf_hub_download(filename=CARD, **place)))):
+            additions.append(CommitOperationAdd(CARD, marked(card).encode()))
         stale = [path for path in others if any(fnmatchcase(path, pattern) for pattern in _FILES)]
         api.preupload_lfs_files(additions=additions, **place)
         sent.check()
         return api.create_commit(
             operations=[
                 *additions,
-                CommitOperationAdd("README.md", card.encode()),
                 *(CommitOperationDelete(path) for path in stale),
             ],
             commit_message=commit_message,

@@ -106,6 +106,11 @@ def card_text(drafter: DrafterFolder, facts: CardFacts, pictures: list[str]) -> 
     base_model = facts.base_model or named_target(drafter.config)
     metadata = card_metadata(drafter, facts, base_model).to_yaml()
     text = f"---\n{metadata}\n---\n\n{card_body(drafter, facts, base_model, pictures)}"
+    return marked(text)
+
+
+def marked(text: str) -> str:
+    """The `text` of a card with the mark by which [`is_generated`] recognises it."""
     return f"{text}\n{_MARK.format(digest=_digest(text))}\n"
 
 
