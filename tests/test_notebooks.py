@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import matplotlib
 import pytest
+from transformers.utils import logging
 
 from dspark_hf.hub import embedded
 
@@ -49,6 +50,8 @@ def run(monkeypatch, capsys):
 
     yield run_cells
     matplotlib.use(backend)
+    # Notebooks turn bars off.
+    logging.enable_progress_bar()
 
 
 @pytest.fixture

@@ -40,7 +40,8 @@ def target_fingerprint(target: PreTrainedModel, num_tokens: int | None = None) -
         weight = head.weight[:num_tokens] if num_tokens is not None else head.weight
         if weight.device.type == "meta" or is_quantised(weight):
             return None
-        rows = torch.linspace(0, weight.shape[0] - 1, min(_NUM_ROWS, weight.shape[0])).long().to(weight.device)
+        # Named, because torch's default device may be another.
+        rows = torch.linspace(0, weight.shape[0] - 1, min(_NUM_ROWS, weight.shape[0]), device="cpu").long()
         # bfloat16 is the coarsest dtype in use: float32 and bfloat16 copies of one checkpoint agree in it.
-        sample = weight.detach()[rows].to(torch.bfloat16).cpu().contiguous().view(torch.int16)
+        sample = weight.detach()[rows.to(weight.device)].to(torch.bfloat16).cpu().contiguous().view(torch.int16)
     return hashlib.sha256(sample.numpy().tobytes()).hexdigest()[:16]

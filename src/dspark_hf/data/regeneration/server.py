@@ -11,7 +11,6 @@ from dspark_hf.data.conversations import check_messages
 from dspark_hf.data.regeneration.answer_file import AnswerFile, FailedFile, is_secret
 from dspark_hf.data.regeneration.bounded_client import bounded_client
 from dspark_hf.data.regeneration.questions import first_prompts, prompts_in, source_name, unanswered
-from dspark_hf.messages import shown
 
 # No token is longer; and what a reply holds besides its text.
 _TOKEN_BYTES, _REPLY_BYTES = 512, 2**20
@@ -109,9 +108,10 @@ class ServerAnswerer:
                     check_messages([{"role": "assistant", "content": thoughts}])
                     answer["reasoning_content"] = thoughts
                 if not answer["content"].strip():
+                    # Not cut here, nor below: reasons are once the key in them, which may be cut in two, is masked.
                     raise ValueError(
-                        f"The answer has no text (finish_reason {shown(choice.finish_reason)}); where that is "
-                        "'length', raise max_new_tokens."
+                        f"The answer has no text (finish_reason {choice.finish_reason!r}); where that is 'length', "
+                        "raise max_new_tokens."
                     )
                 self._check_content(answer)
                 done.append(answer)
@@ -142,7 +142,7 @@ class ServerAnswerer:
         except (AttributeError, LookupError, TypeError):
             # An error that comes with status 200 is a field that the protocol does not know.
             content = getattr(output, "model_extra", None) or output
-            raise ValueError(f"The server's reply is no chat completion: {shown(content)}") from None
+            raise ValueError(f"The server's reply is no chat completion: {content!r}") from None
         num_tokens = getattr(output.usage, "completion_tokens", None)
         # The client passes on whatever type and value the server gives.
         is_plausible = isinstance(num_tokens, int) and 0 <= num_tokens <= self.max_new_tokens
