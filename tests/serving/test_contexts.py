@@ -58,6 +58,17 @@ def drafts_of(contexts, texts, names):
     return {name: proposal.ids[rows.index(name)].tolist() for name in names}
 
 
+def test_states_do_not_hold_on_to_what_they_were_made_of():
+    """A server notes steps for as long as it runs, and nobody asks for gradients."""
+    contexts, texts = RequestContexts(make_drafter(DSparkModel)), {"r": Text(200)}
+    for _ in range(3):
+        step(contexts, texts, {"r": 40}, {"r": True})
+        drafts_of(contexts, texts, ["r"])
+    step(contexts, texts, {"r": 70}, {"r": True})
+    states = [states for states, _ in contexts._read._chunks]
+    assert states and not any(one.requires_grad for one in states)
+
+
 @pytest.mark.parametrize("kind", [DSparkModel, DFlashModel, Eagle3Model])
 def test_drafts_are_those_of_single_requests(kind):
     torch.manual_seed(0)

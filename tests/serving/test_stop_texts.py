@@ -39,6 +39,13 @@ def stops_in(tokenizer, answer, rng):
     return [text[place : place + 2], "\N{SNOWMAN}"]
 
 
+def test_half_a_pair_of_surrogates_occurs_nowhere(given):
+    _, tokenizer, requests = given
+    prompt, _ = requests[0]
+    assert StopTexts(tokenizer).num_until(["\ud800"], [], prompt) is None
+    assert StopTexts(tokenizer).num_until(["\ud800", "n"], [], tokenizer("Once").input_ids) == 2
+
+
 @pytest.mark.parametrize("num_blocks", [96, 14])
 def test_answers_end_as_those_of_generate(given, num_blocks):
     """With a cache so small that requests begin anew, too."""

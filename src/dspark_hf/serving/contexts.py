@@ -208,6 +208,8 @@ class RequestContexts:
             step.found.append((context, places, text_of(part.request_id)[context.first : part.start]))
         return context
 
+    # Steps are noted outside of the manager's own no_grad, and states would hold on to all that they were made of.
+    @torch.no_grad()
     def _project(self) -> None:
         """Let the drafter project what waits, and give it to those who go on from it."""
         steps = self._waiting
@@ -229,6 +231,7 @@ class RequestContexts:
         self._waiting = []
         self._read.compact(context.pieces for context in self._contexts.values())
 
+    @torch.no_grad()
     def _catch_up(self) -> None:
         """Bring the drafter's state up to the end of all contexts that are complete."""
         kept = [place for place, (name, context) in enumerate(self._rows) if self._contexts.get(name) is context]

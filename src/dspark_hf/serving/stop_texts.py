@@ -34,8 +34,9 @@ class StopTexts:
         Returns:
             `int`, or None if it does not hold one.
         """
-        # A text that ends in these tokens begins no earlier than its bytes before them, a token each at least.
-        reach = max(len(text.encode()) for text in texts) + _MOST_BYTES
+        # A text that ends in these tokens begins no earlier than its bytes before them, a token each at least. Half a
+        # pair of surrogates, which JSON may hold, occurs in no answer.
+        reach = max(len(text.encode(errors="replace")) for text in texts) + _MOST_BYTES
         before = list(before[-reach:])
         if not self._holds(texts, [*before, *tokens]):
             return None
