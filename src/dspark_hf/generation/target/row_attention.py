@@ -197,16 +197,10 @@ class RowPass:
         queries = self._sort(query)  # [B, Q, w, D]
         batch_size, num_heads, width, _ = queries.shape
         num_groups = num_heads // key.shape[1]
-        if width == 1 and queries.device.type == "cpu":
-            # As plain generate() has it: one query a head is done sooner than a group of them.
-            out = F.scaled_dot_product_attention(
-                queries, key, value, mask, dropout_p=dropout, scale=scaling, enable_gqa=num_groups > 1
-            )
-        else:
-            queries = queries.reshape(batch_size, key.shape[1], num_groups * width, -1)
-            mask = self._group(mask, num_groups)
-            out = F.scaled_dot_product_attention(queries, key, value, mask, dropout_p=dropout, scale=scaling)
-            out = out.view(batch_size, num_heads, width, -1)
+        queries = queries.reshape(batch_size, key.shape[1], num_groups * width, -1)
+        mask = self._group(mask, num_groups)
+        out = F.scaled_dot_product_attention(queries, key, value, mask, dropout_p=dropout, scale=scaling)
+        out = out.view(batch_size, num_heads, width, -1)
         # As transformers' own functions return it: some layers take a view of it.
         return self._pack(out.transpose(1, 2).contiguous())
 
