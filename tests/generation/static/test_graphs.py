@@ -24,6 +24,8 @@ class FakeCuda:
         monkeypatch.setattr(cuda, "current_stream", lambda device=None: stream)
         monkeypatch.setattr(cuda, "stream", lambda stream: contextlib.nullcontext())
         monkeypatch.setattr(cuda, "graph_pool_handle", lambda: "pool")
+        monkeypatch.setattr(cuda, "get_rng_state", lambda device: torch.get_rng_state())
+        monkeypatch.setattr(cuda, "set_rng_state", lambda state, device: torch.set_rng_state(state))
         monkeypatch.setattr(cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: self.log.append("replay")))
 
         @contextlib.contextmanager
@@ -41,20 +43,70 @@ def test_a_round_runs_once_is_captured_and_then_replayed(monkeypatch):
     cuda = FakeCuda(monkeypatch)
     rounds = graphs.CapturedRounds(torch.device("cuda"))
     for key in ("a", "b", "a", "a", "b"):
-        rounds.run(key, lambda key=key: cuda.log.append(key))
-    assert cuda.log == ["a", "b", "capture", "a", "replay", "replay", "capture", "b", "replay"]
+        rounds.run(key, lambda key=key: cuda.log.append(key), [])
+    # What was captured ("capture", "a") is replayed once, and run as it is.
+    assert cuda.log == ["a", "b", "capture", "a", "replay", "a", "replay", "capture", "b", "replay", "b"]
     assert rounds.num_graphs == 2
 
 
 def test_what_cannot_be_captured_runs_as_it_is(monkeypatch):
     cuda = FakeCuda(monkeypatch, fails=True)
     rounds = graphs.CapturedRounds(torch.device("cuda"))
-    rounds.run("a", lambda: cuda.log.append("a"))
+    rounds.run("a", lambda: cuda.log.append("a"), [])
     with pytest.warns(UserWarning, match="not captured in CUDA graphs, and run as they are: RuntimeError: operation"):
-        rounds.run("a", lambda: cuda.log.append("a"))
-    rounds.run("a", lambda: cuda.log.append("a"))
+        rounds.run("a", lambda: cuda.log.append("a"), [])
+    rounds.run("a", lambda: cuda.log.append("a"), [])
     assert cuda.log == ["a", "capture", "a", "a"]
     assert rounds.num_graphs == 0
+
+
+@pytest.mark.parametrize(("step", "is_right"), [(1, True), (1.01, True), (2, False), (float("nan"), False)])
+def test_a_graph_is_proven_before_it_counts(monkeypatch, step, is_right):
+    FakeCuda(monkeypatch)
+    state, rounds = torch.zeros(3, dtype=torch.float64), graphs.CapturedRounds(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: state.add_(step)))
+    # What `graph` captures is launched by the stand-in.
+    launch, is_captured = (lambda: state.add_(0 if is_captured else 1)), False
+    rounds.run("a", launch, [state])
+    capture = rounds._capture
+
+    def captured(*args):
+        nonlocal is_captured
+        is_captured = True
+        result, is_captured = capture(*args), False
+        return result
+
+    monkeypatch.setattr(rounds, "_capture", captured)
+    with contextlib.nullcontext() if is_right else pytest.warns(UserWarning, match="came to other tokens than the same"):
+        rounds.run("a", launch, [state])
+    assert state.tolist() == [2] * 3
+    rounds.run("a", launch, [state])
+    assert state.tolist() == [3 if not is_right else 2 + step] * 3
+
+
+def test_draws_are_compared_from_the_same_state(monkeypatch):
+    FakeCuda(monkeypatch)
+    state, rounds = torch.zeros(3), graphs.CapturedRounds(torch.device("cuda"))
+    launch = partial(torch.Tensor.uniform_, state, 0, 100)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=launch))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        rounds.run("a", launch, [state])
+        rounds.run("a", launch, [state])
+    assert rounds.num_graphs == 1
+
+
+def test_a_call_whose_graphs_are_wrong_is_right(monkeypatch):
+    class Wrong(Played):
+        def _capture(self, key, launch, held):
+            self._graphs[key] = SimpleNamespace(replay=lambda: None)
+            return True
+
+    FakeCuda(monkeypatch)
+    monkeypatch.setattr(runner, "CapturedRounds", Wrong)
+    monkeypatch.setattr(runner, "why_not_captured", lambda request: None)
+    with pytest.warns(UserWarning, match="came to other tokens than the same round as it is"):
+        num_captured(*make_pair())
 
 
 def test_a_call_goes_on_where_a_capture_raises(monkeypatch):

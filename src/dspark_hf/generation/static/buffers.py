@@ -84,6 +84,11 @@ class View(NamedTuple):
     candidates: Candidates | None
     report: Tensor
 
+    def changed(self) -> list[Tensor]:
+        """What a round leaves changed, besides keys, values and context of its tokens, which it would write again."""
+        drawn_from = [] if self.candidates is None else [self.candidates.ids, self.candidates.probs]
+        return [self.block, self.lens, self.report, *drawn_from]
+
 
 # Tensors with an entry for each row, moved when rows are.
 _OF_ROWS = (

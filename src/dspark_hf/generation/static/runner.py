@@ -238,7 +238,7 @@ class StaticRunner(FlatRunner):
         else:
             num_before = self._graphs.num_graphs
             launch = partial(self._round.run, view, bucket)
-            self._graphs.run((bucket, self._num_candidates, self._options), launch, self._held)
+            self._graphs.run((bucket, self._num_candidates, self._options), launch, view.changed(), self._held)
             self._stats.graphs += self._graphs.num_graphs - num_before
         self._has_drafts = drafts
         self._stats.note_bucket(str(bucket))
