@@ -20,7 +20,7 @@ SMALL = {
     r"max_new_tokens=\d+": "max_new_tokens=12",
     r"draft_vocab_size=\d+": "draft_vocab_size=200",
     "NUM_SAMPLES, BATCH = 4, 400, 50": "NUM_SAMPLES, BATCH = 4, 40, 20",
-    r"(TOPICS|TASKS) = \"([\w ]+, [\w ]+), .*\"": r'\1 = "\2"',
+    r"(TOPICS|PARTS) = \"([\w ]+, [\w ]+), .*\"": r'\1 = "\2"',
 }
 pytestmark = pytest.mark.filterwarnings("ignore:.*non-interactive:UserWarning")
 

@@ -1,6 +1,7 @@
 """What a file was made with: versions of packages, and settings that must not change on the way."""
 
 import importlib.metadata
+import os
 import platform
 import shlex
 import sys
@@ -26,8 +27,12 @@ def installed_versions(*packages: str) -> dict[str, str | None]:
 
 
 def command_line() -> str:
-    """This process's command, as a shell takes it, without secrets; `python -m dspark_hf` is `dspark`."""
+    """This process's command, as a shell takes it, without secrets; `python -m dspark_hf` is `dspark`, and a notebook's
+    kernel the notebook, as far as Jupyter tells its name.
+    """
     program = Path(sys.argv[0])
+    if program.name == "ipykernel_launcher.py":
+        return Path(os.environ.get("JPY_SESSION_NAME", "a notebook")).name
     is_own = (program.parent.name, program.name) == ("dspark_hf", "__main__.py")
     return hide_secrets(shlex.join(["dspark" if is_own else program.name, *sys.argv[1:]]))
 

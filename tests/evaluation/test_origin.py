@@ -20,6 +20,14 @@ def test_provenance_tells_how_to_repeat(monkeypatch):
     json.dumps(facts)
 
 
+def test_a_notebook_is_named_as_far_as_it_is_known(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/some/lib/ipykernel_launcher.py", "-f", "/run/tmp4t.json"])
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    assert provenance()["command"] == "a notebook"
+    monkeypatch.setenv("JPY_SESSION_NAME", "/home/me/tune.ipynb")
+    assert provenance()["command"] == "tune.ipynb"
+
+
 def test_commit_is_absent_outside_the_checkout(monkeypatch, tmp_path):
     monkeypatch.setattr("dspark_hf.evaluation.origin.__file__", str(tmp_path / "origin.py"))
     assert provenance()["commit"] is None
