@@ -84,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-of-another-server")
     server = ChatServer()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield server
     server.shutdown()
@@ -163,27 +163,28 @@ def test_failures_are_kept_with_their_reason_and_tried_again(server, tmp_path):
     assert not out.with_name("out.jsonl.failed.jsonl").exists()
 
 
-@pytest.mark.parametrize(
-    ("reply", "reason"),
-    [
-        ([1, 2], r"The server's reply is no chat completion: \[1, 2\]"),
-        (None, "no chat completion: None"),
-        ({"choices": []}, "no chat completion"),
-        ({"error": {"message": "overloaded"}}, "no chat completion: .*overloaded"),
-        ({"choices": [{"message": None}]}, "no chat completion"),
-        ({"choices": [{"message": {"content": [{"type": "text"}]}}]}, "Expected each message to be"),
-        ({"choices": [{"message": {"content": "half \ud83d"}}]}, "half of a surrogate pair"),
-        ({"choices": [{"message": {"content": "a", "reasoning": "half \ud83d"}}]}, "half of a surrogate pair"),
-        ({"choices": [{"message": {"content": "a", "reasoning_content": [1]}}]}, "Expected each message to be"),
-        ({"choices": {"0": {}}}, "no chat completion"),
-        (NESTED, "RecursionError"),
-    ],
-)
-def test_reply_that_is_no_answer_is_a_failure_of_its_own(server, tmp_path, reply, reason):
-    server.rules = {"question 5": {"reply": reply}}
-    assert answer(server, tmp_path / "out.jsonl") == (11, 1)
-    (failure,) = failures(tmp_path / "out.jsonl")
-    assert re.search(reason, failure["reason"])
+NO_ANSWERS = [
+    ([1, 2], r"The server's reply is no chat completion: \[1, 2\]"),
+    (None, "no chat completion: None"),
+    ({"choices": []}, "no chat completion"),
+    ({"error": {"message": "overloaded"}}, "no chat completion: .*overloaded"),
+    ({"choices": [{"message": None}]}, "no chat completion"),
+    ({"choices": [{"message": {"content": [{"type": "text"}]}}]}, "Expected each message to be"),
+    ({"choices": [{"message": {"content": "half \ud83d"}}]}, "half of a surrogate pair"),
+    ({"choices": [{"message": {"content": "a", "reasoning": "half \ud83d"}}]}, "half of a surrogate pair"),
+    ({"choices": [{"message": {"content": "a", "reasoning_content": [1]}}]}, "Expected each message to be"),
+    ({"choices": {"0": {}}}, "no chat completion"),
+    (NESTED, "RecursionError"),
+]
+
+
+def test_reply_that_is_no_answer_is_a_failure_of_its_own(server, tmp_path):
+    server.rules = {f"question {20 + number}": {"reply": reply} for number, (reply, _) in enumerate(NO_ANSWERS)}
+    odd = [[{"role": "user", "content": question}] for question in server.rules]
+    assert answer(server, tmp_path / "out.jsonl", [*QUESTIONS, *odd]) == (12, len(NO_ANSWERS))
+    reasons = {failure["messages"][0]["content"]: failure["reason"] for failure in failures(tmp_path / "out.jsonl")}
+    for question, (_, reason) in zip(server.rules, NO_ANSWERS, strict=True):
+        assert re.search(reason, reasons[question])
 
 
 def test_counts_that_are_no_numbers_are_left_out(server, tmp_path):
