@@ -24,7 +24,7 @@ class Forecast:
 
     def __init__(self, num_slots: int):
         self.num_slots = num_slots
-        self._judged, self._stood = np.zeros(num_slots), np.zeros(num_slots)
+        self._judged, self._stood = [0.0] * num_slots, [0.0] * num_slots
         self._all_judged = self._all_stood = 0.0
         self._blocks = np.tile(np.full(num_slots, _PRIOR_RATE).cumprod(), (_NUM_PRIOR, 1))
         # Of the best 0, 1, ... drafts of those blocks, by slots; made when it is asked for.
@@ -33,7 +33,8 @@ class Forecast:
     def rates(self) -> np.ndarray:
         """Chance of each slot, if all before it stand: `(slots,)`."""
         common = (_PRIOR_RATE * _PRIOR_WEIGHT + self._all_stood) / (_PRIOR_WEIGHT + self._all_judged)
-        return (_COMMON_WEIGHT * common + self._stood) / (_COMMON_WEIGHT + self._judged)
+        of_slots = zip(self._judged, self._stood, strict=True)
+        return np.array([(_COMMON_WEIGHT * common + stood) / (_COMMON_WEIGHT + judged) for judged, stood in of_slots])
 
     def gains(self, num_rows: int, num_slots: int) -> np.ndarray:
         """Drafts that are expected to stand, of the best 0 to m of so many rows and slots: `(m + 1,)`.
@@ -68,15 +69,11 @@ class Forecast:
                 rejected, if any.
             num_stood (`Sequence[int]`): Drafts of each row that were accepted.
         """
-        judged, stood = np.asarray(num_judged), np.asarray(num_stood)
-        # What is judged later, in the order of the rows, makes earlier ones count less.
-        later = judged[::-1].cumsum()[::-1] - judged
-        kept = _KEPT ** (later[0] + judged[0]) if len(judged) else 1.0
-        self._all_judged = kept * self._all_judged + float((_KEPT**later * judged).sum())
-        self._all_stood = kept * self._all_stood + float((_KEPT**later * stood).sum())
-        slots = np.arange(self.num_slots)
-        was_judged = slots < judged[:, None]
-        later = was_judged[::-1].cumsum(0)[::-1] - was_judged
-        weights, kept = _KEPT**later * was_judged, _KEPT ** was_judged.sum(0)
-        self._judged = kept * self._judged + weights.sum(0)
-        self._stood = kept * self._stood + (weights * (slots < stood[:, None])).sum(0)
+        # Numbers as they are: arrays of so few would take far longer.
+        for judged, stood in zip(num_judged, num_stood, strict=True):
+            for slot in range(judged):
+                has_stood = slot < stood
+                self._all_judged = _KEPT * self._all_judged + 1
+                self._all_stood = _KEPT * self._all_stood + has_stood
+                self._judged[slot] = _KEPT * self._judged[slot] + 1
+                self._stood[slot] = _KEPT * self._stood[slot] + has_stood

@@ -53,7 +53,7 @@ class Schedule:
     def __init__(self, options: PrefixScheduler, cost: StepCost, most_slots: int):
         self.options, self.cost = options, cost
         self._most_slots = most_slots
-        self._tables: dict[tuple[int, int, int], np.ndarray] = {}
+        self._tables: dict[tuple[int, int, int], tuple[np.ndarray, float]] = {}
         self._seconds, self._draft_seconds, self._num_rows = np.ones(1), 0.0, 1
         self._earlier: deque[tuple[int, np.ndarray]] = deque(maxlen=2)
         self._num_probes = 0
@@ -90,10 +90,10 @@ class Schedule:
             fewest = num_rows + key[2] * _PROMPT_STEP
             verify = self.cost.verify(fewest + num_rows * self._most_slots, key[1] * _CONTEXT_STEP)
             # A pass over more tokens is never taken to cost less: fewer may stand for that measurement.
-            self._tables[key] = np.minimum.accumulate(verify[: fewest - 1 : -1])[::-1]
+            self._tables[key] = np.minimum.accumulate(verify[: fewest - 1 : -1])[::-1], self.cost.draft(num_rows)
         # Of a pass that verifies 0, 1, ... drafts of all rows together.
-        self._seconds, self._num_rows = self._tables[key], num_rows
-        self._draft_seconds = self.cost.draft(num_rows)
+        self._seconds, self._draft_seconds = self._tables[key]
+        self._num_rows = num_rows
 
     def slots(self, record: TrackRecord, num_rows: int, is_free: bool = False) -> int:
         """How many slots a source should pick for its rows; none where it is not to draft.

@@ -5,6 +5,7 @@ Shapes: B rows, n slots.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 
 import numpy as np
 import torch
@@ -118,20 +119,17 @@ class SurvivalPredictor:
                 was rejected, if any.
             num_stood (`Sequence[int]`): Drafts of each of them that were accepted.
         """
-        total = sum(num_judged)
-        if total == 0 or not chances:
+        if sum(num_judged) == 0 or not chances:
             return
-        rows, judged = list(rows), np.asarray(num_judged)
-        slots = np.arange(next(iter(chances.values())).shape[1])
-        has_stood = slots < np.asarray(num_stood)[:, None]
-        # What is judged later, in the order of the rows, makes earlier ones count less.
-        later = judged[::-1].cumsum()[::-1] - judged
-        weights = _KEPT ** later[:, None] * (slots < judged[:, None])
-        kept = _KEPT**total
-        for name, values in chances.items():
-            right = np.minimum(np.maximum(values[rows].astype(float), 1e-4), 1 - 1e-4)
-            losses = -np.log(np.where(has_stood, right, 1 - right))
-            self._losses[name] = kept * self._losses.get(name, 0.0) + float((weights * losses).sum())
-        self._weight = kept * self._weight + float(weights.sum())
+        rows = list(rows)
+        # Numbers as they are: arrays of so few would take far longer.
+        of_rows = {name: values[rows].tolist() for name, values in chances.items()}
+        for row, (judged, stood) in enumerate(zip(num_judged, num_stood, strict=True)):
+            for slot in range(judged):
+                self._weight = _KEPT * self._weight + 1
+                for name, values in of_rows.items():
+                    chance = min(max(values[row][slot], 1e-4), 1 - 1e-4)
+                    loss = -log(chance if slot < stood else 1 - chance)
+                    self._losses[name] = _KEPT * self._losses.get(name, 0.0) + loss
         if "max_probs" in signals:
             self._estimator.note(signals["max_probs"][rows], num_judged, num_stood)
