@@ -27,8 +27,9 @@ def installed_versions(*packages: str) -> dict[str, str | None]:
 
 
 def command_line() -> str:
-    """This process's command, as a shell takes it, without secrets; `python -m dspark_hf` is `dspark`, and a notebook's
-    kernel the notebook, as far as Jupyter tells its name.
+    """This process's command, as a shell takes it, without secrets.
+
+    `python -m dspark_hf` is `dspark`, and a notebook's kernel is the notebook, as far as Jupyter tells its name.
     """
     program = Path(sys.argv[0])
     if program.name == "ipykernel_launcher.py":

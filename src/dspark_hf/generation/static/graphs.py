@@ -49,8 +49,8 @@ class CapturedRounds:
         Args:
             key (`Hashable`): All that two rounds with one graph have in common, besides what stands in tensors.
             launch (`Callable`): The round. It must not wait for the device.
-            changed (`Sequence[Tensor]`): What a round reads and leaves changed: with it as it was, the round can be run
-                again.
+            changed (`Sequence[Tensor]`): What a round reads and leaves changed: with it as it was, the round can be
+                run again.
             held (`Any`, *optional*): What must live as long as the graph.
         """
         if self._is_off:
@@ -85,8 +85,8 @@ class CapturedRounds:
             return
         self._is_off = True
         warnings.warn(
-            "A round captured in a CUDA graph came to other tokens than the same round as it is. Rounds run as they are, "
-            "so that what is generated is right; please report this with what `dspark env` prints.",
+            "A round captured in a CUDA graph came to other tokens than the same round as it is. Rounds run as they "
+            "are, so that what is generated is right; please report this with what `dspark env` prints.",
             stacklevel=2,
         )
 
