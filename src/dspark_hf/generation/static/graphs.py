@@ -49,7 +49,7 @@ class CapturedRounds:
         Args:
             key (`Hashable`): All that two rounds with one graph have in common, besides what stands in tensors.
             launch (`Callable`): The round. It must not wait for the device.
-            changed (`Sequence[Tensor]`): What a round reads and leaves changed: with it as it was, the round can be
+            changed (`Sequence[Tensor]` of any shapes): What a round reads and changes: as it was, the round can be
                 run again.
             held (`Any`, *optional*): What must live as long as the graph.
         """
