@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tiny_targets import make_prompt, make_target, padded_prompts
 
 from dspark_hf import DSparkModel, SpeculationConfig
+from dspark_hf.data.features import TargetFeatures
 
 
 @pytest.mark.parametrize("num_slots", [1, 4, 7])
@@ -35,6 +36,25 @@ def test_features_are_the_taps_of_the_committed_positions(any_target):
     features = torch.cat(drafter.state.features[0])
     assert 40 <= features.shape[0] <= 50
     torch.testing.assert_close(features, expected[: features.shape[0]], atol=1e-3, rtol=1e-3)
+
+
+def test_features_of_streams_before_the_batch_are_their_mean():
+    target = make_target("gemma3n_text")
+    ids, mask = padded_prompts([11, 11])
+    drafter, plain = greedy_oracle(target, ids, range(5), num_slots=4, taps=(0, 2), max_new_tokens=20, uneven=True)
+    assert torch.equal(target.generate(ids, assistant_model=drafter, max_new_tokens=20, do_sample=False), plain)
+    states = target.model(plain, output_hidden_states=True)
+    expected = torch.cat([states.hidden_states[tap].mean(0) for tap in (1, 3)], -1)  # [B, S, L * E]
+    for row in range(2):
+        features = torch.cat(drafter.state.features[row])
+        torch.testing.assert_close(features, expected[row, : len(features)], atol=1e-3, rtol=1e-3)
+    features, last = TargetFeatures(target, [0, 2])(plain)
+    torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(last, states.last_hidden_state, atol=1e-4, rtol=1e-4)
+    # Its MLPs may differ in width from layer to layer, those of a drafter do not.
+    drafter = DSparkModel.from_target(target, mask_token_id=63, block_size=4, target_layer_ids=[0, 2])
+    assert drafter.config.decoder_config.intermediate_size == max(target.config.intermediate_size) == 48
+    assert torch.equal(target.generate(ids, assistant_model=drafter, max_new_tokens=20, do_sample=False), plain)
 
 
 @settings(max_examples=40)

@@ -60,6 +60,17 @@ _FIELDS = {
         "global_head_dim": 8,
         "num_kv_shared_layers": 2,
     },
+    # Streams before the batch, and layers that share keys.
+    "gemma3n_text": {
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        "vocab_size_per_layer_input": VOCAB_SIZE,
+        "hidden_size_per_layer_input": 8,
+        "num_kv_shared_layers": 2,
+        "laurel_rank": 4,
+        "altup_num_inputs": 3,
+        "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
+    },
     "mixtral": {"num_local_experts": 4},
     "qwen3_moe": _EXPERTS,
     # Recurrent states, rewound by replay.

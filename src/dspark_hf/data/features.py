@@ -3,7 +3,8 @@
 Shapes: B batch, S sequence, L taps, E hidden size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 
 from dspark_hf.modeling.borrowing import output_head
 from dspark_hf.modeling.plain_head import is_quantised
-from dspark_hf.modeling.taps import Taps
+from dspark_hf.modeling.taps import Taps, stacks_streams
 from dspark_hf.modeling.wrappers import unwrap
 from dspark_hf.ops.distill_loss import streamed_log_norm
 
@@ -54,7 +55,7 @@ class TargetFeatures:
         """
         device = self.target.device
         # A trainer's autocast is not for the target: features are those that generation and a cache have.
-        with torch.autocast(device.type, enabled=False), self._taps.in_pass():
+        with torch.autocast(device.type, enabled=False), self._taps.in_pass(), self._last_states() as last_states:
             outputs = self.target(
                 input_ids=input_ids.to(device),
                 attention_mask=None if attention_mask is None else attention_mask.to(device),
@@ -65,10 +66,25 @@ class TargetFeatures:
                 logits_to_keep=torch.zeros(1, dtype=torch.int64, device=device),
             )
         states = outputs.hidden_states
+        last = last_states[0] if last_states else states[self.last]
         if not self._is_checked:
-            self._check_head(states[self.last][:, 0], outputs.logits[:, 0])
+            self._check_head(last[:, 0], outputs.logits[:, 0])
             self._is_checked = True
-        return torch.cat(self._taps.read(states), -1), states[self.last]
+        return torch.cat(self._taps.read(states), -1), last
+
+    @contextmanager
+    def _last_states(self) -> Iterator[list[Tensor]]:
+        """Around a pass: gets the decoder's states behind the final norm, where `hidden_states` ends in streams."""
+        last_states: list[Tensor] = []
+        if not stacks_streams(self.target):
+            yield last_states
+            return
+        decoder = self.target.get_decoder()
+        hook = decoder.register_forward_hook(lambda module, inputs, output: last_states.append(output[0]))
+        try:
+            yield last_states
+        finally:
+            hook.remove()
 
     def _check_head(self, hidden: Tensor, logits: Tensor) -> None:
         head = self.target.get_output_embeddings()

@@ -32,6 +32,7 @@ class Taps:
         self.entries = [layer_id + 1 for layer_id in layer_ids]
         num_layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
         self._last = num_layers if num_layers in self.entries else None
+        self._stacks = stacks_streams(model)
         self._layer = None if self._last is None else _last_layer(model, num_layers)
         self._raw: Tensor | None = None
 
@@ -53,19 +54,25 @@ class Taps:
     def read(self, hidden_states: Any) -> list[Tensor]:
         """The taps `(batch, sequence, hidden)` of a pass, given its `hidden_states`; to be read once."""
         raw, self._raw = self._raw, None
-        return [merge_streams(raw if entry == self._last else hidden_states[entry]) for entry in self.entries]
+        taps = [raw if entry == self._last else hidden_states[entry] for entry in self.entries]
+        return [merge_streams(tap, self._stacks) for tap in taps]
 
 
-def merge_streams(tap: Tensor) -> Tensor:
+def stacks_streams(model: PreTrainedModel) -> bool:
+    """Whether the layers of a `model` put out their residual streams one behind the other, before the batch."""
+    return getattr(model.config.get_text_config(decoder=True), "altup_num_inputs", None) is not None
+
+
+def merge_streams(tap: Tensor, is_stacked: bool = False) -> Tensor:
     """The states `(batch, sequence, hidden)` of a tapped layer.
 
     Args:
-        tap (`torch.Tensor` of shape `(batch, sequence, hidden)` or `(batch, sequence, streams, hidden)`): Its output.
-            Layers with several residual streams (DeepSeek-V4's hyper-connections) put out the latter, of which a
-                drafter
-            reads the mean.
+        tap (`torch.Tensor` of shape `(batch, sequence, hidden)` or with streams): Its output. Layers with several
+            residual streams put out `(batch, sequence, streams, hidden)` (DeepSeek-V4's hyper-connections) or
+            `(streams, batch, sequence, hidden)` (Gemma 3n's AltUp), of which a drafter reads the mean.
+        is_stacked (`bool`, *optional*, defaults to `False`): Whether streams come first, see [`stacks_streams`].
     """
-    return tap.mean(2) if tap.dim() == 4 else tap
+    return tap.mean(0 if is_stacked else 2) if tap.dim() == 4 else tap
 
 
 def _last_layer(model: PreTrainedModel, num_layers: int) -> nn.Module:

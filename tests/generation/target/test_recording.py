@@ -56,6 +56,19 @@ def test_states_of_the_last_chunk_and_behind_a_cached_turn(family):
         ids = torch.cat([out.sequences, ids[:, :5]], 1)
 
 
+@pytest.mark.parametrize("lengths", [(11,), (5, 11)])
+def test_states_in_streams_before_the_batch(lengths):
+    target = make_target("gemma3n_text", attn_implementation="eager")
+    ids, mask = padded_prompts(lengths)
+    drafter, _ = greedy_oracle(target, ids, range(5), attention_mask=mask, max_new_tokens=12)
+    kwargs = RECORDED | {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False}
+    expected = target.generate(ids, **kwargs)
+    out = target.generate(ids, assistant_model=drafter, **kwargs)
+    assert expected.hidden_states[1][1].shape == (3, len(lengths), 1, 32)
+    assert out.sequences.tolist() == expected.sequences.tolist() and drafter.last_stats.tau > 1.5
+    assert_same_states(out, expected)
+
+
 def test_one_of_both(target):
     ids = make_prompt(5)
     kwargs = {"return_dict_in_generate": True, "max_new_tokens": 6, "do_sample": False}

@@ -126,7 +126,9 @@ class DraftCandidateGenerator(CandidateGenerator):
         if states is None:
             raise ValueError("The target returned no hidden states, so a drafter cannot read it.")
         entries = self.model_kwargs_overrides["output_hidden_states"]
-        features = torch.cat([merge_streams(states[entry]).to(self._drafter.device) for entry in entries], -1)
+        # Of one sequence, only streams that stand before the batch make a first dimension of more than 1.
+        taps = [merge_streams(states[entry], is_stacked=states[entry].shape[0] > 1) for entry in entries]
+        features = torch.cat([tap.to(self._drafter.device) for tap in taps], -1)
         end = input_ids.shape[1] - 1
         if self._context is None:
             self._context = PendingContext(self._drafter, 1)

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 from transformers import Cache, GenerationConfig, PreTrainedModel
 
+from dspark_hf.modeling.taps import stacks_streams
+
 States = tuple[Tensor | None, ...]
 
 
@@ -29,6 +31,7 @@ class StateRecorder:
     def __init__(self, model: PreTrainedModel, cache: Cache, generation_config: GenerationConfig):
         is_on = bool(generation_config.return_dict_in_generate)
         self._layer_types = getattr(model.config.get_text_config(decoder=True), "layer_types", None)
+        self._token_dim = 2 if stacks_streams(model) else 1
         self._cache = cache
         self.hidden_states: list | None = [] if is_on and generation_config.output_hidden_states else None
         self.attentions: list | None = [] if is_on and generation_config.output_attentions else None
@@ -62,7 +65,7 @@ class StateRecorder:
         """
         for index in range(num_replayed, num_replayed + num_taken):
             if self.hidden_states is not None:
-                self.hidden_states.append(tuple(_at(states, index) for states in outputs.hidden_states))
+                self.hidden_states.append(tuple(self._at(states, index) for states in outputs.hidden_states))
             if self.attentions is not None:
                 layers = outputs.attentions
                 entry = layers and tuple(
@@ -90,7 +93,6 @@ class StateRecorder:
             )
         return getattr(layers[layer], "sliding_window", None)
 
-
-def _at(states: Tensor | None, index: int) -> Tensor | None:
-    # A view would keep the whole block alive, rejected drafts included.
-    return None if states is None else states[:, index : index + 1].clone()
+    def _at(self, states: Tensor | None, index: int) -> Tensor | None:
+        # A view would keep the whole block alive, rejected drafts included.
+        return None if states is None else states.narrow(self._token_dim, index, 1).clone()

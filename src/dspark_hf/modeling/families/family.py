@@ -123,10 +123,12 @@ class Family:
         # A target of another family may lack a name; its own config class decides what the name would mean.
         of_target = getattr(layer, "num_attention_heads", None) or max(1, target.hidden_size // 64)
         num_heads = overrides.get("num_attention_heads", of_target)
+        width = getattr(target, "intermediate_size", 4 * target.hidden_size)
         return {
             "vocab_size": target.vocab_size,
             "hidden_size": target.hidden_size,
-            "intermediate_size": getattr(target, "intermediate_size", 4 * target.hidden_size),
+            # Gemma 3n names one for each layer.
+            "intermediate_size": max(width) if isinstance(width, (list, tuple)) else width,
             "num_attention_heads": num_heads,
             "num_key_value_heads": getattr(layer, "num_key_value_heads", num_heads),
             "head_dim": getattr(layer, "head_dim", None) or target.hidden_size // num_heads,
