@@ -39,6 +39,15 @@ OWN: dict[str, dict[str, Any]] = {
     "gemma3_text": {"query_pre_attn_scalar": 8},
     "gemma2": {"query_pre_attn_scalar": 8},
     "gemma4_text": {"num_kv_shared_layers": 0},
+    "gemma3n_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2, "laurel_rank": 4,
+        "activation_sparsity_pattern": [0.0] * 4, "hidden_size_per_layer_input": 8,
+    },
+    "qwen4_exp_text": {
+        "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+        "hc_count": 2, "hc_lowrank": 8, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8,
+        "indexer_budget": 8, "indexer_compress_ratio": 2,
+    },
     "deepseek_v4": {
         "num_key_value_heads": 1, "head_dim": 16, "moe_intermediate_size": 32, "num_experts_per_tok": 4,
         "o_groups": 2, "o_lora_rank": 8, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 64, "hc_mult": 2,

@@ -22,8 +22,8 @@ from dspark_hf.modeling.compiling import is_compiled
 
 from .columns import ColumnInputs
 
-# Others may be anybody's, and are given columns one by one, which is never wrong.
-_OF_POSITION_ALONE = frozenset({"default", "linear", "yarn", "llama3", "proportional"})
+# Others may be anybody's, and are given columns one by one, which is never wrong. Image encoders are axial.
+_OF_POSITION_ALONE = frozenset({"default", "linear", "yarn", "llama3", "proportional", "axial"})
 # Hooks are on modules, which belong to all threads that use a model.
 _lock = threading.RLock()
 _Key = tuple[nn.Module, str | None]
