@@ -3,7 +3,16 @@
 import json
 
 import pytest
-from transformers import AutoConfig, AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Phi3Config, Qwen3Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    LlamaConfig,
+    Phi3Config,
+    Qwen3Config,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from dspark_hf import DFlashConfig, DSparkConfig, DSparkModel, Eagle3Config
 from dspark_hf.modeling.configuration.taps import spread_taps
@@ -104,6 +113,24 @@ def test_a_released_config_samples_from_the_anchor():
 def test_bad_fields(fields, message):
     with pytest.raises(ValueError, match=message):
         DSparkConfig.from_target(TARGET, **fields)
+
+
+@pytest.mark.parametrize("target", ["me/Model", None])
+def test_a_target_that_is_not_in_memory(target):
+    for kind in (DSparkConfig, DSparkModel):
+        with pytest.raises(ValueError, match=f"target must be a model in memory, got {target!r}: load it first"):
+            kind.from_target(target)
+
+
+def test_an_encoder_decoder_gets_no_drafter():
+    config = T5Config(vocab_size=97, d_model=32, d_ff=48, num_layers=4, num_heads=4, d_kv=8)
+    with pytest.raises(ValueError, match="needs a decoder-only target, and T5ForCond.* is an encoder-decoder"):
+        DSparkModel.from_target(T5ForConditionalGeneration(config))
+
+
+def test_a_drafter_of_a_config_alone():
+    with pytest.raises(ValueError, match="takes the model, got its LlamaConfig. DSparkConfig.from_target makes"):
+        DSparkModel.from_target(TARGET)
 
 
 def test_heads_that_differ_from_layer_to_layer():

@@ -128,10 +128,16 @@ def check_fit(config: DraftConfig, target: PreTrainedModel, *, check_name: bool 
         check_name (`bool`, *optional*, defaults to `True`): Whether a drafter made for another target is refused.
 
     Raises:
-        `ValueError`: If sizes differ, a tap is out of range, or the drafter was made for another target.
+        `ValueError`: If sizes differ, a tap is out of range, the drafter was made for another target, or the target is
+            an encoder-decoder.
     """
     text_config = target.config.get_text_config()
     target_name = target.name_or_path or type(target).__name__
+    if target.config.is_encoder_decoder:
+        raise ValueError(
+            f"A drafter needs a decoder-only target, and {target_name} is an encoder-decoder; generate without a "
+            "drafter."
+        )
     sides = _sides(config, target_name)
     check_target_sizes(config, text_config, target_name)
     config.check_length(getattr(text_config, "max_position_embeddings", None))

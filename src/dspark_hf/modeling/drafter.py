@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
-from transformers import PreTrainedModel, initialization
+from transformers import PreTrainedConfig, PreTrainedModel, initialization
 from transformers.utils import logging
 
 from dspark_hf.files import follow_umask
@@ -115,7 +115,15 @@ class DraftModel(TokenEnds):
 
         Returns:
             [`DraftModel`] of this class, with random weights.
+
+        Raises:
+            `ValueError`: If the target is none that drafts can be made for, or a field cannot be used.
         """
+        if isinstance(target, PreTrainedConfig):
+            raise ValueError(
+                f"A drafter borrows embedding and output head of its target, so from_target takes the model, got its "
+                f"{type(target).__name__}. {cls.config_class.__name__}.from_target makes a drafter's config of it."
+            )
         target = unwrap(target)
         model = cls(cls.config_class.from_target(target, **fields))
         device = compute_device(target.get_input_embeddings())

@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import SubConfigSpec
 
@@ -204,8 +205,13 @@ class DraftConfig(PreTrainedConfig):
             [`DraftConfig`] of this class.
 
         Raises:
-            `ValueError`: If a field is unknown, out of range, or of the wrong type.
+            `ValueError`: If a field is unknown, out of range, or of the wrong type, or the target is no model.
         """
+        if not isinstance(target, (nn.Module, PreTrainedConfig)):
+            raise ValueError(
+                f"target must be a model in memory, got {shown(target)}: load it first, with "
+                "AutoModelForCausalLM.from_pretrained(...)."
+            )
         num_hidden_layers = cls.default_num_layers if num_hidden_layers is None else num_hidden_layers
         for name, value in (("num_hidden_layers", num_hidden_layers), ("num_taps", num_taps)):
             if not isinstance(value, int) or isinstance(value, bool):
