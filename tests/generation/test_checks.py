@@ -112,8 +112,10 @@ def test_no_cache_at_all(target):
 
 
 def test_empty_prompt(target):
-    with pytest.raises(ValueError, match="The prompt is empty"):
+    with pytest.raises(ValueError, match=r"The prompt is empty \(1 rows of 0 tokens\)"):
         speculative_generate_with(target, input_ids=torch.zeros(1, 0, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"The prompt is empty \(0 rows of 3 tokens\)"):
+        target.generate(torch.zeros(0, 3, dtype=torch.long), assistant_model=TableDrafter(64))
 
 
 def test_missing_drafter(target):

@@ -69,8 +69,11 @@ class PromptLayout:
                 f"inputs_embeds hold {num_columns} tokens and input_ids {num_ids}, so positions are unknown. Give an "
                 "attention_mask over the embeddings, or leave out input_ids."
             )
-        if num_columns == 0:
-            raise ValueError("The prompt is empty; a drafter needs at least one token of input_ids to start from.")
+        if num_columns == 0 or num_rows == 0:
+            raise ValueError(
+                f"The prompt is empty ({num_rows} rows of {num_columns} tokens); a drafter needs at least one token "
+                "of input_ids to start from."
+            )
         if num_columns <= num_cached:
             raise ValueError(
                 f"The cache holds {num_cached} tokens already, and {num_columns} are given, so none is new. "
