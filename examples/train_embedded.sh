@@ -69,7 +69,7 @@ once() {
   say "$(basename "$mark" | cut -c7-) took $((SECONDS - start)) s"
 }
 
-regenerate() { dspark regenerate --target "$TARGET" --batch-size "$BATCH" --attention eager --max-new-tokens 160 --resume "$@"; }
+regenerate() { dspark regenerate --target "$TARGET" --batch-size "$BATCH" --max-new-tokens 160 --resume "$@"; }
 
 write_held_out() {
   local seed=900

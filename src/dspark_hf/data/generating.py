@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from dspark_hf.data.grouped_attention import grouped_attention
+
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
     """Stack token lists of different lengths, padded on the left with `pad_id` as `generate()` wants them.
@@ -65,7 +67,7 @@ def write_on(
     """
     inputs = {name: tensor.to(target.device) for name, tensor in left_pad(rows, stop_ids[0]).items()}
     devices = [target.device] if target.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), grouped_attention(target):
         torch.manual_seed(seed)
         out = target.generate(**inputs, **options, eos_token_id=list(stop_ids), pad_token_id=stop_ids[0])
     written = []
