@@ -43,9 +43,7 @@ def regenerate(
     seed: SeedOption = 0,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16, float32, or auto (as saved).")] = "bfloat16",
     device: DeviceOption = "auto",
-    attention: Annotated[
-        str | None, typer.Option(help="The local target's attention, 'sdpa' or 'eager'.")
-    ] = None,
+    attention: Annotated[str | None, typer.Option(help="The local target's attention, 'sdpa' or 'eager'.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an existing file.")] = False,
     exclude: Annotated[Path | None, typer.Option(exists=True, help="JSONL file whose prompts must not occur.")] = None,
     without_loops: Annotated[
