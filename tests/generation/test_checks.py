@@ -16,7 +16,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from dspark_hf import DSparkModel, SpeculationConfig
+from dspark_hf import DSparkModel, PromptLookup, SpeculationConfig
 from dspark_hf.generation import speculative_generate
 from dspark_hf.modeling.cache_name import CACHE_NAME
 
@@ -353,3 +353,12 @@ def test_target_without_hidden_states(target, monkeypatch):
 def test_speculation_config(fields, message):
     with pytest.raises(ValueError, match=message):
         SpeculationConfig(**fields)
+
+
+def test_an_option_that_a_checkpoint_brings_is_said_to_come_from_there(target, monkeypatch):
+    monkeypatch.setattr(target.generation_config, "num_assistant_tokens", 5)
+    with pytest.raises(ValueError, match="=5 is not supported.*It stands in model.generation_config"):
+        target.generate(make_prompt(4), assistant_model=PromptLookup())
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="or generate without a drafter.$"):
+        target.generate(make_prompt(4), assistant_model=PromptLookup(), num_assistant_tokens=5)

@@ -158,9 +158,12 @@ def check_options(model: PreTrainedModel, generation_config: GenerationConfig) -
     for option, unset, instead in _UNSUPPORTED:
         value = getattr(generation_config, option)
         if value not in unset:
+            # A checkpoint may bring it along, and who has it need not know.
+            is_stored = getattr(getattr(model, "generation_config", None), option, None) == value
+            where = " It stands in model.generation_config." if is_stored else ""
             raise ValueError(
                 f"{option}={value!r} is not supported together with a drafter: {instead}, or generate without a "
-                "drafter."
+                f"drafter.{where}"
             )
 
 
