@@ -1,6 +1,7 @@
 """`dspark evaluate` and `dspark report`, from prompts to a page."""
 
 import json
+import shutil
 
 import pytest
 
@@ -56,6 +57,20 @@ def test_two_drafters_by_name(dspark, models, tiny_drafter_dir, folder, tmp_path
     assert list(summary["made_with"]["ways"]) == ["a", "b"]
     assert "No plain runs, so no ratios" in outcome.out
     assert summary["made_with"]["tasks"][0]["indices"] == [0, 2]
+
+
+def test_a_path_with_an_equals_sign_is_a_path(dspark, models, tiny_drafter_dir, folder, tmp_path, monkeypatch):
+    place = models[models.index("--target") + 1]
+    (tmp_path / "lr=1").mkdir()
+    shutil.copytree(tiny_drafter_dir, tmp_path / "lr=1" / "last")
+    shutil.copy(folder / "spec-bench.jsonl", tmp_path / "lr=1" / "some.jsonl")
+    monkeypatch.chdir(tmp_path)
+    outcome = dspark("evaluate", "--target", place, "--drafter", "lr=1/last", "--drafter", "named=lr=1/last", "--task",
+                     "lr=1/some.jsonl", "--max-new-tokens", "4", "--no-plain", "--limit", "1",
+                     "--out", "run")  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    made_with = json.loads((tmp_path / "run" / "summary.json").read_text())["made_with"]
+    assert list(made_with["ways"]) == ["last", "named"] and made_with["tasks"][0]["name"] == "some"
 
 
 @pytest.mark.parametrize(

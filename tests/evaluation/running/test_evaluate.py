@@ -259,7 +259,11 @@ def test_what_cannot_be_run_is_refused(run, drafter, tmp_path):
     with pytest.raises(ValueError, match="time_pieces compares with the plain run"):
         run([drafter_way("d", drafter)], settings=EvaluationSettings(time_pieces=True))
     with pytest.raises(ValueError, match="No way takes chat, T 0, batch 2"):
-        run([lookup_way(3)], settings=EvaluationSettings(batch_sizes=(2,)))
+        run([lookup_way(3)], settings=EvaluationSettings(max_new_tokens=2, batch_sizes=(2, 1)))
+    with pytest.raises(ValueError, match=r"'prompt lookup \(3\)' would sit out .* takes batch size 1 only, .* \[2\]"):
+        run([plain_way(), lookup_way(3)], settings=EvaluationSettings(batch_sizes=(2,)))
+    with pytest.raises(ValueError, match=r"'synthetic 0.5' would sit out .* takes temperature 0 only, got .* \[1.0\]"):
+        run([plain_way(), synthetic_way("d", drafter, 0.5)], settings=EvaluationSettings(temperatures=(1.0,)))
     with pytest.raises(ValueError, match="rate from 0 to 1, got 1.5"):
         synthetic_way("d", drafter, 1.5)
     with pytest.raises(ValueError, match="holds no evaluation. Make one: `dspark evaluate"):

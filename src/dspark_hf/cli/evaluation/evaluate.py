@@ -98,6 +98,7 @@ def evaluate(
     from dspark_hf.evaluation import evaluate as run
     from dspark_hf.evaluation.reporting.tables import conditions, headline
     from dspark_hf.evaluation.running.ways import speculation_fields
+    from dspark_hf.evaluation.tasks.loading import named_place
     from dspark_hf.hub.embedded import resolve_drafter
 
     settings = EvaluationSettings(
@@ -122,7 +123,8 @@ def evaluate(
     for one in speculations:
         speculation_fields(one)
     for one in drafter or ():
-        resolve_drafter(one.rpartition("=")[2])
+        name, path = named_place(one)
+        resolve_drafter(path or name)
     model, tokenizer = load_target(target, trust_remote_code=trust_remote_code, **place)
     ways = [plain_way()] if plain else []
     ways += [static_way()] if static else []
@@ -159,12 +161,13 @@ def _drafter_ways(places, target, dtype, speculations, acceptances) -> list[Any]
     """Every drafter as it is to be used, and the first with drafts that are made to stand."""
     from dspark_hf.cli.models import load_drafter
     from dspark_hf.evaluation import drafter_way, synthetic_way
+    from dspark_hf.evaluation.tasks.loading import named_place
 
     ways: list[Any] = []
     for place in places:
-        name, is_named, path = place.partition("=")
-        loaded = load_drafter(path if is_named else place, target, dtype=dtype)
-        name = name if is_named else _short(place)
+        name, path = named_place(place)
+        loaded = load_drafter(path or name, target, dtype=dtype)
+        name = _short(name)
         ways += [drafter_way(name, loaded, speculation) for speculation in speculations]
         ways += [synthetic_way(name, loaded, acceptance) for acceptance in acceptances]
         acceptances = ()

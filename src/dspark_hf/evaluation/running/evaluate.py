@@ -83,8 +83,8 @@ def evaluate(
         done.
 
     Raises:
-        `ValueError`: If there is nothing to ask or no way, two ways have one name, drafts shall be made to stand
-            without a plain run, or the folder holds something else.
+        `ValueError`: If there is nothing to ask or no way, two ways have one name, a way takes none of the
+            calls, drafts shall be made to stand without a plain run, or the folder holds something else.
     """
     settings = settings or EvaluationSettings()
     _check(tasks, ways, settings)
@@ -236,6 +236,15 @@ def _check(tasks: Sequence[LoadedTask], ways: Sequence[Way], settings: Evaluatio
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"Two ways to generate are called {twice[0]!r}. Give the drafter another name: NAME=FOLDER.")
+    kinds = [(temperature, size) for temperature in settings.temperatures for size in settings.batch_sizes]
+    idle = [way for way in ways if not any(way.takes(*kind) for kind in kinds)]
+    if idle:
+        limits = {"temperature 0": idle[0].greedy_only, "batch size 1": idle[0].one_row}
+        raise ValueError(
+            f"{idle[0].name!r} would sit out the whole evaluation: it takes "
+            f"{' and '.join(name for name, holds in limits.items() if holds)} only, got temperatures "
+            f"{list(settings.temperatures)} and batch sizes {list(settings.batch_sizes)}. Add that, or leave it out."
+        )
     if any(way.acceptance is not None for way in ways) and PLAIN not in names:
         raise ValueError(
             "Drafts that are made to stand need the plain run, which says what stands. Do not leave it out."

@@ -81,23 +81,24 @@ def load_task(name: str, *, limit: int | None = None, revision: str | None = Non
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}. Leave it out to take the whole task.")
-    known, is_file, path = name.partition("=")
-    if not is_file and known in TASKS:
+    known, path = named_place(name)
+    if path is None and known in TASKS:
         task = TASKS[known]
         source, rows = _fetch(task, revision)
         questions = [_question(index, task, row) for index, row in enumerate(rows)]
         return LoadedTask(known, _spread(questions, limit), len(questions), source, task.size)
-    path = Path(path if is_file else name).expanduser()
+    is_named = path is not None
+    path = Path(path if is_named else name).expanduser()
     if not path.is_file():
         raise ValueError(
             f"There is no task and no file {str(path)!r}. Tasks are {', '.join(TASKS)}; a file has one JSON object "
             "with `turns` a line."
         )
-    task = TASKS.get(known if is_file else path.stem)
+    task = TASKS.get(known if is_named else path.stem)
     questions = [_read(index, task, place, row) for index, (place, row) in enumerate(iterate_rows(path))]
     source = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     size = None if task is None else task.size
-    return LoadedTask(known if is_file else path.stem, _spread(questions, limit), len(questions), source, size)
+    return LoadedTask(known if is_named else path.stem, _spread(questions, limit), len(questions), source, size)
 
 
 def load_tasks(names: list[str], *, folder: str | Path | None = None, limit: int | None = None) -> list[LoadedTask]:
@@ -115,7 +116,7 @@ def load_tasks(names: list[str], *, folder: str | Path | None = None, limit: int
     Raises:
         `ValueError`: If one cannot be loaded, or two have the same name.
     """
-    named = {name.partition("=")[0] for name in names}
+    named = {named_place(name)[0] for name in names}
     others = [name for name in TASKS if name not in named]
     names = [one for name in names for one in (others if name == "all" else [name])]
     if folder is not None:
@@ -125,6 +126,19 @@ def load_tasks(names: list[str], *, folder: str | Path | None = None, limit: int
     if twice:
         raise ValueError(f"Two tasks are called {twice[0]}. Leave one out, or name it otherwise: NAME=FILE.")
     return tasks
+
+
+def named_place(text: str) -> tuple[str, str | None]:
+    """Name and place of `NAME=PLACE`.
+
+    Args:
+        text (`str`): Such a pair, or a name or path alone. A path that is there is one, though it holds a `=`.
+
+    Returns:
+        `tuple[str, str]`: The name and the place, or `text` and `None`.
+    """
+    name, mark, place = text.partition("=")
+    return (name, place) if mark and not Path(text).expanduser().exists() else (text, None)
 
 
 def _spread(questions: list[Question], limit: int | None) -> list[Question]:
