@@ -103,12 +103,12 @@ def test_training_with_the_embedded_target(run):
 @pytest.mark.slow
 def test_fine_tuning_with_the_embedded_pair(run, hub):
     out, names = run(NOTEBOOKS[2], {"PUSH_TO = None": 'PUSH_TO = "org/tuned"'})
-    # 2.55 and 2.48: text of this kind was among what the drafter was trained on.
-    assert names["after"]["tau"] > names["before"]["tau"]
+    # 2.26 and 1.24: text of this kind was not among what the drafter was trained on.
+    assert names["after"]["tau"] > names["before"]["tau"] + 0.5
     check_pushed(hub, out)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS[:2], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_outputs_are_kept_and_of_no_machine(path):
     cells = code_cells(path)
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1)), "kept as it was run"
