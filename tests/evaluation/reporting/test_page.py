@@ -159,6 +159,9 @@ def test_runs_need_names_of_their_own(run, tmp_path):
         write_report([run, tmp_path / "first"], tmp_path / "report.html")
     with pytest.raises(ValueError, match="A report needs a run"):
         write_report([], tmp_path / "report.html")
+    for out in (tmp_path, tmp_path / "report"):
+        with pytest.raises(ValueError, match="needs the name of a file, such as .*report.html"):
+            write_report([run], out)
 
 
 def shown(path, tmp_path, *, width, fragment="", script=""):

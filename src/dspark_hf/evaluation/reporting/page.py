@@ -34,7 +34,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path, *, answers_per_tas
         `list[Path]`: What was written, the page first.
 
     Raises:
-        `ValueError`: If there is no run, two have one name, or a folder holds none.
+        `ValueError`: If there is no run, two have one name, a folder holds none, or `out` is no name of a file.
     """
     if not runs:
         raise ValueError("A report needs a run: dspark report RUN.")
@@ -42,6 +42,9 @@ def write_report(runs: Sequence[str | Path], out: str | Path, *, answers_per_tas
     if len(folders) < len(runs):
         raise ValueError(f"Runs go by the names of their folders, and two of {[str(run) for run in runs]} have one.")
     out, answers = Path(out), []
+    if out.is_dir() or not out.suffix:
+        # Pictures go into the folder of that name.
+        raise ValueError(f"The page needs the name of a file, such as {out / 'report.html'}, got {out}.")
     for name, folder in folders.items():
         calls, tokens = folder.read()[1], folder.tokens()
         with explained(folder.path):
