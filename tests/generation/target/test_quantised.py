@@ -8,7 +8,7 @@ import importlib.util
 import pytest
 import torch
 from fake_drafters import OracleDrafter
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, TorchAoConfig
 
 from dspark_hf import AutoDrafter, DSparkModel, SpeculationConfig
 from dspark_hf.hub.embedded import resolve_drafter, resolve_target
@@ -36,9 +36,22 @@ def load(folder, form, dtype="float32"):
     return model.eval()
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A target whose widths are multiples of 64: on processors with bfloat16 bitsandbytes takes no others."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=260, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.2, pad_token_id=256, bos_token_id=257, eos_token_id=258,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("target")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(scope="module", params=FORMS)
-def quantised(request, tiny_target_dir):
-    return load(tiny_target_dir, request.param)
+def quantised(request, folder):
+    return load(folder, request.param)
 
 
 OPTIONS = {"do_sample": False, "max_new_tokens": 24, "pad_token_id": 256}
@@ -46,8 +59,8 @@ QUIET = pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
 
 
 @QUIET
-def test_it_is_quantised(quantised, tiny_target_dir):
-    plain = AutoModelForCausalLM.from_pretrained(tiny_target_dir)
+def test_it_is_quantised(quantised, folder):
+    plain = AutoModelForCausalLM.from_pretrained(folder)
     ids = torch.arange(3, 20).unsqueeze(0).to(quantised.device)
     assert not torch.equal(quantised(ids).logits.cpu().float(), plain(ids.cpu()).logits)
 
