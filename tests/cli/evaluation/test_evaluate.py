@@ -81,6 +81,12 @@ def test_a_path_with_an_equals_sign_is_a_path(dspark, models, tiny_drafter_dir, 
         (["--task", "spec-bench", "--temperature", "0", "--temperature", "0"], "different numbers"),
         (["--task", "spec-bench", "--raw", "--thinking"], "thinking and reasoning_effort are the chat template's"),
         (["--task", "spec-bench", "--task", "spec-bench"], "Two tasks are called spec-bench"),
+        (
+            ["--task", "spec-bench", "--drafter", "org/last", "--drafter", "other/last"],
+            "Two drafters are called 'last'",
+        ),
+        (["--task", "spec-bench", "--drafter", "=org/last"], "needs both a name and a place, got '=org/last'"),
+        (["--task", "spec-bench", "--drafter", "last="], "needs both a name and a place, got 'last='"),
     ],
 )
 def test_bad_options_are_told_before_anything_is_loaded(dspark, folder, tmp_path, options, message):

@@ -122,9 +122,13 @@ def evaluate(
     speculations = list(speculation or ["default"])
     for one in speculations:
         speculation_fields(one)
+    names = set()
     for one in drafter or ():
         name, path = named_place(one)
         resolve_drafter(path or name)
+        if (short := _short(name)) in names:
+            raise ValueError(f"Two drafters are called {short!r}. Give one another name: --drafter NAME={one}.")
+        names.add(short)
     model, tokenizer = load_target(target, trust_remote_code=trust_remote_code, **place)
     ways = [plain_way()] if plain else []
     ways += [static_way()] if static else []

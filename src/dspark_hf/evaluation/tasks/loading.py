@@ -136,9 +136,16 @@ def named_place(text: str) -> tuple[str, str | None]:
 
     Returns:
         `tuple[str, str]`: The name and the place, or `text` and `None`.
+
+    Raises:
+        `ValueError`: If either is empty.
     """
     name, mark, place = text.partition("=")
-    return (name, place) if mark and not Path(text).expanduser().exists() else (text, None)
+    if not mark or Path(text).expanduser().exists():
+        return text, None
+    if not (name and place):
+        raise ValueError(f"NAME=PLACE needs both a name and a place, got {text!r}.")
+    return name, place
 
 
 def _spread(questions: list[Question], limit: int | None) -> list[Question]:
