@@ -126,8 +126,11 @@ def evaluate(
     for one in drafter or ():
         name, path = named_place(one)
         resolve_drafter(path or name)
-        if (short := _short(name)) in names:
-            raise ValueError(f"Two drafters are called {short!r}. Give one another name: --drafter NAME={one}.")
+        short = name if path else _short(name)
+        if short in names:
+            raise ValueError(
+                f"Two drafters are called {short!r}. Give one another name: --drafter NAME={path or name}."
+            )
         names.add(short)
     model, tokenizer = load_target(target, trust_remote_code=trust_remote_code, **place)
     ways = [plain_way()] if plain else []
@@ -171,7 +174,7 @@ def _drafter_ways(places, target, dtype, speculations, acceptances) -> list[Any]
     for place in places:
         name, path = named_place(place)
         loaded = load_drafter(path or name, target, dtype=dtype)
-        name = _short(name)
+        name = name if path else _short(name)
         ways += [drafter_way(name, loaded, speculation) for speculation in speculations]
         ways += [synthetic_way(name, loaded, acceptance) for acceptance in acceptances]
         acceptances = ()
