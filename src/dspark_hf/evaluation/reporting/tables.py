@@ -32,7 +32,8 @@ def conditions(summary: Mapping[str, Any]) -> list[str]:
     lines = [
         f"Target {made['target']} in {made['dtype']}, at most {settings['max_new_tokens']} new tokens, seed "
         f"{settings['seed']}.",
-        f"Prompts: {_prompting(made)}.",
+        f"Prompts: {_prompting(made)}. Asked: {', '.join(map(_asked, made['tasks']))}.",
+        f"Machine: {_machine(made['machine'])}.",
     ]
     if PLAIN in made["ways"]:
         lines.append(
@@ -129,6 +130,7 @@ def slot_table(summary: Mapping[str, Any]) -> Table:
         [
             _task(row),
             _temperature(row),
+            str(row["batch_size"]),
             row["way"],
             _rates(row["accepted_per_slot"]),
             _rates(row["accepted_per_slot_given_previous"]),
@@ -136,8 +138,12 @@ def slot_table(summary: Mapping[str, Any]) -> Table:
         for row in _rows(summary, categories=False)
         if row["accepted_per_slot"] and row["batch_size"] == min(_batch_sizes(summary))
     ]
-    columns = ["task", "T", "way", "accepted with all before", "accepted given all before"]
-    return Table("Slots", columns, rows, [context(summary)])
+    columns = ["task", "T", "batch", "way", "accepted with all before", "accepted given all before"]
+    note = (
+        "Of the slots that were verified. A policy that cuts keeps later ones where it holds them likely, so they may "
+        "stand more often than earlier ones; `--speculation alone` verifies all."
+    )
+    return Table("Slots", columns, rows, [note, context(summary)])
 
 
 def time_table(summary: Mapping[str, Any]) -> Table:
@@ -218,6 +224,20 @@ def _prompting(made: Mapping[str, Any]) -> str:
     return f"chat template ({made['template'][:8]}), {thinking[made['settings']['thinking']]}{told}"
 
 
+def _asked(task: Mapping[str, Any]) -> str:
+    return f"{task['name']} ({_prompts(task['num_prompts'])})"
+
+
+def _prompts(number: int) -> str:
+    return f"{number} prompt{'' if number == 1 else 's'}"
+
+
+def _machine(facts: Mapping[str, Any]) -> str:
+    threads, cores = facts["threads"], facts["cpu_count"]
+    where = "" if facts["device"] == "cpu" else f" ({facts['device']})"
+    return f"{facts['device_name']}{where}, {threads} thread{'' if threads == 1 else 's'} of {cores} cores"
+
+
 def _rows(summary: Mapping[str, Any], categories: bool) -> Iterator[Mapping[str, Any]]:
     return (row for row in summary["rows"] if categories or row["category"] is None)
 
@@ -233,7 +253,7 @@ def _task(row: Mapping[str, Any]) -> str:
         return f"{name} ({row['cut']})"
     if row["category"] is None and row["task"] != ALL_TASKS:
         return name
-    return f"{name} ({row['num_prompts']} prompt{'' if row['num_prompts'] == 1 else 's'})"
+    return f"{name} ({_prompts(row['num_prompts'])})"
 
 
 def _temperature(row: Mapping[str, Any]) -> str:
