@@ -1,6 +1,7 @@
 """`dspark calibrate` and `dspark profile`: what generate() then uses."""
 
 import json
+import re
 
 import pytest
 from transformers import LlamaForCausalLM
@@ -39,6 +40,26 @@ def test_a_drafter_is_calibrated(dspark, data, tmp_path, tiny_target_dir, tiny_d
     assert drafter.last_stats.rounds > 0
 
 
+def test_temperatures_that_make_it_worse_are_told(
+    dspark, data, tmp_path, monkeypatch, tiny_target_dir, tiny_drafter_dir
+):
+    def off_by(before, after):
+        figures = {"ece": [before, before], "auroc": [None, 0.5], "brier": [0.1, 0.2], "reliability": []}
+        return {"before": figures, "after": {**figures, "ece": [after, after]}}
+
+    def run(*models, journal, **options):
+        for mode in ("greedy", "sampled"):
+            journal.with_name(f"{journal.name}.{mode}").touch()
+        figures = {"greedy": off_by(0.1, 0.2), "sampled": off_by(0.2, 0.1)}
+        return Calibration([1.0, 2.0], [1.0, 2.0], figures=figures)
+
+    monkeypatch.setattr("dspark_hf.evaluation.lengths.calibration.calibrate", run)
+    done = dspark("calibrate", tiny_target_dir, tiny_drafter_dir, "--data", data, "--out", tmp_path / "one.json")
+    told = " ".join(done.out.split())
+    assert "greedy: with these temperatures survival is further off than without, by 0.200 after 0.100" in told
+    assert "sampled: with" not in told and done.code == 0
+
+
 def test_one_that_was_stopped_is_said_so(dspark, data, tmp_path, tiny_target_dir, tiny_drafter_dir):
     (tmp_path / "one.json.unfinished.jsonl.greedy").write_text("{}\n")
     options = ["--data", data, "--dtype", "float32", "--out", tmp_path / "one.json"]
@@ -71,7 +92,9 @@ def test_policies_are_replayed(dspark, data, tmp_path, tiny_target_dir, tiny_dra
         "bench", "sweep", "--data", data, *models, *small, "useless", "--temperature", "0", "--temperature", "1",
         "--json", tmp_path / "sweep.json", "--plots", tmp_path,
     )  # fmt: skip
-    assert done.code == 0 and "auto to best" in done.out, done.err
+    assert done.code == 0, done.err
+    # Each figure can be read on a terminal of 80 columns.
+    assert re.search(r"auto to best +│ \d\.\d{3} +│ \d\.\d{3} ", done.out) and "…" not in done.out
     results = json.loads((tmp_path / "sweep.json").read_text())["results"]
     names = [f"{kind} drafter, T = {warmth}" for kind in ("good", "useless") for warmth in (0, 1)]
     assert list(results) == [f"{name}, rule of thumb" for name in names]
@@ -81,6 +104,12 @@ def test_policies_are_replayed(dspark, data, tmp_path, tiny_target_dir, tiny_dra
         verified = [one["verified"] for one in result["thresholds"].values()]
         assert verified == sorted(verified, reverse=True)
     assert len(list(tmp_path.glob("*.png"))) == 4 and not list(tmp_path.glob("[!.]*unfinished*"))
+
+
+def test_answers_without_a_block_are_told(dspark, data, tiny_target_dir, tiny_drafter_dir):
+    models = ["--target", tiny_target_dir, "--drafter", tiny_drafter_dir, "--quality", "good"]
+    done = dspark("bench", "sweep", "--data", data, *models, "--max-new-tokens", "1")
+    assert done.code == 2 and "no block to replay, since no answer has two tokens" in " ".join(done.err.split())
 
 
 def test_a_quality_that_is_none_is_refused(dspark, data, tiny_target_dir, tiny_drafter_dir):

@@ -1,6 +1,7 @@
 """`dspark calibrate`: temperatures that make a drafter's confidence come true."""
 
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
 import typer
@@ -8,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dspark_hf.cli.options import DeviceOption, DtypeOption, ResumeOption, SeedOption, TrustOption
+from dspark_hf.cli.options import DeviceOption, DtypeOption, SeedOption, TrustOption
 
 
 def calibrate(
@@ -25,7 +26,9 @@ def calibrate(
     device: DeviceOption = "auto",
     plots: Annotated[Path | None, typer.Option(help="Folder for two reliability plots.")] = None,
     seed: SeedOption = 0,
-    resume: ResumeOption = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run of the same --out that was stopped.")
+    ] = False,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Fit one temperature a slot, for greedy decoding and for T = 1, so that survival is as often true as it says.
@@ -64,6 +67,14 @@ def calibrate(
             lines = {name: {"reliability": figures[name]["reliability"]} for name in ("before", "after")}
             plot_reliability(plots / f"reliability-{mode}.png", lines)
     console.print(_table(calibration))
+    for mode in tasks:
+        before, after = (fmean(calibration.figures[mode][name]["ece"]) for name in ("before", "after"))
+        if after > before:
+            console.print(
+                f"{mode}: with these temperatures survival is further off than without, by {after:.3f} after "
+                f"{before:.3f} on average. Take more prompts; if it stays so, temperatures cannot mend this head, and "
+                "the file is better left out."
+            )
     console.print(f"written to {out}", markup=False)
 
 

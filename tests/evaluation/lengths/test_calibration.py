@@ -79,6 +79,10 @@ def test_too_few_answers_and_no_head_are_refused():
         fit_mode([BlockRecord([0], [1], [[0.5]], [[0.0]])])
     with pytest.raises(ValueError, match="no confidence head to calibrate"):
         fit_mode([BlockRecord([0], [1], [[0.5]])] * 2)
+    # Nothing is known of the second slot in one half.
+    long, short = (BlockRecord([0], [known], [[0.5] * 2], [[0.0] * 2]) for known in (2, 1))
+    with pytest.raises(ValueError, match="of 2 slots is calibrated on answers of more than 2 tokens.*of more than 1:"):
+        fit_mode([long, short])
 
 
 @pytest.fixture(scope="module")

@@ -149,8 +149,11 @@ def test_no_more_than_asked_for(target):
         ({"policy": "threshold", "threshold": 1.0}, "threshold must be a number from 0 up to .* 1, got 1.0"),
         ({"min_gain": -0.1}, "min_gain must be a number from 0 up to"),
         ({"probe_interval": 0}, "probe_interval must be a positive int, got 0"),
-        ({"step_cost": {"tokens": []}}, "step_cost must be a StepCost, or None, got {'tokens'"),
-        ({"calibration": [1.0]}, r"calibration must be a Calibration, or None, got \[1.0\]"),
+        (
+            {"step_cost": {"tokens": []}},
+            "step_cost must be a StepCost, or None, got {'tokens'.* `dspark_hf.*load_cost` reads a file",
+        ),
+        ({"calibration": [1.0]}, r"calibration must be a Calibration, or None, got \[1.0\]. `Calibration.load` reads"),
     ],
 )
 def test_options_that_are_none_are_refused(options, message):

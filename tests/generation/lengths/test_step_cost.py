@@ -227,7 +227,15 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ("{}", "cost.json is no step cost: It has no list sample_batch_tokens, sample_steps_per_sec"),
+            (
+                "{}",
+                "cost.json is no step cost: It is neither what `dspark profile` writes nor one of SGLang's two forms",
+            ),
+            ('{"sample_batch_tokens": [1]}', "cost.json is no step cost: It has no list sample_steps_per_sec"),
+            (
+                '{"bias_seconds": null, "theta_seconds": [1], "bs_probes": [1], "alpha_seconds": [0], "m_probes": []}',
+                r"bias_seconds and theta_seconds must be numbers, got None and \[1\]",
+            ),
             ('{"bias_seconds": 1.0}', "has no list bs_probes, alpha_seconds, m_probes, theta_seconds"),
             ('{"sample_batch_tokens": [1], "sample_steps_per_sec": [0]}', r"sample_steps_per_sec must be positive"),
             ('{"verify_seconds": [[1.0]], "tokens": [1]}', "is no step cost: .*missing"),

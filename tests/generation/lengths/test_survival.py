@@ -54,8 +54,11 @@ class TestEstimator:
         estimator.note(np.full((1, 2), np.nan), [1], [0])
 
     def test_no_slots(self):
-        with pytest.raises(ValueError, match="num_slots must be at least 1, got 0"):
-            AcceptanceEstimator(0)
+        for none in (0, 2.5, "3"):
+            with pytest.raises(ValueError, match=f"num_slots must be a whole number of at least 1, got {none!r}"):
+                AcceptanceEstimator(none)
+        with pytest.raises(ValueError, match="max_probs has 3 slots, and this estimator's drafter 2"):
+            AcceptanceEstimator(2).predict([[0.5, 0.5, 0.5]])
 
 
 class TestPredictor:

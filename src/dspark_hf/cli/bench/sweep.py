@@ -100,10 +100,11 @@ def sweep(
 
 
 def _table(name: str, result: dict[str, Any]) -> Table:
-    """Speeds by batch size, and the best policy's share that `auto` reaches."""
-    policies = list(next(iter(result["policies"].values())))
-    table = Table("rows", *policies, "auto to best", title=plain(name, "table.title"))
-    for size, figures in result["policies"].items():
-        speeds = [f"{figures[policy]['speed']:.3f}" for policy in policies]
-        table.add_row(size, *speeds, f"{result['auto'][size]['to_best']:.3f}")
+    """Speeds of policies by batch size, and the share of the best one's that `auto` reaches."""
+    sizes, policies = list(result["policies"]), list(next(iter(result["policies"].values())))
+    table = Table("rows", *sizes, title=plain(name, "table.title"))
+    for policy in policies:
+        table.add_row(policy, *(f"{result['policies'][size][policy]['speed']:.3f}" for size in sizes))
+    table.add_section()
+    table.add_row("auto to best", *(f"{result['auto'][size]['to_best']:.3f}" for size in sizes))
     return table

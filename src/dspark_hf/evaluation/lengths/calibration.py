@@ -135,7 +135,8 @@ def fit_mode(records: Sequence[BlockRecord]) -> tuple[list[float], dict[str, Any
         `num_fitted` and `num_held_out` blocks.
 
     Raises:
-        `ValueError`: If there are too few answers, or the drafter has no confidence head.
+        `ValueError`: If there are too few answers, none is long enough for the last slot, or the drafter has no
+            confidence head.
     """
     if len(records) < 2:
         raise ValueError(
@@ -147,6 +148,13 @@ def fit_mode(records: Sequence[BlockRecord]) -> tuple[list[float], dict[str, Any
             "This drafter has no confidence head to calibrate; while generating, chances are estimated instead."
         )
     (logits, stood, known), held_out = _stacked(records[::2]), _stacked(records[1::2])
+    judged, num_slots = min(known.max(), held_out[2].max()), logits.shape[1]
+    if judged < num_slots:
+        raise ValueError(
+            f"A drafter of {num_slots} slots is calibrated on answers of more than {num_slots} tokens, and one half "
+            f"of these has none of more than {judged}: let the target write more (--max-new-tokens), or give more "
+            "prompts."
+        )
     temperatures = fit_temperatures(logits, stood, known)
     figures = {
         name: survival_figures((1 / (1 + np.exp(-held_out[0] / scale))).cumprod(1), *held_out[1:])
@@ -188,7 +196,7 @@ def calibrate(
         [`Calibration`].
 
     Raises:
-        `ValueError`: If there are too few prompts, or the drafter has no confidence head.
+        `ValueError`: If there are too few prompts, answers are too short, or the drafter has no confidence head.
     """
     if not drafter.config.enable_confidence_head:
         fit_mode([BlockRecord([], [], [])] * 2)

@@ -17,6 +17,11 @@ QUALITIES = ("good", "poor", "useless")
 _THRESHOLDS = tuple(place / 10 for place in range(1, 10))
 # Drafts of all rows together in a fixed rule to compare with, at least one a row.
 _SHARED = 16
+# Lines that the others are held against are black: the rest is nine, and there are ten colours.
+_LOOKS = {
+    "plain": {"color": "black", "linestyle": "dashed", "linewidth": 1},
+    "auto": {"color": "black", "marker": "o", "linewidth": 2.5},
+}
 # What of a matrix's spread is added to a poor drafter's as noise.
 _NOISE = 0.6
 
@@ -69,7 +74,15 @@ def sweep(
         accepted of a row's round, and rounds drafted; with `plain`, which is 1. `auto`: by batch size, its speed to
         that of the best of the others, and microseconds of its decision in a round. `thresholds`: the same figures by
         threshold, at the least batch size.
+
+    Raises:
+        `ValueError`: If there are no records.
     """
+    if not records:
+        raise ValueError(
+            "There is no block to replay, since no answer has two tokens: let the target write more "
+            "(--max-new-tokens), or give other prompts."
+        )
     policies: dict[str, Any] = {}
     auto: dict[str, Any] = {}
     for size in batch_sizes:
@@ -106,9 +119,10 @@ def plot_sweep(path: str | Path, result: dict[str, Any], title: str = "") -> Non
     sizes = [int(size) for size in result["policies"]]
     for name in next(iter(result["policies"].values())):
         speeds = [result["policies"][str(size)][name]["speed"] for size in sizes]
-        is_auto = name == "auto"
-        left.plot(sizes, speeds, marker="o", label=name, linewidth=2.5 if is_auto else 1, alpha=1 if is_auto else 0.6)
-    left.set(xlabel="rows", ylabel="times as fast as plain steps", xscale="log", xticks=sizes, xticklabels=sizes)
+        left.plot(sizes, speeds, label=name, **_LOOKS.get(name, {"marker": "o", "linewidth": 1, "alpha": 0.6}))
+    left.set(xlabel="rows", ylabel="times as fast as plain steps", xscale="log")
+    left.set_xticks(sizes, labels=sizes)
+    left.set_xticks([], minor=True)
     left.legend(fontsize=7)
     thresholds = result["thresholds"]
     places = [float(threshold) for threshold in thresholds]
@@ -129,10 +143,10 @@ def _rivals(num_rows: int) -> dict[str, tuple[PrefixScheduler, int | None]]:
         "auto": (PrefixScheduler(), None),
         "early_stop": (PrefixScheduler("early_stop"), None),
         "lagged": (PrefixScheduler("lagged"), None),
-        "all": (fixed, None),
-        "1": (fixed, 1),
-        "2": (fixed, 2),
-        "3": (fixed, 3),
+        "all drafts": (fixed, None),
+        "1 draft": (fixed, 1),
+        "2 drafts": (fixed, 2),
+        "3 drafts": (fixed, 3),
         f"{_SHARED} of all rows": (fixed, max(1, _SHARED // num_rows)),
         "threshold 0.3": (PrefixScheduler("threshold", threshold=0.3), None),
         "threshold 0.5": (PrefixScheduler("threshold", threshold=0.5), None),

@@ -145,10 +145,18 @@ def from_sglang(content: dict[str, Any]) -> StepCost:
     Raises:
         `ValueError`: If it is neither, or its numbers are no table.
     """
+    if not {"bias_seconds", "sample_batch_tokens", "sample_steps_per_sec"} & content.keys():
+        raise ValueError("It is neither what `dspark profile` writes nor one of SGLang's two forms.")
     if "bias_seconds" in content:
         names = ("bs_probes", "alpha_seconds", "m_probes", "theta_seconds")
         rows, draft, tokens, of_tokens = _entries(content, names)
-        verify = [content["bias_seconds"] + seconds for seconds in of_tokens]
+        try:
+            verify = [content["bias_seconds"] + seconds for seconds in of_tokens]
+        except TypeError:
+            raise ValueError(
+                f"bias_seconds and theta_seconds must be numbers, got {shown(content['bias_seconds'])} and "
+                f"{shown(of_tokens)}."
+            ) from None
         return StepCost(tokens, [1], [verify], rows, draft)
     tokens, speeds = _entries(content, ("sample_batch_tokens", "sample_steps_per_sec"))
     if not all(isinstance(speed, (int, float)) and speed > 0 for speed in speeds):

@@ -35,8 +35,8 @@ class AcceptanceEstimator:
     """
 
     def __init__(self, num_slots: int):
-        if num_slots < 1:
-            raise ValueError(f"num_slots must be at least 1, got {num_slots}.")
+        if not (isinstance(num_slots, int) and num_slots >= 1):
+            raise ValueError(f"num_slots must be a whole number of at least 1, got {num_slots!r}.")
         self.num_slots = num_slots
         self._believed = np.array([_START_WEIGHT, _START_BIAS, *[0.0] * num_slots])
         self._trust = np.array([_TRUST_IN_WEIGHT, _TRUST_IN_BIAS, *[_TRUST_IN_SLOT] * num_slots])
@@ -52,8 +52,13 @@ class AcceptanceEstimator:
 
         Returns:
             `numpy.ndarray` of shape `(rows, slots)`.
+
+        Raises:
+            `ValueError`: If there are more slots than the drafter has.
         """
         logits = _logit(np.asarray(max_probs, dtype=float))
+        if logits.shape[-1] > self.num_slots:
+            raise ValueError(f"max_probs has {logits.shape[-1]} slots, and this estimator's drafter {self.num_slots}.")
         weight, bias, of_slot = self._numbers[0], self._numbers[1], self._numbers[2:]
         return sigmoid(weight * logits + bias + of_slot[: logits.shape[-1]])
 

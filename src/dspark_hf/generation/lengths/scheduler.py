@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from dspark_hf.messages import shown
+
 from .calibration import Calibration
 from .step_cost import StepCost
 
@@ -58,9 +60,14 @@ class PrefixScheduler:
         interval = self.probe_interval
         if not (isinstance(interval, int) and not isinstance(interval, bool) and interval >= 1):
             raise ValueError(f"probe_interval must be a positive int, got {interval!r}.")
-        for name, kind in (("step_cost", StepCost), ("calibration", Calibration)):
+        for name, kind, reader in (
+            ("step_cost", StepCost, "dspark_hf.generation.lengths.cost_files.load_cost"),
+            ("calibration", Calibration, "Calibration.load"),
+        ):
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
-                raise ValueError(f"{name} must be a {kind.__name__}, or None, got {value!r}.")
+                raise ValueError(
+                    f"{name} must be a {kind.__name__}, or None, got {shown(value)}. `{reader}` reads a file."
+                )
         if self.policy == "threshold" and self.threshold == 0:
             raise ValueError('policy="threshold" needs a threshold above 0; "fixed" verifies every slot.')
