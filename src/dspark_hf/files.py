@@ -1,6 +1,7 @@
 """Files that are whole or absent: written aside, then renamed. And small files of others, read with an error that says
 which."""
 
+import errno
 import json
 import os
 import secrets
@@ -14,6 +15,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+# What a disk tells while it is written to.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 # The longest of our own are indexes of weights, a few megabytes.
 _LARGEST = 2**26
 
@@ -57,8 +60,17 @@ def whole_file(path: str | os.PathLike, *, durable: bool = False) -> Iterator[Pa
             _sync_folder(path.parent)
     except SafetensorError as error:
         raise OSError(f"Cannot write {path}: {error}. What was written before is kept.") from error
+    except OSError as error:
+        raise named_error(error, path) from None
     finally:
         temp.unlink(missing_ok=True)
+
+
+def named_error(error: OSError, path: Path) -> OSError:
+    """The same `error`, of the file at `path` where it names none: the system tells of a full disk, not of which."""
+    if error.filename is not None or error.errno not in _NO_ROOM:
+        return error
+    return OSError(error.errno, f"{os.strerror(error.errno)}. What was written before is kept", str(path))
 
 
 def follow_umask(folder: str | os.PathLike) -> None:

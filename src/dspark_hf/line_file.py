@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .files import open_regular, sole_writer
+from .files import named_error, open_regular, sole_writer
 
 
 class LineFile:
@@ -46,13 +46,24 @@ class LineFile:
         """Open the file for appending, behind its last whole line."""
         if self.has_content():
             os.truncate(self.path, len(self._whole()))
-        self._file = open(self.path, "a", encoding="utf-8")
+        # Without a buffer, which would be written again on closing.
+        self._file = open(self.path, "ab", buffering=0)
 
     def append(self, lines: Iterable[str]) -> None:
-        """Write `lines`, which come without their breaks, and push them to the disk; after [`begin`]."""
-        self._file.write("".join(f"{line}\n" for line in lines))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Write `lines`, which come without their breaks, and push them to the disk; after [`begin`].
+
+        Raises:
+            `OSError`: If there is no room for them; the file is as it was then.
+        """
+        content = memoryview("".join(f"{line}\n" for line in lines).encode())
+        length = os.fstat(self._file.fileno()).st_size
+        try:
+            while content:
+                content = content[self._file.write(content) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            os.ftruncate(self._file.fileno(), length)
+            raise named_error(error, self.path) from None
 
     def _whole(self) -> bytes:
         content = b""

@@ -97,4 +97,14 @@ def test_bad_options_are_told_before_anything_is_loaded(dspark, folder, tmp_path
 
 def test_a_report_needs_a_run(dspark, tmp_path):
     outcome = dspark("report", tmp_path)
-    assert outcome.code == 2 and "holds no evaluation. Make one: `dspark evaluate --out" in outcome.err
+    assert outcome.code == 2 and "holds none. Make one: dspark evaluate --out FOLDER." in outcome.err
+
+
+def test_a_place_that_takes_no_run_is_told_before_anything_is_loaded(dspark, folder, tmp_path):
+    options = ["evaluate", "--target", "/no/such", "--task", "spec-bench", "--task-folder", folder, "--out"]
+    outcome = dspark(*options, folder / "spec-bench.jsonl")
+    assert outcome.code == 2 and "A run needs a folder" in outcome.err and "Choose another --out" in outcome.err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "records-0.jsonl").write_text("{}")
+    outcome = dspark(*options, tmp_path / "run")
+    assert outcome.code == 2 and "is what a stopped run left" in outcome.err

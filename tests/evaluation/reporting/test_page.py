@@ -1,5 +1,6 @@
 """The page of a run: what it holds, that it needs nothing else, and that a browser shows it."""
 
+import io
 import json
 import re
 import shutil
@@ -8,9 +9,11 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from dspark_hf import AutoDrafter
+from dspark_hf.cli.evaluation.tables import show_tables
 from dspark_hf.evaluation import (
     EvaluationSettings,
     LoadedTask,
@@ -21,10 +24,10 @@ from dspark_hf.evaluation import (
     lookup_way,
     plain_way,
 )
-from dspark_hf.evaluation.reporting.charts import all_charts
+from dspark_hf.evaluation.reporting.comparison import differences_of_runs, side_by_side
 from dspark_hf.evaluation.reporting.explorer import explorer_data
 from dspark_hf.evaluation.reporting.page import page, write_report
-from dspark_hf.evaluation.reporting.tables import all_tables, conditions, differences_of_runs, headline, side_by_side
+from dspark_hf.evaluation.reporting.tables import all_tables, conditions, headline
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TEXTS = ("Count <b>now</b>.", "Say </script> twice.", "abcabcabcabcabcabcabcabc")
@@ -81,36 +84,18 @@ def test_every_table_says_what_it_depends_on(run):
     rows = headline(summary).rows
     assert [row[0] for row in rows[:4]] == ["chat (3 of 9)"] * 4
     assert {row[0] for row in rows} == {"chat (3 of 9)", "other", "all tasks (5 prompts)"}
-    lines = conditions(summary)
-    assert any("chat 3 of 9 prompts" in line for line in lines)
-    assert any("Asked: chat (3 prompts), other (2 prompts)." in line for line in lines)
-    facts = summary["made_with"]["machine"] | {"device_name": "A processor", "threads": 1, "cpu_count": 2}
-    other = {**summary, "made_with": {**summary["made_with"], "machine": facts}}
-    assert "Machine: A processor, 1 thread of 2 cores." in conditions(other)
-    (slots,) = [table for table in tables if table.title == "Slots"]
-    assert {row[slots.columns.index("batch")] for row in slots.rows} == {"1"}
-    assert slots.notes[0].startswith("Of the slots that were verified.")
+    assert any("chat 3 of 9 prompts" in line for line in conditions(summary))
 
 
-def test_pictures_tell_their_lines_apart(run):
+def test_a_way_that_sits_out_is_told_below_the_table(run):
     summary = RunFolder(run).summary()
-    charts = all_charts({name: summary for name in ("a", "b")})
-    for name, (_, figure) in charts.items():
-        axes, (legend,) = figure.axes[0], figure.legends
-        labels = [text.get_text() for text in legend.get_texts()]
-        assert len(set(labels)) == len(labels)
-        # Only in one picture batch sizes are an axis.
-        assert all(", batch 1" in label for label in labels) is (name != "throughput")
-        figure.canvas.draw()
-        # No line is hidden behind what explains it.
-        assert legend.get_window_extent().y1 <= axes.get_window_extent().y0
-    bars = charts["tau"][1].axes[0].containers
-    looks = {(one.patches[0].get_facecolor(), one.patches[0].get_hatch()) for one in bars if hasattr(one, "patches")}
-    assert len(looks) == len(charts["tau"][1].legends[0].get_texts()) > 8
-    lines = charts["acceptance"][1].axes[0].lines
-    assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(lines) == 6
-    axes = charts["throughput"][1].axes[0]
-    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2"]
+    told = "prompt lookup (3) has no rows at batch 2: it takes one prompt at a time."
+    for table in all_tables(summary):
+        if table.title in ("Results", "Tokens per round", "Time and memory"):
+            assert table.notes[1 if table.title != "Time and memory" else 2 :] == [told]
+    rows = [row for row in summary["rows"] if row["temperature"] == 0 or row["way"] != "tiny"]
+    summary["made_with"]["ways"]["tiny"]["kind"] = "synthetic"
+    assert "tiny has no rows at T 1: it takes greedy decoding only." in headline({**summary, "rows": rows}).notes
 
 
 def test_the_page_needs_nothing_else(run, tmp_path):
@@ -178,15 +163,39 @@ def test_runs_that_differ_are_labelled(run, tmp_path):
     table = side_by_side(summaries)
     assert {"tau, a", "tau, b", "speed, a", "speed, b"} <= set(table.columns)
     assert table.notes[0].startswith("The runs differ in")
+    assert len(set(table.notes)) == len(table.notes)
     text = page(summaries, [], [])
+    assert text.count("The runs differ in dtype") == 1
     assert "These runs cannot be compared as they are." in text
     assert "cannot be compared" not in page({"a": summary, "b": summary}, [], [])
 
 
-def test_runs_need_names_of_their_own(run, tmp_path):
+def test_a_run_that_is_not_whole_is_told_beside_others(run):
+    summary = RunFolder(run).summary()
+    summaries = {"a": summary, "b": {**summary, "num_missing": 2}}
+    assert side_by_side(summaries).notes[0] == "b is not whole: its figures are of what is there so far."
+    assert len([note for note in side_by_side({"a": summary, "b": summary}).notes if "Baseline" in note]) == 1
+    other = json.loads(json.dumps(summary))
+    other["made_with"]["ways"]["tiny"]["weights"] = "0" * 16
+    assert any(note.startswith("tiny has other weights in each run (a: ") and note.endswith(f"b: {'0' * 16}).")
+               for note in side_by_side({"a": summary, "b": other}).notes)  # fmt: skip
+
+
+def test_lines_below_tables_on_a_terminal_are_there_once(run):
+    summary, written = RunFolder(run).summary(), io.StringIO()
+    show_tables(Console(file=written, width=300), [*all_tables(summary)], [*conditions(summary), *conditions(summary)])
+    lines = [line for line in written.getvalue().splitlines() if line.rstrip().endswith(".")]
+    assert len(lines) == len(set(lines)) and any("Baseline: plain generate()" in line for line in lines)
+
+
+def test_runs_need_names_of_their_own(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("dspark_hf.evaluation.reporting.page.all_charts", lambda summaries: {})
     shutil.copytree(run, tmp_path / "first")
-    with pytest.raises(ValueError, match="Runs go by the names of their folders, and two of"):
-        write_report([run, tmp_path / "first"], tmp_path / "report.html")
+    other = tmp_path / "first"
+    with pytest.raises(ValueError, match=f"Two runs are called 'first': .* Give one another name: NAME={other}"):
+        write_report([run, other], tmp_path / "report.html")
+    page = write_report([f"old={run}", other], tmp_path / "report.html")[0].read_text()
+    assert "<title>old, first</title>" in page
     with pytest.raises(ValueError, match="A report needs a run"):
         write_report([], tmp_path / "report.html")
     for out in (tmp_path, tmp_path / "report"):

@@ -184,7 +184,7 @@ def test_a_stopped_run_goes_on(run, drafter, tmp_path):
     with pytest.raises(ValueError, match="is what a stopped run left. Go on with --resume"):
         run(ways, out)
     partial = RunFolder(out).summary()
-    assert partial["num_missing"] is None and rows_of(partial, way="d")[0]["num_prompts"] == 2
+    assert partial["num_missing"] == 1 and rows_of(partial, way="d")[0]["num_prompts"] == 2
     with pytest.raises(ValueError, match="made otherwise .*max_new_tokens: 12 before, 13 now"):
         run(ways, out, settings=EvaluationSettings(max_new_tokens=13), resume=True)
     summary = run(ways, out, resume=True)
@@ -195,11 +195,13 @@ def test_a_stopped_run_goes_on(run, drafter, tmp_path):
 def test_processes_share_the_calls(run, drafter, tmp_path):
     ways, out = [drafter_way("d", drafter), plain_way()], tmp_path / "run"
     first = run(ways, out, rank=0, num_processes=2)
-    assert first["num_missing"] == 1 and not (out / "summary.json").exists()
+    assert first["num_missing"] == 2 and not (out / "summary.json").exists()
     last = run(ways, out, rank=1, num_processes=2)
     assert (last["num_missing"], last["num_files"]) == (0, 2) and (out / "summary.json").exists()
     assert rows_of(last, way="d")[0]["num_prompts"] == 3
     alone = run(ways, tmp_path / "alone")
+    with pytest.raises(ValueError, match="Of 1 processes there is none of rank 1, .* unset RANK"):
+        run(ways, tmp_path / "other", rank=1)
     assert rows_of(alone, way="d")[0]["tau"] == rows_of(last, way="d")[0]["tau"]
 
 
@@ -264,10 +266,62 @@ def test_what_cannot_be_run_is_refused(run, drafter, tmp_path):
         run([plain_way(), lookup_way(3)], settings=EvaluationSettings(batch_sizes=(2,)))
     with pytest.raises(ValueError, match=r"'synthetic 0.5' would sit out .* takes temperature 0 only, got .* \[1.0\]"):
         run([plain_way(), synthetic_way("d", drafter, 0.5)], settings=EvaluationSettings(temperatures=(1.0,)))
+    with pytest.raises(ValueError, match="makes the same prompt with and without --thinking"):
+        run([plain_way()], settings=EvaluationSettings(thinking=True))
     with pytest.raises(ValueError, match="rate from 0 to 1, got 1.5"):
         synthetic_way("d", drafter, 1.5)
-    with pytest.raises(ValueError, match="holds no evaluation. Make one: `dspark evaluate"):
-        RunFolder(tmp_path).summary()
+    with pytest.raises(ValueError, match="'plain' is the baseline's name. Give the drafter another one: NAME=PLACE"):
+        run([drafter_way("plain", drafter)])
+    with pytest.raises(ValueError, match="'all tasks' is what tables call all of them. Give the task another name"):
+        run([plain_way()], task=LoadedTask("all tasks", TASK.questions, 3))
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match=f"A run needs a folder, got {out}, but {tmp_path / 'file'} is no folder"):
+            run([plain_way()], out)
+
+
+def test_what_is_no_run_is_told(run, tmp_path):
+    (tmp_path / "good.jsonl").write_text("{}\n")
+    for place, told in ((tmp_path, "holds none"), (tmp_path / "good.jsonl", "is a file"),
+                        (tmp_path / "none", "is not there")):  # fmt: skip
+        with pytest.raises(
+            ValueError, match=f"A run is a folder that `dspark evaluate --out` filled, and {place} {told}"
+        ):
+            RunFolder(place).summary()
+    run([plain_way()], tmp_path / "run", task=LoadedTask("t", TASK.questions[:1], 1))
+    with pytest.raises(ValueError, match=f"is a file. Give the folder {tmp_path / 'run'}."):
+        RunFolder(tmp_path / "run" / "records-0.jsonl").summary()
+
+
+def test_figures_that_are_damaged_or_gone_come_from_the_records(run, tmp_path):
+    out, task = tmp_path / "run", LoadedTask("t", TASK.questions[:1], 1)
+    before = run([plain_way()], out, task=task)
+    file = out / "summary.json"
+    for content in (file.read_text()[:100], "{}", json.dumps({**before, "made_with": {"format": 9}})):
+        file.write_text(content)
+        with pytest.raises(ValueError, match="Remove summary.json: `dspark report` makes it again from the records"):
+            RunFolder(out).summary()
+    file.unlink()
+    again = RunFolder(out).summary()
+    assert again == {**before, "provenance": None} and json.loads(file.read_text()) == again
+
+
+def test_a_conversation_that_was_broken_off_is_not_whole(run, drafter, tmp_path):
+    out, task = tmp_path / "run", LoadedTask("t", [TASK.questions[1]], 1)
+    run([plain_way()], out, task=task)
+    records = (out / "records-0.jsonl").read_text().splitlines(keepends=True)
+    (out / "records-0.jsonl").write_text("".join(records[:-1]))
+    (out / "summary.json").unlink()
+    assert RunFolder(out).summary()["num_missing"] == 1 and not (out / "summary.json").exists()
+
+
+def test_records_of_another_form_are_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("dspark_hf.evaluation.running.evaluate.FORMAT", 2)
+    monkeypatch.setattr("dspark_hf.evaluation.running.folder.FORMAT", 2)
+    run([plain_way()], tmp_path / "run", task=LoadedTask("t", TASK.questions[:1], 1))
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="records of form 2, and this version of dspark_hf reads form 1"):
+        RunFolder(tmp_path / "run").read()
 
 
 def test_speculation_is_fields_or_a_name():

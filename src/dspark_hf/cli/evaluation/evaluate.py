@@ -97,6 +97,7 @@ def evaluate(
     )
     from dspark_hf.evaluation import evaluate as run
     from dspark_hf.evaluation.reporting.tables import conditions, headline
+    from dspark_hf.evaluation.running.journal import check_no_journal
     from dspark_hf.evaluation.running.ways import speculation_fields
     from dspark_hf.evaluation.tasks.loading import named_place
     from dspark_hf.hub.embedded import resolve_drafter
@@ -114,8 +115,12 @@ def evaluate(
         raise ValueError(
             f"{out} holds a finished run. Look at it with `dspark report {out}`, or choose another --out."
         )
+    folder = RunFolder(out)
+    folder.check_place()
     tasks = load_tasks(task, folder=task_folder, limit=limit)
     rank, num_processes = place_among_processes()
+    if not resume:
+        check_no_journal(folder.records(rank))
     if device == "auto" and num_processes > 1:
         device = _own_device()
     place = {"dtype": check_dtype(dtype), "device": device}
@@ -154,11 +159,11 @@ def evaluate(
                           num_processes=num_processes)  # fmt: skip
         except KeyboardInterrupt:
             if num_known:
-                partial = RunFolder(out).summary()
+                partial = folder.summary()
                 show_tables(console, [headline(partial)], conditions(partial))
             raise
     if summary["num_missing"]:
-        console.print(f"{summary['num_missing']} batches are other processes'; the last to end writes the summary")
+        console.print(f"{summary['num_missing']} calls are other processes'; the last to end writes the summary")
         return
     show_tables(console, [headline(summary)], conditions(summary))
     typer.echo(f"records and figures: {out}; a page of them: dspark report {out}")

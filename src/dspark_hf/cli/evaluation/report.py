@@ -10,7 +10,10 @@ from dspark_hf.cli.evaluation.tables import show_tables
 
 
 def report(
-    run: Annotated[list[Path], typer.Argument(help="Folders of `dspark evaluate --out`; several stand side by side.")],
+    run: Annotated[
+        list[str],
+        typer.Argument(help="Folders of `dspark evaluate --out`, or NAME=FOLDER; several stand side by side."),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(help="The HTML file; report.html in the run's folder by default, or here."),
@@ -28,15 +31,22 @@ def report(
 
         dspark report runs/all
         dspark report runs/first runs/second --out both.html
+    dspark report old=runs/monday/all new=runs/tuesday/all
     """
-    from dspark_hf.evaluation import RunFolder
-    from dspark_hf.evaluation.reporting.page import write_report
+    from dspark_hf.evaluation.reporting.comparison import side_by_side
+    from dspark_hf.evaluation.reporting.page import named_runs, write_report
     from dspark_hf.evaluation.reporting.tables import conditions, headline
 
-    out = out or (run[0] / "report.html" if len(run) == 1 else Path("report.html"))
+    folders = named_runs(run)
+    only = next(iter(folders.values()), None) if len(folders) == 1 else None
+    out = out or (Path("report.html") if only is None else only.path / "report.html")
     written = write_report(run, out, answers_per_task=answers)
-    if len(run) == 1:
-        summary = RunFolder(run[0]).summary()
-        show_tables(Console(highlight=False), [headline(summary)], conditions(summary))
+    summaries = {name: folder.summary() for name, folder in folders.items()}
+    console = Console(highlight=False)
+    if only is None:
+        show_tables(console, [side_by_side(summaries)])
+    else:
+        (summary,) = summaries.values()
+        show_tables(console, [headline(summary)], conditions(summary))
     for path in written:
         typer.echo(str(path))

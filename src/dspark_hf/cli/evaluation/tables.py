@@ -20,13 +20,14 @@ from dspark_hf.cli.terminal import plain, visible_name
 
 
 def show_tables(console: Console, tables: Sequence[Any], notes: Sequence[str] = ()) -> None:
-    """Print tables, and below them what must be known to read them.
+    """Print tables, and below them what must be known to read them, each sentence once.
 
     Args:
         console (`rich.console.Console`): Where to print.
         tables (`Sequence[Table]`): See [`~evaluation.reporting.tables.Table`].
         notes (`Sequence[str]`, *optional*): Sentences for all of them.
     """
+    said: set[str] = set()
     for table in tables:
         shown = Table(title=plain(table.title, "table.title"))
         for index, column in enumerate(table.columns):
@@ -34,10 +35,15 @@ def show_tables(console: Console, tables: Sequence[Any], notes: Sequence[str] = 
         for row in table.rows:
             shown.add_row(*map(plain, row))
         console.print(shown)
-        for note in table.notes:
+        _print_notes(console, table.notes, said)
+    _print_notes(console, notes, said)
+
+
+def _print_notes(console: Console, notes: Sequence[str], said: set[str]) -> None:
+    for note in dict.fromkeys(notes):
+        if note not in said:
             console.print(plain(note, "dim"))
-    for note in notes:
-        console.print(plain(note, "dim"))
+    said.update(notes)
 
 
 def progress_bar(console: Console) -> Progress:

@@ -48,12 +48,14 @@ def chat(
     from dspark_hf.cli.models import load_models
     from dspark_hf.cli.serving.live import answer_streamer
     from dspark_hf.data.chat import prompt_ids
+    from dspark_hf.data.template_options import check_template_options
     from dspark_hf.evaluation import DecodingSettings
     from dspark_hf.serving.conversation import Conversation
 
     options = DecodingSettings(max_new_tokens, temperature).generate_kwargs()
     models = load_models(target, drafter, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     tokenizer = models.tokenizer
+    check_template_options(tokenizer, thinking, reasoning_effort)
     conversation = Conversation(
         models.target,
         models.drafter,

@@ -7,6 +7,7 @@ from dspark_hf.data.chat import prompt_ids
 from dspark_hf.data.encoding_file import encoding_file, has_chat_form
 from dspark_hf.data.generating import end_ids, sampling_options, write_on
 from dspark_hf.data.special_tokens import spelled_token
+from dspark_hf.data.template_options import check_template_options
 from dspark_hf.messages import shown
 
 
@@ -23,7 +24,7 @@ class Answerer:
         keep_special_tokens (`bool`): Whether prompts may spell special tokens of the tokenizer.
 
     Raises:
-        `ValueError`: If the temperature is negative.
+        `ValueError`: If the temperature is negative, or the chat template does not know an option that is given.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Answerer:
             raise ValueError(f"temperature must be 0 (greedy) or above, got {temperature}.")
         self.target, self.tokenizer, self.max_new_tokens = target, tokenizer, max_new_tokens
         self.keep_special_tokens = keep_special_tokens
+        check_template_options(tokenizer, thinking, reasoning_effort)
         given = {"thinking": thinking, "reasoning_effort": reasoning_effort}
         # How prompts are rendered; records say it, so that training renders them alike.
         self.form = {name: value for name, value in given.items() if value is not None}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dspark_hf.data.encoding_file import has_chat_form
+from dspark_hf.data.template_options import check_template_options
 from dspark_hf.evaluation.diagnosis.adapters import has_adapter
 from dspark_hf.evaluation.diagnosis.reading import Reading, alternatives
 from dspark_hf.evaluation.diagnosis.search import FITS, Search
@@ -92,8 +93,11 @@ def diagnose(
         [`Diagnosis`].
 
     Raises:
-        `ValueError`: If drafter and target have no sizes in common, or the target answers with next to nothing.
+        `ValueError`: If drafter and target have no sizes in common, the target answers with next to nothing, or the
+            chat template does not know an option that is given.
     """
+    if tokenizer is not None:
+        check_template_options(tokenizer, thinking, reasoning_effort)
     unwrap(drafter).bind(target, check_name=False)
     prompts = PROMPTS if prompts is None else prompts
     has_template = tokenizer is not None and has_chat_form(tokenizer)

@@ -2,21 +2,18 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from dspark_hf.evaluation.reporting.charts import all_charts, as_svg, save_png
+from dspark_hf.evaluation.reporting.comparison import differences_of_runs, side_by_side
 from dspark_hf.evaluation.reporting.explorer import explorer_data
-from dspark_hf.evaluation.reporting.tables import (
-    Table,
-    all_tables,
-    conditions,
-    differences_of_runs,
-    side_by_side,
-)
-from dspark_hf.evaluation.running.folder import RunFolder, explained
+from dspark_hf.evaluation.reporting.tables import Table, all_tables, conditions
+from dspark_hf.evaluation.running.folder import REMOVE_SUMMARY, RunFolder, explained
+from dspark_hf.evaluation.tasks.loading import named_place
 from dspark_hf.files import write_text
 
 _TEMPLATE = Path(__file__).with_name("report.html")
@@ -26,7 +23,8 @@ def write_report(runs: Sequence[str | Path], out: str | Path, *, answers_per_tas
     """Make a page of one or more runs.
 
     Args:
-        runs (`Sequence[str | Path]`): Folders that [`evaluate`] filled.
+        runs (`Sequence[str | Path]`): Folders that [`evaluate`] filled, each as such or as `NAME=FOLDER`; without a
+            name, a run goes by that of its folder.
         out (`str` or `Path`): The HTML file; pictures go beside it, into a folder of its name.
         answers_per_task (`int`, *optional*, defaults to 2): Answers shown of each task, temperature and way.
 
@@ -38,9 +36,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path, *, answers_per_tas
     """
     if not runs:
         raise ValueError("A report needs a run: dspark report RUN.")
-    folders = {Path(run).resolve().name: RunFolder(run) for run in runs}
-    if len(folders) < len(runs):
-        raise ValueError(f"Runs go by the names of their folders, and two of {[str(run) for run in runs]} have one.")
+    folders = named_runs(runs)
     out, answers = Path(out), []
     if out.is_dir() or not out.suffix:
         # Pictures go into the folder of that name.
@@ -50,7 +46,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path, *, answers_per_tas
         with explained(folder.path):
             answers += explorer_data(name, calls, tokens, answers_per_task)
     summaries = {name: folder.summary() for name, folder in folders.items()}
-    with explained(" or ".join(map(str, runs))):
+    with explained(" or ".join(map(str, runs)), REMOVE_SUMMARY):
         charts = all_charts(summaries)
         pictures = {name: as_svg(figure, title) for name, (title, figure) in charts.items()}
         titles = {name: title for name, (title, _) in charts.items()}
@@ -61,6 +57,29 @@ def write_report(runs: Sequence[str | Path], out: str | Path, *, answers_per_tas
         written.append(out.with_suffix("") / f"{name}.png")
         save_png(figure, written[-1])
     return written
+
+
+def named_runs(runs: Sequence[str | Path]) -> dict[str, RunFolder]:
+    """Folders by what their runs are called.
+
+    Args:
+        runs (`Sequence[str | Path]`): As of [`write_report`].
+
+    Raises:
+        `ValueError`: If two have one name.
+    """
+    folders: dict[str, RunFolder] = {}
+    for run in runs:
+        name, place = named_place(str(run))
+        folder = RunFolder(place or name)
+        name = name if place else folder.path.resolve().name
+        if name in folders:
+            raise ValueError(
+                f"Two runs are called {name!r}: {folders[name].path} and {folder.path}. Give one another name: "
+                f"NAME={folder.path}."
+            )
+        folders[name] = folder
+    return folders
 
 
 def page(
@@ -75,11 +94,15 @@ def page(
         pictures (`Sequence[tuple[str, str]]`): Titles and SVG elements.
         answers (`Sequence[Mapping]`): See [`~evaluation.reporting.explorer.explorer_data`].
     """
+    differences = differences_of_runs(summaries)
+    comparison = side_by_side(summaries)
+    # What stands in the box above it need not stand below it again.
+    comparison = replace(comparison, notes=[note for note in comparison.notes if note not in differences])
     return _template().render(
         title=", ".join(summaries),
         runs={name: _run(summary) for name, summary in summaries.items()},
-        differences=differences_of_runs(summaries),
-        comparison=side_by_side(summaries) if len(summaries) > 1 else None,
+        differences=differences,
+        comparison=comparison if len(summaries) > 1 else None,
         pictures=[(title, jinja2.utils.markupsafe.Markup(svg)) for title, svg in pictures],
         answers=list(answers),
     )

@@ -9,13 +9,14 @@ from typing import Any
 
 from dspark_hf.data.cache.manifest import template_digest, weights_digest
 from dspark_hf.data.encoding_file import has_chat_form
-from dspark_hf.evaluation.figures.summary import summarize
+from dspark_hf.data.template_options import check_template_options
+from dspark_hf.evaluation.figures.summary import ALL_TASKS, summarize
 from dspark_hf.evaluation.origin import provenance
 from dspark_hf.evaluation.running.folder import RunFolder
 from dspark_hf.evaluation.running.journal import Journal
 from dspark_hf.evaluation.running.pieces import can_time, time_pieces_of
 from dspark_hf.evaluation.running.precision import PrecisionCopies
-from dspark_hf.evaluation.running.records import Call
+from dspark_hf.evaluation.running.records import FORMAT, Call
 from dspark_hf.evaluation.running.runs import Run
 from dspark_hf.evaluation.running.settings import EvaluationSettings
 from dspark_hf.evaluation.running.ties import TieFinder
@@ -25,7 +26,6 @@ from dspark_hf.evaluation.tasks.prompts import pad_prompts, prompt_rows
 from dspark_hf.modeling.fingerprint import public_name
 
 _WARM_UP_TOKENS = 16
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class _Batch:
     batch_size: int
     number: int  # over the whole evaluation, so that it is the same in every process
     questions: list[Question]
+
+    @property
+    def num_turns(self) -> int:
+        return max(len(question.turns) for question in self.questions)
 
     @property
     def name(self) -> str:
@@ -83,14 +87,25 @@ def evaluate(
         done.
 
     Raises:
-        `ValueError`: If there is nothing to ask or no way, two ways have one name, a way takes none of the
-            calls, drafts shall be made to stand without a plain run, or the folder holds something else.
+        `ValueError`: If there is nothing to ask or no way, two ways have one name or one has the baseline's, a way
+            takes none of the calls, drafts shall be made to stand without a plain run, the chat template does not know
+            an option that is given, there is no such process, or the folder holds something else.
     """
     settings = settings or EvaluationSettings()
     _check(tasks, ways, settings)
-    made_with = _made_with(target, tokenizer, tasks, ways, settings, num_processes)
+    if not 0 <= rank < num_processes:
+        raise ValueError(
+            f"Of {num_processes} processes there is none of rank {rank}, and its calls would be nobody's. Start it by "
+            "torchrun, or unset RANK and WORLD_SIZE."
+        )
+    check_template_options(tokenizer, settings.thinking, settings.reasoning_effort)
     folder = RunFolder(out)
+    folder.check_place()
     batches = list(_batches(tasks, settings))
+    made_with = _made_with(target, tokenizer, tasks, ways, settings, num_processes)
+    # A conversation that was broken off between its turns is not whole.
+    has_form = made_with["template"] is not None
+    made_with["num_calls"] = sum(batch.num_turns if has_form else 1 for batch in batches)
     mine = [batch for index, batch in enumerate(batches) if index % num_processes == rank]
     copies = PrecisionCopies(target)
     calls: list[Call] = []
@@ -106,7 +121,7 @@ def evaluate(
                 report(index + 1, len(mine), batch.name)
     if out is None:
         return {"made_with": made_with, **summarize(calls, _names(ways), task_facts(made_with))}
-    return folder.finish(made_with, len(batches), provenance(target.device))
+    return folder.finish(provenance(target.device))
 
 
 def task_facts(made_with: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -132,7 +147,7 @@ class _Runner:
     def answer(self, batch: _Batch, kept: Journal) -> list[Call]:
         """All turns of a batch; those that are kept already are not made again."""
         calls, said = [], {question.index: [] for question in batch.questions}
-        for turn in range(max(len(question.turns) for question in batch.questions)):
+        for turn in range(batch.num_turns):
             asked = [question for question in batch.questions if turn < len(question.turns)]
             if turn > 0 and not self._has_form:
                 break  # raw text is no conversation
@@ -235,7 +250,14 @@ def _check(tasks: Sequence[LoadedTask], ways: Sequence[Way], settings: Evaluatio
     names = _names(ways)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"Two ways to generate are called {twice[0]!r}. Give the drafter another name: NAME=FOLDER.")
+        raise ValueError(
+            f"Two ways to generate are called {twice[0]!r}. Give a drafter another name, NAME=PLACE, and the "
+            "other ways once."
+        )
+    if any(way.name == PLAIN and way.about["kind"] != "plain" for way in ways):
+        raise ValueError(f"{PLAIN!r} is the baseline's name. Give the drafter another one: NAME=PLACE.")
+    if any(task.name == ALL_TASKS for task in tasks):
+        raise ValueError(f"{ALL_TASKS!r} is what tables call all of them. Give the task another name: NAME=FILE.")
     kinds = [(temperature, size) for temperature in settings.temperatures for size in settings.batch_sizes]
     idle = [way for way in ways if not any(way.takes(*kind) for kind in kinds)]
     if idle:

@@ -1,8 +1,9 @@
 """The folder of an evaluation: records of every round, and the summary that is made of them."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ from filelock import FileLock
 
 from dspark_hf.evaluation.figures.summary import summarize
 from dspark_hf.evaluation.running.journal import read_journal
-from dspark_hf.evaluation.running.records import Call
+from dspark_hf.evaluation.running.records import FORMAT, Call
 from dspark_hf.files import read_json, write_json, write_text
 from dspark_hf.messages import cut, shown
 from dspark_hf.provenance import changes
 
 SUMMARY, TOKENS = "summary.json", "tokens.json"
+REMOVE_SUMMARY = f"Remove {SUMMARY}: `dspark report` makes it again from the records."
 
 
 class RunFolder:
@@ -31,6 +33,19 @@ class RunFolder:
     def __init__(self, path: str | Path | None):
         self.path = None if path is None else Path(path)
 
+    def check_place(self) -> None:
+        """Refuse a place where no run can be kept, before the work that fills it.
+
+        Raises:
+            `ValueError`: If it is no folder, and none can be made there, or nothing can be written to it.
+        """
+        if self.path is None:
+            return
+        there = next(place for place in (self.path, *self.path.absolute().parents) if os.path.lexists(place))
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            wrong = "cannot be written to" if there.is_dir() else "is no folder"
+            raise ValueError(f"A run needs a folder, got {self.path}, but {there} {wrong}. Choose another --out.")
+
     def records(self, rank: int) -> Path | None:
         """The file of the records of the process of this `rank`; None without a folder."""
         return None if self.path is None else self.path / f"records-{rank}.jsonl"
@@ -39,58 +54,79 @@ class RunFolder:
         """What the records were made with, the calls in order, and from how many processes' files they are.
 
         Raises:
-            `ValueError`: If there are none, a file is damaged, or they are of different evaluations.
+            `ValueError`: If there are none, a file is damaged, or they are of different evaluations, or of another
+                version's form.
         """
         files = [file for file in self.path.glob("records-*.jsonl") if _rank(file).isdecimal()]
         files.sort(key=lambda file: int(_rank(file)))
         if not files:
-            raise ValueError(f"{self.path} holds no evaluation. Make one: `dspark evaluate --out {self.path}`.")
+            raise ValueError(self._no_run())
         made_with, calls = None, {}
         for file in files:
             made, parts = read_journal(file)
             made = {name: value for name, value in made.items() if name != "rank"}
+            _check_format(made, file)
             if made_with is not None and (changed := changes(made_with, made)):
-                raise ValueError(f"{file} is of another evaluation than the other records ({changed}). Remove it.")
+                raise ValueError(
+                    f"{file} is of another evaluation than the other records ({changed}). Move it to another folder."
+                )
             made_with = made
             with explained(file):
                 calls |= {name: Call.from_dict(part) for name, part in parts.items()}
         return made_with, sorted(calls.values(), key=lambda call: (call.seed, call.turn)), len(files)
 
-    def finish(self, made_with: dict[str, Any], num_batches: int, source: dict[str, Any]) -> dict[str, Any]:
-        """Make the summary of what is there, and keep it once all batches are.
+    def finish(self, source: dict[str, Any]) -> dict[str, Any]:
+        """Make the summary of what is there, and keep it once that is all.
 
         Args:
-            made_with (`dict`): What the records were made with.
-            num_batches (`int`): How many batches the whole evaluation has.
             source (`dict`): Command, commit, versions, machine and time.
 
         Returns:
             `dict`: The summary.
         """
         with FileLock(self.path / ".summary.lock"):
-            made_with, calls, num_files = self.read()
-            facts = {task["name"]: task for task in made_with["tasks"]}
-            summary = {
-                "made_with": made_with,
-                **summarize(calls, list(made_with["ways"]), facts),
-                "provenance": source,
-                "num_missing": num_batches - len({call.seed for call in calls}),
-                "num_files": num_files,
-            }
+            summary = self._sum_up(source)
             if summary["num_missing"] == 0:
                 write_json(self.path / SUMMARY, summary)
         return summary
 
     def summary(self) -> dict[str, Any]:
-        """The figures: those that are kept, or of an evaluation that is not whole those of what is there."""
+        """The figures: those that are kept, or those of what is there, which are kept, too, where that is all.
+
+        Raises:
+            `ValueError`: If the file of the figures is damaged, or the records are.
+        """
         file = self.path / SUMMARY
         if file.is_file():
-            return read_json(file)
+            with explained(file, REMOVE_SUMMARY):
+                summary = read_json(file)
+                _check_format(summary["made_with"], file)
+            return summary
+        summary = self._sum_up(None)
+        if summary["num_missing"] == 0:
+            # What somebody removed is there again, unless the folder is for reading alone.
+            with suppress(OSError):
+                write_json(file, summary)
+        return summary
+
+    def _sum_up(self, source: dict[str, Any] | None) -> dict[str, Any]:
         made_with, calls, num_files = self.read()
         with explained(self.path):
             facts = {task["name"]: task for task in made_with["tasks"]}
-            figures = summarize(calls, list(made_with["ways"]), facts)
-        return {"made_with": made_with, **figures, "provenance": None, "num_missing": None, "num_files": num_files}
+            num_calls = made_with.get("num_calls")
+            return {
+                "made_with": made_with,
+                **summarize(calls, list(made_with["ways"]), facts),
+                "provenance": source,
+                "num_missing": None if num_calls is None else num_calls - len(calls),
+                "num_files": num_files,
+            }
+
+    def _no_run(self) -> str:
+        is_there = "is a file" if self.path.is_file() else "holds none" if self.path.is_dir() else "is not there"
+        inside = self.path.is_file() and RunFolder(self.path.parent).records(0).is_file()
+        remedy = f"Give the folder {self.path.parent}." if inside else "Make one: dspark evaluate --out FOLDER."
+        return f"A run is a folder that `dspark evaluate --out` filled, and {self.path} {is_there}. {remedy}"
 
     def add_tokens(self, calls: Sequence[Call], tokenizer: Any) -> None:
         """Keep the text of every token in `calls`, as the `tokenizer` has it."""
@@ -120,11 +156,12 @@ class RunFolder:
 
 
 @contextmanager
-def explained(place: str | Path) -> Iterator[None]:
+def explained(place: str | Path, remedy: str = "Make it again: dspark evaluate.") -> Iterator[None]:
     """Tell of records or figures that are not of the form that this version writes, or that somebody changed.
 
     Args:
         place (`str` or `Path`): Where they stand.
+        remedy (`str`, *optional*): What to do.
 
     Raises:
         `ValueError`: If what is done inside finds no field, or one of another kind.
@@ -133,9 +170,17 @@ def explained(place: str | Path) -> Iterator[None]:
         yield
     except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
         raise ValueError(
-            f"{place} holds no whole evaluation ({type(error).__name__}: {cut(str(error))}). Make it again: dspark "
-            "evaluate."
+            f"{place} holds no whole evaluation ({type(error).__name__}: {cut(str(error))}). {remedy}"
         ) from error
+
+
+def _check_format(made_with: dict[str, Any], file: Path) -> None:
+    number = made_with.get("format", FORMAT)
+    if number != FORMAT:
+        raise ValueError(
+            f"{file} has records of form {shown(number)}, and this version of dspark_hf reads form {FORMAT}. Use the "
+            "version that wrote it, or measure again: dspark evaluate."
+        )
 
 
 def _rank(file: Path) -> str:

@@ -10,6 +10,7 @@ from dspark_hf.generation import SpeculationStats
 _TOTALS = ("rounds", "new_tokens", "paused_rounds", "total_seconds", "prefill_seconds", "target_seconds",
            "drafter_seconds")  # fmt: skip
 _DIGITS = 5  # of a confidence
+FORMAT = 1  # of the files that records lie in
 
 
 @dataclass(frozen=True)

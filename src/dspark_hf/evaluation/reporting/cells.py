@@ -1,0 +1,60 @@
+"""What stands in a cell: figures as text, empty where there is none."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dspark_hf.evaluation.figures.summary import ALL_TASKS
+from dspark_hf.evaluation.running.ways import PLAIN
+
+
+def task_of(row: Mapping[str, Any]) -> str:
+    """The name of a `row`'s task, with its category, and with how much of it was asked wherever that is not all."""
+    name = row["task"] if row["category"] is None else f"{row['task']}: {row['category']}"
+    if row["cut"] and row["category"] is None and row["task"] != ALL_TASKS:
+        return f"{name} ({row['cut']})"
+    if row["category"] is None and row["task"] != ALL_TASKS:
+        return name
+    return f"{name} ({row['num_prompts']} prompt{'' if row['num_prompts'] == 1 else 's'})"
+
+
+def degrees(temperature: float) -> str:
+    """A `temperature`."""
+    return f"{temperature:g}"
+
+
+def ratio_of(row: Mapping[str, Any]) -> str:
+    """The speed of a `row`, as a multiple of plain generation's."""
+    if row["way"] == PLAIN:
+        return "1"
+    return "" if row["ratio"] is None else with_interval(row["ratio"]["median"], row["ratio"]["interval"])
+
+
+def identical_ids(identical: Mapping[str, Any] | None) -> str:
+    """How many answers are `identical`, and how far the target was from the others."""
+    if identical is None:
+        return ""
+    text = f"{identical['num_identical']} of {identical['num_answers']}"
+    steps = [one["gap"] / one["spacing"] for one in identical["differences"]]
+    return f"{text}, others at gaps of at most {max(steps):.2g} rounding steps" if steps else text
+
+
+def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    """A `value` with its `interval`, where there is one."""
+    if value is None:
+        return ""
+    return f"{value:.2f}" if interval is None else f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
+def each(rates: Sequence[float]) -> str:
+    """The `rates` of slots."""
+    return "  ".join(f"{rate:.2f}" for rate in rates)
+
+
+def percent(share: float | None) -> str:
+    """A `share`."""
+    return "" if share is None else f"{share:.1%}"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A `value` with so many `digits`."""
+    return "" if value is None else f"{value:.{digits}f}"
