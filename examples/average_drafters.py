@@ -17,6 +17,10 @@ def main() -> None:
     options = parser.parse_args()
     drafters = [AutoDrafter.from_pretrained(folder, dtype=torch.float32) for folder in options.folders]
     mean = drafters[0]
+    shapes = [{name: tensor.shape for name, tensor in drafter.named_parameters()} for drafter in drafters]
+    for folder, other in zip(options.folders, shapes, strict=True):
+        if other != shapes[0]:
+            raise ValueError(f"{folder} and {options.folders[0]} differ in shape. Give checkpoints of one run.")
     others = [dict(drafter.named_parameters()) for drafter in drafters[1:]]
     with torch.no_grad():
         for name, parameter in mean.named_parameters():

@@ -13,6 +13,7 @@ prompts that were held back. With `--push_to` the new one goes to the Hub with t
 of `DraftTrainingArguments` works too. A run that was stopped goes on: `--resume_from_checkpoint true`.
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
 from dspark_hf import AutoDrafter, DraftTrainingArguments
-from dspark_hf.data.conversation_files import load_conversations
+from dspark_hf.data.conversation_files import iterate_rows, load_conversations
 from dspark_hf.data.regeneration import regenerate
 from dspark_hf.evaluation import (
     EvaluationSettings,
@@ -43,7 +44,7 @@ from dspark_hf.trainers.recipes.run import train_drafter
 class Arguments:
     """What to train on, and what becomes of it."""
 
-    prompts: str = field(metadata={"help": "JSON lines with the domain's prompts: `prompt`, `turns` or `messages`."})
+    prompts: str = field(metadata={"help": "File with the domain's prompts: `prompt`, `turns` or `messages`."})
     target: str = field(default="embedded", metadata={"help": "Target: a repository, a folder, or `embedded`."})
     drafter: str = field(default="embedded", metadata={"help": "Drafter to train on: a repository or a folder."})
     lora_rank: int = field(default=0, metadata={"help": "Rank of an adapter; 0 trains the whole drafter."})
@@ -60,10 +61,9 @@ def main() -> None:
     # A trained drafter wants smaller steps than a fresh one.
     parser.set_defaults(learning_rate=2e-4, cache_dtype="int4")
     arguments, training = parser.parse_args_into_dataclasses()
-    path = resolve_target(arguments.target)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    target = AutoModelForCausalLM.from_pretrained(path, dtype="auto").to(training.device)
-    answers, held_back = write_answers(arguments, training, target, tokenizer)
+    # What is wrong with these is said before hours of work.
+    facts = CardFacts(arguments.push_to, arguments.base_model, arguments.license)
+    answers = Path(training.output_dir, "answers.jsonl")
     recipe = Recipe(
         target=arguments.target,
         data=[str(answers)],
@@ -74,11 +74,14 @@ def main() -> None:
         lora={"r": arguments.lora_rank, "lora_alpha": 2 * arguments.lora_rank} if arguments.lora_rank else None,
         training={"output_dir": training.output_dir, "num_eval_prompts": training.num_eval_prompts},
     )
-    drafter = AutoDrafter.from_pretrained(resolve_drafter(arguments.drafter))
+    path = resolve_target(arguments.target)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    target = AutoModelForCausalLM.from_pretrained(path, dtype="auto").to(training.device)
+    drafter = AutoDrafter.from_pretrained(resolve_drafter(arguments.drafter)).to(training.device).bind(target)
+    held_back = write_answers(arguments, training, target, tokenizer, answers)
     trainer, _ = train_drafter(recipe, target, tokenizer, training, drafter=drafter)
     measured = measure(arguments, training, target.to(training.device), tokenizer, held_back)
     if arguments.push_to is not None and trainer.is_world_process_zero():
-        facts = CardFacts(arguments.push_to, arguments.base_model, arguments.license)
         commit = push_folder(
             training.output_dir,
             arguments.push_to,
@@ -88,19 +91,23 @@ def main() -> None:
         print(commit.commit_url)
 
 
-def write_answers(arguments: Arguments, training: Any, target: Any, tokenizer: Any) -> tuple[Path, Path]:
-    """The target's answers to the prompts, and the file of those that are held back."""
-    folder = Path(training.output_dir)
-    answers, asked, held_back = (folder / f"{name}.jsonl" for name in ("answers", "asked", "held_back"))
+def write_answers(arguments: Arguments, training: Any, target: Any, tokenizer: Any, answers: Path) -> Path:
+    """Write the target's answers to the prompts but for those that are held back; returns the file of these."""
+    asked, held_back = answers.with_name("asked.jsonl"), answers.with_name("held_back.jsonl")
     with training.main_process_first(desc="writing answers"):
         if training.process_index == 0:
-            lines = Path(arguments.prompts).read_text(encoding="utf-8").splitlines()
-            num_asked = len(lines) - max(1, min(arguments.held_back, len(lines) // 5))
-            write_text(asked, "\n".join(lines[:num_asked]) + "\n")
-            write_text(held_back, "\n".join(lines[num_asked:]) + "\n")
+            rows = [row for _, row in iterate_rows(arguments.prompts)]
+            if len(rows) < 2:
+                raise ValueError(f"{arguments.prompts} holds one prompt. Give two or more: the last is held back.")
+            num_asked = len(rows) - max(1, min(arguments.held_back, len(rows) // 5))
+            for file, part in ((asked, rows[:num_asked]), (held_back, rows[num_asked:])):
+                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
+                if file.exists() and file.read_text(encoding="utf-8") != text:
+                    raise ValueError(f"{file} is of a run with other prompts. Choose another output_dir.")
+                write_text(file, text)
             regenerate(target, tokenizer, str(asked), answers, max_new_tokens=arguments.max_answer, resume=True)
             print(f"{len(load_conversations(answers))} answers: {answers}")
-    return answers, held_back
+    return held_back
 
 
 def measure(arguments: Arguments, training: Any, target: Any, tokenizer: Any, held_back: Path) -> Path:
