@@ -48,9 +48,11 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(path)
     target = AutoModelForCausalLM.from_pretrained(path, dtype=options.dtype).to(device)
     ways = [plain_way()]
-    for place in options.drafters:
+    names = [Path(place).name for place in options.drafters]
+    names = names if len(set(names)) == len(names) else options.drafters
+    for name, place in zip(names, options.drafters, strict=True):
         drafter = AutoDrafter.from_pretrained(resolve_drafter(place), dtype=options.dtype).to(device).bind(target)
-        ways.append(drafter_way(Path(place).name, drafter, options.speculation))
+        ways.append(drafter_way(name, drafter, options.speculation))
     settings = EvaluationSettings(
         max_new_tokens=options.max_new_tokens,
         temperatures=(options.temperature,),

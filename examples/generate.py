@@ -36,8 +36,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     target = AutoModelForCausalLM.from_pretrained(path, dtype=options.dtype).to(processes.device)
     drafter = AutoDrafter.from_pretrained(resolve_drafter(options.drafter), dtype=options.dtype).to(processes.device)
-    sampling = {"do_sample": options.temperature > 0}
-    if options.temperature > 0:
+    sampling = {"do_sample": options.temperature != 0}
+    if options.temperature:
         sampling["temperature"] = options.temperature
     answers = []
     with processes.split_between_processes(options.prompts) as prompts:

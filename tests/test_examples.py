@@ -4,13 +4,15 @@ import ast
 import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from code_blocks import ROOT, check_command, commands
+from transformers import AutoModelForCausalLM
 
-from dspark_hf import AutoDrafter
+from dspark_hf import AutoDrafter, DSparkModel
 from dspark_hf.hub import embedded
 
 EXAMPLES = ROOT / "examples"
@@ -61,6 +63,11 @@ def test_evaluate(run, tiny_drafter_dir):
     out = run("evaluate.py", "--tasks", "prompts.jsonl", "--drafters", tiny_drafter_dir, *options)
     assert re.search(r"tiny-drafter, alone: tau \d\.\d\d, \d+\.\d\d times as fast as plain", out)
     assert len(json.loads(Path("runs/eval/summary.json").read_text())["rows"]) > 0
+    # Two folders of one name are told apart.
+    shutil.copytree(tiny_drafter_dir, "tiny-drafter")
+    drafters = (tiny_drafter_dir, "tiny-drafter")
+    out = run("evaluate.py", "--tasks", "prompts.jsonl", "--drafters", *drafters, "--dtype", "float32", "--limit", 1)
+    assert f"{tiny_drafter_dir}, alone: tau" in out and ": tiny-drafter, alone: tau" in out
 
 
 @pytest.mark.parametrize("rank", [0, 4])
@@ -79,6 +86,35 @@ def test_finetune_measures_before_and_after_and_pushes_with_a_card(run, hub, ran
     assert hasattr(tuned, "peft_config") == (rank > 0)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--held_back", 0), "held_out must be a positive whole number"),
+        (("--push_to", "no//name"), "named as on the Hub"),
+        (("--prompts", "one.jsonl"), "one.jsonl holds one prompt. Give two or more"),
+        (("--drafter", "embedded/nowhere/at/all"), "There is no folder"),
+    ],
+    ids=lambda value: str(value[0]) if isinstance(value, tuple) else "",
+)
+def test_finetune_says_what_is_wrong_before_the_target_answers(run, options, message):
+    Path("one.jsonl").write_text(json.dumps({"prompt": "Say tea"}))
+    with pytest.raises(ValueError, match=message):
+        run("finetune_drafter.py", "--prompts", "prompts.jsonl", "--output_dir", "runs/tuned", *options)
+    assert not list(Path().glob("runs/tuned/*.jsonl"))
+
+
+def test_finetune_reads_any_file_of_prompts_and_keeps_those_of_its_folder(run):
+    Path("prompts.json").write_text(json.dumps([{"prompt": f"Say {word}"} for word in WORDS]) + "\n\n")
+    arguments = ("--output_dir", "runs/tuned", "--max_steps", 1, "--max_answer", 4, "--num_anchors", 2)
+    quick = ("--num_eval_prompts", 0, "--report_to", "none", "--disable_tqdm", "true")
+    assert "after, alone" in run("finetune_drafter.py", "--prompts", "prompts.json", *arguments, *quick)
+    held_back = Path("runs/tuned/held_back.jsonl").read_text()
+    assert held_back == '{"prompt": "Say chess"}\n'
+    with pytest.raises(ValueError, match="asked.jsonl is of a run with other prompts"):
+        run("finetune_drafter.py", "--prompts", "prompts.jsonl", *arguments, *quick)
+    assert Path("runs/tuned/held_back.jsonl").read_text() == held_back
+
+
 def test_push_without_sending(run, tiny_drafter_dir):
     out = run("push.py", tiny_drafter_dir, "me/Model-drafter", "--base_model", "org/Model", "--dry_run")
     assert {"README.md", "config.json", "model.safetensors"} <= set(out.split()) and "base_model: org/Model" in out
@@ -92,6 +128,13 @@ def test_push(run, hub, tiny_drafter_dir):
 def test_average(run, tiny_drafter_dir):
     out = run("average_drafters.py", tiny_drafter_dir, tiny_drafter_dir, "--out", "mean")
     assert "The mean of 2 drafters: mean" in out and AutoDrafter.from_pretrained("mean").config.block_size == 4
+
+
+def test_average_of_two_shapes_is_refused(run, tiny_target_dir, tiny_drafter_dir):
+    target = AutoModelForCausalLM.from_pretrained(tiny_target_dir)
+    DSparkModel.from_target(target, num_hidden_layers=1, mask_token_id=258).save_pretrained("other")
+    with pytest.raises(ValueError, match="differ in shape. Give checkpoints of one run"):
+        run("average_drafters.py", tiny_drafter_dir, "other", "--out", "mean")
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

@@ -64,7 +64,7 @@ def test_one_that_was_stopped_is_said_so(dspark, data, tmp_path, tiny_target_dir
     (tmp_path / "one.json.unfinished.jsonl.greedy").write_text("{}\n")
     options = ["--data", data, "--dtype", "float32", "--out", tmp_path / "one.json"]
     done = dspark("calibrate", tiny_target_dir, tiny_drafter_dir, *options)
-    assert done.code == 2 and "what a stopped run left. Go on with --resume" in done.err
+    assert done.code == 2 and "what an earlier run left. Go on with --resume" in done.err
 
 
 def test_a_machine_is_profiled(dspark, tmp_path, monkeypatch, tiny_target_dir, tiny_drafter_dir):

@@ -15,10 +15,9 @@ DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16; fp
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or 'auto' (cuda where there is one).")]
 MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Most new tokens a prompt.")]
 TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 decodes greedily.")]
-PolicyOption = Annotated[str, typer.Option(help="How many drafts are verified: auto, lagged, early_stop or fixed.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of the sampling.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with a run of the same --json that was stopped.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with a stopped run of the same file.")]
 KeepSpecialTokensOption = Annotated[
     bool,
     typer.Option("--keep-special-tokens", help="Keep conversations whose text spells special tokens of the target."),

@@ -71,7 +71,7 @@ def test_a_stopped_evaluation_goes_on(dspark, command, tmp_path, with_signal):
     assert num_done == 2 and not (out / "summary.json").exists()
     assert ("tau" in printed and "not whole" in " ".join(printed.split())) == (with_signal == signal.SIGINT)
     refused = dspark(*command)
-    assert refused.code == 2 and "is what a stopped run left. Go on with --resume" in refused.err
+    assert refused.code == 2 and "is what an earlier run left. Go on with --resume" in refused.err
     resumed = dspark(*command, "--resume")
     assert resumed.code == 0, resumed.err
     result = json.loads((out / "summary.json").read_text())
@@ -105,7 +105,7 @@ def interrupted(dspark, command, monkeypatch):
     ("options", "difference"),
     [
         (["--temperature", "0.5"], "settings.temperatures: [1.0] before, [0.5] now"),
-        (["--limit", "5"], "tasks: "),
+        (["--limit", "5"], "tasks.0.cut: "),
         (["--dtype", "float32"], "dtype: 'bfloat16' before, 'float32' now"),
     ],
     ids=str,

@@ -181,7 +181,7 @@ def test_a_stopped_run_goes_on(run, drafter, tmp_path):
         run(ways, out, report=stop)
     kept = (out / "records-0.jsonl").read_bytes()
     assert RunFolder(out).tokens()
-    with pytest.raises(ValueError, match="is what a stopped run left. Go on with --resume"):
+    with pytest.raises(ValueError, match="is what an earlier run left. Go on with --resume"):
         run(ways, out)
     partial = RunFolder(out).summary()
     assert partial["num_missing"] == 1 and rows_of(partial, way="d")[0]["num_prompts"] == 2

@@ -95,10 +95,24 @@ def test_other_settings_are_named(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_settings_in_lists_are_named_by_their_places(tmp_path):
+    path = tmp_path / "parts.jsonl"
+    tasks = [{"name": "chat", "source": {"file": "a.jsonl", "limit": 2}}]
+    with Journal(path, {"tasks": tasks, "sizes": [1, 4]}) as journal:
+        journal.part("a", lambda: 1)
+    longer = [{"name": "chat", "source": {"file": "a.jsonl", "limit": 3}}, {"name": "code"}]
+    expected = (
+        r"\(sizes: \[1, 4\] before, \[1\] now; tasks.0.source.limit: 2 before, 3 now; "
+        r"tasks.1.name: None before, 'code' now\)"
+    )
+    with pytest.raises(ValueError, match=expected), Journal(path, {"tasks": longer, "sizes": [1]}, resume=True):
+        pass
+
+
 def test_nothing_is_lost_without_resume(tmp_path):
     path = tmp_path / "parts.jsonl"
     fill(path, "a")
-    with pytest.raises(ValueError, match="is what a stopped run left. Go on with --resume"):
+    with pytest.raises(ValueError, match="is what an earlier run left. Go on with --resume"):
         fill(path, "a")
     with Journal(path, MADE_WITH, resume=True) as journal:
         assert journal.num_found == 1
@@ -123,7 +137,7 @@ def test_where_the_parts_of_a_result_are(tmp_path):
         journal_path(out, True)
     fill(parts, "a")
     assert journal_path(out, True) == parts
-    with pytest.raises(ValueError, match="is what a stopped run left"):
+    with pytest.raises(ValueError, match="is what an earlier run left"):
         journal_path(out, False)
     os.truncate(parts, 0)
     assert journal_path(out, False) == parts

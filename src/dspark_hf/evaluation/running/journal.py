@@ -152,13 +152,13 @@ def journal_path(out: Path | None, resume: bool) -> Path | None:
 
 
 def check_no_journal(path: Path) -> None:
-    """Check that no stopped run left its parts at `path`.
+    """Check that no earlier run left its parts at `path`.
 
     Raises:
         `ValueError`: If one did.
     """
     if path.exists() and path.stat().st_size:
-        raise ValueError(f"{path} is what a stopped run left. Go on with --resume, or remove it to begin anew.")
+        raise ValueError(f"{path} is what an earlier run left. Go on with --resume, or remove it to begin anew.")
 
 
 def _checksum(record: dict[str, Any]) -> str:
@@ -166,7 +166,9 @@ def _checksum(record: dict[str, Any]) -> str:
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
+    """Nested settings by their dotted names, those in lists by their places."""
+    if isinstance(value, list) and any(isinstance(child, dict) for child in value):
+        value = dict(enumerate(value))
     if not isinstance(value, dict):
         return {name: value}
     prefix = f"{name}." if name else ""

@@ -157,8 +157,8 @@ def _checkpoint(training: DraftTrainingArguments, resume: bool) -> str | None:
     found = last_checkpoint(training.output_dir)
     if found and not (resume or asked):
         raise ValueError(
-            f"{training.output_dir} holds a run already, with {Path(found).name}: go on with it (--resume), or choose "
-            "another output_dir."
+            f"{training.output_dir} holds a run already, with {Path(found).name}: go on with it (--resume; of a "
+            "script --resume_from_checkpoint true), or choose another output_dir."
         )
     return found
 
