@@ -2,10 +2,11 @@
 # A better drafter for the embedded target: text in pieces, states, training from the best drafter so far, evaluation; in rounds.
 #
 #   examples/train_embedded.sh [--work DIR] [--rounds N] [--pieces N] [--size N] [--passes N] [--core N] \
-#       [--mean N] [--nice N] [--text FILE]... [--eval FILE]... [--train KEY=VALUE]...
+#       [--mean N] [--nice N] [--seed N] [--text FILE]... [--eval FILE]... [--train KEY=VALUE]...
 #
 # A round writes so many pieces of SIZE prompts with two answers each, trains on all text so far, and answers 100 held-out
 # prompts; so does the mean of the last N checkpoints, if N is above 0. Each --eval FILE is answered by the best drafter.
+# Another --seed (1000) writes other text.
 # Kill it whenever you like and start it again with the same options: every step goes on where it was. It runs on one core
 # at the lowest priority (--nice 19), as a group of its own: `kill -STOP -- -$(cat DIR/pgid)` pauses it, `-CONT` lets it go on.
 # What it makes is in DIR: text/ (with the answers left out beside it), cache/, round-N/, and best/, the best drafter so far.
@@ -14,7 +15,7 @@ set -euo pipefail
 usage() { sed -n '2,12s/^# \{0,1\}//p' "$0"; }
 
 WORK="${XDG_CACHE_HOME:-$HOME/.cache}/dspark_hf/train_embedded"
-ROUNDS=8 PIECES=2 SIZE=300 BATCH=96 PASSES=2 MEAN=3 NICE=19 CORE=0 TARGET=embedded DRAFTER=embedded
+ROUNDS=8 PIECES=2 SIZE=300 BATCH=96 PASSES=2 MEAN=3 NICE=19 CORE=0 SEED=1000 TARGET=embedded DRAFTER=embedded
 PYTHON="${PYTHON:-python}"
 TEXTS=() EVALS=() TRAIN=()
 
@@ -48,7 +49,7 @@ arguments() {
       --work) WORK="$2" ;; --rounds) ROUNDS="$2" ;; --pieces) PIECES="$2" ;; --size) SIZE="$2" ;; --core) CORE="$2" ;;
       --text) TEXTS+=("$2") ;; --eval) EVALS+=("$2") ;; --train) TRAIN+=("$2") ;;
       --target) TARGET="$2" ;; --drafter) DRAFTER="$2" ;; --batch) BATCH="$2" ;;
-      --passes) PASSES="$2" ;; --mean) MEAN="$2" ;; --nice) NICE="$2" ;;
+      --passes) PASSES="$2" ;; --mean) MEAN="$2" ;; --nice) NICE="$2" ;; --seed) SEED="$2" ;;
       *) usage >&2; exit 2 ;;
     esac
     shift 2
@@ -90,9 +91,9 @@ write_piece() {
   local kinds=(openings_tasks openings openings_tasks whole) number
   number=$(printf %04d "$1")
   local kind="${kinds[$((($1 - 1) % 4))]}" greedy="$WORK/text/$number-greedy.jsonl" sampled="$WORK/text/$number-sampled.jsonl"
-  once "piece-$number-greedy" regenerate --synthesize "$SIZE" $(kind_options "$kind") --seed $((1000 + $1)) --without-loops \
+  once "piece-$number-greedy" regenerate --synthesize "$SIZE" $(kind_options "$kind") --seed $((SEED + $1)) --without-loops \
     --exclude "$WORK/eval/held_out.jsonl" --out "$greedy"
-  once "piece-$number-sampled" regenerate --prompts "$greedy" --temperature 0.8 --seed $((1000 + $1)) --without-loops \
+  once "piece-$number-sampled" regenerate --prompts "$greedy" --temperature 0.8 --seed $((SEED + $1)) --without-loops \
     --out "$sampled"
 }
 

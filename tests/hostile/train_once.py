@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from dspark_hf import DraftTrainer, DraftTrainingArguments, DSparkModel
 from dspark_hf.data.features import TargetFeatures, hold_features
+from dspark_hf.processes import end_in_order
 
 
 class Wait(TrainerCallback):
@@ -56,4 +57,5 @@ def main(folder: str, arguments: dict) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]))
+    with end_in_order():
+        main(sys.argv[1], json.loads(sys.argv[2]))
