@@ -6,6 +6,7 @@ Shapes: B rows, n slots.
 
 from collections import deque
 from collections.abc import Sequence
+from math import exp, log
 
 import numpy as np
 
@@ -38,9 +39,10 @@ class AcceptanceEstimator:
         if not (isinstance(num_slots, int) and num_slots >= 1):
             raise ValueError(f"num_slots must be a whole number of at least 1, got {num_slots!r}.")
         self.num_slots = num_slots
-        self._believed = np.array([_START_WEIGHT, _START_BIAS, *[0.0] * num_slots])
+        self._believed = [_START_WEIGHT, _START_BIAS, *[0.0] * num_slots]
         self._trust = np.array([_TRUST_IN_WEIGHT, _TRUST_IN_BIAS, *[_TRUST_IN_SLOT] * num_slots])
-        self._numbers = self._believed.copy()
+        # Numbers as they are, here and below: arrays of so few would take far longer.
+        self._numbers = list(self._believed)
         self._seen: deque[tuple[int, float, bool]] = deque(maxlen=_WINDOW)
         self._num_new, self._next_fit = 0, _FIRST_FIT
 
@@ -56,24 +58,39 @@ class AcceptanceEstimator:
         Raises:
             `ValueError`: If there are more slots than the drafter has.
         """
-        logits = _logit(np.asarray(max_probs, dtype=float))
-        if logits.shape[-1] > self.num_slots:
-            raise ValueError(f"max_probs has {logits.shape[-1]} slots, and this estimator's drafter {self.num_slots}.")
-        weight, bias, of_slot = self._numbers[0], self._numbers[1], self._numbers[2:]
-        return sigmoid(weight * logits + bias + of_slot[: logits.shape[-1]])
+        max_probs = np.asarray(max_probs, dtype=float)
+        if max_probs.shape[-1] > self.num_slots:
+            raise ValueError(
+                f"max_probs has {max_probs.shape[-1]} slots, and this estimator's drafter {self.num_slots}."
+            )
+        return np.array([[self.chance(prob, slot) for slot, prob in enumerate(row)] for row in max_probs.tolist()])
 
-    def note(self, max_probs: np.ndarray, num_judged: Sequence[int], accepted_lens: Sequence[int]) -> None:
+    def chance(self, max_prob: float, slot: int) -> float:
+        """Chance of one slot.
+
+        Args:
+            max_prob (`float`): Largest probability of its distribution.
+            slot (`int`): Its place, from 0.
+
+        Returns:
+            `float`: Between 0 and 1.
+        """
+        return sigmoid(self._numbers[0] * _logit(max_prob) + self._numbers[1] + self._numbers[2 + slot])
+
+    def note(
+        self, max_probs: Sequence[Sequence[float]], num_judged: Sequence[int], accepted_lens: Sequence[int]
+    ) -> None:
         """Look at what became of a round's drafts.
 
         Args:
-            max_probs (`numpy.ndarray` of shape `(rows, slots)`): Largest probability of each slot's distribution.
+            max_probs (`Sequence[Sequence[float]]` of shape `(rows, slots)`): Largest probability of each slot's
+                distribution.
             num_judged (`Sequence[int]`): Slots of each row that were judged: the accepted ones, and the one that was
                 rejected, if any.
             accepted_lens (`Sequence[int]`): Drafts of each row that were accepted.
         """
-        logits = _logit(np.asarray(max_probs, dtype=float)).tolist()
-        for row, judged, accepted_len in zip(logits, num_judged, accepted_lens, strict=True):
-            self._seen.extend((slot, logit, slot < accepted_len) for slot, logit in enumerate(row[:judged]))
+        for row, judged, accepted_len in zip(max_probs, num_judged, accepted_lens, strict=True):
+            self._seen.extend((slot, _logit(row[slot]), slot < accepted_len) for slot in range(judged))
         self._num_new += sum(num_judged)
         if self._num_new >= self._next_fit:
             self._num_new, self._next_fit = 0, min(2 * self._next_fit, _NEXT_FIT)
@@ -84,31 +101,28 @@ class AcceptanceEstimator:
         inputs = np.zeros((len(slots), len(self._numbers)))
         inputs[:, 0], inputs[:, 1] = logits, 1.0
         inputs[np.arange(len(slots)), 2 + slots] = 1.0
+        numbers = np.array(self._numbers)
         for _ in range(_NUM_STEPS):
-            chances = sigmoid(inputs @ self._numbers)
-            slope = inputs.T @ (chances - accepted) + self._trust * (self._numbers - self._believed)
+            chances = 1 / (1 + np.exp(-inputs @ numbers))
+            slope = inputs.T @ (chances - accepted) + self._trust * (numbers - self._believed)
             curvature = (inputs.T * (chances * (1 - chances))) @ inputs + np.diag(self._trust)
             step = np.linalg.solve(curvature, slope)
-            self._numbers -= np.clip(step, -_LONGEST_STEP, _LONGEST_STEP)
+            numbers -= np.clip(step, -_LONGEST_STEP, _LONGEST_STEP)
             if np.abs(step).max() < _LEAST_STEP:
                 break
+        self._numbers = numbers.tolist()
 
 
-def _logit(probs: np.ndarray) -> np.ndarray:
+def _logit(prob: float) -> float:
     # What is not a number comes from a drafter that is broken: as good as none.
-    probs = _between(np.where(np.isnan(probs), 0, probs), 1e-9, 1 - 1e-9)
-    return _between(np.log(probs / (1 - probs)), -_MOST_LOGIT, _MOST_LOGIT)
+    prob = min(max(prob, 1e-9), 1 - 1e-9) if prob == prob else 1e-9
+    return min(max(log(prob / (1 - prob)), -_MOST_LOGIT), _MOST_LOGIT)
 
 
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)) of each number, without overflow.
+def sigmoid(logit: float) -> float:
+    """1 / (1 + exp(-x)), without overflow.
 
     Args:
-        logits (`numpy.ndarray`): The numbers, of any shape.
+        logit (`float`): The number.
     """
-    return 1 / (1 + np.exp(-_between(logits, -30, 30)))
-
-
-def _between(values: np.ndarray, least: float, most: float) -> np.ndarray:
-    """As `numpy.clip`, which takes several times as long for so few numbers."""
-    return np.minimum(np.maximum(values, least), most)
+    return 1 / (1 + exp(-min(max(logit, -30.0), 30.0)))

@@ -3,7 +3,10 @@
 Shapes: R rows, n slots, m drafts of all rows.
 """
 
+from collections import deque
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
 
 import numpy as np
 
@@ -26,15 +29,17 @@ class Forecast:
         self.num_slots = num_slots
         self._judged, self._stood = [0.0] * num_slots, [0.0] * num_slots
         self._all_judged = self._all_stood = 0.0
-        self._blocks = np.tile(np.full(num_slots, _PRIOR_RATE).cumprod(), (_NUM_PRIOR, 1))
-        # Of the best 0, 1, ... drafts of those blocks, by slots; made when it is asked for.
-        self._sums: dict[int, np.ndarray] = {}
+        prior = [_PRIOR_RATE ** (slot + 1) for slot in range(num_slots)]
+        self._blocks: deque[list[float]] = deque([prior] * _NUM_PRIOR, maxlen=_NUM_BLOCKS)
+        # By rows and slots; made when they are asked for, and again when an eighth of the blocks is new.
+        self._gains: dict[tuple[int, int], np.ndarray] = {}
+        self._num_new = 0
 
-    def rates(self) -> np.ndarray:
-        """Chance of each slot, if all before it stand: `(slots,)`."""
+    def rates(self) -> list[float]:
+        """Chance of each slot, if all before it stand."""
         common = (_PRIOR_RATE * _PRIOR_WEIGHT + self._all_stood) / (_PRIOR_WEIGHT + self._all_judged)
         of_slots = zip(self._judged, self._stood, strict=True)
-        return np.array([(_COMMON_WEIGHT * common + stood) / (_COMMON_WEIGHT + judged) for judged, stood in of_slots])
+        return [(_COMMON_WEIGHT * common + stood) / (_COMMON_WEIGHT + judged) for judged, stood in of_slots]
 
     def gains(self, num_rows: int, num_slots: int) -> np.ndarray:
         """Drafts that are expected to stand, of the best 0 to m of so many rows and slots: `(m + 1,)`.
@@ -45,21 +50,25 @@ class Forecast:
             num_rows (`int`): Rows that are drafted for.
             num_slots (`int`): Slots of each, at least one.
         """
-        if num_slots not in self._sums:
-            values = np.sort(self._blocks[:, :num_slots], axis=None)[::-1]
-            self._sums[num_slots] = np.concatenate([[0.0], values.cumsum()])
-        sums = self._sums[num_slots]
-        # The blocks that are remembered stand for as many as there are rows.
-        scale = num_rows / len(self._blocks)
-        return np.interp(np.arange(num_rows * num_slots + 1), np.arange(len(sums)) * scale, sums * scale)
+        key = num_rows, num_slots
+        if key not in self._gains:
+            values = np.sort([block[:num_slots] for block in self._blocks], axis=None)[::-1]
+            sums = np.concatenate([[0.0], values.cumsum()])
+            # The blocks that are remembered stand for as many as there are rows.
+            scale = num_rows / len(self._blocks)
+            at = np.arange(num_rows * num_slots + 1)
+            self._gains[key] = np.interp(at, np.arange(len(sums)) * scale, sums * scale)
+        return self._gains[key]
 
-    def note(self, survival: np.ndarray) -> None:
+    def note(self, survival: Sequence[Sequence[float]]) -> None:
         """Remember this round's `survival` `(rows, slots)`; slots that were not drafted are taken to go on so."""
-        if survival.shape[1] < self.num_slots:
-            tails = survival[:, -1:] * self.rates()[survival.shape[1] :].cumprod()
-            survival = np.concatenate([survival, tails], 1)
-        self._blocks = np.concatenate([self._blocks, survival])[-_NUM_BLOCKS:]
-        self._sums = {}
+        rates = self.rates() if len(survival[0]) < self.num_slots else ()
+        for block in survival:
+            tails = accumulate(rates[len(block) :], mul, initial=block[-1])
+            self._blocks.append([*block[:-1], *tails])
+        self._num_new += len(survival)
+        if self._num_new * 8 >= len(self._blocks):
+            self._gains, self._num_new = {}, 0
 
     def learn(self, num_judged: Sequence[int], num_stood: Sequence[int]) -> None:
         """Count what became of a round's drafts.

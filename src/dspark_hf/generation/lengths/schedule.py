@@ -22,6 +22,7 @@ _SPREAD = 1.0
 _CONTEXT_STEP, _PROMPT_STEP = 128, 16
 # Sizes of passes that are remembered: a server sees new ones for as long as it runs.
 _MOST_TABLES = 512
+_ONE = np.ones(1)
 
 
 @dataclass
@@ -53,8 +54,8 @@ class Schedule:
     def __init__(self, options: PrefixScheduler, cost: StepCost, most_slots: int):
         self.options, self.cost = options, cost
         self._most_slots = most_slots
-        self._tables: dict[tuple[int, int, int], tuple[np.ndarray, float]] = {}
-        self._seconds, self._draft_seconds, self._num_rows = np.ones(1), 0.0, 1
+        self._tables: dict[tuple[int, int, int], tuple[np.ndarray, list[float], float]] = {}
+        self._seconds, self._steps, self._draft_seconds, self._num_rows = np.ones(1), [1.0], 0.0, 1
         self._earlier: deque[tuple[int, np.ndarray]] = deque(maxlen=2)
         self._num_probes = 0
         self._weights = np.ones(1)
@@ -90,9 +91,10 @@ class Schedule:
             fewest = num_rows + key[2] * _PROMPT_STEP
             verify = self.cost.verify(fewest + num_rows * self._most_slots, key[1] * _CONTEXT_STEP)
             # A pass over more tokens is never taken to cost less: fewer may stand for that measurement.
-            self._tables[key] = np.minimum.accumulate(verify[: fewest - 1 : -1])[::-1], self.cost.draft(num_rows)
-        # Of a pass that verifies 0, 1, ... drafts of all rows together.
-        self._seconds, self._draft_seconds = self._tables[key]
+            seconds = np.minimum.accumulate(verify[: fewest - 1 : -1])[::-1]
+            self._tables[key] = seconds, (seconds / seconds[0]).tolist(), self.cost.draft(num_rows)
+        # Of a pass that verifies 0, 1, ... drafts of all rows together; also in plain steps.
+        self._seconds, self._steps, self._draft_seconds = self._tables[key]
         self._num_rows = num_rows
 
     def slots(self, record: TrackRecord, num_rows: int, is_free: bool = False) -> int:
@@ -134,12 +136,7 @@ class Schedule:
         Returns:
             `list[int]`: At most `lens`.
         """
-        survival, ahead = np.zeros((len(lens), max(lens))), np.ones((len(lens), max(lens)))
-        for part in parts:
-            width = min(part.survival.shape[1], max(lens))
-            survival[part.rows, :width] = part.survival[part.rows, :width]
-            rates = part.record.forecast.rates()[: max(lens)]
-            ahead[part.rows, : len(rates)] = rates
+        survival, ahead = _of_all(parts, len(lens), max(lens))
         seconds, groups = self._seconds, len(lens)
         if in_step:
             most = min(n for n in lens if n > 0)
@@ -147,7 +144,7 @@ class Schedule:
             rows = [row for row, n in enumerate(lens) if n > 0]
             survival, ahead = survival[rows].prod(0, keepdims=True), ahead[rows].prod(0, keepdims=True)
             seconds, lens = self._seconds[:: self._num_rows], [most]
-        elif self.is_auto:
+        elif self.is_auto and len(lens) > 1:
             survival = survival * self._weights[:, None]
         cut = self._cut(parts, survival, list(lens), ahead, seconds)
         return cut * groups if in_step else cut
@@ -194,7 +191,7 @@ class Schedule:
         """
         if self.options.policy == "fixed":
             return
-        of_tokens = float(self._seconds[sum(lens)] / self._seconds[0]) - 1
+        of_tokens = self._steps[sum(lens)] - 1
         of_drafter = self._draft_seconds / float(self._seconds[0])
         for part in parts:
             # A source answers for the drafts that it made, and a row of it for its part of that.
@@ -212,7 +209,7 @@ class Schedule:
         """
         if self.options.policy in ("fixed", "threshold"):
             return self.options.policy == "threshold"
-        return bool((self._seconds[sum(lens)] / self._seconds[0] - 1) * self._num_rows * 2 > _NEGLIGIBLE)
+        return (self._steps[sum(lens)] - 1) * self._num_rows * 2 > _NEGLIGIBLE
 
     def _gain(self, gains: np.ndarray, is_free: bool) -> float:
         """Speed of the best number of drafts, to plain steps."""
@@ -246,6 +243,20 @@ class Schedule:
         return record.num_drafted % self.options.probe_interval == self.options.probe_interval - 1
 
 
+def _of_all(parts: Sequence[Drafted], num_rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Survival, and each slot's chance if all before it stand: `(rows, width)`, 0 and 1 where there is no draft."""
+    first = parts[0]
+    if num_rows == 1 and first.survival.shape[1] >= width:
+        return first.survival[:, :width], np.array([first.record.forecast.rates()[:width]])
+    survival, ahead = np.zeros((num_rows, width)), np.ones((num_rows, width))
+    for part in parts:
+        own = part.survival[part.rows, :width]
+        survival[part.rows, : own.shape[1]] = own
+        rates = part.record.forecast.rates()[:width]
+        ahead[part.rows, : len(rates)] = rates
+    return survival, ahead
+
+
 def _weights(left: Sequence[int]) -> np.ndarray:
     """What a token of each row is worth, `(rows,)`, 1 on average: a batch takes as long as its last row.
 
@@ -253,7 +264,7 @@ def _weights(left: Sequence[int]) -> np.ndarray:
     about the root of the tokens that are left.
     """
     if len(left) == 1:
-        return np.ones(1)
+        return _ONE
     left = np.asarray(left, dtype=float)
     spread = np.sqrt(_SPREAD * left.max())
     chances = np.exp((left - left.max()) / spread)

@@ -3,9 +3,11 @@
 Shapes: B rows, n slots.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import log
+from itertools import accumulate
+from math import inf, log
+from operator import mul
 
 import numpy as np
 import torch
@@ -74,37 +76,27 @@ class SurvivalPredictor:
         """Who predicts: `head`, `calibrated` or `estimate`; None before the first round."""
         return self._in_use
 
-    def predict(self, signals: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Chances `(rows, slots)` that a slot is accepted where all before it are, by everyone who can tell.
+    def survival(self, signals: dict[str, np.ndarray]) -> np.ndarray | None:
+        """Survival `(rows, slots)` by the one who has predicted best so far; None where nobody can tell.
 
         Args:
             signals (`dict`): What [`Signals.read`] gives.
         """
-        chances = {}
-        if "logits" in signals:
-            logits = np.where(np.isnan(signals["logits"]), 0, signals["logits"])
-            if self.temperatures is not None:
-                chances["calibrated"] = sigmoid(logits / np.array(self.temperatures[: logits.shape[1]]))
-            chances["head"] = sigmoid(logits)
-        if "max_probs" in signals:
-            chances["estimate"] = self._estimator.predict(signals["max_probs"])
-        return chances
-
-    def survival(self, chances: dict[str, np.ndarray]) -> np.ndarray | None:
-        """Survival `(rows, slots)` by the best of `chances`, each so shaped, so far; None where nobody can tell."""
-        if not chances:
+        able = self._able(signals)
+        if not able:
             return None
-        if self._in_use not in chances:
-            self._in_use = next(iter(chances))
-        best = min(chances, key=lambda name: self._losses.get(name, np.inf))
+        if self._in_use not in able:
+            self._in_use = able[0]
+        best = min(able, key=lambda name: self._losses.get(name, inf))
         if self._weight >= _MIN_JUDGED and self._losses[best] < self._losses[self._in_use] - _MARGIN * self._weight:
             self._in_use = best
-        return chances[self._in_use].cumprod(-1)
+        chance = self._chance_by(self._in_use)
+        values = signals["max_probs" if self._in_use == "estimate" else "logits"].tolist()
+        return np.array([list(accumulate(map(chance, row, range(len(row))), mul)) for row in values])
 
     def learn(
         self,
         signals: dict[str, np.ndarray],
-        chances: dict[str, np.ndarray],
         rows: Sequence[int],
         num_judged: Sequence[int],
         num_stood: Sequence[int],
@@ -112,24 +104,45 @@ class SurvivalPredictor:
         """Look at what became of a round's drafts.
 
         Args:
-            signals (`dict`): As of `predict`.
-            chances (`dict`): What was predicted.
+            signals (`dict`): As of `survival`.
             rows (`Sequence[int]`): Rows that were drafted for.
             num_judged (`Sequence[int]`): Slots of each of them that were judged: the accepted ones, and the one that
                 was rejected, if any.
             num_stood (`Sequence[int]`): Drafts of each of them that were accepted.
         """
-        if sum(num_judged) == 0 or not chances:
+        able = self._able(signals)
+        if sum(num_judged) == 0 or not able:
             return
-        rows = list(rows)
-        # Numbers as they are: arrays of so few would take far longer.
-        of_rows = {name: values[rows].tolist() for name, values in chances.items()}
-        for row, (judged, stood) in enumerate(zip(num_judged, num_stood, strict=True)):
-            for slot in range(judged):
-                self._weight = _KEPT * self._weight + 1
-                for name, values in of_rows.items():
-                    chance = min(max(values[row][slot], 1e-4), 1 - 1e-4)
-                    loss = -log(chance if slot < stood else 1 - chance)
-                    self._losses[name] = _KEPT * self._losses.get(name, 0.0) + loss
-        if "max_probs" in signals:
-            self._estimator.note(signals["max_probs"][rows], num_judged, num_stood)
+        read = {name: values.tolist() for name, values in signals.items()}
+        for name in able:
+            chance, values = self._chance_by(name), read["max_probs" if name == "estimate" else "logits"]
+            loss = self._losses.get(name, 0.0)
+            for row, judged, stood in zip(rows, num_judged, num_stood, strict=True):
+                for slot in range(judged):
+                    likely = min(max(chance(values[row][slot], slot), 1e-4), 1 - 1e-4)
+                    loss = _KEPT * loss - log(likely if slot < stood else 1 - likely)
+            self._losses[name] = loss
+        for _ in range(sum(num_judged)):
+            self._weight = _KEPT * self._weight + 1
+        if "max_probs" in read:
+            self._estimator.note([read["max_probs"][row] for row in rows], num_judged, num_stood)
+
+    def _able(self, signals: dict[str, np.ndarray]) -> list[str]:
+        """Who can tell by these."""
+        of_head = ["head"] if self.temperatures is None else ["calibrated", "head"]
+        return [*(of_head if "logits" in signals else []), *(["estimate"] if "max_probs" in signals else [])]
+
+    def _chance_by(self, name: str) -> Callable[[float, int], float]:
+        """Chance that a slot is accepted where all before it are, from what was signalled of it and its place.
+
+        It is asked for number by number: arrays of so few would take far longer.
+        """
+        if name == "estimate":
+            return self._estimator.chance
+        temperatures = self.temperatures if name == "calibrated" else None
+
+        def by_head(logit: float, slot: int) -> float:
+            logit = logit if logit == logit else 0.0
+            return sigmoid(logit if temperatures is None else logit / temperatures[slot])
+
+        return by_head

@@ -38,7 +38,6 @@ class TrackRecord:
         self.num_drafted = 0
         self._tokens = self._steps = 0.0
         self._signals: dict[str, np.ndarray] = {}
-        self._chances: dict[str, np.ndarray] = {}
         self._verified: list[int] = []
 
     @property
@@ -61,10 +60,10 @@ class TrackRecord:
             num_rows (`int`): Rows.
             num_slots (`int`): Slots that were drafted.
         """
-        self._signals, self._chances = signals, self.predictor.predict(signals)
-        survival = self.predictor.survival(self._chances)
+        self._signals = signals
+        survival = self.predictor.survival(signals)
         if survival is None:
-            return np.tile(self.forecast.rates()[:num_slots].cumprod(), (num_rows, 1))
+            return np.tile(np.cumprod(self.forecast.rates()[:num_slots]), (num_rows, 1))
         return survival
 
     def learn(
@@ -91,10 +90,11 @@ class TrackRecord:
             num_stood = [min(num, survival.shape[1]) for num in num_stood]
         self._verified = [*self._verified[1 - _NUM_PICKED :], max(lens[row] for row in rows)]
         if survival is not None:
-            self.forecast.note(survival[list(rows)])
+            values = survival.tolist()
+            self.forecast.note([values[row] for row in rows])
         judged, stood = [num_judged[row] for row in rows], [num_stood[row] for row in rows]
         self.forecast.learn(judged, stood)
-        self.predictor.learn(self._signals, self._chances, rows, judged, stood)
+        self.predictor.learn(self._signals, rows, judged, stood)
 
     def settle(self, gain: float, extra: float, num_rows: int) -> None:
         """Count what a round won and took, in plain steps.
