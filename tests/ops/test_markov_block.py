@@ -81,6 +81,14 @@ def test_float64_and_mixed_dtypes_run_in_torch(monkeypatch):
     assert not kernel.covers(inputs.logits.repeat(1, 1, 9), inputs.hidden, inputs.heads)
 
 
+def test_tokens_of_entries_that_do_not_stand_side_by_side(kernels):
+    inputs = Inputs(CASES["reduced"], CPU)
+    given = inputs.logits, inputs.entries, inputs.anchor_ids, inputs.hidden
+    tokens = inputs.heads.draft_tokens
+    apart = inputs.heads._replace(draft_tokens=torch.stack([tokens, tokens + 10**9], 1)[:, 0])
+    assert torch.equal(markov_block(*given, apart).ids, markov_block(*given, inputs.heads).ids)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not is_interpreted(), reason="runs on CPU tensors")
 def test_draws_follow_the_probabilities_that_are_kept():

@@ -55,6 +55,15 @@ def test_states_that_are_not_aligned_are_read_all_the_same(kernels, name):
     assert torch.equal(row_attention(**given, scaling=0.3), expected)
 
 
+def test_rows_that_do_not_stand_side_by_side(kernels):
+    """As where a mask was made the other way round."""
+    given = make(CASES["hidden"], torch.device("cpu"))
+    expected, rows = row_attention(**given, scaling=0.3), given["rows"]
+    apart = [torch.stack([part, part + 5], 1)[:, 0] for part in rows[:3]]
+    given["rows"] = Rows(*apart, rows.most, rows.visible.T.contiguous().T)
+    assert torch.equal(row_attention(**given, scaling=0.3), expected)
+
+
 def test_what_does_not_belong_together_is_an_error():
     rows = Rows(*torch.zeros(3, 2, dtype=torch.int32), 1)
     query, key = torch.zeros(2, 4, 8), torch.zeros(2, 3, 5, 8)

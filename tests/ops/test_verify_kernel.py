@@ -111,6 +111,15 @@ def test_rows_that_have_ended_are_offered_less_than_nothing():
     assert accepted_len.tolist() == [0, 1] and next_ids.tolist() == [7, 7]
 
 
+def test_lengths_that_do_not_stand_side_by_side():
+    scores, drafts = torch.zeros(3, 3, 600), torch.zeros(3, 2, dtype=torch.long)
+    sure = scores.index_fill(2, torch.tensor([0]), 200.0)
+    for lengths in (torch.tensor([[2, 0], [0, 9], [1, 9]])[:, 0], torch.tensor([1]).expand(3)):
+        assert verify.verify_argmax(drafts, scores, lengths)[0].tolist() == lengths.tolist()
+        sampled = verify.verify_sampled(drafts, Candidates.certain(drafts), sure, lengths)
+        assert sampled[0].tolist() == lengths.tolist()
+
+
 def test_a_draft_that_could_not_be_drawn_is_not_accepted():
     drafts, scores = torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 2, 8)
     candidates = Candidates(torch.tensor([[[3]]]), torch.ones(1, 1, 1))

@@ -85,8 +85,8 @@ def markov_block(
 
 
 def _given(tensor: Tensor | None, other: Tensor) -> Tensor:
-    """A pointer is needed in any case."""
-    return other if tensor is None else tensor
+    """A pointer is needed in any case, to entries side by side."""
+    return other if tensor is None else tensor.contiguous()
 
 
 @triton.jit(do_not_specialize=(*_NUMBERS, "coolness"), do_not_specialize_on_alignment=(*_POINTERS, *_IN_DTYPE))

@@ -235,17 +235,20 @@ def row_attention_kernel(
     norms = query.new_empty(num_kept, num_tokens, num_query_heads, dtype=torch.float32)
     nothing = query.new_zeros(0, 0, dtype=torch.bool)
     visible = nothing if rows.visible is None else rows.visible[:, first:]
+    # A mask may be a transposed one.
+    visible = visible if visible.stride(1) == 1 else visible.contiguous()
+    places = [part.contiguous() for part in (rows.starts, rows.counts, rows.offsets)]
     span = first, _ALL if view.window is None else view.window, int(view.is_causal), int(view.is_anchored), stretch
     heads = num_heads, group, head_dim
     attend_kernel[num_rows * num_heads, num_stretches, num_tiles](
-        query, key, value, out, partial, norms, rows.starts, rows.counts, rows.offsets, visible, *heads,
+        query, key, value, out, partial, norms, *places, visible, *heads,
         query.stride(0), query.stride(1), *key.stride()[:3], *value.stride()[:3],
         visible.stride(0), visible.shape[1], out.stride(0), *span, num_stretches, num_tokens, scaling,
         **sizes, WIDEN=is_interpreted() and query.dtype == torch.bfloat16,
     )  # fmt: skip
     if num_stretches > 1:
         combine_kernel[num_rows * num_heads, triton.cdiv(rows.most * group, 16)](
-            out, partial, norms, rows.starts, rows.counts, rows.offsets, *heads, out.stride(0), *span, num_tokens,
+            out, partial, norms, *places, *heads, out.stride(0), *span, num_tokens,
             BLOCK_D=sizes["BLOCK_D"], BLOCK_M=16, num_warps=4,
         )  # fmt: skip
     return out

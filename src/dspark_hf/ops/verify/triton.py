@@ -100,7 +100,7 @@ def _sum_up(draft_ids: Tensor, scores: Tensor, lengths: Tensor | None, is_greedy
 
 def _offers(lengths: Tensor | None, draft_ids: Tensor) -> tuple[Tensor, int]:
     """Lengths, and whether there are any; a pointer is needed in any case."""
-    return (draft_ids, 0) if lengths is None else (lengths, 1)
+    return (draft_ids, 0) if lengths is None else (lengths.contiguous(), 1)
 
 
 def _verdicts(draft_ids: Tensor) -> tuple[Tensor, Tensor]:
