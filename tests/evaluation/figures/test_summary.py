@@ -50,6 +50,18 @@ def test_figures_of_two_calls():
     assert figures([made_up_call(1.0, [(2, 3)])], "plain")["ratio"] is None
 
 
+def test_turns_of_a_conversation_are_one_prompt():
+    turns = [made_up_call(1.0, [(0, 1)]), made_up_call(1.0, [(2, 3)])]
+    assert figures(turns, "drafter")["tau_interval"] is None
+    result = figures([*turns, made_up_call(1.0, [(2, 3)], index=1)], "drafter")
+    # Of the prompts, one has tau 2, its worse turn notwithstanding, and the other 3.
+    assert result["tau_interval"] == pytest.approx([2.0, 3.0])
+    # So it is where passes alone were counted.
+    for call in turns:
+        call.runs["lookup"] = Run([[1, 2, 3, 4]], 1.0, num_passes=3)
+    assert figures(turns, "lookup")["tau_interval"] is None
+
+
 def test_differences_are_told_with_their_place():
     other = {"position": 3, "gap": 0.1, "spacing": 0.5}
     result = figures([made_up_call(1.0, [(1, 2)], index=7, other=other), made_up_call(1.0, [(1, 2)])], "drafter")

@@ -69,7 +69,7 @@ def figures(calls: Sequence[Call], way: str) -> dict[str, Any]:
         "num_prompts": len({(call.task, prompt["index"]) for call in calls for prompt in call.prompts}),
         "num_answers": sum(len(call.prompts) for call in calls),
         "num_calls": len(calls),
-        **_tau(runs, joined if has_rounds else None),
+        **_tau(calls, way, joined if has_rounds else None),
         "verify_rate": _share(joined.verified_tokens, sum(joined.drafted_lens)),
         "acceptance": _share(sum(joined.accepted_lens), joined.verified_tokens),
         "lookup_share": _share(joined.lookup_verifications, len(joined.from_lookup)),
@@ -175,29 +175,36 @@ def _groups(calls: Sequence[Call]) -> Iterator[tuple[str, str | None, float, int
             yield ALL_TASKS, None, temperature, size, here
 
 
-def _tau(runs: Sequence[Run], joined: SpeculationStats | None) -> dict[str, Any]:
-    """Tokens per round: of the rounds, or of the passes where those alone were counted."""
-    if joined is not None:
-        prompts = [
-            (sum(emitted), len(emitted)) for run in runs if run.stats is not None for emitted in _by_row(run.stats)
-        ]
-        interval = bootstrap(lambda some: some[:, 0].sum() / some[:, 1].sum(), prompts)
-        return {"tau": joined.tau, "tau_interval": interval, "num_rounds": joined.rounds}
-    if any(run.num_passes is None for run in runs):
+def _tau(calls: Sequence[Call], way: str, joined: SpeculationStats | None) -> dict[str, Any]:
+    """Tokens per round: of the rounds, or of the passes where those alone were counted.
+
+    The answers of a conversation are one prompt's, and drawn together.
+    """
+    runs = [call.runs[way] for call in calls]
+    if joined is None and any(run.num_passes is None for run in runs):
         return {"tau": None, "tau_interval": None, "num_rounds": None}
-    # The prompt's pass makes the first token.
-    pairs = [(run.num_tokens - len(run.ids), run.num_passes - 1) for run in runs if run.num_passes > 1]
-    total = numpy.asarray(pairs, dtype=float).reshape(-1, 2).sum(0)
-    interval = bootstrap(lambda some: some[:, 0].sum() / some[:, 1].sum(), pairs)
-    return {"tau": float(total[0] / total[1]) if pairs else None, "tau_interval": interval,
-            "num_rounds": int(total[1])}  # fmt: skip
+    counts: dict[tuple[str, int], list[int]] = {}
+    for call, run in zip(calls, runs, strict=True):
+        for row, tokens, rounds in _tokens_and_rounds(run, has_rounds=joined is not None):
+            count = counts.setdefault((call.task, call.prompts[row]["index"]), [0, 0])
+            count[0] += tokens
+            count[1] += rounds
+    interval = bootstrap(lambda some: some[:, 0].sum() / some[:, 1].sum(), list(counts.values()))
+    if joined is not None:
+        return {"tau": joined.tau, "tau_interval": interval, "num_rounds": joined.rounds}
+    tokens, rounds = numpy.asarray(list(counts.values()), dtype=int).reshape(-1, 2).sum(0).tolist()
+    return {"tau": tokens / rounds if rounds else None, "tau_interval": interval, "num_rounds": rounds}
 
 
-def _by_row(stats: SpeculationStats) -> list[list[int]]:
-    rows: dict[int, list[int]] = {}
-    for row, emitted in zip(stats.row_ids, stats.emitted_lens, strict=True):
-        rows.setdefault(row, []).append(emitted)
-    return list(rows.values())
+def _tokens_and_rounds(run: Run, *, has_rounds: bool) -> Iterator[tuple[int, int, int]]:
+    """Tokens and rounds of a `run` by row: of every round, or of all of its passes."""
+    if not has_rounds:
+        # The prompt's pass makes the first token.
+        if run.num_passes > 1:
+            yield 0, run.num_tokens - len(run.ids), run.num_passes - 1
+    elif run.stats is not None:
+        for row, emitted in zip(run.stats.row_ids, run.stats.emitted_lens, strict=True):
+            yield row, emitted, 1
 
 
 def _ratio(calls: Sequence[Call], way: str) -> dict[str, Any] | None:
