@@ -12,6 +12,7 @@ from tiny_targets import FAMILIES, make_target
 from transformers.generation.continuous_batching.requests import RequestState
 
 from dspark_hf import PrefixScheduler, SpeculationConfig, attach_drafter, detach_drafter
+from dspark_hf.serving.batching.scheduling import DraftScheduling
 
 # So few that requests are preempted: a window needs two of them, a whole text as many as it is long.
 NUM_BLOCKS = {"llama": 26, "qwen3": 26, "mistral": 3, "gemma3_text": 14}
@@ -291,3 +292,31 @@ def test_pausing_lets_others_use_the_model():
             results[out.request_id] = out.generated_tokens
     manager.stop(block=True, timeout=10)
     assert [results[f"r{number}"] for number in range(6)] == [answer for *_, answer in requests]
+
+
+@pytest.mark.parametrize("scheduler_type", ["fifo", "prefill_first"])
+def test_how_many_drafts_a_request_has_does_not_decide_on_the_first(scheduler_type, monkeypatch):
+    """A draft behind which another is likely comes with more: in a cache that is nearly full, all of them or none of
+    them would then stand for its own token."""
+    infer, found = DraftScheduling._infer_request_tokens, []
+
+    def twice(self, state, others):
+        tokens, drafts = infer(self, state, others), self.drafter.drafts.tokens
+        some = drafts.get(state.request_id, [])
+        if len(some) > 1 and state.generated_tokens:
+            drafts[state.request_id] = some[:1]
+            found.append((len(tokens) - 1, len(infer(self, state, others)) - 1, len(some)))
+            drafts[state.request_id] = some
+        return tokens
+
+    monkeypatch.setattr(DraftScheduling, "_infer_request_tokens", twice)
+    target = make_target()
+    prompts = [[5, 6, 7, number, 1, 2] for number in range(1, 13)]
+    drafter = knowing_drafter(target, [prompt + plain_answer(target, prompt, 12) for prompt in prompts])
+    batching = small_batching(num_blocks=12, max_batch_tokens=36, scheduler_type=scheduler_type)
+    out = target.generate_batch(
+        prompts, greedy_config(target), batching, assistant_model=drafter, speculation=ALL_SLOTS, max_new_tokens=12
+    )
+    assert [one.generated_tokens for one in out.values()] == [plain_answer(target, one, 12) for one in prompts]
+    assert all(many == 0 or few == 1 for many, few, _ in found) and all(many > 0 or few == 0 for many, few, _ in found)
+    assert any(0 < many < some for many, _, some in found) and any(many == some for many, _, some in found)

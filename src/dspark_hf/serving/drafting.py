@@ -57,6 +57,7 @@ class Drafts:
         proposal ([`Proposal`]): Of all rows.
         rows (`dict[str, int]`): Each request's row of it.
         tokens (`dict[str, list[int]]`): Each request's drafts, as many as are to be verified.
+        most (`dict[str, int]`): How many of each there were before any was looked at.
         order (`list[str]`): The requests at work, those without drafts among them.
         signals (`dict`): What the drafter said of them, of the requests in order.
         survival (`numpy.ndarray` of shape `(requests, slots)`, *optional*): What was made of it.
@@ -68,6 +69,7 @@ class Drafts:
     proposal: Proposal | None = None
     rows: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, list[int]] = field(default_factory=dict)
+    most: dict[str, int] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     survival: np.ndarray | None = None
     context_len: int = 0
@@ -155,9 +157,10 @@ class StepDrafter:
             return
         self._propose(running, lens)
         drafts = self.drafts
+        drafts.most = dict(zip(drafts.order, lens, strict=True))
         if self._schedule.cuts_pay(lens):
-            lens = self._schedule.cut([self._part(lens)], lens)
-        if sum(lens) > most_drafts:
+            lens = self._schedule.cut([self._part(lens)], lens, room=most_drafts)
+        elif sum(lens) > most_drafts:
             lens = share_out(self._survival(lens), lens, most_drafts)
         ids = drafts.proposal.ids.tolist()
         for one, num_drafts in zip(running, lens, strict=True):

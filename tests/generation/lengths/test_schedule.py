@@ -183,3 +183,29 @@ def test_prompts_in_a_pass_make_drafts_dearer_where_it_is_full():
     assert schedule.cut([Drafted(record, [0, 1], survival)], [3, 3]) == [3, 3]
     schedule.begin([1, 1], 10, num_prompt_tokens=7)
     assert schedule.cut([Drafted(record, [0, 1], survival)], [3, 3]) == [0, 0]
+
+
+@pytest.mark.parametrize("policy", ["auto", "early_stop", "lagged", "threshold", "fixed"])
+def test_where_room_is_short_no_draft_decides_on_itself(policy):
+    """What survives behind a slot may be anything: whether it is verified stays, beside other rows too."""
+    rng, num_short = np.random.default_rng(0), 0
+    # A walk that climbs a second stair for what stands behind row 1's first draft, and is cut down by rank then, would
+    # take the third row's in its place.
+    stairs = [1.0] * 5 + [1.497] * 5 + [1.975] * 2
+    chances, slot, room = np.array([[0.05, 0.6, 0.3], [0.6, 0.3, 0.6], [0.95, 0.95, 0.6]]), 0, 2
+    for _ in range(300):
+        cost = StepCost(list(range(1, 13)), [1], [list(stairs)], [1], [0.0])
+        options = PrefixScheduler(policy, threshold=0.3 * (policy == "threshold"), step_cost=cost)
+        likely, found = chances.copy(), []
+        likely[1, slot + 1 :] = 0.95
+        for survival in (chances.cumprod(1), likely.cumprod(1)):
+            schedule = Schedule(options, cost, 3)
+            schedule.begin([50] * 3, 10)
+            parts = [Drafted(TrackRecord(3, 3), [0, 1, 2], survival)]
+            found.append(schedule.cut(parts, [3] * 3, room=room))
+        assert (found[0][1] > slot) == (found[1][1] > slot)
+        assert max(map(sum, found)) <= room
+        num_short += sum(found[0]) == room
+        stairs = 1 + np.where(rng.random(12) < 0.35, 0.6 * rng.random(12), 0.0).cumsum()
+        chances, slot, room = rng.random((3, 3)) ** 0.5, int(rng.integers(2)), int(rng.integers(1, 9))
+    assert num_short > 50

@@ -125,13 +125,16 @@ class Schedule:
             return 0
         return record.num_slots if self._probes(record) else record.num_picked
 
-    def cut(self, parts: Sequence[Drafted], lens: Sequence[int], in_step: bool = False) -> list[int]:
+    def cut(
+        self, parts: Sequence[Drafted], lens: Sequence[int], in_step: bool = False, room: int | None = None
+    ) -> list[int]:
         """How many of its drafts each row has verified.
 
         Args:
             parts (`Sequence[Drafted]`): The sources' drafts.
             lens (`Sequence[int]`): Drafts that each row has.
             in_step (`bool`, *optional*, defaults to `False`): Whether a draft stands only if it does in all rows.
+            room (`int`, *optional*): Most drafts of all rows together; not for rows in step.
 
         Returns:
             `list[int]`: At most `lens`.
@@ -146,12 +149,15 @@ class Schedule:
             seconds, lens = self._seconds[:: self._num_rows], [most]
         elif self.is_auto and len(lens) > 1:
             survival = survival * self._weights[:, None]
-        cut = self._cut(parts, survival, list(lens), ahead, seconds)
+        if self.is_auto:
+            cut = self._walk(parts, survival, list(lens), ahead, seconds, sum(lens) if room is None else room)
+        else:
+            cut = self._cut(parts, survival, list(lens), seconds)
+            if room is not None and sum(cut) > room:
+                cut = share_out(survival, cut, room)
         return cut * groups if in_step else cut
 
-    def _cut(
-        self, parts: Sequence[Drafted], survival: np.ndarray, most: list[int], ahead: np.ndarray, seconds: np.ndarray
-    ) -> list[int]:
+    def _cut(self, parts: Sequence[Drafted], survival: np.ndarray, most: list[int], seconds: np.ndarray) -> list[int]:
         policy = self.options.policy
         if policy == "fixed":
             return most
@@ -161,16 +167,30 @@ class Schedule:
         draft_seconds = 0.0 if all(part.is_free for part in parts) else self._draft_seconds
         if policy == "early_stop":
             return early_stop(survival, most, seconds)
-        if policy == "lagged":
-            return share_out(survival, most, self._lagged_budget(survival, most, seconds + draft_seconds))
-        lens = walk(survival, most, ahead, seconds, self._price(parts, len(most)))
+        return share_out(survival, most, self._lagged_budget(survival, most, seconds + draft_seconds))
+
+    def _walk(
+        self,
+        parts: Sequence[Drafted],
+        survival: np.ndarray,
+        most: list[int],
+        ahead: np.ndarray,
+        seconds: np.ndarray,
+        room: int,
+    ) -> list[int]:
+        probed = [0] * len(most)
         for part in parts:
             # Otherwise what is taken to be hopeless would never be seen to have become better.
             if self._probes(part.record) or part.record.account.is_trying:
                 row = part.rows[self._num_probes % len(part.rows)] if len(most) > 1 else 0
                 self._num_probes += 1
-                lens[row] = most[row] if self._probes(part.record) else max(lens[row], min(1, most[row]))
-        return lens
+                probed[row] = most[row] if self._probes(part.record) else max(probed[row], min(1, most[row]))
+        if sum(probed) > room:
+            probed = [0] * len(most)
+        # A walk that went on where there is no room would have to be taken back in part, by what it has seen since.
+        seconds = np.where(np.arange(len(seconds)) <= room - sum(probed), seconds, np.inf)
+        lens = walk(survival, most, ahead, seconds, self._price(parts, len(most)))
+        return [max(pair) for pair in zip(lens, probed, strict=True)]
 
     def learn(
         self,
