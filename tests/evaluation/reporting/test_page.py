@@ -24,6 +24,7 @@ from dspark_hf.evaluation import (
     lookup_way,
     plain_way,
 )
+from dspark_hf.evaluation.reporting.charts import all_charts
 from dspark_hf.evaluation.reporting.comparison import differences_of_runs, side_by_side
 from dspark_hf.evaluation.reporting.explorer import explorer_data
 from dspark_hf.evaluation.reporting.page import page, write_report
@@ -84,7 +85,36 @@ def test_every_table_says_what_it_depends_on(run):
     rows = headline(summary).rows
     assert [row[0] for row in rows[:4]] == ["chat (3 of 9)"] * 4
     assert {row[0] for row in rows} == {"chat (3 of 9)", "other", "all tasks (5 prompts)"}
-    assert any("chat 3 of 9 prompts" in line for line in conditions(summary))
+    lines = conditions(summary)
+    assert any("chat 3 of 9 prompts" in line for line in lines)
+    assert any("Asked: chat (3 prompts), other (2 prompts)." in line for line in lines)
+    facts = summary["made_with"]["machine"] | {"device_name": "A processor", "threads": 1, "cpu_count": 2}
+    other = {**summary, "made_with": {**summary["made_with"], "machine": facts}}
+    assert "Machine: A processor, 1 thread of 2 cores." in conditions(other)
+    (slots,) = [table for table in tables if table.title == "Slots"]
+    assert {row[slots.columns.index("batch")] for row in slots.rows} == {"1"}
+    assert slots.notes[0].startswith("Of the slots that were verified.")
+
+
+def test_pictures_tell_their_lines_apart(run):
+    summary = RunFolder(run).summary()
+    charts = all_charts({name: summary for name in ("a", "b")})
+    for name, (_, figure) in charts.items():
+        axes, (legend,) = figure.axes[0], figure.legends
+        labels = [text.get_text() for text in legend.get_texts()]
+        assert len(set(labels)) == len(labels)
+        # Only in one picture batch sizes are an axis.
+        assert all(", batch 1" in label for label in labels) is (name != "throughput")
+        figure.canvas.draw()
+        # No line is hidden behind what explains it.
+        assert legend.get_window_extent().y1 <= axes.get_window_extent().y0
+    bars = charts["tau"][1].axes[0].containers
+    looks = {(one.patches[0].get_facecolor(), one.patches[0].get_hatch()) for one in bars if hasattr(one, "patches")}
+    assert len(looks) == len(charts["tau"][1].legends[0].get_texts()) > 8
+    lines = charts["acceptance"][1].axes[0].lines
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(lines) == 6
+    axes = charts["throughput"][1].axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2"]
 
 
 def test_a_way_that_sits_out_is_told_below_the_table(run):

@@ -14,7 +14,19 @@ def task_of(row: Mapping[str, Any]) -> str:
         return f"{name} ({row['cut']})"
     if row["category"] is None and row["task"] != ALL_TASKS:
         return name
-    return f"{name} ({row['num_prompts']} prompt{'' if row['num_prompts'] == 1 else 's'})"
+    return f"{name} ({_prompts(row['num_prompts'])})"
+
+
+def asked(task: Mapping[str, Any]) -> str:
+    """A `task` and how many prompts of it were asked."""
+    return f"{task['name']} ({_prompts(task['num_prompts'])})"
+
+
+def machine_of(facts: Mapping[str, Any]) -> str:
+    """The machine that a run's `facts` are of."""
+    threads, cores = facts["threads"], facts["cpu_count"]
+    where = "" if facts["device"] == "cpu" else f" ({facts['device']})"
+    return f"{facts['device_name']}{where}, {threads} thread{'' if threads == 1 else 's'} of {cores} cores"
 
 
 def degrees(temperature: float) -> str:
@@ -58,3 +70,7 @@ def percent(share: float | None) -> str:
 def number(value: float | None, digits: int = 2) -> str:
     """A `value` with so many `digits`."""
     return "" if value is None else f"{value:.{digits}f}"
+
+
+def _prompts(number: int) -> str:
+    return f"{number} prompt{'' if number == 1 else 's'}"

@@ -19,9 +19,11 @@ from dspark_hf.files import whole_file
 
 # Seen on white and on black.
 _COLOURS = ("#3b82c4", "#e07b39", "#2a9d74", "#c2528b", "#8a6fd1", "#b59a1d", "#5f9ea0", "#a0654e")
+# What tells lines of one colour apart, where there are more than colours.
+_MARKERS, _HATCHES = "os^Dvp", ("", "///", "...", "xxx", "---", "ooo")
 # Stands for the colour of the text around a picture, and is replaced by it.
 _INK = "#0b0c0d"
-_SIZE = (6.2, 3.8)
+_SIZE, _LEGEND_LINE = (6.2, 3.8), 0.19  # inches
 
 Summaries = Mapping[str, Mapping[str, Any]]
 
@@ -60,7 +62,8 @@ def tau_chart(summaries: Summaries) -> Figure | None:
     for index, (label, rows) in enumerate(lines):
         places = [tasks.index(row["task"]) + (index - (len(lines) - 1) / 2) * width for row in rows]
         errors = [_error(row["tau"], row["tau_interval"]) for row in rows]
-        axes.bar(places, [row["tau"] for row in rows], width, color=_colour(index), label=label,
+        axes.bar(places, [row["tau"] for row in rows], width, color=_colour(index), hatch=_again(_HATCHES, index),
+                 edgecolor=_INK, linewidth=0, label=label,
                  yerr=list(zip(*errors, strict=True)), ecolor=_INK, error_kw={"linewidth": 0.8})  # fmt: skip
     axes.set(ylabel="tokens per round (plain: 1)", ylim=(1, axes.get_ylim()[1] * 1.1))
     axes.set_xticks(range(len(tasks)), names, rotation=30, ha="right")
@@ -75,7 +78,7 @@ def acceptance_chart(summaries: Summaries) -> Figure | None:
         return None
     figure, axes = _figure()
     for index, (label, rates) in enumerate(lines):
-        axes.plot(range(1, len(rates) + 1), rates, marker="o", color=_colour(index), label=label)
+        axes.plot(range(1, len(rates) + 1), rates, marker=_again(_MARKERS, index), color=_colour(index), label=label)
     axes.set(xlabel="slot", ylabel="accepted, given all before", ylim=(0, 1))
     axes.set_xticks(range(1, max(len(rates) for _, rates in lines) + 1))
     return _done(figure, axes)
@@ -93,8 +96,9 @@ def reliability_chart(summaries: Summaries) -> Figure | None:
         points = [one["confidence"] for one in bins], [one["accepted"] for one in bins]
         most = max(one["count"] for one in bins)
         axes.plot(*points, color=_colour(index), linewidth=1, alpha=0.4)
-        axes.scatter(*points, s=[5 + 80 * one["count"] / most for one in bins], color=_colour(index), zorder=3,
-                     clip_on=False, label=f"{label} (ECE {confidence['ece']:.1%})")  # fmt: skip
+        areas = [5 + 80 * one["count"] / most for one in bins]
+        axes.scatter(*points, s=areas, color=_colour(index), marker=_again(_MARKERS, index), zorder=3, clip_on=False,
+                     label=f"{label} (ECE {confidence['ece']:.1%})")  # fmt: skip
     axes.set(xlabel="confidence", ylabel="accepted", xlim=(0, 1), ylim=(0, 1))
     return _done(figure, axes)
 
@@ -106,8 +110,8 @@ def threshold_chart(summaries: Summaries) -> Figure | None:
         return None
     figure, axes = _figure()
     for index, (label, sweep) in enumerate(lines):
-        axes.plot([one["verified"] for one in sweep], [one["tau"] for one in sweep], marker=".",
-                  color=_colour(index), label=label)  # fmt: skip
+        axes.plot([one["verified"] for one in sweep], [one["tau"] for one in sweep], markersize=3,
+                  marker=_again(_MARKERS, index), color=_colour(index), label=label)  # fmt: skip
         for one in sweep[:: max(1, len(sweep) // 4)]:
             axes.annotate(f"{one['threshold']:g}", (one["verified"], one["tau"]), xytext=(3, -10),
                           textcoords="offset points", fontsize=7, color=_INK)  # fmt: skip
@@ -118,7 +122,7 @@ def threshold_chart(summaries: Summaries) -> Figure | None:
 def throughput_chart(summaries: Summaries) -> Figure | None:
     """Tokens per second over plain generate()'s against the batch size, of those of `summaries` with several sizes."""
     figure, axes = _figure()
-    index = 0
+    index, sizes = 0, set()
     for name, summary in summaries.items():
         rows = [row for row in _joint(summary) if row["ratio"] is not None and row["way"] != PLAIN]
         for temperature, way in dict.fromkeys((row["temperature"], row["way"]) for row in rows):
@@ -126,14 +130,16 @@ def throughput_chart(summaries: Summaries) -> Figure | None:
             if len(line) > 1:
                 errors = [_error(row["ratio"]["median"], row["ratio"]["interval"]) for row in line]
                 axes.errorbar([row["batch_size"] for row in line], [row["ratio"]["median"] for row in line],
-                              yerr=list(zip(*errors, strict=True)), marker="o", capsize=3, color=_colour(index),
-                              label=_label(summaries, name, way, temperature))  # fmt: skip
+                              yerr=list(zip(*errors, strict=True)), marker=_again(_MARKERS, index), capsize=3,
+                              color=_colour(index), label=_label(summaries, name, way, temperature))  # fmt: skip
+                sizes |= {row["batch_size"] for row in line}
                 index += 1
     if index == 0:
         return None
     axes.axhline(1, color=_INK, linewidth=0.8, linestyle="--", alpha=0.6)
     axes.set(xlabel="batch size", ylabel="speed, x plain generate()")
     axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted(sizes), map(str, sorted(sizes)))
     return _done(figure, axes)
 
 
@@ -170,10 +176,10 @@ def _lines(summaries: Summaries, together: bool = True) -> Iterator[tuple[str, l
         for temperature, way in dict.fromkeys((row["temperature"], row["way"]) for row in rows):
             own = [row for row in rows if (row["temperature"], row["way"]) == (temperature, way)]
             least = min(row["batch_size"] for row in own)
-            yield (
-                _label(summaries, name, way, temperature),
-                [row for row in own if row["batch_size"] == least],
-            )
+            label = _label(summaries, name, way, temperature)
+            if len({row["batch_size"] for row in rows}) > 1:
+                label = f"{label}, batch {least}"
+            yield label, [row for row in own if row["batch_size"] == least]
 
 
 def _joint(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -194,6 +200,11 @@ def _colour(index: int) -> str:
     return _COLOURS[index % len(_COLOURS)]
 
 
+def _again(marks: Sequence[str], index: int) -> str:
+    """The mark of line `index`: the next one each time that the colours begin anew."""
+    return marks[index // len(_COLOURS) % len(marks)]
+
+
 def _figure(width: float = _SIZE[0]) -> tuple[Figure, Any]:
     # The object interface: no global state, no display.
     figure = Figure(figsize=(width, _SIZE[1]), layout="constrained")
@@ -210,5 +221,8 @@ def _done(figure: Figure, axes: Any) -> Figure:
     axes.tick_params(colors=_INK, which="both")
     axes.xaxis.label.set_color(_INK)
     axes.yaxis.label.set_color(_INK)
-    axes.legend(fontsize="small", framealpha=0, labelcolor=_INK)
+    # Outside: inside it would lie on what it explains.
+    labels = axes.get_legend_handles_labels()[1]
+    figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * len(labels))
+    figure.legend(loc="outside lower left", fontsize="small", framealpha=0, labelcolor=_INK)
     return figure

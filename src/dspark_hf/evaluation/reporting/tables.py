@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dspark_hf.evaluation.reporting.cells import (
+    asked,
     degrees,
     each,
     identical_ids,
+    machine_of,
     number,
     percent,
     ratio_of,
@@ -48,7 +50,8 @@ def conditions(summary: Mapping[str, Any]) -> list[str]:
     lines = [
         f"Target {made['target']} in {made['dtype']}, at most {settings['max_new_tokens']} new tokens, seed "
         f"{settings['seed']}.",
-        f"Prompts: {prompting(made)}.",
+        f"Prompts: {prompting(made)}. Asked: {', '.join(map(asked, made['tasks']))}.",
+        f"Machine: {machine_of(made['machine'])}.",
     ]
     if PLAIN in made["ways"]:
         lines.append(
@@ -167,6 +170,7 @@ def slot_table(summary: Mapping[str, Any]) -> Table:
         [
             task_of(row),
             degrees(row["temperature"]),
+            str(row["batch_size"]),
             row["way"],
             each(row["accepted_per_slot"]),
             each(row["accepted_per_slot_given_previous"]),
@@ -174,8 +178,12 @@ def slot_table(summary: Mapping[str, Any]) -> Table:
         for row in rows_of(summary, categories=False)
         if row["accepted_per_slot"] and row["batch_size"] == min(_batch_sizes(summary))
     ]
-    columns = ["task", "T", "way", "accepted with all before", "accepted given all before"]
-    return Table("Slots", columns, rows, [context(summary)])
+    columns = ["task", "T", "batch", "way", "accepted with all before", "accepted given all before"]
+    note = (
+        "Of the slots that were verified. A policy that cuts keeps later ones where it holds them likely, so they may "
+        "stand more often than earlier ones; `--speculation alone` verifies all."
+    )
+    return Table("Slots", columns, rows, [note, context(summary)])
 
 
 def time_table(summary: Mapping[str, Any]) -> Table:
