@@ -150,7 +150,7 @@ class Schedule:
         elif self.is_auto and len(lens) > 1:
             survival = survival * self._weights[:, None]
         if self.is_auto:
-            cut = self._walk(parts, survival, list(lens), ahead, seconds, sum(lens) if room is None else room)
+            cut = self._walk(parts, survival, list(lens), ahead, seconds, room)
         else:
             cut = self._cut(parts, survival, list(lens), seconds)
             if room is not None and sum(cut) > room:
@@ -176,7 +176,7 @@ class Schedule:
         most: list[int],
         ahead: np.ndarray,
         seconds: np.ndarray,
-        room: int,
+        room: int | None,
     ) -> list[int]:
         probed = [0] * len(most)
         for part in parts:
@@ -185,10 +185,11 @@ class Schedule:
                 row = part.rows[self._num_probes % len(part.rows)] if len(most) > 1 else 0
                 self._num_probes += 1
                 probed[row] = most[row] if self._probes(part.record) else max(probed[row], min(1, most[row]))
-        if sum(probed) > room:
-            probed = [0] * len(most)
-        # A walk that went on where there is no room would have to be taken back in part, by what it has seen since.
-        seconds = np.where(np.arange(len(seconds)) <= room - sum(probed), seconds, np.inf)
+        if room is not None:
+            if sum(probed) > room:
+                probed = [0] * len(most)
+            # A walk that went on without room would have to be taken back in part, by what it has seen since.
+            seconds = np.where(np.arange(len(seconds)) <= room - sum(probed), seconds, np.inf)
         lens = walk(survival, most, ahead, seconds, self._price(parts, len(most)))
         return [max(pair) for pair in zip(lens, probed, strict=True)]
 
