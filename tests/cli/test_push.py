@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from hub_server import READ_TOKEN
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -38,6 +39,34 @@ def test_a_drafter_with_its_figures(dspark, hub, folder, tmp_path):
     again = dspark("push", folder, "org/drafter", "--revision", "v2", "--yes")
     assert again.code == 0 and b"| chat | 2.50 |" in hub.files("org/drafter", "v2")["README.md"]
     assert AutoDrafter.from_pretrained("org/drafter", revision="v2").config.block_size == 4
+
+
+def test_figures_of_other_weights_are_refused(dspark, hub, folder, tmp_path):
+    from dspark_hf.data.cache.manifest import weights_digest
+
+    drafter = AutoDrafter.from_pretrained(folder)
+    row = {"task": "chat", "category": None, "cut": "3 of 9", "temperature": 0.0, "batch_size": 1, "way": "any",
+           "tau": 2.5, "confidence": None}  # fmt: skip
+    about = {"kind": "drafter", "drafter": "any", "weights": weights_digest(drafter)}
+    settings = {"max_new_tokens": 8, "thinking": None}
+    made = {"ways": {"any": about}, "tasks": [{"name": "chat"}], "dtype": "float32", "template": None,
+            "settings": settings}  # fmt: skip
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "summary.json").write_text(json.dumps({"made_with": made, "rows": [row]}))
+    outcome = dspark("push", folder, "org/drafter", "--evaluation", tmp_path / "run", "--yes")
+    assert outcome.code == 0, outcome.err
+    card = hub.files("org/drafter")["README.md"].decode()
+    assert "| chat (3 of 9) | any |" in card and "name: chat (3 of 9), T = 0, any" in card
+    # Trained on, and the figures that are kept in its folder are of what it was.
+    with torch.no_grad():
+        drafter.fc.weight += 1
+    drafter.save_pretrained(folder)
+    for options in ((), ("--evaluation", tmp_path / "run"), ("--dry-run",)):
+        outcome = dspark("push", folder, "org/drafter", "--yes", *options)
+        assert outcome.code == 2 and "The figures of 'run' are of other weights" in outcome.err
+        assert f"and remove what {folder / 'evaluations'} keeps of others." in outcome.err
+    shutil.rmtree(folder / "evaluations")
+    assert dspark("push", folder, "org/drafter", "--dry-run").code == 0
 
 
 def test_words_of_ones_own_are_pushed_as_they_are(dspark, hub, folder):

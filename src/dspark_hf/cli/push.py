@@ -1,7 +1,7 @@
 """`dspark push`: a drafter's folder becomes a repository with a card."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,10 +73,12 @@ def push(
     from dspark_hf.publishing.folder import DrafterFolder
 
     drafter = Path(resolve_drafter(str(folder)))
-    DrafterFolder.read(drafter)
+    kept = DrafterFolder.read(drafter).evaluations
+    evaluations = _evaluations(evaluation or (), folder.resolve().name)
+    _check_weights(drafter, kept | evaluations)
     push = _Push(
         drafter,
-        evaluations=_evaluations(evaluation or (), folder.resolve().name),
+        evaluations=evaluations,
         content={"tokenizer": tokenizer, "replace_card": overwrite_card},
         options={"private": private or None, "revision": revision, "commit_message": message},
         dry_run=dry_run,
@@ -114,6 +116,26 @@ def _evaluations(files: Sequence[Path], drafter: str) -> dict[str, dict[str, Any
             raise ValueError(f"Two of the evaluations would be called {name!r} in the repository. Rename one.")
         found[name] = record
     return found
+
+
+def _check_weights(drafter: Path, evaluations: Mapping[str, dict[str, Any]]) -> None:
+    """Check that `evaluations` that tell of which weights they are, are of those in the `drafter`'s folder."""
+    told = {name: record for name, record in evaluations.items() if record.get("weights")}
+    if not told:
+        return
+    from dspark_hf import AutoDrafter
+    from dspark_hf.data.cache.manifest import weights_digest
+
+    # As they were loaded for the evaluation.
+    dtypes = {record.get("dtype") or "auto" for record in told.values()}
+    digests = {dtype: weights_digest(AutoDrafter.from_pretrained(drafter, dtype=dtype)) for dtype in dtypes}
+    for name, record in told.items():
+        if record["weights"] != (here := digests[record.get("dtype") or "auto"]):
+            raise ValueError(
+                f"The figures of {name!r} are of other weights ({record['weights']}) than {drafter} holds ({here}): "
+                f"of another drafter, or from before it was trained on. Evaluate it (dspark evaluate --drafter "
+                f"{drafter}), and remove what {drafter / 'evaluations'} keeps of others."
+            )
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ _KEPT = (
     "ratio",
     "settings",
     "dtype",
+    "weights",
 )
 _KEPT_OF_ROW = (
     "task",
@@ -155,7 +156,7 @@ def metrics(record: dict[str, Any], name: str) -> list[tuple[str, str, float]]:
     least = min(row.get("batch_size") or 1 for row in record["rows"])
     rows = [row for row in record["rows"] if (row.get("batch_size") or 1) == least]
     return [
-        (f"{row['task']}, T = {row['temperature']:g}, {row['way']}", f"{_METRIC}{_with_lookup(row)}", row["tau"])
+        (f"{_data(row)}, T = {row['temperature']:g}, {row['way']}", f"{_METRIC}{_with_lookup(row)}", row["tau"])
         for row in rows
     ]
 
@@ -180,6 +181,7 @@ def _of_run(result: Mapping[str, Any], drafter: str | None, file: Path) -> dict[
         **{key: joint[key] for key in _KEPT_OF_ROW if joint.get(key) is not None},
         "data": joint["task"],
         "dtype": made["dtype"],
+        "weights": next(about.get("weights") for about in ways.values()),
         "settings": {"temperature": joint["temperature"], "max_new_tokens": settings["max_new_tokens"]},
         "prompting": "raw text" if made["template"] is None else f"chat template, {_thinking(settings)}",
         "baseline": f"plain generate(), dynamic cache, {made['dtype']}" if "plain" in made["ways"] else None,
@@ -214,7 +216,7 @@ def _cells(
     fair = ratio.get("median_to_fastest_plain", ratio.get("median"))
     data = name if record.get("data") is None else f"{name} ({record['data']})"
     if "task" in row:
-        data = f"{row['task']} ({row['cut']})" if row.get("cut") else row["task"]
+        data = _data(row)
     return {
         "data": data,
         "way": row.get("way", ""),
@@ -226,6 +228,11 @@ def _cells(
         "tau": f"{_between(row['tau'], row.get('tau_interval'))}{_with_lookup(row)}",
         "speed": "" if fair is None else f"{_between(fair, ratio.get('interval'))}x",
     }
+
+
+def _data(row: Mapping[str, Any]) -> str:
+    """What was asked, and how much of it where that is not all."""
+    return f"{row['task']} ({row['cut']})" if row.get("cut") else row["task"]
 
 
 def _with_lookup(row: Mapping[str, Any]) -> str:

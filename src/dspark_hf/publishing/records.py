@@ -84,6 +84,7 @@ _EVALUATION = {
     "lookup_share": ("a number", is_number),
     "data": ("text", _text),
     "dtype": ("text", _text),
+    "weights": ("text", _text),
     "settings": ("keys and values", _table),
     "settings.temperature": ("a number", is_number),
     "settings.max_new_tokens": ("a whole number", _whole),
