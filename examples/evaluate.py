@@ -10,8 +10,10 @@ makes a page of, and `dspark push --evaluation` puts on a card.
 """
 
 import argparse
+import json
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -43,7 +45,9 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="Go on with what is in the folder.")
     options = parser.parse_args()
 
-    device = PartialState().device
+    # Without a GPU accelerate sees several processes only where it is told so.
+    processes = PartialState(cpu=not torch.accelerator.is_available())
+    device = processes.device
     path = resolve_target(options.target)
     tokenizer = AutoTokenizer.from_pretrained(path)
     target = AutoModelForCausalLM.from_pretrained(path, dtype=options.dtype).to(device)
@@ -60,11 +64,16 @@ def main() -> None:
     )
     tasks = load_tasks(options.tasks, limit=options.limit)
     rank, num_processes = place_among_processes()
+    if num_processes > 1 and options.out is None:
+        raise ValueError("What several processes measure meets in a folder: give --out.")
     summary = evaluate(
         target, tokenizer, tasks, ways, settings, options.out, resume=options.resume, rank=rank,
         num_processes=num_processes,
     )  # fmt: skip
-    for row in summary["rows"]:
+    if num_processes > 1:
+        processes.wait_for_everyone()
+        summary = json.loads(Path(options.out, "summary.json").read_text(encoding="utf-8"))
+    for row in summary["rows"] if rank == 0 else ():
         ratio = "" if row.get("ratio") is None else f", {row['ratio']['median']:.2f} times as fast as plain"
         if row["way"] != "plain":
             print(f"{row['task']}: {row['way']}: tau {row['tau']:.2f}{ratio}")

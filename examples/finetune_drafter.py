@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
 from dspark_hf import AutoDrafter, DraftTrainingArguments
@@ -119,10 +120,13 @@ def measure(arguments: Arguments, training: Any, target: Any, tokenizer: Any, he
     rank, num_processes = place_among_processes()
     out = Path(training.output_dir, "evaluation")
     settings = EvaluationSettings(max_new_tokens=arguments.max_answer)
-    summary = evaluate(
+    evaluate(
         target, tokenizer, load_tasks([str(held_back)]), ways, settings, out, resume=True, rank=rank,
         num_processes=num_processes,
     )  # fmt: skip
+    # The last process to end writes the summary.
+    PartialState().wait_for_everyone()
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     for row in summary["rows"] if rank == 0 else ():
         if row["way"] != "plain":
             print(f"{row['way']}: tau {row['tau']:.2f}, {row['ratio']['median']:.2f} times as fast as plain")

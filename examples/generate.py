@@ -9,6 +9,7 @@ Several processes share the prompts out; each has the whole target.
 
 import argparse
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
@@ -30,7 +31,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="Seed of the sampling.")
     options = parser.parse_args()
 
-    processes = PartialState()
+    # Without a GPU accelerate sees several processes only where it is told so.
+    processes = PartialState(cpu=not torch.accelerator.is_available())
     set_seed(options.seed)
     path = resolve_target(options.target)
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")

@@ -5,6 +5,7 @@ import json
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -68,6 +69,25 @@ def test_evaluate(run, tiny_drafter_dir):
     drafters = (tiny_drafter_dir, "tiny-drafter")
     out = run("evaluate.py", "--tasks", "prompts.jsonl", "--drafters", *drafters, "--dtype", "float32", "--limit", 1)
     assert f"{tiny_drafter_dir}, alone: tau" in out and ": tiny-drafter, alone: tau" in out
+
+
+def launched(script, *arguments):
+    """What a script prints that runs as two processes of a CPU."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    command = [*launch, "--config_file", EXAMPLES / "accelerate" / "cpu.yaml", EXAMPLES / script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.slow
+def test_processes_share_the_work_and_tell_it_once(run, tiny_target_dir, tiny_drafter_dir):
+    models = ("--target", tiny_target_dir, "--dtype", "float32", "--max_new_tokens", "8")
+    out = launched("generate.py", "Say tea", "Say sun", "Say rain", *models, "--drafter", tiny_drafter_dir)
+    assert re.findall(r"> Say (\w+)", out) == ["tea", "sun", "rain"]
+    assert sorted(re.findall(r"\((\d+) tokens", out)) == ["16", "8"]
+    options = ("--tasks", "prompts.jsonl", "--limit", "5", "--out", "runs/eval")
+    out = launched("evaluate.py", *models, "--drafters", tiny_drafter_dir, *options)
+    assert out.count(", alone: tau") == 1
+    assert {row["num_prompts"] for row in json.loads(Path("runs/eval/summary.json").read_text())["rows"]} == {5}
 
 
 @pytest.mark.parametrize("rank", [0, 4])
