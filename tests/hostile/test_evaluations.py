@@ -132,9 +132,20 @@ def test_other_files(fresh):
     folder = fresh()
     shutil.copy(folder / "records-0.jsonl", folder / "records-x.jsonl")  # none of this library's
     assert RunFolder(folder).read()[2] == 1
+    (folder / "tokens.json").write_text("{")
+    with pytest.raises(ValueError, match="tokens.json is not readable JSON .* remove it: a run that goes on makes it"):
+        write_report([folder], folder / "report.html")
     for tokens in ({"x": "a"}, {"-1": "a"}, {"1": 7}, {"1": None}):
         with pytest.raises(ValueError, match="tokens.json must hold texts by the ids of tokens"):
             write_report([fresh(tokens=tokens)], folder / "report.html")
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 0.0, -1.0])
+def test_times_that_are_none(run, fresh, seconds):
+    lines = [json.loads(line) for line in (run / "records-0.jsonl").read_text().splitlines()]
+    folder = fresh([lines[0], changed(lines[1], ("value", "runs", "plain", "seconds"), seconds)])
+    with pytest.raises(ValueError, match=f"{folder}.*seconds must be a positive number, got {seconds}"):
+        RunFolder(folder).summary()
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes are of Unix")
@@ -164,6 +175,19 @@ def test_an_evaluation_is_called_as_its_folder(run, tiny_drafter_dir, tmp_path, 
         shutil.copytree(run, tmp_path / name)
         with pytest.raises(ValueError, match=f"would be called {name!r} in the repository; that name is hidden"):
             evaluation_name(tmp_path / name)
+
+
+def test_an_evaluation_of_other_weights_is_not_pushed(run, tiny_drafter_dir, tmp_path, dspark):
+    assert dspark("push", tiny_drafter_dir, "org/x", "--dry-run", "--evaluation", run).code == 0
+    drafter = AutoDrafter.from_pretrained(tiny_drafter_dir)
+    drafter.layers[0].mlp.down_proj.weight.data *= 2
+    drafter.save_pretrained(tmp_path / "trained-on")
+    shown = dspark("push", tmp_path / "trained-on", "org/x", "--dry-run", "--evaluation", run)
+    assert shown.code == 2 and "The figures of 'first' are of other weights" in shown.err
+    records = shutil.copytree(run, tmp_path / "records")
+    (records / "summary.json").unlink()
+    shown = dspark("push", tiny_drafter_dir, "org/x", "--dry-run", "--evaluation", records)
+    assert shown.code == 2 and "makes one of its records, once the run is whole" in shown.err
 
 
 @pytest.mark.parametrize("kind", ["fixed", "free"])

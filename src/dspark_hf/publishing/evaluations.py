@@ -100,15 +100,18 @@ def read_evaluation(file: str | os.PathLike, drafter: str | None = None) -> dict
     if file.is_dir():
         file = file / _SUMMARY
     if not file.is_file():
-        raise ValueError(f"There is no evaluation at {given}; make one with `dspark evaluate --out {given}`.")
+        remedy = f"make one with `dspark evaluate --out {given}`"
+        if any(given.glob("records-*.jsonl")):
+            remedy = f"`dspark report {given}` makes one of its records, once the run is whole"
+        raise ValueError(f"There is no evaluation at {given}; {remedy}.")
     result = read_json(file)
     if isinstance(result.get("rows"), list) and isinstance(result.get("made_with"), dict):
         try:
             record = _of_run(result, drafter, file)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{file} is no whole summary of an evaluation ({type(error).__name__}: {error}). Make it again: "
-                "dspark evaluate."
+                f"{file} is no whole summary of an evaluation ({type(error).__name__}: {error}). Remove it, and "
+                f"`dspark report {given}` makes it again from the records."
             ) from error
         result = {**record, "provenance": result.get("provenance")}
     return public_evaluation(result, file)

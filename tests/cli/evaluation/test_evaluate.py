@@ -107,4 +107,4 @@ def test_a_place_that_takes_no_run_is_told_before_anything_is_loaded(dspark, fol
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "records-0.jsonl").write_text("{}")
     outcome = dspark(*options, tmp_path / "run")
-    assert outcome.code == 2 and "is what a stopped run left" in outcome.err
+    assert outcome.code == 2 and "is what an earlier run left" in outcome.err

@@ -228,8 +228,8 @@ def test_runs_need_names_of_their_own(run, tmp_path, monkeypatch):
     assert "<title>old, first</title>" in page
     with pytest.raises(ValueError, match="A report needs a run"):
         write_report([], tmp_path / "report.html")
-    for out in (tmp_path, tmp_path / "report"):
-        with pytest.raises(ValueError, match="needs the name of a file, such as .*report.html"):
+    for out in (tmp_path, tmp_path / "report", run / "records-0.jsonl", run / "summary.json"):
+        with pytest.raises(ValueError, match="needs the name of an HTML file, such as .*.html, got"):
             write_report([run], out)
 
 

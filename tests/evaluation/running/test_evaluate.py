@@ -18,6 +18,7 @@ from dspark_hf.evaluation import (
     drafter_way,
     evaluate,
     lookup_way,
+    place_among_processes,
     plain_way,
     static_way,
     synthetic_way,
@@ -243,6 +244,7 @@ def test_without_template_only_first_turns_are_asked(run, tiny_tokenizer, tmp_pa
         ({"temperatures": ()}, "temperatures must be one or more different numbers"),
         ({"batch_sizes": (2, 2)}, r"batch_sizes must be one or more different numbers, got \[2, 2\]"),
         ({"batch_sizes": (0,)}, "batch_sizes must be at least 1, got 0"),
+        ({"seed": 2**64}, "seed must be a number of 64 bits, got 18446744073709551616"),
         ({"template": False, "thinking": True}, "thinking and reasoning_effort are the chat template's"),
     ],
 )
@@ -260,8 +262,8 @@ def test_what_cannot_be_run_is_refused(run, drafter, tmp_path):
         run([synthetic_way("d", drafter, 0.5)])
     with pytest.raises(ValueError, match="time_pieces compares with the plain run"):
         run([drafter_way("d", drafter)], settings=EvaluationSettings(time_pieces=True))
-    with pytest.raises(ValueError, match="No way takes chat, T 0, batch 2"):
-        run([lookup_way(3)], settings=EvaluationSettings(max_new_tokens=2, batch_sizes=(2, 1)))
+    with pytest.raises(ValueError, match="No way takes T 0 at batch size 2. Add plain runs"):
+        run([lookup_way(3)], settings=EvaluationSettings(batch_sizes=(2, 1)))
     with pytest.raises(ValueError, match=r"'prompt lookup \(3\)' would sit out .* takes batch size 1 only, .* \[2\]"):
         run([plain_way(), lookup_way(3)], settings=EvaluationSettings(batch_sizes=(2,)))
     with pytest.raises(ValueError, match=r"'synthetic 0.5' would sit out .* takes temperature 0 only, got .* \[1.0\]"):
@@ -313,6 +315,25 @@ def test_a_conversation_that_was_broken_off_is_not_whole(run, drafter, tmp_path)
     (out / "records-0.jsonl").write_text("".join(records[:-1]))
     (out / "summary.json").unlink()
     assert RunFolder(out).summary()["num_missing"] == 1 and not (out / "summary.json").exists()
+
+
+def test_a_prompt_without_tokens_is_told_before_any_is_asked(run, tmp_path):
+    task = LoadedTask("t", [question(0, "Hello."), question(7, "")], 8)
+    with pytest.raises(ValueError, match="^t, prompt 7: .* encodes to no tokens. Leave it out"):
+        run([plain_way()], tmp_path / "run", task=task, settings=EvaluationSettings(template=False))
+    assert not (tmp_path / "run").exists()
+
+
+def test_answers_of_one_token_have_no_rounds(run, drafter):
+    summary = run([drafter_way("d", drafter), plain_way()], settings=EvaluationSettings(max_new_tokens=1))
+    (row,) = rows_of(summary, way="d")
+    assert (row["tau"], row["tau_interval"], row["num_rounds"]) == (None, None, 0)
+
+
+def test_places_of_a_launcher_are_numbers(monkeypatch):
+    monkeypatch.setenv("RANK", "first")
+    with pytest.raises(ValueError, match="RANK and WORLD_SIZE must be whole numbers, got 'first' and '1'"):
+        place_among_processes()
 
 
 def test_records_of_another_form_are_refused(run, tmp_path, monkeypatch):

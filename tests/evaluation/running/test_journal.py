@@ -7,6 +7,7 @@ import pytest
 from filelock import FileLock
 
 from dspark_hf.evaluation import Journal, journal_path
+from dspark_hf.evaluation.running.journal import read_journal
 
 MADE_WITH = {"seed": 0, "settings": {"dtype": "bfloat16", "shape": (1, 2)}}
 
@@ -116,6 +117,20 @@ def test_nothing_is_lost_without_resume(tmp_path):
         fill(path, "a")
     with Journal(path, MADE_WITH, resume=True) as journal:
         assert journal.num_found == 1
+
+
+def test_a_part_that_is_there_twice(tmp_path):
+    path = tmp_path / "parts.jsonl"
+    fill(path, "a", "b")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, lines[1]]))
+    assert read_journal(path)[1].keys() == {"a", "b"}
+    other = tmp_path / "others.jsonl"
+    with Journal(other, MADE_WITH) as journal:
+        journal.part("a", lambda: 2)
+    path.write_text("".join([*lines, other.read_text().splitlines(keepends=True)[1]]))
+    with pytest.raises(ValueError, match="line 4: 'a' is there a second time with other figures. Remove the line"):
+        read_journal(path)
 
 
 def test_one_run_writes_at_a_time(tmp_path):

@@ -1,6 +1,7 @@
 """`dspark evaluate`: tasks, drafters and rivals in one run."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -166,7 +167,7 @@ def evaluate(
         console.print(f"{summary['num_missing']} calls are other processes'; the last to end writes the summary")
         return
     show_tables(console, [headline(summary)], conditions(summary))
-    typer.echo(f"records and figures: {out}; a page of them: dspark report {out}")
+    typer.echo(f"records and figures: {out}; a page of them: dspark report {shlex.quote(str(out))}")
 
 
 def _drafter_ways(places, target, dtype, speculations, acceptances) -> list[Any]:

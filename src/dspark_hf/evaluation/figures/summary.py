@@ -191,7 +191,9 @@ def _tau(calls: Sequence[Call], way: str, joined: SpeculationStats | None) -> di
             count[1] += rounds
     interval = bootstrap(lambda some: some[:, 0].sum() / some[:, 1].sum(), list(counts.values()))
     if joined is not None:
-        return {"tau": joined.tau, "tau_interval": interval, "num_rounds": joined.rounds}
+        # Answers of one token end with the prompt's own pass.
+        tau = joined.tau if joined.rounds else None
+        return {"tau": tau, "tau_interval": interval, "num_rounds": joined.rounds}
     tokens, rounds = numpy.asarray(list(counts.values()), dtype=int).reshape(-1, 2).sum(0).tolist()
     return {"tau": tokens / rounds if rounds else None, "tau_interval": interval, "num_rounds": rounds}
 

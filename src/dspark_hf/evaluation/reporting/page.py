@@ -32,15 +32,16 @@ def write_report(runs: Sequence[str | Path], out: str | Path, *, answers_per_tas
         `list[Path]`: What was written, the page first.
 
     Raises:
-        `ValueError`: If there is no run, two have one name, a folder holds none, or `out` is no name of a file.
+        `ValueError`: If there is no run, two have one name, a folder holds none, or `out` is no name of an HTML file.
     """
     if not runs:
         raise ValueError("A report needs a run: dspark report RUN.")
     folders = named_runs(runs)
     out, answers = Path(out), []
-    if out.is_dir() or not out.suffix:
-        # Pictures go into the folder of that name.
-        raise ValueError(f"The page needs the name of a file, such as {out / 'report.html'}, got {out}.")
+    if out.is_dir() or out.suffix.lower() not in (".html", ".htm"):
+        # Pictures go into the folder of that name, and records of a run shall stay what they are.
+        place = out / "report.html" if out.is_dir() or not out.suffix else out.with_suffix(".html")
+        raise ValueError(f"The page needs the name of an HTML file, such as {place}, got {out}.")
     for name, folder in folders.items():
         calls, tokens = folder.read()[1], folder.tokens()
         with explained(folder.path):

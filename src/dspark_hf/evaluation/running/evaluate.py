@@ -9,9 +9,9 @@ from typing import Any
 
 from dspark_hf.data.cache.manifest import template_digest, weights_digest
 from dspark_hf.data.encoding_file import has_chat_form
-from dspark_hf.data.template_options import check_template_options
-from dspark_hf.evaluation.figures.summary import ALL_TASKS, summarize
+from dspark_hf.evaluation.figures.summary import summarize
 from dspark_hf.evaluation.origin import provenance
+from dspark_hf.evaluation.running.checks import check_prompts, check_rank, check_ways
 from dspark_hf.evaluation.running.folder import RunFolder
 from dspark_hf.evaluation.running.journal import Journal
 from dspark_hf.evaluation.running.pieces import can_time, time_pieces_of
@@ -89,16 +89,13 @@ def evaluate(
     Raises:
         `ValueError`: If there is nothing to ask or no way, two ways have one name or one has the baseline's, a way
             takes none of the calls, drafts shall be made to stand without a plain run, the chat template does not know
-            an option that is given, there is no such process, or the folder holds something else.
+            an option that is given or refuses a prompt, a prompt has no tokens, there is no such process, or the
+            folder holds something else.
     """
     settings = settings or EvaluationSettings()
-    _check(tasks, ways, settings)
-    if not 0 <= rank < num_processes:
-        raise ValueError(
-            f"Of {num_processes} processes there is none of rank {rank}, and its calls would be nobody's. Start it by "
-            "torchrun, or unset RANK and WORLD_SIZE."
-        )
-    check_template_options(tokenizer, settings.thinking, settings.reasoning_effort)
+    check_ways(tasks, ways, settings)
+    check_rank(rank, num_processes)
+    check_prompts(tasks, tokenizer, settings)
     folder = RunFolder(out)
     folder.check_place()
     batches = list(_batches(tasks, settings))
@@ -120,7 +117,7 @@ def evaluate(
             if report is not None:
                 report(index + 1, len(mine), batch.name)
     if out is None:
-        return {"made_with": made_with, **summarize(calls, _names(ways), task_facts(made_with))}
+        return {"made_with": made_with, **summarize(calls, [way.name for way in ways], task_facts(made_with))}
     return folder.finish(provenance(target.device))
 
 
@@ -130,8 +127,17 @@ def task_facts(made_with: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def place_among_processes() -> tuple[int, int]:
-    """Rank and number of the processes that a launcher such as `torchrun` started; `(0, 1)` without one."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """Rank and number of the processes that a launcher such as `torchrun` started; `(0, 1)` without one.
+
+    Raises:
+        `ValueError`: If its variables are no numbers.
+    """
+    given = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    try:
+        rank, num_processes = map(int, given)
+    except ValueError:
+        raise ValueError(f"RANK and WORLD_SIZE must be whole numbers, got {given[0]!r} and {given[1]!r}.") from None
+    return rank, num_processes
 
 
 class _Runner:
@@ -172,8 +178,6 @@ class _Runner:
         inputs = pad_prompts(rows, self._tokenizer)
         decoding = settings.decoding(batch.temperature)
         ways = [way for way in self._ways if way.takes(batch.temperature, batch.batch_size)]
-        if not ways:
-            raise ValueError(f"No way takes {batch.name}. Add plain runs, or a drafter.")
         self._warm_up(batch, inputs, ways, decoding)
         start = (batch.number + turn) % len(ways)
         order = [*ways[start:], *ways[:start]]
@@ -238,41 +242,6 @@ def _batches(tasks: Sequence[LoadedTask], settings: EvaluationSettings) -> Itera
                     for start in range(0, len(questions), size):
                         yield _Batch(task.name, temperature, size, number, questions[start : start + size])
                         number += 1
-
-
-def _names(ways: Sequence[Way]) -> list[str]:
-    return [way.name for way in ways]
-
-
-def _check(tasks: Sequence[LoadedTask], ways: Sequence[Way], settings: EvaluationSettings) -> None:
-    if not tasks or not ways:
-        raise ValueError(f"An evaluation needs a task and a way to generate, got {len(tasks)} and {len(ways)}.")
-    names = _names(ways)
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(
-            f"Two ways to generate are called {twice[0]!r}. Give a drafter another name, NAME=PLACE, and the "
-            "other ways once."
-        )
-    if any(way.name == PLAIN and way.about["kind"] != "plain" for way in ways):
-        raise ValueError(f"{PLAIN!r} is the baseline's name. Give the drafter another one: NAME=PLACE.")
-    if any(task.name == ALL_TASKS for task in tasks):
-        raise ValueError(f"{ALL_TASKS!r} is what tables call all of them. Give the task another name: NAME=FILE.")
-    kinds = [(temperature, size) for temperature in settings.temperatures for size in settings.batch_sizes]
-    idle = [way for way in ways if not any(way.takes(*kind) for kind in kinds)]
-    if idle:
-        limits = {"temperature 0": idle[0].greedy_only, "batch size 1": idle[0].one_row}
-        raise ValueError(
-            f"{idle[0].name!r} would sit out the whole evaluation: it takes "
-            f"{' and '.join(name for name, holds in limits.items() if holds)} only, got temperatures "
-            f"{list(settings.temperatures)} and batch sizes {list(settings.batch_sizes)}. Add that, or leave it out."
-        )
-    if any(way.acceptance is not None for way in ways) and PLAIN not in names:
-        raise ValueError(
-            "Drafts that are made to stand need the plain run, which says what stands. Do not leave it out."
-        )
-    if settings.time_pieces and PLAIN not in names:
-        raise ValueError("time_pieces compares with the plain run. Do not leave it out.")
 
 
 def _made_with(target, tokenizer, tasks, ways, settings, num_processes) -> dict[str, Any]:

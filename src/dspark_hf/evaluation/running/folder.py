@@ -149,7 +149,10 @@ class RunFolder:
             `ValueError`: If the file holds something else.
         """
         file = self.path / TOKENS
-        texts = read_json(file) if file.is_file() else {}
+        try:
+            texts = read_json(file) if file.is_file() else {}
+        except ValueError as error:
+            raise ValueError(f"{error} Or remove it: a run that goes on makes it again.") from error
         if wrong := [one for one, text in texts.items() if not (one.isdecimal() and isinstance(text, str))]:
             raise ValueError(f"{file} must hold texts by the ids of tokens, got one at {shown(wrong[0])}. Remove it.")
         return {int(one): text for one, text in texts.items()}

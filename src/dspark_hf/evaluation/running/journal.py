@@ -112,7 +112,14 @@ def _parse(path: Path, lines: list[bytes]) -> tuple[Any, dict[str, Any]]:
                 f"{path}, line {number}: it must hold {' and '.join(sorted(names))}, got {shown(record)}. Remove the "
                 "file and measure again."
             )
-    return (records[0]["made_with"] if records else None), {one["part"]: one["value"] for one in records[1:]}
+    parts: dict[str, Any] = {}
+    for number, one in enumerate(records[1:], start=2):
+        if parts.setdefault(one["part"], one["value"]) != one["value"]:
+            raise ValueError(
+                f"{path}, line {number}: {shown(one['part'])} is there a second time with other figures. Remove "
+                "the line that is wrong."
+            )
+    return (records[0]["made_with"] if records else None), parts
 
 
 def _record(path: Path, line: bytes, number: int) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """What is kept of a run: a record for every round, from which all figures can be made again."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dspark_hf.evaluation.running.runs import Run
 from dspark_hf.generation import SpeculationStats
+from dspark_hf.messages import shown
 
 _TOTALS = ("rounds", "new_tokens", "paused_rounds", "total_seconds", "prefill_seconds", "target_seconds",
            "drafter_seconds")  # fmt: skip
@@ -102,5 +104,7 @@ def _run_record(run: Run) -> dict[str, Any]:
 
 
 def _run(record: Mapping[str, Any]) -> Run:
+    if not 0 < record["seconds"] < math.inf:
+        raise ValueError(f"seconds must be a positive number, got {shown(record['seconds'])}")
     stats = stats_of(record["rounds"], record["totals"]) if "rounds" in record else None
     return Run(record["ids"], record["seconds"], stats, record["peak_bytes"], record["num_passes"])

@@ -38,6 +38,8 @@ class EvaluationSettings:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} must be one or more different numbers, got {list(values)}.")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed must be a number of 64 bits, got {self.seed}.")
         if min(self.batch_sizes) < 1:
             raise ValueError(f"batch_sizes must be at least 1, got {min(self.batch_sizes)}.")
         if not self.template and (self.thinking, self.reasoning_effort) != (None, None):
