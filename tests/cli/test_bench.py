@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from dspark_hf.ops.dispatch import KERNELS
+from dspark_hf.ops.timing import Measured
+
 LINES = [
     {"turns": ["Name three colours.", "Now four."]},
     {"messages": [{"role": "user", "content": "Say hello."}, {"role": "assistant", "content": "Hello."}]},
@@ -67,6 +70,14 @@ def test_kernels_are_compared_before_they_are_timed(dspark, monkeypatch, tmp_pat
     monkeypatch.setattr("dspark_hf.ops.verify.cases.reference.judge", lambda *given: (given[0][:, 0] + 1, None))
     outcome = dspark("bench", "kernels", "--device", "cpu", "--kernel", "verify")
     assert outcome.code == 1 and "NO: accepted_len is" in outcome.out
+
+
+def test_names_of_kernels_are_whole_on_a_narrow_terminal(dspark, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("dspark_hf.ops.timing.measure", lambda spec, case, device: Measured(None, {}, 1))
+    outcome = dspark("bench", "kernels", "--device", "cpu")
+    assert all(f"│ {name} " in outcome.out for name in KERNELS)
 
 
 def test_without_a_gpu_it_says_why_no_kernel_is_timed(dspark, monkeypatch):

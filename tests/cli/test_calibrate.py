@@ -85,7 +85,8 @@ def test_sizes_that_are_none_are_refused(dspark, tiny_target_dir, tiny_drafter_d
     assert dspark("profile", *models, "--context", "2").code == 2
 
 
-def test_policies_are_replayed(dspark, data, tmp_path, tiny_target_dir, tiny_drafter_dir):
+def test_policies_are_replayed(dspark, data, tmp_path, monkeypatch, tiny_target_dir, tiny_drafter_dir):
+    monkeypatch.setenv("COLUMNS", "80")
     models = ["--target", tiny_target_dir, "--drafter", tiny_drafter_dir, "--dtype", "float32"]
     small = ["--max-new-tokens", "16", "--batch-size", "1", "--batch-size", "4", "--quality", "good", "--quality"]
     done = dspark(

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from dspark_hf.cli.options import DeviceOption, JsonOption
 
@@ -40,7 +40,10 @@ def kernels(
         console.print(f"nothing is timed: {choose(names[0], where).why}")
         console.print("TRITON_INTERPRET=1 dspark bench kernels compares kernels with their references on a CPU.")
         return
-    table, rows = Table("kernel", "case", "right", "torch, us", "kernel, us", "times as fast", "GB/s"), []
+    table, rows = (
+        Table(Column("kernel", no_wrap=True), "case", "right", "torch, us", "kernel, us", "times as fast", "GB/s"),
+        [],
+    )
     for name in names:
         spec = spec_of(name)
         for case in spec.benched if where.type == "cuda" else spec.short:
