@@ -53,7 +53,11 @@ def test_what_is_tried_leaves_the_drafter_as_it_is(pair):
     target, drafter = pair
     before = {name: value.clone() for name, value in drafter.state_dict().items()}
     config, rotary = drafter.config.to_dict(), drafter.rotary_emb
-    diagnose(target, drafter, prompts=prompts(SEED))
+    told = []
+    found = diagnose(target, drafter, prompts=prompts(SEED), report=told.append)
+    # Each reading once, and none of the evidence is untold.
+    assert len(set(told)) == len(told) > 12
+    assert {row["reading"] for row in found.evidence} <= set(told)
     assert drafter.config.to_dict() == config and drafter.rotary_emb is rotary
     assert all(torch.equal(value, before[name]) for name, value in drafter.state_dict().items())
 

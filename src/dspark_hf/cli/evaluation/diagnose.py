@@ -1,5 +1,6 @@
 """`dspark diagnose`: why hardly any draft is accepted."""
 
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
@@ -54,8 +55,15 @@ def diagnose(
     model, tokenizer = load_target(target, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     loaded = load_drafter(drafter, model, dtype=dtype, check_name=False)
     form = {"thinking": thinking, "reasoning_effort": reasoning_effort}
-    found = find_out(model, loaded, tokenizer, prompts, template=not raw, **form)
     console = Console(highlight=False)
+    # How many readings there are depends on what is found on the way.
+    with console.status("the target answers") as status:
+        tried = count(1)
+
+        def report(reading: str) -> None:
+            status.update(plain(f"reading {next(tried)}: {reading}"))
+
+        found = find_out(model, loaded, tokenizer, prompts, template=not raw, report=report, **form)
     console.print(plain(found.verdict, "bold"))
     if found.remedy is not None:
         console.print(plain(found.remedy, "bold green"))

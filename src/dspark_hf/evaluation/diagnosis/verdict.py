@@ -1,7 +1,7 @@
 """`diagnose()`: why a drafter's drafts are not accepted, in one sentence, with the line to change."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +71,7 @@ def diagnose(
     template: bool = True,
     thinking: bool | None = None,
     reasoning_effort: str | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> Diagnosis:
     """Find out why hardly any draft is accepted, or that nothing is wrong.
 
@@ -88,6 +89,7 @@ def diagnose(
         template (`bool`, *optional*, defaults to `True`): Whether prompts go through the chat template where there is
             one, as they do where the drafter is used.
         thinking, reasoning_effort (*optional*): As of [`~data.chat.prompt_ids`].
+        report (`Callable`, *optional*): Called with each reading before it is tried.
 
     Returns:
         [`Diagnosis`].
@@ -104,7 +106,13 @@ def diagnose(
     template = template and has_template
     form = {"thinking": thinking, "reasoning_effort": reasoning_effort}
     texts = _TextsOf(target, tokenizer, prompts, template, form)
-    search = Search(lambda reading: try_reading(drafter, reading, texts.of(reading)))
+
+    def run(reading: Reading) -> Trial:
+        if report is not None:
+            report(_told(reading))
+        return try_reading(drafter, reading, texts.of(reading))
+
+    search = Search(run)
     found = search.best(list(alternatives(target, drafter, template=template, has_template=has_template)))
     has_learned, is_other = _has_learned(drafter), _is_for_another(drafter, target)
     # Under one of so many readings a drafter that knows nothing of this target may still guess what repeats itself.
@@ -234,14 +242,18 @@ def _evidence(search: Search, found: Reading | None = None) -> list[dict[str, An
 
 
 def _row(reading: Reading, trial: Trial, num_slots: int) -> dict[str, Any]:
-    said = {name: value for name, value in vars(reading).items() if name in reading.changes}
     return {
-        "reading": ", ".join(f"{name} {_said(value)}" for name, value in said.items()) or "as the config says",
+        "reading": _told(reading),
         "slot_1": trial.first_rate,
         "accepted": float(trial.accepted(num_slots).mean()),
         "num_slots": min(trial.num_slots, num_slots),
         "is_finite": trial.is_finite,
     }
+
+
+def _told(reading: Reading) -> str:
+    said = {name: value for name, value in vars(reading).items() if name in reading.changes}
+    return ", ".join(f"{name} {_said(value)}" for name, value in said.items()) or "as the config says"
 
 
 def _said(value: Any) -> str:
