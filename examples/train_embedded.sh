@@ -20,8 +20,8 @@ PYTHON="${PYTHON:-python}"
 TEXTS=() EVALS=() TRAIN=()
 
 main() {
-  cd "$(dirname "$0")/.."
   arguments "$@"
+  cd "$(dirname "$0")/.."
   mkdir -p "$WORK"/{text,eval}
   exec 9>"$WORK/lock"
   flock -w 30 9 || { echo "Another run works in $WORK." >&2; exit 1; }
@@ -54,6 +54,12 @@ arguments() {
     esac
     shift 2
   done
+  # As they are meant where the script was started.
+  WORK=$(realpath -m -- "$WORK")
+  for ((number = 0; number < ${#TEXTS[@]}; number++)); do TEXTS[number]=$(realpath -m -- "${TEXTS[number]}"); done
+  for ((number = 0; number < ${#EVALS[@]}; number++)); do EVALS[number]=$(realpath -m -- "${EVALS[number]}"); done
+  [ ! -d "$TARGET" ] || TARGET=$(realpath -- "$TARGET")
+  [ ! -d "$DRAFTER" ] || DRAFTER=$(realpath -- "$DRAFTER")
 }
 
 say() { echo "$(date -u +%H:%M:%S) $*" | tee -a "$WORK/log"; }

@@ -55,9 +55,11 @@ def workplace(monkeypatch, tmp_path, tiny_target_dir, tiny_drafter_dir):
     """A folder with what pages count on: examples/, `prompts.jsonl`, `text.jsonl`, a drafter in `runs/first`."""
     monkeypatch.setattr(embedded, "resolve_target", lambda name: tiny_target_dir if name == "embedded" else name)
     monkeypatch.setattr(
-        "dspark_hf.hub.load.resolve_drafter", lambda name: tiny_drafter_dir if name == "embedded" else name
+        "dspark_hf.hub.load.resolve_drafter", lambda name: tiny_drafter_dir if name == "embedded" else str(name)
     )
-    monkeypatch.setattr(embedded, "resolve_drafter", lambda name: tiny_drafter_dir if name == "embedded" else name)
+    monkeypatch.setattr(
+        embedded, "resolve_drafter", lambda name: tiny_drafter_dir if name == "embedded" else str(name)
+    )
     monkeypatch.setenv("DSPARK_HF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache" / "datasets")
     monkeypatch.chdir(tmp_path)

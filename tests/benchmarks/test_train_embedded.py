@@ -65,6 +65,14 @@ def start(folders, work, *options):
         return subprocess.Popen(list(map(str, command)), env=environment, stdout=out, stderr=subprocess.STDOUT)
 
 
+def test_folders_are_meant_where_it_is_started(tmp_path):
+    core = str(min(os.sched_getaffinity(0)))
+    # It makes its folders, and then asks a Python that fails.
+    environment = os.environ | {"PYTHON": "/bin/false"}
+    done = subprocess.run([PROGRAM, "--work", "work", "--core", core], cwd=tmp_path, env=environment)
+    assert done.returncode != 0 and (tmp_path / "work" / "eval").is_dir()
+
+
 @pytest.mark.slow
 def test_a_killed_program_goes_on(folders, tmp_path):
     work, output = tmp_path / "work", tmp_path / "out"
