@@ -73,6 +73,7 @@ def test_a_machine_is_profiled(dspark, tmp_path, monkeypatch, tiny_target_dir, t
     sizes = ["--context", "16", "--max-tokens", "12", "--repeats", "2"]
     done = dspark("profile", *models, *sizes, "--sglang", tmp_path / "sps.json")
     assert done.code == 0 and "a proposal by rows: 1: " in done.out, done.err
+    assert f" and {tmp_path / 'sps.json'}" in done.out
     target, drafter = LlamaForCausalLM.from_pretrained(tiny_target_dir), AutoDrafter.from_pretrained(tiny_drafter_dir)
     cost = kept_cost(circumstances(target, drafter))
     assert {1, 2, 3, 4, 6, 8, 12} <= set(cost.tokens) and cost.contexts == [16] and cost.rows == [1, 2, 3]
@@ -96,6 +97,7 @@ def test_policies_are_replayed(dspark, data, tmp_path, monkeypatch, tiny_target_
     assert done.code == 0, done.err
     # Each figure can be read on a terminal of 80 columns.
     assert re.search(r"auto to best +│ \d\.\d{3} +│ \d\.\d{3} ", done.out) and "…" not in done.out
+    assert "those of plain steps being 1" in done.out
     results = json.loads((tmp_path / "sweep.json").read_text())["results"]
     names = [f"{kind} drafter, T = {warmth}" for kind in ("good", "useless") for warmth in (0, 1)]
     assert list(results) == [f"{name}, rule of thumb" for name in names]

@@ -64,4 +64,4 @@ def profile(
         f"{rows}: {value / plain[0]:.2f}" for rows, value in zip(cost.rows, cost.draft_seconds, strict=True)
     )
     console.print(f"a proposal by rows: {drafts}")
-    console.print(f"written to {path}", markup=False)
+    console.print(f"written to {path}{'' if sglang is None else f' and {sglang}'}", markup=False)

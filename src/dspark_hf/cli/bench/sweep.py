@@ -91,6 +91,11 @@ def sweep(
         if plots is not None:
             file = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in name)
             plot_sweep(plots / f"{file}.png", result, name)
+    console.print(
+        "Tokens a second by the table of costs, those of plain steps being 1; the best is that of plain steps and "
+        "fixed rules.",
+        style="dim",
+    )
     if json is not None:
         made_with = {"data": [str(path) for path in data], "limit": limit, "max_new_tokens": max_new_tokens}
         tables = {label: asdict(table) for label, table in costs.items()}
