@@ -84,5 +84,12 @@ def test_without_a_gpu_it_says_why_no_kernel_is_timed(dspark, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     outcome = dspark("bench", "kernels", "--device", "cpu")
     assert outcome.code == 0 and "nothing is timed: tensors are on cpu, not on a CUDA device" in outcome.out
+    # Nor does the interpreter run without it.
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr("dspark_hf.ops.dispatch.has_triton", lambda: False)
+    outcome = dspark("bench", "kernels", "--device", "cpu")
+    assert outcome.code == 0 and outcome.out == (
+        "nothing is compared: Triton is not installed (pip install triton, on Linux)"
+    )
     outcome = dspark("bench", "kernels", "--kernel", "fast")
     assert outcome.code == 2 and "--kernel must be one of" in outcome.err and "got 'fast'" in outcome.err

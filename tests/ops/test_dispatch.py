@@ -34,7 +34,7 @@ def fake(monkeypatch):
         module.SPEC = spec
         monkeypatch.setitem(sys.modules, module.__name__, module)
     state.module = sys.modules["dspark_hf.ops.fake.triton"]
-    monkeypatch.setattr(dispatch, "_has_triton", lambda: True)
+    monkeypatch.setattr(dispatch, "has_triton", lambda: True)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     failure.cache_clear()
     yield state
@@ -88,7 +88,7 @@ def test_what_cannot_run_is_an_error_where_it_is_asked_for(fake, monkeypatch):
     with pytest.raises(ValueError, match=r"asks for kernels on cpu, .* tensors are on cpu.* Leave it out"):
         kernel_for("fake", CPU)
     assert choose("fake", CPU).runs == "torch"
-    monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
+    monkeypatch.setattr(dispatch, "has_triton", lambda: False)
     with pytest.raises(ValueError, match="Triton is not installed"):
         kernel_for("fake", CUDA)
 

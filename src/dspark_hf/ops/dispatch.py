@@ -128,7 +128,7 @@ def _by_rule(device: torch.device) -> Choice:
 
 
 def _obstacle(device: torch.device) -> str | None:
-    if not _has_triton():
+    if not has_triton():
         return "Triton is not installed (pip install triton, on Linux)"
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
@@ -140,5 +140,6 @@ def _obstacle(device: torch.device) -> str | None:
 
 
 @functools.cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Whether Triton is installed."""
     return importlib.util.find_spec("triton") is not None

@@ -27,7 +27,7 @@ def kernels(
     """
     from dspark_hf.cli.models import check_device, check_output
     from dspark_hf.evaluation import provenance, write_json
-    from dspark_hf.ops.dispatch import KERNELS, choose, is_interpreted, spec_of
+    from dspark_hf.ops.dispatch import KERNELS, choose, has_triton, is_interpreted, spec_of
     from dspark_hf.ops.timing import measure
 
     check_output(json)
@@ -36,6 +36,9 @@ def kernels(
         raise ValueError(f"--kernel must be one of {', '.join(KERNELS)}, got {unknown[0]!r}.")
     where = check_device(device)
     console = Console(highlight=False)
+    if not has_triton():
+        console.print(f"nothing is compared: {choose(names[0], where).why}")
+        return
     if where.type != "cuda" and not is_interpreted():
         console.print(f"nothing is timed: {choose(names[0], where).why}")
         console.print("TRITON_INTERPRET=1 dspark bench kernels compares kernels with their references on a CPU.")
