@@ -8,6 +8,8 @@ from typing import Any
 
 # As torch writes them, and their short names.
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+# Files of tokenizers.
+_TOKENIZERS = ("*tok*", "*vocab*", "*.model", "*.tiktoken", "*.gguf", "encoding/*")
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def load_target_tokenizer(target: str, *, trust_remote_code: bool = False) -> An
     """Load the tokenizer of a `target`, with what renders its chats; its own code runs if `trust_remote_code`.
 
     Raises:
-        `ValueError`: If that is code which may not run, or transformers knows no such model.
+        `ValueError`: If that is code which may not run, transformers knows no such model, or there is no tokenizer.
     """
     from transformers import AutoConfig
 
@@ -97,7 +99,17 @@ def load_target_tokenizer(target: str, *, trust_remote_code: bool = False) -> An
     with target_place(target, trust_remote_code) as (path, trust):
         # A model that transformers does not know is told as such here; its tokenizers would ask for odd fields.
         AutoConfig.from_pretrained(path, **trust)
-        return load_tokenizer(path, **trust)
+        try:
+            return load_tokenizer(path, **trust)
+        except (OSError, ValueError, ImportError) as error:
+            folder = Path(path)
+            if not folder.is_dir() or any(True for kind in _TOKENIZERS for _ in folder.glob(kind)):
+                raise
+            # Libraries would have a package installed that reads a file which is not there.
+            raise ValueError(
+                f"{target} has no files of a tokenizer, which a target needs. Save it there: "
+                f"tokenizer.save_pretrained({str(target)!r})."
+            ) from error
 
 
 @contextmanager

@@ -108,3 +108,11 @@ def test_a_place_that_takes_no_run_is_told_before_anything_is_loaded(dspark, fol
     (tmp_path / "run" / "records-0.jsonl").write_text("{}")
     outcome = dspark(*options, tmp_path / "run")
     assert outcome.code == 2 and "is what an earlier run left" in outcome.err
+
+
+def test_a_target_without_a_tokenizer_is_told(dspark, tiny_target_dir, tiny_drafter_dir, tmp_path):
+    target = shutil.copytree(tiny_target_dir, tmp_path / "target")
+    for file in target.glob("*token*"):
+        file.unlink()
+    outcome = dspark("diagnose", target, tiny_drafter_dir)
+    assert outcome.code == 2 and "has no files of a tokenizer, which a target needs. Save it there" in outcome.err

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from dspark_hf import AutoDrafter, DFlashModel, Eagle3Model, SpeculationConfig
 from dspark_hf.evaluation import (
@@ -23,6 +23,7 @@ from dspark_hf.evaluation import (
     static_way,
     synthetic_way,
 )
+from dspark_hf.evaluation.diagnosis.texts import Texts
 from dspark_hf.evaluation.running.records import rounds_of, stats_of
 from dspark_hf.evaluation.running.ways import speculation_fields
 
@@ -322,6 +323,18 @@ def test_a_prompt_without_tokens_is_told_before_any_is_asked(run, tmp_path):
     with pytest.raises(ValueError, match="^t, prompt 7: .* encodes to no tokens. Leave it out"):
         run([plain_way()], tmp_path / "run", task=task, settings=EvaluationSettings(template=False))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_beyond_a_table_of_positions_is_told_before_any_is_asked(tiny_tokenizer):
+    config = GPT2Config(vocab_size=260, n_embd=8, n_layer=1, n_head=1, n_positions=16, eos_token_id=257)
+    target, settings = GPT2LMHeadModel(config).eval(), EvaluationSettings(max_new_tokens=4, template=False)
+    tasks = [LoadedTask("t", [question(0, "a" * 13), question(5, "a" * 14)], 6)]
+    with pytest.raises(ValueError, match="^t, prompt 5: It has 14 tokens, and with 4 .* table of positions has, 16"):
+        evaluate(target, tiny_tokenizer, tasks, [plain_way()], settings)
+    tasks = [LoadedTask("t", tasks[0].questions[:1], 1)]
+    assert evaluate(target, tiny_tokenizer, tasks, [plain_way()], settings)["rows"][0]["tokens"] == 4
+    with pytest.raises(ValueError, match="It has 3 tokens, and with 64 of an answer"):
+        Texts(target, [[1, 2, 3]])
 
 
 def test_answers_of_one_token_have_no_rounds(run, drafter):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dspark_hf.data.features import TargetFeatures
 from dspark_hf.evaluation.diagnosis.adapters import adapter_off
+from dspark_hf.evaluation.running.checks import check_length, length_of_table
 from dspark_hf.evaluation.running.runs import DecodingSettings, generate_plain
 from dspark_hf.evaluation.tasks.prompts import pad_prompts, prompt_rows
 
@@ -46,10 +47,16 @@ class Texts:
         rows (`Sequence[Sequence[int]]`): Prompts as token ids.
         tokenizer (`Any`, *optional*): Names the padding.
         adapter (`bool`, *optional*, defaults to `True`): Whether the target's adapter is on.
+
+    Raises:
+        `ValueError`: If a prompt is longer than a target with a table of positions can take.
     """
 
     def __init__(self, target: Any, rows: Sequence[Sequence[int]], tokenizer: Any = None, adapter: bool = True):
         self._target, self._adapter = target, adapter
+        longest = length_of_table(target)
+        for row in rows:
+            check_length(len(row), _MAX_NEW_TOKENS, longest)
         with self._setting():
             inputs = pad_prompts(rows, tokenizer) if tokenizer is not None else _stacked(rows)
             answers = generate_plain(target, inputs, DecodingSettings(_MAX_NEW_TOKENS)).ids

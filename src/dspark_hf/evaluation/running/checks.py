@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+
 from dspark_hf.data.encoding_file import has_chat_form
 from dspark_hf.data.template_options import check_template_options
 from dspark_hf.evaluation.figures.summary import ALL_TASKS
@@ -64,18 +66,44 @@ def check_rank(rank: int, num_processes: int) -> None:
         )
 
 
-def check_prompts(tasks: Sequence[LoadedTask], tokenizer: Any, settings: EvaluationSettings) -> None:
+def check_prompts(tasks: Sequence[LoadedTask], target: Any, tokenizer: Any, settings: EvaluationSettings) -> None:
     """Encode the first turns of `tasks` as `settings` say, so that no prompt stops a run halfway.
 
     Raises:
         `ValueError`: If the `tokenizer`'s chat template does not know an option or refuses a prompt, or one has no
-            tokens.
+            tokens, or more than a `target` with a table of positions can take.
     """
     check_template_options(tokenizer, settings.thinking, settings.reasoning_effort)
     has_form = settings.template and has_chat_form(tokenizer)
+    longest = length_of_table(target)
     for task in tasks:
         for question in task.questions:
             try:
-                prompt_rows([question.turns[0]], tokenizer, template=has_form)
+                (row,) = prompt_rows([question.turns[0]], tokenizer, template=has_form)
+                check_length(len(row), settings.max_new_tokens, longest)
             except ValueError as error:
                 raise ValueError(f"{task.name}, prompt {question.index}: {error}") from error
+
+
+def check_length(num_tokens: int, max_new_tokens: int, longest: int | None) -> None:
+    """Whether a prompt of `num_tokens` and `max_new_tokens` behind it are at most the `longest` text of a target.
+
+    Raises:
+        `ValueError`: If they are more.
+    """
+    # The last token of an answer is not read.
+    if longest is not None and num_tokens + max_new_tokens - 1 > longest:
+        raise ValueError(
+            f"It has {num_tokens} tokens, and with {max_new_tokens} of an answer there are more than the target's "
+            f"table of positions has, {longest}. Leave it out, or let answers be shorter."
+        )
+
+
+def length_of_table(target: Any) -> int | None:
+    """Positions that a `target` has an entry of a table for, as GPT-2 has; `None` where positions are computed."""
+    longest = getattr(target.config.get_text_config(), "max_position_embeddings", None)
+    tables = [one for one in target.modules() if isinstance(one, nn.Embedding)]
+    tables = [one for one in tables if one is not target.get_input_embeddings()]
+    # Some have a few entries more, in front.
+    has_table = longest is not None and any(longest <= one.num_embeddings <= longest + 2 for one in tables)
+    return longest if has_table else None

@@ -89,13 +89,13 @@ def evaluate(
     Raises:
         `ValueError`: If there is nothing to ask or no way, two ways have one name or one has the baseline's, a way
             takes none of the calls, drafts shall be made to stand without a plain run, the chat template does not know
-            an option that is given or refuses a prompt, a prompt has no tokens, there is no such process, or the
-            folder holds something else.
+            an option that is given or refuses a prompt, a prompt has no tokens or too many, there is no such process,
+            or the folder holds something else.
     """
     settings = settings or EvaluationSettings()
     check_ways(tasks, ways, settings)
     check_rank(rank, num_processes)
-    check_prompts(tasks, tokenizer, settings)
+    check_prompts(tasks, target, tokenizer, settings)
     folder = RunFolder(out)
     folder.check_place()
     batches = list(_batches(tasks, settings))
