@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -181,6 +182,12 @@ class TestFiles:
         cost_path(made_for).write_text(json.dumps({**TABLE, "made_for": made_for, **damage}))
         with pytest.warns(UserWarning, match="is no step cost: .* Costs are estimated instead; `dspark profile`"):
             assert kept_cost(made_for) is None
+
+    def test_a_folder_that_cannot_be_looked_into_has_no_table(self, monkeypatch):
+        """Whatever the reason: another user's home, or a name too long."""
+        monkeypatch.setenv("DSPARK_HF_CACHE", "/" + 300 * "x")
+        with warnings.catch_warnings(action="error"):
+            assert kept_cost({"device": "here"}) is None
 
     @pytest.mark.cost
     @pytest.mark.parametrize("seed", [5, None])

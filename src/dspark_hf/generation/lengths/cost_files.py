@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import warnings
 from dataclasses import asdict, replace
 from functools import cache
@@ -86,7 +87,8 @@ def load_cost(path: str | Path) -> StepCost:
 def kept_cost(made_for: dict[str, Any]) -> StepCost | None:
     """What was measured for the circumstances `made_for`; None, with a warning, where the file is damaged."""
     path = cost_path(made_for)
-    if not path.exists():
+    # A folder that may not be looked into, as another user's home, has none for us.
+    if not os.path.exists(path):
         return None
     try:
         cost = load_cost(path)
