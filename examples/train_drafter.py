@@ -86,7 +86,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(path)
     target = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
     trainer, metrics = train_drafter(recipe, target, tokenizer, training, drafter=drafter)
-    trainer.log_metrics("eval", metrics)
+    if metrics:
+        trainer.log_metrics("eval", metrics)
     if trainer.is_world_process_zero():
         print(f"Saved to {training.output_dir}")
 

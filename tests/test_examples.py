@@ -135,6 +135,13 @@ def test_finetune_reads_any_file_of_prompts_and_keeps_those_of_its_folder(run):
     assert Path("runs/tuned/held_back.jsonl").read_text() == held_back
 
 
+def test_train_without_anything_held_out(run):
+    turns = [{"role": "user", "content": "Say tea"}, {"role": "assistant", "content": "tea, tea"}]
+    Path("text.jsonl").write_text(json.dumps({"messages": turns}))
+    options = ("--max_steps", 1, "--num_anchors", 2, "--report_to", "none", "--disable_tqdm", "true")
+    assert "Saved to runs/one" in run("train_drafter.py", "--data", "text.jsonl", "--output_dir", "runs/one", *options)
+
+
 def test_push_without_sending(run, tiny_drafter_dir):
     out = run("push.py", tiny_drafter_dir, "me/Model-drafter", "--base_model", "org/Model", "--dry_run")
     assert {"README.md", "config.json", "model.safetensors"} <= set(out.split()) and "base_model: org/Model" in out
