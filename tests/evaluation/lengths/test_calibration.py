@@ -214,6 +214,12 @@ class TestFile:
                 '{"temperatures": [1.0], "made_for": null}',
                 "made_for of a calibration must be keys and values, got None",
             ),
+            ('{"temperatures": [1.0], "num_samples": "many"}', "num_samples of a calibration is of the wrong kind"),
+            ('{"temperatures": [1.0], "dataset": null}', "dataset of a calibration is of the wrong kind, got None"),
+            (
+                '{"temperatures": [1.0], "ece_after": true}',
+                "ece_after of a calibration is of the wrong kind, got True",
+            ),
             ('{"temperatures": [1.0], "figures": [1]}', "figures of a calibration must be keys and values"),
             (
                 '{"temperatures": [1.0], "sampled_temperatures": [1.0, 2.0]}',

@@ -4,6 +4,7 @@ import hashlib
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ FILE_NAME = "calibration.json"
 _NUM_ROWS = 64
 # Beyond these a temperature makes every chance one half, or none or all: no calibration comes to that.
 _LEAST, _MOST = 1e-3, 1e3
+_NUMBER = (int, float, NoneType)
+_KINDS = {"dataset": (str, NoneType), "num_samples": int, "ece_before": _NUMBER, "ece_after": _NUMBER}
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,10 @@ class Calibration:
                 raise ValueError(
                     f"{name} of a calibration must be keys and values, got {shown(value)}. Calibrate again."
                 )
+        for name, kinds in _KINDS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise ValueError(f"{name} of a calibration is of the wrong kind, got {shown(value)}. Calibrate again.")
         if sampled is not None and len(sampled) != len(self.temperatures):
             raise ValueError(
                 f"A calibration has a temperature for each slot in both modes, got {len(self.temperatures)} for "

@@ -77,7 +77,9 @@ class StepCost:
             ("verify_seconds", (len(self.contexts), len(self.tokens))), ("draft_seconds", (len(self.rows),))
         ):  # fmt: skip
             try:
-                seconds = np.array(getattr(self, name), dtype=float)
+                seconds = np.array(getattr(self, name))
+                # Text may read as a number.
+                seconds = seconds.astype(float) if seconds.dtype.kind in "iufO" else np.array(np.nan)
             except (TypeError, ValueError, OverflowError):
                 seconds = np.array(np.nan)
             if seconds.shape != shape:
