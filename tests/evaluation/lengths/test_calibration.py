@@ -215,7 +215,7 @@ class TestFile:
                 "made_for of a calibration must be keys and values, got None",
             ),
             ('{"temperatures": [1.0], "num_samples": "many"}', "num_samples of a calibration is of the wrong kind"),
-            ('{"temperatures": [1.0], "dataset": null}', "dataset of a calibration is of the wrong kind, got None"),
+            ('{"temperatures": [1.0], "dataset": 3}', "dataset of a calibration is of the wrong kind, got 3"),
             (
                 '{"temperatures": [1.0], "ece_after": true}',
                 "ece_after of a calibration is of the wrong kind, got True",
