@@ -3,8 +3,8 @@
     python benchmarks/write_long_prompts.py --out long_prompts.jsonl --num_prompts 120 --lengths 1024 4096
     dspark regenerate --prompts long_prompts.jsonl --out long.jsonl --batch-size 4 --max-new-tokens 96
 
-Lengths are spread evenly over their logarithm. This project's pages, which `measure_context.py` asks about, are left
-out.
+Lengths are spread evenly over their logarithm, as far as a README goes. This project's own, whose pages
+`measure_context.py` asks about, is left out.
 """
 
 import argparse
@@ -48,6 +48,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(resolve_target(options.target))
     draw = random.Random(options.seed)
     texts = {name: tokenizer(text, add_special_tokens=False)["input_ids"] for name, text in sorted(readmes().items())}
+    if not texts:
+        raise SystemExit("No package that is installed here has a README of 6,000 letters. Install some, as torch.")
     shortest, longest = options.lengths
     with options.out.open("w", encoding="utf-8") as file:
         for number in range(options.num_prompts):

@@ -134,6 +134,14 @@ class TestForecast:
         assert forecast.gains(4, 2) == pytest.approx([0, 0.9, 1.8, 2.6, 3.4, 3.7, 4.0, 4.1, 4.2])
         assert forecast.gains(2, 1) == pytest.approx([0, 0.9, 1.2])
 
+    def test_gains_are_made_again_when_an_eighth_of_the_blocks_is_new(self):
+        forecast = Forecast(2)
+        before = forecast.gains(1, 2).tolist()
+        forecast.note([[0.1, 0.01]])
+        assert forecast.gains(1, 2).tolist() == before
+        forecast.note([[0.1, 0.01]] * 2)
+        assert forecast.gains(1, 2)[-1] < before[-1]
+
     def test_slots_that_were_not_picked_go_on_as_before(self):
         forecast = Forecast(3)
         forecast.note([[0.5]] * 64)

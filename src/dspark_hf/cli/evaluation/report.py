@@ -31,7 +31,7 @@ def report(
 
         dspark report runs/all
         dspark report runs/first runs/second --out both.html
-    dspark report old=runs/monday/all new=runs/tuesday/all
+        dspark report old=runs/monday/all new=runs/tuesday/all
     """
     from dspark_hf.evaluation.reporting.comparison import side_by_side
     from dspark_hf.evaluation.reporting.page import named_runs, write_report
