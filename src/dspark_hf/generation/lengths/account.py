@@ -1,11 +1,13 @@
-"""A net under drafting: where drafts do not pay, generation goes on without, and tries again at fixed intervals.
+"""A net under drafting: where drafts do not pay, generation goes on without, and tries again after a while.
 
 It looks at earlier rounds only, so it can change time and nothing else.
 """
 
-# Plain steps that a single row's drafting may lose before it pauses, at first, and what it may win for later. The more
-# rows, the more a round tells, so that less is needed.
-_CREDIT, _MOST = 2.0, 2.0
+# Plain steps that a single row's drafting may lose before it pauses, at first. The more rows, the more a round tells,
+# so that less is needed. And how many times that it may win for later.
+_CREDIT, _MOST = 2.25, 4.0
+# How many times its credit drafting must have won for its next pause to be short, and the part of a whole pause.
+_WON, _SHORT = 2.0, 8
 # Credit of a later try, and the share of rows below which a pause ends.
 _TRY, _FEWER = 0.5, 0.7
 
@@ -13,16 +15,17 @@ _TRY, _FEWER = 0.5, 0.7
 class Account:
     """What drafting has won and lost, in plain steps.
 
-    It starts with credit for 2 plain steps of a single row, and less for more rows. A drafted round costs what it
-    takes longer than a plain step; a draft that stands earns the step that it saves, up to twice the credit in all.
-    When it is empty, drafting pauses, and is then tried with credit for half a step. Pauses are all as long, since a
-    text changes when it does.
+    It starts with credit for 2.25 plain steps of a single row, and less for more rows. A drafted round costs what it
+    takes longer than a plain step; a draft that stands earns the step that it saves, up to four times the credit in
+    all. When it cannot bear another round, drafting pauses, and is then tried with credit for half a step. A pause
+    after drafting has won is short, since a good drafter has unlucky stretches as well; each further one without is
+    twice as long, up to a whole one.
 
     Args:
         num_rows (`int`, *optional*, defaults to 1): Rows of the batch.
 
     Attributes:
-        pause_len (`int`): Rounds of a pause.
+        pause_len (`int`): Rounds of a whole pause.
         has_paused (`bool`): Whether it ever did.
         is_trying (`bool`): Whether a try after a pause has not won yet what a whole credit is.
     """
@@ -31,8 +34,9 @@ class Account:
         self._credit = _CREDIT / num_rows**0.5
         self._balance = self._credit
         self._num_left, self._rows_at_pause = 0, num_rows
-        self.pause_len = 64
+        self.pause_len = self._last_pause = 64
         self.has_paused = self.is_trying = False
+        self._is_fresh, self._has_won = True, False
 
     @property
     def is_paused(self) -> bool:
@@ -44,15 +48,25 @@ class Account:
         """Whether drafting has won more than it began with."""
         return self._balance > self._credit
 
+    def affords(self, extra: float) -> bool:
+        """Whether it bears another round if nothing of it stands; the first round of a try is borne anyway.
+
+        Args:
+            extra (`float`): Plain steps that the round takes beyond one.
+        """
+        return self._is_fresh or self._balance >= extra
+
     def pause(self, num_rows: int) -> None:
         """Let go of drafting for a while.
 
         Args:
             num_rows (`int`): Rows at work.
         """
-        self._rows_at_pause = num_rows
-        self._num_left, self._balance = self.pause_len, min(_TRY, self._credit)
-        self.has_paused = self.is_trying = True
+        length = self.pause_len // _SHORT if self._has_won else 2 * self._last_pause
+        self._num_left = self._last_pause = min(max(length, 1), self.pause_len)
+        self._rows_at_pause, self._balance = num_rows, min(_TRY, self._credit)
+        self.has_paused = self.is_trying = self._is_fresh = True
+        self._has_won = False
 
     def wait(self, num_rows: int) -> None:
         """Count a round of a pause; it ends where rows have left since, with fewer of which drafts cost less.
@@ -66,11 +80,13 @@ class Account:
         """Count a drafted round.
 
         Args:
-            gain (`float`): Drafts that became output, per row that was drafted for.
+            gain (`float`): Plain steps that its drafts saved.
             extra (`float`): Plain steps that the round took beyond one.
             num_rows (`int`): Rows at work.
         """
+        self._is_fresh = False
         self._balance = min(self._balance + gain - extra, _MOST * self._credit)
+        self._has_won |= self._balance >= _WON * self._credit
         if self._balance <= 0:
             self.pause(num_rows)
         elif self._balance >= self._credit:

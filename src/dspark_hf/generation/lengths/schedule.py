@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .last_row import row_weights, steps_left
 from .prefixes import best_count, early_stop, share_out, walk
 from .scheduler import PrefixScheduler
 from .step_cost import StepCost
@@ -16,13 +17,10 @@ from .track_record import TrackRecord
 
 # Tokens by which lengths may differ in cost without a look at survival, which waits for the device.
 _NEGLIGIBLE = 0.02
-# Variance of the tokens of a round, by the tokens of a round.
-_SPREAD = 1.0
 # Context is looked up in steps of so many tokens, and tokens of prompts in steps of so many.
 _CONTEXT_STEP, _PROMPT_STEP = 128, 16
 # Sizes of passes that are remembered: a server sees new ones for as long as it runs.
 _MOST_TABLES = 512
-_ONE = np.ones(1)
 
 
 @dataclass
@@ -53,12 +51,13 @@ class Schedule:
 
     def __init__(self, options: PrefixScheduler, cost: StepCost, most_slots: int):
         self.options, self.cost = options, cost
-        self._most_slots = most_slots
+        self._most_slots, self._is_new = most_slots, True
         self._tables: dict[tuple[int, int, int], tuple[np.ndarray, list[float], float]] = {}
         self._seconds, self._steps, self._draft_seconds, self._num_rows = np.ones(1), [1.0], 0.0, 1
         self._earlier: deque[tuple[int, np.ndarray]] = deque(maxlen=2)
         self._num_probes = 0
-        self._weights = np.ones(1)
+        self._left: Sequence[int] = [1]
+        self._weights = row_weights(self._left)
 
     def reprice(self, cost: StepCost) -> None:
         """Go by another table from the next round on.
@@ -66,7 +65,7 @@ class Schedule:
         Args:
             cost ([`StepCost`]): It.
         """
-        self.cost = cost
+        self.cost, self._is_new = cost, True
         self._tables.clear()
 
     @property
@@ -83,7 +82,7 @@ class Schedule:
             num_prompt_tokens (`int`, *optional*, defaults to 0): Tokens of others that go through the same pass.
         """
         num_rows = len(left)
-        self._weights = _weights(left)
+        self._left, self._weights = left, row_weights(left)
         key = num_rows, -(-context_len // _CONTEXT_STEP), -(-num_prompt_tokens // _PROMPT_STEP)
         if key not in self._tables:
             if len(self._tables) >= _MOST_TABLES:
@@ -113,14 +112,20 @@ class Schedule:
             account.wait(self._num_rows)
         if account.is_paused:
             return 0
+        # A round of one draft a row, the least there is.
+        if not account.affords(self._extra(num_rows, is_free)):
+            account.pause(self._num_rows)
+            return 0
         if account.is_trying:
             # Drafts that all stand are the most that there can be.
             hope = self._gain(np.arange(num_rows * record.num_slots + 1), is_free)
-        elif account.is_winning:
+        elif account.is_winning and not self._is_new:
             return record.num_picked
         else:
             hope = self._gain(record.forecast.gains(num_rows, record.num_slots), is_free)
-        if hope < 1 + self.options.min_gain * (record.num_drafted == 0 or account.is_trying):
+        # A beginning must promise more than what goes on, and what has won, at other costs, is let go of last.
+        margin = int(record.num_drafted == 0 or account.is_trying) - account.is_winning
+        if hope < 1 + self.options.min_gain * margin:
             account.pause(self._num_rows)
             return 0
         return record.num_slots if self._probes(record) else record.num_picked
@@ -212,6 +217,8 @@ class Schedule:
         """
         if self.options.policy == "fixed":
             return
+        # What was won before was counted at other costs, so until a round is settled at these it says nothing.
+        self._is_new = False
         of_tokens = self._steps[sum(lens)] - 1
         of_drafter = self._draft_seconds / float(self._seconds[0])
         for part in parts:
@@ -221,8 +228,7 @@ class Schedule:
             extra = (of_tokens * share + of_drafter * (not part.is_free)) * len(lens) / len(part.rows)
             part.record.learn(part.rows, part.survival, lens, num_judged, num_stood)
             if self.is_auto:
-                gain = sum(gains[row] * float(self._weights[row]) for row in part.rows) / len(part.rows)
-                part.record.settle(gain, extra, len(lens))
+                part.record.settle(self._saved(part.rows, gains), extra, len(lens))
 
     def cuts_pay(self, lens: Sequence[int]) -> bool:
         """Whether verifying less than `lens` drafts of the rows may save time worth anything; else survival is not
@@ -231,6 +237,19 @@ class Schedule:
         if self.options.policy in ("fixed", "threshold"):
             return self.options.policy == "threshold"
         return (self._steps[sum(lens)] - 1) * self._num_rows * 2 > _NEGLIGIBLE
+
+    def _extra(self, num_drafts: int, is_free: bool) -> float:
+        """Plain steps that a round of so many drafts takes beyond one."""
+        return self._steps[num_drafts] - 1 + (0.0 if is_free else self._draft_seconds / float(self._seconds[0]))
+
+    def _saved(self, rows: Sequence[int], gains: Sequence[int]) -> float:
+        """Plain steps that the drafts of a source's rows saved, as if all rows had been its own."""
+        if self._num_rows == 1:
+            return float(gains[0])
+        own = set(rows)
+        without = [max(left - 1, 0) for left in self._left]
+        left = [max(n - gains[row], 0) if row in own else n for row, n in enumerate(without)]
+        return (steps_left(without) - steps_left(left)) * self._num_rows / len(rows)
 
     def _gain(self, gains: np.ndarray, is_free: bool) -> float:
         """Speed of the best number of drafts, to plain steps."""
@@ -276,17 +295,3 @@ def _of_all(parts: Sequence[Drafted], num_rows: int, width: int) -> tuple[np.nda
         rates = part.record.forecast.rates()[:width]
         ahead[part.rows, : len(rates)] = rates
     return survival, ahead
-
-
-def _weights(left: Sequence[int]) -> np.ndarray:
-    """What a token of each row is worth, `(rows,)`, 1 on average: a batch takes as long as its last row.
-
-    A row's weight is the chance that it ends last, as far as that can be told: the rounds to come move rows apart by
-    about the root of the tokens that are left.
-    """
-    if len(left) == 1:
-        return _ONE
-    left = np.asarray(left, dtype=float)
-    spread = np.sqrt(_SPREAD * left.max())
-    chances = np.exp((left - left.max()) / spread)
-    return chances * (len(left) / chances.sum())
