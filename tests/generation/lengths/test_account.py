@@ -1,5 +1,7 @@
 """What drafting has won and lost: it is let go of where it loses, and tried again at fixed intervals."""
 
+import pytest
+
 from dspark_hf.generation.lengths.account import Account
 
 
@@ -60,6 +62,17 @@ def test_pauses_of_what_has_won_are_short_and_grow():
     lens = runs(drafted_rounds(lambda index: 4 * (index < 20), extra=1.0, num_rounds=400))
     # A try of one round each, and from the fourth pause on whole ones.
     assert lens[0] == 29 and lens[1::2][:6] == [7, 15, 31, 63, 63, 63] and set(lens[2::2][:5]) == {1}
+
+
+@pytest.mark.parametrize("pause_len", [1, 2, 64, 1000])
+def test_a_whole_pause_is_as_long_as_asked_for(pause_len):
+    account = Account()
+    account.pause_len = pause_len
+    account.pause(num_rows=1)
+    for _ in range(pause_len):
+        assert account.is_paused
+        account.wait(num_rows=1)
+    assert not account.is_paused
 
 
 def test_what_wins_again_has_a_short_pause_again():

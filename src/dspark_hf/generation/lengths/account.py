@@ -34,7 +34,7 @@ class Account:
         self._credit = _CREDIT / num_rows**0.5
         self._balance = self._credit
         self._num_left, self._rows_at_pause = 0, num_rows
-        self.pause_len = self._last_pause = 64
+        self.pause_len, self._last_pause = 64, 0
         self.has_paused = self.is_trying = False
         self._is_fresh, self._has_won = True, False
 
@@ -62,7 +62,7 @@ class Account:
         Args:
             num_rows (`int`): Rows at work.
         """
-        length = self.pause_len // _SHORT if self._has_won else 2 * self._last_pause
+        length = self.pause_len // _SHORT if self._has_won else 2 * self._last_pause or self.pause_len
         self._num_left = self._last_pause = min(max(length, 1), self.pause_len)
         self._rows_at_pause, self._balance = num_rows, min(_TRY, self._credit)
         self.has_paused = self.is_trying = self._is_fresh = True
