@@ -30,7 +30,7 @@ class PrefixScheduler:
         min_gain (`float`, *optional*, defaults to 0.03): How much faster than plain steps drafting must be expected to
             be before it begins, and how much better another budget before it is changed to.
         probe_interval (`int`, *optional*, defaults to 64): Rounds from one try to the next, of drafting where it does
-            not pay and of whole blocks where they are cut.
+            not pay and of whole blocks where they are cut; where drafting had won before, the first tries come sooner.
         step_cost ([`StepCost`], *optional*): What passes take. By default what was measured for these models on this
             machine (`dspark profile`), else a rule of thumb.
         calibration ([`Calibration`], *optional*): Of the drafter's confidence head; by default the drafter's own
