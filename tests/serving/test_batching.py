@@ -11,7 +11,7 @@ from knowing import knowing_drafter, plain_answer, small_batching
 from tiny_targets import FAMILIES, make_target
 from transformers.generation.continuous_batching.requests import RequestState
 
-from dspark_hf import PrefixScheduler, SpeculationConfig, attach_drafter, detach_drafter
+from dspark_hf import PrefixScheduler, SpeculationConfig, StepCost, attach_drafter, detach_drafter
 from dspark_hf.serving.batching.scheduling import DraftScheduling
 
 # So few that requests are preempted: a window needs two of them, a whole text as many as it is long.
@@ -126,6 +126,22 @@ def test_policies_change_nothing(policy):
     answers = [plain_answer(target, prompt, 30) for prompt, *_ in requests]
     assert [one.generated_tokens for one in out.values()] == answers
     assert drafter.last_stats.verified_tokens > 0
+
+
+@pytest.mark.parametrize("num_requests", [1, 3])
+def test_drafts_that_stand_go_on(num_requests):
+    target, cost = make_target(), StepCost([1, 512], [1], [[1.0, 1.05]], [1], [0.1])
+    prompts = [[5, 6, 7], [8, 9], [10, 11, 12, 13]][:num_requests]
+    answers = [plain_answer(target, prompt, 120) for prompt in prompts]
+    drafter = knowing_drafter(target, [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])
+    settings = copy.deepcopy(target.generation_config)
+    settings.update(do_sample=False, eos_token_id=-1, max_new_tokens=120)
+    speculation = SpeculationConfig(policy=PrefixScheduler(step_cost=cost))
+    out = target.generate_batch(
+        prompts, settings, small_batching(num_blocks=400), assistant_model=drafter, speculation=speculation
+    )
+    assert [one.generated_tokens for one in out.values()] == answers
+    assert drafter.last_stats.paused_rounds == 0 and drafter.last_stats.rounds < 60
 
 
 def test_generate_batch_keeps_ids_and_order():

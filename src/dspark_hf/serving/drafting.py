@@ -28,6 +28,9 @@ from .step_costs import BatchCosts
 
 # Share of a step's tokens that prompts may have before drafts get any.
 _OF_PROMPTS = 0.5
+# Tokens that each request is taken to have left: requests do not wait for the last one, as the rows of a batch do, so
+# all that stands is worth the same.
+_FAR = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ class StepDrafter:
         room = [one.room if self._contexts.ends_at(one.request_id) == one.position else 0 for one in running]
         if not any(room) or most_drafts <= 0:
             return
-        self._schedule.begin([1] * len(running), self.drafts.context_len, num_prompt_tokens)
+        self._schedule.begin([_FAR] * len(running), self.drafts.context_len, num_prompt_tokens)
         limit = self._schedule.slots(self._record, sum(space > 0 for space in room))
         if self._speculation.max_draft_len is not None:
             limit = min(limit, self._speculation.max_draft_len)
