@@ -25,7 +25,7 @@ def row_weights(left: Sequence[int]) -> np.ndarray:
 
 
 def steps_left(left: Sequence[int]) -> float:
-    """Plain steps until the last row ends: a smooth maximum, the slopes of which are the chances to end last.
+    """Plain steps until the last row ends: a smooth maximum. At one spread its slopes are the chances to end last.
 
     Args:
         left (`Sequence[int]`): Tokens that each row may still make.
