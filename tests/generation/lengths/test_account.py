@@ -10,13 +10,13 @@ def drafted_rounds(gains, account=None, extra=0.25, num_rounds=256):
     account = Account() if account is None else account
     drafted = []
     for index in range(num_rounds):
-        if account.is_paused:
-            account.wait(num_rows=1)
-        if not account.is_paused and not account.affords(extra):
+        rests = account.rests(num_rows=1)
+        if not rests and not account.affords(extra):
             account.pause(num_rows=1)
-        drafted.append(not account.is_paused)
+            rests = True
+        drafted.append(not rests)
         if drafted[-1]:
-            account.settle(gains(index), extra, num_rows=1)
+            account.settle(gains(index), extra)
     return drafted
 
 
@@ -27,8 +27,8 @@ def runs(drafted):
 
 
 def test_a_useless_drafter_costs_little():
-    # Two steps and a quarter at first, then half a step a try, at fixed intervals.
-    assert runs(drafted_rounds(lambda index: 0)) == [9, 63, 2, 63, 2, 63, 2, 52]
+    # Two steps at first, then half a step a try, at fixed intervals.
+    assert runs(drafted_rounds(lambda index: 0)) == [8, 64, 2, 64, 2, 64, 2, 50]
 
 
 def test_what_costs_more_is_let_go_of_sooner():
@@ -39,7 +39,7 @@ def test_a_decent_drafter_is_left_alone():
     # One draft in every other round.
     assert all(drafted_rounds(lambda index: index % 2))
     # And a bad stretch after good times is borne for longer than one at the beginning.
-    assert runs(drafted_rounds(lambda index: index < 50))[:1] == [86]
+    assert runs(drafted_rounds(lambda index: index < 50))[:1] == [82]
 
 
 def test_an_unlucky_beginning_is_borne():
@@ -48,20 +48,20 @@ def test_an_unlucky_beginning_is_borne():
 
 def test_it_recovers():
     lens = runs(drafted_rounds(lambda index: int(70 < index < 150)))
-    assert lens[:2] == [9, 63] and lens[2] > 80
+    assert lens[:2] == [8, 64] and lens[2] > 80
 
 
 def test_a_round_that_cannot_be_lost_any_more_is_not_begun():
     # Two rounds, where a third would take more than a quarter of a step.
     assert runs(drafted_rounds(lambda index: 0, extra=1.0))[:2] == [2, 64]
     # A try is one round at least, whatever it takes.
-    assert runs(drafted_rounds(lambda index: 0, extra=5.0))[:4] == [1, 63, 1, 63]
+    assert runs(drafted_rounds(lambda index: 0, extra=5.0))[:4] == [1, 64, 1, 64]
 
 
 def test_pauses_of_what_has_won_are_short_and_grow():
     lens = runs(drafted_rounds(lambda index: 4 * (index < 20), extra=1.0, num_rounds=400))
     # A try of one round each, and from the fourth pause on whole ones.
-    assert lens[0] == 29 and lens[1::2][:6] == [7, 15, 31, 63, 63, 63] and set(lens[2::2][:5]) == {1}
+    assert lens[0] == 28 and lens[1::2][:6] == [8, 16, 32, 64, 64, 64] and set(lens[2::2][:5]) == {1}
 
 
 @pytest.mark.parametrize("pause_len", [1, 2, 64, 1000])
@@ -69,41 +69,35 @@ def test_a_whole_pause_is_as_long_as_asked_for(pause_len):
     account = Account()
     account.pause_len = pause_len
     account.pause(num_rows=1)
-    for _ in range(pause_len):
-        assert account.is_paused
-        account.wait(num_rows=1)
-    assert not account.is_paused
+    # The round that was about to begin is the first of it.
+    assert [account.rests(num_rows=1) for _ in range(pause_len)] == [True] * (pause_len - 1) + [False]
 
 
 def test_what_wins_again_has_a_short_pause_again():
     # It wins in five rounds, and in five more when the second whole pause is over.
-    lens = runs(drafted_rounds(lambda index: 4 * (index < 5 or index in range(197, 203)), extra=1.0, num_rounds=300))
-    assert lens == [14, 7, 1, 15, 1, 31, 1, 63, 1, 63, 15, 7, 1, 15, 1, 31, 1, 32]
+    lens = runs(drafted_rounds(lambda index: 4 * (index < 5 or index in range(200, 206)), extra=1.0, num_rounds=300))
+    assert lens == [13, 8, 1, 16, 1, 32, 1, 64, 1, 64, 13, 8, 1, 16, 1, 32, 1, 27]
 
 
 def test_a_try_is_over_when_it_has_won_a_credit():
     account = Account()
     account.pause(num_rows=1)
-    assert account.is_paused and account.is_trying and account.has_paused
-    for _ in range(account.pause_len):
-        account.wait(num_rows=1)
-    assert not account.is_paused
-    account.settle(1.0, 0.25, num_rows=1)
+    assert account.is_trying and account.has_paused
+    assert all(account.rests(num_rows=1) for _ in range(account.pause_len - 1)) and not account.rests(num_rows=1)
+    account.settle(1.0, 0.25)
     assert account.is_trying and not account.is_winning
-    account.settle(1.0, 0.25, num_rows=1)
-    account.settle(1.0, 0.25, num_rows=1)
+    account.settle(1.0, 0.25)
+    account.settle(1.0, 0.25)
     assert not account.is_trying and account.is_winning
 
 
 def test_many_rows_tell_more_in_a_round():
     lens = [runs(drafted_rounds(lambda index: 0, Account(num_rows)))[0] for num_rows in (1, 4, 16, 64)]
-    assert lens == [9, 4, 2, 1]
+    assert lens == [8, 4, 2, 1]
 
 
 def test_a_pause_ends_when_rows_have_left():
     account = Account(10)
     account.pause(num_rows=10)
-    account.wait(num_rows=8)
-    assert account.is_paused
-    account.wait(num_rows=6)
-    assert not account.is_paused
+    assert account.rests(num_rows=8)
+    assert not account.rests(num_rows=6)

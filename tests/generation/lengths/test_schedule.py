@@ -83,6 +83,36 @@ def test_a_batch_waits_for_its_last_row():
         assert [row for row, n in enumerate(lens) if n] == [expected]
 
 
+def test_what_won_at_other_costs_is_asked_again():
+    """Of each source on its own: another that was settled at the new costs says nothing of it."""
+    record, other = TrackRecord(4, 1), TrackRecord(4, 1)
+    schedule, survival = Schedule(PrefixScheduler(), FLAT, 4), np.full((1, 4), 0.9)
+
+    def draft(source, stood):
+        schedule.begin([100], 10)
+        schedule.learn([Drafted(source, [0], survival)], [4], [4], [stood], [stood])
+
+    for _ in range(8):
+        draft(record, 2)
+    assert record.account.is_winning and schedule.slots(record, 1) > 0
+    schedule.reprice(DEAR)
+    draft(other, 0)
+    assert record.account.is_winning and schedule.slots(record, 1) == 0
+
+
+@pytest.mark.parametrize(("num_rows", "is_drafted"), [(8, True), (1, False)])
+def test_a_source_of_few_rows_must_bear_what_it_is_charged(num_rows, is_drafted):
+    """What is counted is what a round would take if all rows were the source's own, and so is what it can bear."""
+    cost = StepCost([1, 8, 9, 16, 512], [1], [[1.0, 1.0, 1.2, 1.2, 9.0]], [1], [0.0])
+    schedule, record = Schedule(PrefixScheduler(), cost, 2), TrackRecord(2, 8)
+    schedule.begin([50] * 8, 10)
+    rows, lens = list(range(num_rows)), [int(row < num_rows) for row in range(8)]
+    record.settle(1.0, 1.0)  # No longer the first round.
+    assert (schedule.slots(record, num_rows) > 0) == is_drafted
+    schedule.learn([Drafted(record, rows, np.full((8, 2), 0.9))], lens, lens, [0] * 8, [0] * 8)
+    assert record.account.has_paused != is_drafted
+
+
 def test_rows_in_step_are_decided_together(target):
     ids = make_prompt(6, batch_size=3)
     drafter, plain = greedy_oracle(target, ids, [3, 1, 4], max_new_tokens=60, uneven=True)

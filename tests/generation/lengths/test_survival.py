@@ -83,6 +83,24 @@ class TestPredictor:
             predictor.learn(signals, [0], [min(stood + 1, 3)], [stood])
         assert predictor.in_use == used
 
+    def test_a_head_that_is_sure_and_wrong_is_believed_for_few_rounds(self):
+        predictor, signals = SurvivalPredictor(3), {"logits": np.full((1, 3), 2.0), "max_probs": np.full((1, 3), 0.4)}
+        used = []
+        for _ in range(4):
+            predictor.survival(signals)
+            used.append(predictor.in_use)
+            predictor.learn(signals, [0], [1], [0])
+        # Two nats, which a refused draft of 88% and one of 40% do not make, and two of each do.
+        assert used == ["head", "head", "estimate", "estimate"]
+
+    def test_a_head_that_is_as_good_stays(self):
+        predictor, rng = SurvivalPredictor(1), np.random.default_rng(0)
+        for _ in range(200):
+            signals = {"logits": np.zeros((1, 1)), "max_probs": np.full((1, 1), 0.5)}
+            predictor.survival(signals)
+            assert predictor.in_use == "head"
+            predictor.learn(signals, [0], [1], [int(rng.random() < 0.5)])
+
     def test_without_signals_nobody_can_tell(self):
         predictor = SurvivalPredictor(3)
         assert predictor.survival({}) is None

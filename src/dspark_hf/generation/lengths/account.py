@@ -5,7 +5,7 @@ It looks at earlier rounds only, so it can change time and nothing else.
 
 # Plain steps that a single row's drafting may lose before it pauses, at first. The more rows, the more a round tells,
 # so that less is needed. And how many times that it may win for later.
-_CREDIT, _MOST = 2.25, 4.0
+_CREDIT, _MOST = 2.0, 4.0
 # How many times its credit drafting must have won for its next pause to be short, and the part of a whole pause.
 _WON, _SHORT = 2.0, 8
 # Credit of a later try, and the share of rows below which a pause ends.
@@ -15,7 +15,7 @@ _TRY, _FEWER = 0.5, 0.7
 class Account:
     """What drafting has won and lost, in plain steps.
 
-    It starts with credit for 2.25 plain steps of a single row, and less for more rows. A drafted round costs what it
+    It starts with credit for two plain steps of a single row, and less for more rows. A drafted round costs what it
     takes longer than a plain step; a draft that stands earns the step that it saves, up to four times the credit in
     all. When it cannot bear another round, drafting pauses, and is then tried with credit for half a step. A pause
     after drafting has won is short, since a good drafter has unlucky stretches as well; each further one without is
@@ -39,11 +39,6 @@ class Account:
         self._is_fresh, self._has_won = True, False
 
     @property
-    def is_paused(self) -> bool:
-        """Whether no draft is to be made."""
-        return self._num_left > 0
-
-    @property
     def is_winning(self) -> bool:
         """Whether drafting has won more than it began with."""
         return self._balance > self._credit
@@ -57,37 +52,40 @@ class Account:
         return self._is_fresh or self._balance >= extra
 
     def pause(self, num_rows: int) -> None:
-        """Let go of drafting for a while.
+        """Let go of drafting for a while, from the round on that is about to begin.
 
         Args:
             num_rows (`int`): Rows at work.
         """
         length = self.pause_len // _SHORT if self._has_won else 2 * self._last_pause or self.pause_len
-        self._num_left = self._last_pause = min(max(length, 1), self.pause_len)
-        self._rows_at_pause, self._balance = num_rows, min(_TRY, self._credit)
+        self._last_pause = min(max(length, 1), self.pause_len)
+        self._num_left, self._rows_at_pause = self._last_pause - 1, num_rows
+        self._balance = min(_TRY, self._credit)
         self.has_paused = self.is_trying = self._is_fresh = True
         self._has_won = False
 
-    def wait(self, num_rows: int) -> None:
-        """Count a round of a pause; it ends where rows have left since, with fewer of which drafts cost less.
+    def rests(self, num_rows: int) -> bool:
+        """Whether a round is one of a pause, which it then counts for; no draft is to be made in it.
+
+        A pause ends where rows have left since, with fewer of which drafts cost less.
 
         Args:
             num_rows (`int`): Rows at work.
         """
-        self._num_left = 0 if num_rows < _FEWER * self._rows_at_pause else self._num_left - 1
+        if num_rows < _FEWER * self._rows_at_pause:
+            self._num_left = 0
+        has_any = self._num_left > 0
+        self._num_left -= has_any
+        return has_any
 
-    def settle(self, gain: float, extra: float, num_rows: int) -> None:
+    def settle(self, gain: float, extra: float) -> None:
         """Count a drafted round.
 
         Args:
             gain (`float`): Plain steps that its drafts saved.
             extra (`float`): Plain steps that the round took beyond one.
-            num_rows (`int`): Rows at work.
         """
         self._is_fresh = False
         self._balance = min(self._balance + gain - extra, _MOST * self._credit)
         self._has_won |= self._balance >= _WON * self._credit
-        if self._balance <= 0:
-            self.pause(num_rows)
-        elif self._balance >= self._credit:
-            self.is_trying = False
+        self.is_trying &= self._balance < self._credit

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .last_row import row_weights, steps_left
+from .last_row import row_weights, steps_saved, time_apart
 from .prefixes import best_count, early_stop, share_out, walk
 from .scheduler import PrefixScheduler
 from .step_cost import StepCost
@@ -51,7 +51,10 @@ class Schedule:
 
     def __init__(self, options: PrefixScheduler, cost: StepCost, most_slots: int):
         self.options, self.cost = options, cost
-        self._most_slots, self._is_new = most_slots, True
+        self._most_slots = most_slots
+        # What a source has won says nothing until a round is settled at these costs.
+        self._settled: set[TrackRecord] = set()
+        self._speeds: dict[TrackRecord, tuple[np.ndarray, np.ndarray, float]] = {}
         self._tables: dict[tuple[int, int, int], tuple[np.ndarray, list[float], float]] = {}
         self._seconds, self._steps, self._draft_seconds, self._num_rows = np.ones(1), [1.0], 0.0, 1
         self._earlier: deque[tuple[int, np.ndarray]] = deque(maxlen=2)
@@ -65,7 +68,8 @@ class Schedule:
         Args:
             cost ([`StepCost`]): It.
         """
-        self.cost, self._is_new = cost, True
+        self.cost = cost
+        self._settled.clear()
         self._tables.clear()
 
     @property
@@ -108,27 +112,29 @@ class Schedule:
             return record.num_slots
         account = record.account
         account.pause_len = self.options.probe_interval
-        if account.is_paused:
-            account.wait(self._num_rows)
-        if account.is_paused:
+        if account.rests(self._num_rows):
             return 0
-        # A round of one draft a row, the least there is.
-        if not account.affords(self._extra(num_rows, is_free)):
-            account.pause(self._num_rows)
-            return 0
-        if account.is_trying:
-            # Drafts that all stand are the most that there can be.
-            hope = self._gain(np.arange(num_rows * record.num_slots + 1), is_free)
-        elif account.is_winning and not self._is_new:
-            return record.num_picked
-        else:
-            hope = self._gain(record.forecast.gains(num_rows, record.num_slots), is_free)
-        # A beginning must promise more than what goes on, and what has won, at other costs, is let go of last.
-        margin = int(record.num_drafted == 0 or account.is_trying) - account.is_winning
-        if hope < 1 + self.options.min_gain * margin:
+        if not self._pays(record, num_rows, is_free):
             account.pause(self._num_rows)
             return 0
         return record.num_slots if self._probes(record) else record.num_picked
+
+    def _pays(self, record: TrackRecord, num_rows: int, is_free: bool) -> bool:
+        """Whether a source that does not rest is to draft."""
+        account = record.account
+        # A round of one draft a row, the least there is.
+        if not account.affords(self._extra(num_rows, is_free)):
+            return False
+        if account.is_trying:
+            # Drafts that all stand are the most that there can be.
+            hope = self._gain(np.arange(num_rows * record.num_slots + 1), is_free)
+        elif account.is_winning and record in self._settled:
+            return True
+        else:
+            hope = self._expected(record, num_rows, is_free)
+        # A beginning must promise more than what goes on, and what has won, at other costs, is let go of last.
+        margin = int(record.num_drafted == 0 or account.is_trying) - account.is_winning
+        return hope >= (1 + self.options.min_gain * margin) * (1 + time_apart(self._left, self._weights))
 
     def cut(
         self, parts: Sequence[Drafted], lens: Sequence[int], in_step: bool = False, room: int | None = None
@@ -217,8 +223,6 @@ class Schedule:
         """
         if self.options.policy == "fixed":
             return
-        # What was won before was counted at other costs, so until a round is settled at these it says nothing.
-        self._is_new = False
         of_tokens = self._steps[sum(lens)] - 1
         of_drafter = self._draft_seconds / float(self._seconds[0])
         for part in parts:
@@ -228,7 +232,8 @@ class Schedule:
             extra = (of_tokens * share + of_drafter * (not part.is_free)) * len(lens) / len(part.rows)
             part.record.learn(part.rows, part.survival, lens, num_judged, num_stood)
             if self.is_auto:
-                part.record.settle(self._saved(part.rows, gains), extra, len(lens))
+                self._settled.add(part.record)
+                part.record.settle(self._saved(part.rows, gains), extra)
 
     def cuts_pay(self, lens: Sequence[int]) -> bool:
         """Whether verifying less than `lens` drafts of the rows may save time worth anything; else survival is not
@@ -238,9 +243,10 @@ class Schedule:
             return self.options.policy == "threshold"
         return (self._steps[sum(lens)] - 1) * self._num_rows * 2 > _NEGLIGIBLE
 
-    def _extra(self, num_drafts: int, is_free: bool) -> float:
-        """Plain steps that a round of so many drafts takes beyond one."""
-        return self._steps[num_drafts] - 1 + (0.0 if is_free else self._draft_seconds / float(self._seconds[0]))
+    def _extra(self, num_rows: int, is_free: bool) -> float:
+        """Plain steps that a draft for each of a source's rows takes beyond one, as if all rows had been its own."""
+        of_drafter = 0.0 if is_free else self._draft_seconds / float(self._seconds[0])
+        return (self._steps[num_rows] - 1 + of_drafter) * self._num_rows / num_rows
 
     def _saved(self, rows: Sequence[int], gains: Sequence[int]) -> float:
         """Plain steps that the drafts of a source's rows saved, as if all rows had been its own."""
@@ -249,7 +255,7 @@ class Schedule:
         own = set(rows)
         without = [max(left - 1, 0) for left in self._left]
         left = [max(n - gains[row], 0) if row in own else n for row, n in enumerate(without)]
-        return (steps_left(without) - steps_left(left)) * self._num_rows / len(rows)
+        return steps_saved(without, left) * self._num_rows / len(rows)
 
     def _gain(self, gains: np.ndarray, is_free: bool) -> float:
         """Speed of the best number of drafts, to plain steps."""
@@ -258,11 +264,20 @@ class Schedule:
         _, rate = best_count(rows, gains[: len(seconds)], seconds)
         return rate * self._seconds[0] / rows
 
+    def _expected(self, record: TrackRecord, num_rows: int, is_free: bool) -> float:
+        """Speed of the best number of drafts by the source's forecast, to plain steps."""
+        gains = record.forecast.gains(num_rows, record.num_slots)
+        known = self._speeds.get(record)
+        # Both stay the same for some rounds.
+        if known is None or known[0] is not gains or known[1] is not self._seconds:
+            known = self._speeds[record] = gains, self._seconds, self._gain(gains, is_free)
+        return known[2]
+
     def _price(self, parts: Sequence[Drafted], num_groups: int) -> float:
         """Tokens that a second is worth, by the speed that drafting has brought."""
         speeds = []
         for part in parts:
-            expected = self._gain(part.record.forecast.gains(len(part.rows), part.record.num_slots), part.is_free)
+            expected = self._expected(part.record, len(part.rows), part.is_free)
             speeds.append(part.record.speed(max(1.0, expected)))
         return max(speeds) * num_groups / self._seconds[0]
 

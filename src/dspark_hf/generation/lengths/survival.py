@@ -15,9 +15,9 @@ from torch import Tensor
 
 from .estimator import AcceptanceEstimator, sigmoid
 
-# The share of its weight that an earlier round keeps when a slot is judged, and how many judged slots' loss a
-# predictor must be better by, in nats a slot, before it takes over.
-_KEPT, _MIN_JUDGED, _MARGIN = 0.995, 40, 0.01
+# The share of its weight that an earlier round keeps when a slot is judged, and by how much a predictor must have been
+# better before it takes over: in nats, which is odds of 7 to 1, and in nats a slot.
+_KEPT, _MIN_NATS, _MARGIN = 0.995, 2.0, 0.01
 # What stands for the largest probability of a draft that was certain.
 _CERTAIN = 0.85
 
@@ -88,7 +88,8 @@ class SurvivalPredictor:
         if self._in_use not in able:
             self._in_use = able[0]
         best = min(able, key=lambda name: self._losses.get(name, inf))
-        if self._weight >= _MIN_JUDGED and self._losses[best] < self._losses[self._in_use] - _MARGIN * self._weight:
+        ahead = self._losses.get(self._in_use, 0.0) - self._losses.get(best, 0.0)
+        if ahead > max(_MIN_NATS, _MARGIN * self._weight):
             self._in_use = best
         chance = self._chance_by(self._in_use)
         values = signals["max_probs" if self._in_use == "estimate" else "logits"].tolist()

@@ -96,13 +96,12 @@ class TrackRecord:
         self.forecast.learn(judged, stood)
         self.predictor.learn(self._signals, rows, judged, stood)
 
-    def settle(self, gain: float, extra: float, num_rows: int) -> None:
+    def settle(self, gain: float, extra: float) -> None:
         """Count what a round won and took, in plain steps.
 
         Args:
             gain (`float`): Drafts that became output, per row that was drafted for.
             extra (`float`): Plain steps that the round took beyond one.
-            num_rows (`int`): Rows at work.
         """
         self._tokens, self._steps = _KEPT * self._tokens + 1 + gain, _KEPT * self._steps + 1 + extra
-        self.account.settle(gain, extra, num_rows)
+        self.account.settle(gain, extra)
