@@ -100,17 +100,41 @@ def test_what_won_at_other_costs_is_asked_again():
     assert record.account.is_winning and schedule.slots(record, 1) == 0
 
 
-@pytest.mark.parametrize(("num_rows", "is_drafted"), [(8, True), (1, False)])
-def test_a_source_of_few_rows_must_bear_what_it_is_charged(num_rows, is_drafted):
-    """What is counted is what a round would take if all rows were the source's own, and so is what it can bear."""
-    cost = StepCost([1, 8, 9, 16, 512], [1], [[1.0, 1.0, 1.2, 1.2, 9.0]], [1], [0.0])
-    schedule, record = Schedule(PrefixScheduler(), cost, 2), TrackRecord(2, 8)
-    schedule.begin([50] * 8, 10)
-    rows, lens = list(range(num_rows)), [int(row < num_rows) for row in range(8)]
-    record.settle(1.0, 1.0)  # No longer the first round.
-    assert (schedule.slots(record, num_rows) > 0) == is_drafted
-    schedule.learn([Drafted(record, rows, np.full((8, 2), 0.9))], lens, lens, [0] * 8, [0] * 8)
-    assert record.account.has_paused != is_drafted
+def test_a_batch_that_is_nearly_done_says_nothing_of_the_drafter():
+    """Rows that move apart make drafts not worth it with few tokens left; the next call is not to pay for that."""
+    cost = StepCost([1, 16, 512], [1], [[1.0, 1.0, 40.0]], [1, 64], [0.2, 0.2])
+    record, survival = TrackRecord(2, 8), np.full((8, 2), 0.7)
+
+    def drafts(left, num_rounds):
+        schedule, drafted = Schedule(PrefixScheduler(), cost, 2), []
+        for _ in range(num_rounds):
+            schedule.begin([left] * 8, 10)
+            drafted.append(schedule.slots(record, 8) > 0)
+            if drafted[-1]:
+                schedule.learn([Drafted(record, list(range(8)), survival)], [1] * 8, [1] * 8, [1] * 8, [1] * 8)
+        return drafted
+
+    record.settle(0.3, 0.0)
+    assert all(drafts(200, 4))
+    record.account.settle(-0.5, 0.0)  # Unlucky, and no longer winning.
+    assert not any(drafts(2, 3)) and not record.account.has_paused
+    assert all(drafts(200, 4))
+    record.account.settle(-0.5, 0.0)
+    # One round of as many as a pause takes is drafted all the same.
+    assert any(drafts(2, 64))
+
+
+def test_what_a_round_takes_can_be_won_ahead_however_much_it_is():
+    dear = StepCost([1, 512], [1], [[1.0, 1.0001]], [1, 64], [2.2, 2.2])
+    schedule, record, num_drafted = Schedule(PrefixScheduler(), dear, 4), TrackRecord(4, 16), 0
+    for _ in range(200):
+        schedule.begin([200] * 16, 10)
+        if schedule.slots(record, 16):
+            num_drafted += 1
+            part = Drafted(record, list(range(16)), np.full((16, 4), 0.9))
+            schedule.learn([part], [4] * 16, [4] * 16, [4] * 16, [4] * 16)
+    # Behind a pause, since that is more than drafts are taken to win at first.
+    assert num_drafted == 200 - 64
 
 
 def test_rows_in_step_are_decided_together(target):

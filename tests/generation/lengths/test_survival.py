@@ -93,6 +93,19 @@ class TestPredictor:
         # Two nats, which a refused draft of 88% and one of 40% do not make, and two of each do.
         assert used == ["head", "head", "estimate", "estimate"]
 
+    def test_who_comes_later_has_to_show_it(self):
+        predictor = SurvivalPredictor(1)
+        signals = {"logits": np.zeros((1, 1)), "max_probs": np.full((1, 1), 0.5)}
+        for _ in range(100):
+            predictor.survival(signals)
+            predictor.learn(signals, [0], [1], [0])
+        before = predictor.in_use
+        predictor.temperatures = [0.02]
+        for stood in (0, 0, 0):
+            predictor.survival(signals)
+            assert predictor.in_use == before
+            predictor.learn(signals, [0], [1], [stood])
+
     def test_a_head_that_is_as_good_stays(self):
         predictor, rng = SurvivalPredictor(1), np.random.default_rng(0)
         for _ in range(200):

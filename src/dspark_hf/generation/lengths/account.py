@@ -4,8 +4,8 @@ It looks at earlier rounds only, so it can change time and nothing else.
 """
 
 # Plain steps that a single row's drafting may lose before it pauses, at first. The more rows, the more a round tells,
-# so that less is needed. And how many times that it may win for later.
-_CREDIT, _MOST = 2.0, 4.0
+# so that less is needed. And how many times that it may win for later, which are at least some rounds.
+_CREDIT, _MOST, _LEAST_ROUNDS = 2.0, 4.0, 2
 # How many times its credit drafting must have won for its next pause to be short, and the part of a whole pause.
 _WON, _SHORT = 2.0, 8
 # Credit of a later try, and the share of rows below which a pause ends.
@@ -33,7 +33,7 @@ class Account:
     def __init__(self, num_rows: int = 1):
         self._credit = _CREDIT / num_rows**0.5
         self._balance = self._credit
-        self._num_left, self._rows_at_pause = 0, num_rows
+        self._num_left, self._num_skipped, self._rows_at_pause = 0, 0, num_rows
         self.pause_len, self._last_pause = 64, 0
         self.has_paused = self.is_trying = False
         self._is_fresh, self._has_won = True, False
@@ -78,6 +78,14 @@ class Account:
         self._num_left -= has_any
         return has_any
 
+    def skips(self) -> bool:
+        """Count a round that is better left out for what is left of this batch; one of a whole pause's rounds is not.
+
+        Otherwise a source that batches are too short for would never be known.
+        """
+        self._num_skipped = (self._num_skipped + 1) % self.pause_len
+        return self._num_skipped > 0
+
     def settle(self, gain: float, extra: float) -> None:
         """Count a drafted round.
 
@@ -86,6 +94,6 @@ class Account:
             extra (`float`): Plain steps that the round took beyond one.
         """
         self._is_fresh = False
-        self._balance = min(self._balance + gain - extra, _MOST * self._credit)
+        self._balance = min(self._balance + gain - extra, max(_MOST * self._credit, _LEAST_ROUNDS * extra))
         self._has_won |= self._balance >= _WON * self._credit
         self.is_trying &= self._balance < self._credit

@@ -117,10 +117,12 @@ class Schedule:
         if not self._pays(record, num_rows, is_free):
             account.pause(self._num_rows)
             return 0
+        if not self._is_long_enough(record, num_rows, is_free):
+            return 0
         return record.num_slots if self._probes(record) else record.num_picked
 
     def _pays(self, record: TrackRecord, num_rows: int, is_free: bool) -> bool:
-        """Whether a source that does not rest is to draft."""
+        """Whether a source that does not rest is to go on drafting; else it rests for a while."""
         account = record.account
         # A round of one draft a row, the least there is.
         if not account.affords(self._extra(num_rows, is_free)):
@@ -128,13 +130,30 @@ class Schedule:
         if account.is_trying:
             # Drafts that all stand are the most that there can be.
             hope = self._gain(np.arange(num_rows * record.num_slots + 1), is_free)
-        elif account.is_winning and record in self._settled:
+        elif self._has_proved(record):
             return True
         else:
             hope = self._expected(record, num_rows, is_free)
-        # A beginning must promise more than what goes on, and what has won, at other costs, is let go of last.
-        margin = int(record.num_drafted == 0 or account.is_trying) - account.is_winning
-        return hope >= (1 + self.options.min_gain * margin) * (1 + time_apart(self._left, self._weights))
+        return hope >= 1 + self.options.min_gain * self._margin(record)
+
+    def _is_long_enough(self, record: TrackRecord, num_rows: int, is_free: bool) -> bool:
+        """Whether drafting still pays where rows move apart: the fewer tokens are left, the more that takes.
+
+        That says nothing of the source in other calls, so it does not rest for it.
+        """
+        if len(self._left) == 1 or record.account.is_trying or self._has_proved(record):
+            return True
+        least = (1 + self.options.min_gain * self._margin(record)) * (1 + time_apart(self._left, self._weights))
+        return self._expected(record, num_rows, is_free) >= least or not record.account.skips()
+
+    def _has_proved(self, record: TrackRecord) -> bool:
+        """Whether a source has won, at these costs."""
+        return record.account.is_winning and record in self._settled
+
+    @staticmethod
+    def _margin(record: TrackRecord) -> int:
+        """A beginning must promise more than what goes on, and what has won, at other costs, is let go of last."""
+        return int(record.num_drafted == 0 or record.account.is_trying) - record.account.is_winning
 
     def cut(
         self, parts: Sequence[Drafted], lens: Sequence[int], in_step: bool = False, room: int | None = None
@@ -243,10 +262,9 @@ class Schedule:
             return self.options.policy == "threshold"
         return (self._steps[sum(lens)] - 1) * self._num_rows * 2 > _NEGLIGIBLE
 
-    def _extra(self, num_rows: int, is_free: bool) -> float:
-        """Plain steps that a draft for each of a source's rows takes beyond one, as if all rows had been its own."""
-        of_drafter = 0.0 if is_free else self._draft_seconds / float(self._seconds[0])
-        return (self._steps[num_rows] - 1 + of_drafter) * self._num_rows / num_rows
+    def _extra(self, num_drafts: int, is_free: bool) -> float:
+        """Plain steps that a round of so many drafts takes beyond one."""
+        return self._steps[num_drafts] - 1 + (0.0 if is_free else self._draft_seconds / float(self._seconds[0]))
 
     def _saved(self, rows: Sequence[int], gains: Sequence[int]) -> float:
         """Plain steps that the drafts of a source's rows saved, as if all rows had been its own."""

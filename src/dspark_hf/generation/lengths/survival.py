@@ -115,9 +115,11 @@ class SurvivalPredictor:
         if sum(num_judged) == 0 or not able:
             return
         read = {name: values.tolist() for name, values in signals.items()}
+        # Who comes later begins where the one in use is.
+        begun = self._losses.get(self._in_use, 0.0)
         for name in able:
             chance, values = self._chance_by(name), read["max_probs" if name == "estimate" else "logits"]
-            loss = self._losses.get(name, 0.0)
+            loss = self._losses.get(name, begun)
             for row, judged, stood in zip(rows, num_judged, num_stood, strict=True):
                 for slot in range(judged):
                     likely = min(max(chance(values[row][slot], slot), 1e-4), 1 - 1e-4)
