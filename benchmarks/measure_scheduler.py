@@ -10,6 +10,7 @@ import argparse
 import json
 import warnings
 from dataclasses import replace
+from itertools import zip_longest
 
 import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -28,7 +29,7 @@ def arguments():
     parser.add_argument("--target", default="embedded")
     parser.add_argument("--drafter", default="embedded", help="the good one; others are made of it")
     parser.add_argument("--quality", nargs="+", default=QUALITIES, choices=QUALITIES)
-    parser.add_argument("--policies", nargs="+", default=["auto"])
+    parser.add_argument("--policies", nargs="+", default=["auto"], choices=["auto", "lagged", "early_stop", "fixed"])
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1])
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--temperature", type=float, default=0.0)
@@ -48,6 +49,8 @@ def main():
     good = AutoDrafter.from_pretrained(resolve_drafter(args.drafter), dtype=target.dtype).bind(target)
     tokenizer, settings = AutoTokenizer.from_pretrained(path), DecodingSettings(args.max_new_tokens, args.temperature)
     prompts = mixed([load_prompts(path, args.limit) for path in args.data])
+    if len(prompts) < max(args.batch_sizes):
+        raise SystemExit(f"{len(prompts)} prompts make no batch of {max(args.batch_sizes)} rows: raise --limit.")
     for size in args.batch_sizes:
         starts = range(0, len(prompts) - size + 1, size)
         batches = [encode_prompts(prompts[start : start + size], tokenizer) for start in starts]
@@ -74,7 +77,7 @@ def main():
 
 def mixed(lists):
     """Prompts of all files in turn, so that each batch has some of each."""
-    return [one for group in zip(*lists, strict=True) for one in group]
+    return [one for group in zip_longest(*lists) for one in group if one is not None]
 
 
 def measure(target, drafter, batches, settings, args):
