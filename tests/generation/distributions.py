@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from dspark_hf import SpeculationConfig
 from dspark_hf.evaluation.exactness import enumeration
 from dspark_hf.generation import speculative_generate
 from dspark_hf.modeling.cache_name import CACHE_NAME
@@ -32,7 +33,11 @@ def exact_joint(target, input_ids, num_tokens, **options):
 
 
 def sample_joint(target, drafter, input_ids, num_tokens, num_samples, speculation=None, **options):
-    """Counts `(vocab,) * num_tokens` of the first new tokens over `num_samples` generations with a drafter."""
+    """Counts `(vocab,) * num_tokens` of the first new tokens over `num_samples` generations with a drafter.
+
+    All drafts are verified where nothing else is said: short calls of many rows are not worth drafting in.
+    """
+    speculation = SpeculationConfig(policy="fixed") if speculation is None else speculation
     make_processors = options.pop("processors", list)
     prompt_len, vocab_size = input_ids.shape[1], target.config.vocab_size
     counts = np.zeros((vocab_size,) * num_tokens)
@@ -44,6 +49,7 @@ def sample_joint(target, drafter, input_ids, num_tokens, num_samples, speculatio
         for row in out[:, prompt_len : prompt_len + num_tokens].tolist():
             counts[tuple(row)] += 1
         accepted += drafter.last_stats.accepted_lens
+    assert any(accepted), "No draft stood, so this says nothing."
     return counts, accepted
 
 

@@ -192,7 +192,7 @@ class TestSampling:
         drafter, speculation = EAGER, None
         if companion:
             drafter = TableDrafter(VOCAB, scale=1.0, num_slots=2, taps=(0,))
-            speculation = SpeculationConfig(prompt_lookup=PromptLookup(num_slots=3, min_ngram=2))
+            speculation = SpeculationConfig(prompt_lookup=PromptLookup(num_slots=3, min_ngram=2), policy="fixed")
         options = {"do_sample": True, "top_k": 0, "pad_token_id": None, **options}
         joint = exact_joint(small_target, ids[:1], NUM_TOKENS, **options)
         counts, accepted = sample_joint(
