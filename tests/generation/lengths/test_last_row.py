@@ -52,7 +52,7 @@ def test_rows_that_move_apart_take_longer():
 
 
 def test_the_last_of_rows_that_were_drawn():
-    """Rounds of one and two tokens: rows of 128 tokens end apart by about as much as is said."""
+    """Rounds of one to three tokens: rows of 128 tokens end apart by about as much as is said."""
     rng, tokens = np.random.default_rng(0), np.arange(1, 4) @ np.array([[0.5], [0.3], [0.2]])
     rounds = (1 + rng.choice(3, (200, 16, 128), p=[0.5, 0.3, 0.2])).cumsum(-1).__lt__(128).sum(-1) + 1
     assert rounds.mean() == pytest.approx(128 / tokens.item(), rel=0.02)

@@ -4,7 +4,7 @@ It looks at earlier rounds only, so it can change time and nothing else.
 """
 
 # Plain steps that a single row's drafting may lose before it pauses, at first. The more rows, the more a round tells,
-# so that less is needed. And how many times that it may win for later, which are at least some rounds.
+# so that less is needed. And how many times that it may win for later, for so many rounds at least.
 _CREDIT, _MOST, _LEAST_ROUNDS = 2.0, 4.0, 2
 # How many times its credit drafting must have won for its next pause to be short, and the part of a whole pause.
 _WON, _SHORT = 2.0, 8
@@ -17,7 +17,7 @@ class Account:
 
     It starts with credit for two plain steps of a single row, and less for more rows. A drafted round costs what it
     takes longer than a plain step; a draft that stands earns the step that it saves, up to four times the credit in
-    all. When it cannot bear another round, drafting pauses, and is then tried with credit for half a step. A pause
+    all, or what two rounds take. When it cannot bear another round, drafting pauses, and is then tried with credit for half a step. A pause
     after drafting has won is short, since a good drafter has unlucky stretches as well; each further one without is
     twice as long, up to a whole one.
 
