@@ -17,9 +17,9 @@ class Account:
 
     It starts with credit for two plain steps of a single row, and less for more rows. A drafted round costs what it
     takes longer than a plain step; a draft that stands earns the step that it saves, up to four times the credit in
-    all, or what two rounds take. When it cannot bear another round, drafting pauses, and is then tried with credit for half a step. A pause
-    after drafting has won is short, since a good drafter has unlucky stretches as well; each further one without is
-    twice as long, up to a whole one.
+    all, or what two rounds take. When it cannot bear another round, drafting pauses, and is then tried with credit for
+    half a step. A pause after drafting has won is short, since a good drafter has unlucky stretches as well; each
+    further one without is twice as long, up to a whole one.
 
     Args:
         num_rows (`int`, *optional*, defaults to 1): Rows of the batch.
