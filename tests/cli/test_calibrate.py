@@ -84,6 +84,8 @@ def test_a_machine_is_profiled(dspark, tmp_path, monkeypatch, tiny_target_dir, t
 def test_sizes_that_are_none_are_refused(dspark, tiny_target_dir, tiny_drafter_dir):
     models = ["--target", tiny_target_dir, "--drafter", tiny_drafter_dir]
     assert dspark("profile", *models, "--context", "2").code == 2
+    done = dspark("profile", *models, "--context", "999999", "--dtype", "float32")
+    assert done.code == 2 and "room for a block within the target's" in " ".join(done.err.split())
 
 
 def test_policies_are_replayed(dspark, data, tmp_path, monkeypatch, tiny_target_dir, tiny_drafter_dir):

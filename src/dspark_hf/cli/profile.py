@@ -16,7 +16,10 @@ def profile(
     drafter: DrafterOption = "embedded",
     dtype: DtypeOption = "bfloat16",
     device: DeviceOption = "auto",
-    context: Annotated[list[int], typer.Option(min=4, help="Tokens before a pass; may be repeated.")] = (256, 1024),
+    context: Annotated[
+        list[int] | None,
+        typer.Option(min=4, help="Tokens before a pass; may be repeated. 256 and 1024 by default, or what fits."),
+    ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=2, help="Most tokens of a pass; 512 by default, 128 on a CPU.")
     ] = None,
@@ -48,7 +51,8 @@ def profile(
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("passes")
         cost = run(
-            models.target, models.drafter, contexts=context, max_tokens=max_tokens, num_repeats=repeats, seed=seed,
+            models.target, models.drafter,
+            contexts=context or None, max_tokens=max_tokens, num_repeats=repeats, seed=seed,
             report=lambda name, done, total: bar.update(task, description=name, completed=done, total=total),
         )  # fmt: skip
     path = save_cost(cost, out)

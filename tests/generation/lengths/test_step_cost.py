@@ -246,7 +246,10 @@ class TestFiles:
             ),
             ('{"bias_seconds": 1.0}', "has no list bs_probes, alpha_seconds, m_probes, theta_seconds"),
             ('{"sample_batch_tokens": [1], "sample_steps_per_sec": [0]}', r"sample_steps_per_sec must be positive"),
-            ('{"verify_seconds": [[1.0]], "tokens": [1]}', "is no step cost: .*missing"),
+            (
+                '{"verify_seconds": [[1.0]], "tokens": [1], "speed": 2}',
+                r"is no step cost: It has no contexts, rows, draft_seconds. It has \['speed'\]. Its fields",
+            ),
             ("[]", "must hold a JSON object"),
         ],
     )

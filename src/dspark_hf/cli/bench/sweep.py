@@ -58,11 +58,13 @@ def sweep(
     from dspark_hf.cli.models import check_output, load_models
     from dspark_hf.evaluation import DecodingSettings, journal_path, load_prompts, provenance, write_json
     from dspark_hf.evaluation.lengths.block_records import record_answers
-    from dspark_hf.evaluation.lengths.sweep import drafter_of_quality, plot_sweep
+    from dspark_hf.evaluation.lengths.sweep import check_quality, drafter_of_quality, plot_sweep
     from dspark_hf.evaluation.lengths.sweep import sweep as run
     from dspark_hf.generation import StepCost
     from dspark_hf.generation.lengths.cost_files import load_cost
 
+    for kind in quality:
+        check_quality(kind)
     prompts = [prompt for path in data for prompt in load_prompts(path, limit)]
     costs = {path.stem: load_cost(path) for path in cost or ()}
     check_output(json)
@@ -92,8 +94,8 @@ def sweep(
             file = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in name)
             plot_sweep(plots / f"{file}.png", result, name)
     console.print(
-        "Tokens a second by the table of costs, those of plain steps being 1; the best is that of plain steps and "
-        "fixed rules.",
+        "Tokens a second by the table of costs, those of plain steps being 1; the best is that of plain steps, fixed "
+        "numbers of drafts and thresholds.",
         style="dim",
     )
     if json is not None:

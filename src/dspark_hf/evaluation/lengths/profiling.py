@@ -5,6 +5,7 @@ Shapes: R rows, c tokens of context, n slots.
 
 import random
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from dspark_hf.generation.target.flat import FlatRunner
 from dspark_hf.generation.target.layout import PromptLayout
 from dspark_hf.modeling.cache_name import CACHE_NAME
 
+_CONTEXTS = 256, 1024
 # Tokens of a pass that are measured first; more follow between two that are far apart in time.
 _SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _JUMP, _NUM_REFINEMENTS = 1.15, 2
@@ -35,7 +37,7 @@ def profile(
     target: Any,
     drafter: Any,
     *,
-    contexts: Sequence[int] = (256, 1024),
+    contexts: Sequence[int] | None = None,
     max_tokens: int | None = None,
     num_repeats: int = 7,
     seed: int = 0,
@@ -51,7 +53,8 @@ def profile(
     Args:
         target (`PreTrainedModel`): The model, in evaluation mode.
         drafter ([`DSparkModel`]): Its drafter, bound to it.
-        contexts (`Sequence[int]`, *optional*, defaults to `(256, 1024)`): Tokens before the pass, of each row.
+        contexts (`Sequence[int]`, *optional*): Tokens before the pass, of each row; by default 256 and 1,024, or as
+            many as the target has positions for.
         max_tokens (`int`, *optional*): Most tokens of a pass; 512 by default, and 128 on a CPU.
         num_repeats (`int`, *optional*, defaults to 7): Times of each size.
         seed (`int`, *optional*, defaults to 0): Of the order and the tokens.
@@ -63,12 +66,21 @@ def profile(
     Raises:
         `ValueError`: If a number is out of range, or the target keeps more than keys and values.
     """
+    longest = getattr(target.config.get_text_config(), "max_position_embeddings", None)
+    most = sys.maxsize if longest is None else longest - 1 - drafter.config.num_slots
+    if contexts is None:
+        contexts = [min(length, most) for length in _CONTEXTS]
     max_tokens = (128 if target.device.type == "cpu" else 512) if max_tokens is None else max_tokens
     for name, values, least in (
         ("contexts", contexts, 4), ("max_tokens", [max_tokens], 2), ("num_repeats", [num_repeats], 1),
     ):  # fmt: skip
         if not values or min(values) < least:
             raise ValueError(f"{name} must be at least {least}, got {list(values)}.")
+    if max(contexts) > most:
+        raise ValueError(
+            f"contexts must leave room for a block within the target's {longest} positions, so be at most {most}, got "
+            f"{list(contexts)}."
+        )
     if not can_time(target):
         raise ValueError(
             f"{type(target).__name__} keeps more than keys and values in its cache, so its passes cannot be timed "

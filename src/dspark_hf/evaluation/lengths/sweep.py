@@ -26,6 +26,19 @@ _LOOKS = {
 _NOISE = 0.6
 
 
+def check_quality(quality: str) -> None:
+    """Check that there is such a quality.
+
+    Args:
+        quality (`str`): One of `QUALITIES`, or not.
+
+    Raises:
+        `ValueError`: If there is not.
+    """
+    if quality not in QUALITIES:
+        raise ValueError(f"A drafter's quality is one of {', '.join(QUALITIES)}, got {quality!r}.")
+
+
 def drafter_of_quality(drafter: Any, quality: str, seed: int = 0) -> Any:
     """The drafter itself (`good`), one with noise in its matrices (`poor`), or one of random weights (`useless`).
 
@@ -40,8 +53,7 @@ def drafter_of_quality(drafter: Any, quality: str, seed: int = 0) -> Any:
     Raises:
         `ValueError`: If there is no such quality.
     """
-    if quality not in QUALITIES:
-        raise ValueError(f"A drafter's quality is one of {', '.join(QUALITIES)}, got {quality!r}.")
+    check_quality(quality)
     if quality == "good":
         return drafter
     torch.manual_seed(seed)
@@ -147,7 +159,7 @@ def _rivals(num_rows: int) -> dict[str, tuple[PrefixScheduler, int | None]]:
         "1 draft": (fixed, 1),
         "2 drafts": (fixed, 2),
         "3 drafts": (fixed, 3),
-        f"{_SHARED} of all rows": (fixed, max(1, _SHARED // num_rows)),
+        f"{_SHARED} in all": (fixed, max(1, _SHARED // num_rows)),
         "threshold 0.3": (PrefixScheduler("threshold", threshold=0.3), None),
         "threshold 0.5": (PrefixScheduler("threshold", threshold=0.5), None),
     }

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dspark_hf.files import cache_root, read_json, write_json
-from dspark_hf.messages import cut, shown
+from dspark_hf.messages import shown
 from dspark_hf.modeling.fingerprint import public_name, target_fingerprint
 from dspark_hf.provenance import changes, installed_versions, processor_name
 
@@ -76,10 +76,9 @@ def load_cost(path: str | Path) -> StepCost:
     content = read_json(path)
     try:
         if "verify_seconds" in content:
+            _check_fields(content)
             return StepCost(**content)
         return from_sglang(content)
-    except TypeError as error:  # it quotes a field that there is not
-        raise ValueError(f"{path} is no step cost: {cut(str(error))}") from None
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path} is no step cost: {error}") from None
 
@@ -170,6 +169,15 @@ def from_sglang(content: dict[str, Any]) -> StepCost:
 def without_made_for(cost: StepCost) -> StepCost:
     """The same `cost`, to be used anywhere."""
     return replace(cost, made_for={})
+
+
+def _check_fields(content: dict[str, Any]) -> None:
+    names = [field.name for field in fields(StepCost)]
+    missing = [name for name in names if name not in content and name != "made_for"]
+    unknown = [name for name in content if name not in names]
+    if missing or unknown:
+        what = [f"It has no {', '.join(missing)}."] * bool(missing) + [f"It has {shown(unknown)}."] * bool(unknown)
+        raise ValueError(f"{' '.join(what)} Its fields are {', '.join(names)}. Measure again.")
 
 
 def _entries(content: dict[str, Any], names: tuple[str, ...]) -> list[list]:

@@ -11,16 +11,13 @@ import numpy as np
 
 from .last_row import row_weights, steps_saved, time_apart
 from .prefixes import best_count, early_stop, share_out, walk
+from .round_costs import RoundCosts
 from .scheduler import PrefixScheduler
 from .step_cost import StepCost
 from .track_record import TrackRecord
 
 # Tokens by which lengths may differ in cost without a look at survival, which waits for the device.
 _NEGLIGIBLE = 0.02
-# Context is looked up in steps of so many tokens, and tokens of prompts in steps of so many.
-_CONTEXT_STEP, _PROMPT_STEP = 128, 16
-# Sizes of passes that are remembered: a server sees new ones for as long as it runs.
-_MOST_TABLES = 512
 
 
 @dataclass
@@ -50,13 +47,11 @@ class Schedule:
     """
 
     def __init__(self, options: PrefixScheduler, cost: StepCost, most_slots: int):
-        self.options, self.cost = options, cost
-        self._most_slots = most_slots
+        self.options = options
+        self._round = RoundCosts(cost, most_slots)
         # What a source has won says nothing until a round is settled at these costs.
         self._settled: set[TrackRecord] = set()
         self._speeds: dict[TrackRecord, tuple[np.ndarray, np.ndarray, float]] = {}
-        self._tables: dict[tuple[int, int, int], tuple[np.ndarray, list[float], float]] = {}
-        self._seconds, self._steps, self._draft_seconds, self._num_rows = np.ones(1), [1.0], 0.0, 1
         self._earlier: deque[tuple[int, np.ndarray]] = deque(maxlen=2)
         self._num_probes = 0
         self._left: Sequence[int] = [1]
@@ -68,9 +63,13 @@ class Schedule:
         Args:
             cost ([`StepCost`]): It.
         """
-        self.cost = cost
+        self._round.reprice(cost)
         self._settled.clear()
-        self._tables.clear()
+
+    @property
+    def cost(self) -> StepCost:
+        """What passes take."""
+        return self._round.cost
 
     @property
     def is_auto(self) -> bool:
@@ -85,20 +84,8 @@ class Schedule:
             context_len (`int`): Tokens of the longest.
             num_prompt_tokens (`int`, *optional*, defaults to 0): Tokens of others that go through the same pass.
         """
-        num_rows = len(left)
         self._left, self._weights = left, row_weights(left)
-        key = num_rows, -(-context_len // _CONTEXT_STEP), -(-num_prompt_tokens // _PROMPT_STEP)
-        if key not in self._tables:
-            if len(self._tables) >= _MOST_TABLES:
-                self._tables.clear()
-            fewest = num_rows + key[2] * _PROMPT_STEP
-            verify = self.cost.verify(fewest + num_rows * self._most_slots, key[1] * _CONTEXT_STEP)
-            # A pass over more tokens is never taken to cost less: fewer may stand for that measurement.
-            seconds = np.minimum.accumulate(verify[: fewest - 1 : -1])[::-1]
-            self._tables[key] = seconds, (seconds / seconds[0]).tolist(), self.cost.draft(num_rows)
-        # Of a pass that verifies 0, 1, ... drafts of all rows together; also in plain steps.
-        self._seconds, self._steps, self._draft_seconds = self._tables[key]
-        self._num_rows = num_rows
+        self._round.begin(len(left), context_len, num_prompt_tokens)
 
     def slots(self, record: TrackRecord, num_rows: int, is_free: bool = False) -> int:
         """How many slots a source should pick for its rows; none where it is not to draft.
@@ -112,10 +99,10 @@ class Schedule:
             return record.num_slots
         account = record.account
         account.pause_len = self.options.probe_interval
-        if account.rests(self._num_rows):
+        if account.rests(self._round.num_rows):
             return 0
         if not self._pays(record, num_rows, is_free):
-            account.pause(self._num_rows)
+            account.pause(self._round.num_rows)
             return 0
         if not self._is_long_enough(record, num_rows, is_free):
             return 0
@@ -125,11 +112,11 @@ class Schedule:
         """Whether a source that does not rest is to go on drafting; else it rests for a while."""
         account = record.account
         # A round of one draft a row, the least there is.
-        if not account.affords(self._extra(num_rows, is_free)):
+        if not account.affords(self._round.extra(num_rows, is_free)):
             return False
         if account.is_trying:
             # Drafts that all stand are the most that there can be.
-            hope = self._gain(np.arange(num_rows * record.num_slots + 1), is_free)
+            hope = self._round.speed(np.arange(num_rows * record.num_slots + 1), is_free)
         elif self._has_proved(record):
             return True
         else:
@@ -170,13 +157,13 @@ class Schedule:
             `list[int]`: At most `lens`.
         """
         survival, ahead = _of_all(parts, len(lens), max(lens))
-        seconds, groups = self._seconds, len(lens)
+        seconds, groups = self._round.seconds, len(lens)
         if in_step:
             most = min(n for n in lens if n > 0)
             # One row that stands for all, and takes as many tokens a slot.
             rows = [row for row, n in enumerate(lens) if n > 0]
             survival, ahead = survival[rows].prod(0, keepdims=True), ahead[rows].prod(0, keepdims=True)
-            seconds, lens = self._seconds[:: self._num_rows], [most]
+            seconds, lens = self._round.seconds[:: self._round.num_rows], [most]
         elif self.is_auto and len(lens) > 1:
             survival = survival * self._weights[:, None]
         if self.is_auto:
@@ -194,7 +181,7 @@ class Schedule:
         if policy == "threshold":
             passed = (survival >= self.options.threshold).sum(-1).tolist()
             return [min(pair) for pair in zip(most, passed, strict=True)]
-        draft_seconds = 0.0 if all(part.is_free for part in parts) else self._draft_seconds
+        draft_seconds = 0.0 if all(part.is_free for part in parts) else self._round.draft_seconds
         if policy == "early_stop":
             return early_stop(survival, most, seconds)
         return share_out(survival, most, self._lagged_budget(survival, most, seconds + draft_seconds))
@@ -242,13 +229,12 @@ class Schedule:
         """
         if self.options.policy == "fixed":
             return
-        of_tokens = self._steps[sum(lens)] - 1
-        of_drafter = self._draft_seconds / float(self._seconds[0])
+        of_tokens = self._round.steps[sum(lens)] - 1
         for part in parts:
             # A source answers for the drafts that it made, and a row of it for its part of that.
             own = sum(lens[row] for row in part.rows)
             share = own / sum(lens) if any(lens) else 0.0
-            extra = (of_tokens * share + of_drafter * (not part.is_free)) * len(lens) / len(part.rows)
+            extra = (of_tokens * share + self._round.draft_steps * (not part.is_free)) * len(lens) / len(part.rows)
             part.record.learn(part.rows, part.survival, lens, num_judged, num_stood)
             if self.is_auto:
                 self._settled.add(part.record)
@@ -260,35 +246,24 @@ class Schedule:
         """
         if self.options.policy in ("fixed", "threshold"):
             return self.options.policy == "threshold"
-        return (self._steps[sum(lens)] - 1) * self._num_rows * 2 > _NEGLIGIBLE
-
-    def _extra(self, num_drafts: int, is_free: bool) -> float:
-        """Plain steps that a round of so many drafts takes beyond one."""
-        return self._steps[num_drafts] - 1 + (0.0 if is_free else self._draft_seconds / float(self._seconds[0]))
+        return (self._round.steps[sum(lens)] - 1) * self._round.num_rows * 2 > _NEGLIGIBLE
 
     def _saved(self, rows: Sequence[int], gains: Sequence[int]) -> float:
         """Plain steps that the drafts of a source's rows saved, as if all rows had been its own."""
-        if self._num_rows == 1:
+        if self._round.num_rows == 1:
             return float(gains[0])
         own = set(rows)
         without = [max(left - 1, 0) for left in self._left]
         left = [max(n - gains[row], 0) if row in own else n for row, n in enumerate(without)]
-        return steps_saved(without, left) * self._num_rows / len(rows)
-
-    def _gain(self, gains: np.ndarray, is_free: bool) -> float:
-        """Speed of the best number of drafts, to plain steps."""
-        seconds = self._seconds[: len(gains)] + self._draft_seconds * (not is_free)
-        rows = self._num_rows
-        _, rate = best_count(rows, gains[: len(seconds)], seconds)
-        return rate * self._seconds[0] / rows
+        return steps_saved(without, left) * self._round.num_rows / len(rows)
 
     def _expected(self, record: TrackRecord, num_rows: int, is_free: bool) -> float:
         """Speed of the best number of drafts by the source's forecast, to plain steps."""
         gains = record.forecast.gains(num_rows, record.num_slots)
         known = self._speeds.get(record)
         # Both stay the same for some rounds.
-        if known is None or known[0] is not gains or known[1] is not self._seconds:
-            known = self._speeds[record] = gains, self._seconds, self._gain(gains, is_free)
+        if known is None or known[0] is not gains or known[1] is not self._round.seconds:
+            known = self._speeds[record] = gains, self._round.seconds, self._round.speed(gains, is_free)
         return known[2]
 
     def _price(self, parts: Sequence[Drafted], num_groups: int) -> float:
@@ -297,7 +272,7 @@ class Schedule:
         for part in parts:
             expected = self._expected(part.record, len(part.rows), part.is_free)
             speeds.append(part.record.speed(max(1.0, expected)))
-        return max(speeds) * num_groups / self._seconds[0]
+        return max(speeds) * num_groups / self._round.seconds[0]
 
     def _lagged_budget(self, survival: np.ndarray, most: list[int], seconds: np.ndarray) -> int:
         """The best number of drafts by the survival of two rounds before; rounds without such have all verified."""

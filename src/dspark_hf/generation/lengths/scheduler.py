@@ -49,7 +49,10 @@ class PrefixScheduler:
 
     def __post_init__(self) -> None:
         if self.policy not in get_args(Policy):
-            raise ValueError(f"policy must be one of {', '.join(get_args(Policy))}, got {self.policy!r}.")
+            raise ValueError(
+                f"policy must be one of {', '.join(get_args(Policy))}, or a PrefixScheduler with options of its own, "
+                f"got {shown(self.policy)}."
+            )
         for name, least, most in (("threshold", 0.0, 1.0), ("min_gain", 0.0, 10.0)):
             value = getattr(self, name)
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
