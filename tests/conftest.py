@@ -72,7 +72,8 @@ def fixed_seed():
 def whole_blocks(request, monkeypatch):
     """More tokens cost nothing, so that all slots are verified and much is tested; not in tests marked `cost`."""
     if "cost" not in request.keywords:
-        monkeypatch.setattr("dspark_hf.generation.lengths.step_cost._TOKENS_OF_CORE", 10**6)
+        for name in ("_TOKENS_OF_CORE", "_TOKENS_OF_NARROW_CORE"):
+            monkeypatch.setattr(f"dspark_hf.generation.lengths.step_cost.{name}", 10**6)
         for name in ("_ANY_MORE", "_ANY_MORE_FLOAT32", "_EACH_MORE_EMULATED"):
             monkeypatch.setattr(f"dspark_hf.generation.lengths.step_cost.{name}", 0.0)
 

@@ -149,7 +149,7 @@ def test_a_decent_drafter_is_not_accused(target, long_text):
 def test_it_recovers_and_the_context_is_complete(target, long_text):
     ids, plain = long_text
     # Useless at first; the rounds after the first pause are right.
-    drafter, _ = greedy_oracle(target, ids, [0] * 9 + [4] * 300, max_new_tokens=256)
+    drafter, _ = greedy_oracle(target, ids, [0] * 11 + [4] * 300, max_new_tokens=256)
     assert generate(target, ids, drafter) == (plain.tolist(), []) and drafter.anchors_were_right
     stats = drafter.last_stats
     assert stats.paused_rounds == 64 and stats.rounds < 120

@@ -16,12 +16,13 @@ import torch
 from dspark_hf.messages import shown
 
 # The rule of thumb: what is added to a pass over one token by any more of them, and by as many as the device bears
-# while it waits for weights; and what the drafter adds for one row. All in passes over one token.
-_ANY_MORE, _FULL, _DRAFTER = 0.05, 0.35, 0.2
-# Tokens that a drafter reads for each row, its block: more rows are busy with computing that much sooner.
-_BLOCK = 5
-# Tokens that so bear: the cores of a CPU are soon busy with computing. A single core waits as long as two do.
-_TOKENS_OF_CORE, _FEWEST_CORES, _TOKENS_OF_DEVICE = 8, 2, 256
+# while it waits for weights, in passes over one token.
+_ANY_MORE, _FULL = 0.05, 0.35
+# What the drafter takes of the target's pass over as many tokens, and those that it reads for each row, its block.
+_DRAFTER, _BLOCK = 0.175, 5
+# Tokens that so bear: the cores of a CPU are soon busy with computing, in float32 sooner where they have no vectors of
+# 512 bits. A single core waits as long as two do.
+_TOKENS_OF_CORE, _TOKENS_OF_NARROW_CORE, _FEWEST_CORES, _TOKENS_OF_DEVICE = 8, 4, 2, 256
 # A CPU multiplies a float32 matrix with one vector by other code than with two, which takes longer; where it has no
 # instructions for a dtype of two bytes, it computes nearly as long for each token of a pass.
 _ANY_MORE_FLOAT32, _EACH_MORE_EMULATED = 0.6, 0.45
@@ -114,12 +115,13 @@ class StepCost:
         else:
             is_float32_on_cpu = device.type == "cpu" and dtype not in _NATIVE
             num_cores = max(torch.get_num_threads(), _FEWEST_CORES)
-            most = _TOKENS_OF_CORE * num_cores if device.type == "cpu" else _TOKENS_OF_DEVICE
+            of_core = _TOKENS_OF_NARROW_CORE if is_float32_on_cpu and _is_narrow() else _TOKENS_OF_CORE
+            most = of_core * num_cores if device.type == "cpu" else _TOKENS_OF_DEVICE
             any_more = _ANY_MORE_FLOAT32 if is_float32_on_cpu else _ANY_MORE
             verify = [1 + any_more * (count > 1) + _FULL * (count - 1) / most for count in tokens]
         passes = cls(tokens, [1], [verify], [1], [_DRAFTER])
         blocks = passes.verify(_BLOCK * tokens[-1])[_BLOCK * np.array(tokens)]
-        return replace(passes, rows=tokens, draft_seconds=(_DRAFTER * blocks / blocks[0]).tolist())
+        return replace(passes, rows=tokens, draft_seconds=(_DRAFTER * blocks).tolist())
 
     def verify(self, num_tokens: int, context_len: int = 1) -> np.ndarray:
         """Seconds of passes over 1 to `num_tokens` tokens.
@@ -200,6 +202,11 @@ def multiplies(device: torch.device, dtype: torch.dtype) -> bool:
     can = torch.cpu.get_capabilities()
     known = [can[name] for name in _NATIVE[dtype] if name in can]
     return any(known) or not known
+
+
+def _is_narrow() -> bool:
+    """Whether the processor is known to have no vectors of 512 bits."""
+    return hasattr(torch.cpu, "get_capabilities") and torch.cpu.get_capabilities().get("avx512_f") is False
 
 
 def _by_ceil(counts: np.ndarray, known: Sequence[int], seconds: np.ndarray) -> np.ndarray:
