@@ -26,6 +26,8 @@ EXTRAS = {
     "server": ["openai>=1.98"],
     "test": [
         "fastapi>=0.115",
+        # Ways of generation take turns in a benchmark.
+        "greenlet>=3.1",
         "hypothesis>=6.100",
         "markdown-it-py>=3.0",
         "openai>=1.98",
