@@ -52,8 +52,8 @@ def test_every_point_has_a_ratio(tmp_path, tiny_target_dir, tiny_drafter_dir, mo
     prompts, figures = tmp_path / "prompts.jsonl", tmp_path / "figures.jsonl"
     prompts.write_text("".join(json.dumps({"turns": [f"Say {number}."]}) + "\n" for number in range(4)))
     models = ["--target", str(tiny_target_dir), "--drafter", str(tiny_drafter_dir), "--dtype", "float32"]
-    sizes = ["--data", str(prompts), "--batch_sizes", "1", "2", "--max_new_tokens", "12", "--quality", "good", "useless"]
-    ways = ["--policies", "auto", "fixed", "--first_calls", "--json", str(figures)]
+    sizes = ["--data", str(prompts), "--batch_sizes", "1", "2", "--max_new_tokens", "12"]
+    ways = ["--quality", "good", "useless", "--policies", "auto", "fixed", "--first_calls", "--json", str(figures)]
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *models, *sizes, *ways])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     points = [json.loads(line) for line in figures.read_text().splitlines()]

@@ -52,21 +52,16 @@ class Borrowed:
         """
         if self._token_ids is None:
             return
-        new, old = self._copy_rows(), self._copied_head
-        if old is None or old.weight.dtype != new.weight.dtype or old.weight.device != new.weight.device:
-            self._copied_head = new
-        else:
-            # Compiled code goes on with the module that it has seen.
-            old.load_state_dict(new.state_dict())
-
-    def _copy_rows(self) -> nn.Linear:
         with loaded(self._whole_head):
-            weight, bias = plain_rows(self._whole_head, self._token_ids)
-        copied = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-        copied.weight = nn.Parameter(weight, requires_grad=False)
-        if bias is not None:
-            copied.bias = nn.Parameter(bias, requires_grad=False)
-        return copied
+            weight, bias = plain_rows(self._whole_head, slice(None))
+            ids, copied = self._token_ids.to(weight.device), self._copied_head
+            if copied is None or copied.weight.dtype != weight.dtype or copied.weight.device != weight.device:
+                copied = nn.Linear(weight.shape[1], len(ids), bias is not None, weight.device, weight.dtype)
+                self._copied_head = copied.requires_grad_(False)
+            # In place: compiled code goes on with the module that it has seen, and fresh memory would take longer.
+            torch.index_select(weight, 0, ids, out=copied.weight.data)
+            if bias is not None:
+                torch.index_select(bias, 0, ids, out=copied.bias.data)
 
     def head_rows(self, rows: Tensor | slice) -> OutputHead:
         """The target's output head as it is now, for training, with what follows it.
