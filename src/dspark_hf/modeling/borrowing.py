@@ -44,7 +44,6 @@ class Borrowed:
             self.renew()
         return self._whole_head if self._token_ids is None else self._copied_head
 
-    @torch.no_grad()
     def renew(self) -> None:
         """Copy the rows that decoding uses: the target may have changed since, by training or a merged adapter.
 
@@ -52,16 +51,18 @@ class Borrowed:
         """
         if self._token_ids is None:
             return
-        with loaded(self._whole_head):
+        # What is made in inference mode cannot be written to outside of it.
+        with torch.inference_mode(False), torch.no_grad(), loaded(self._whole_head):
             weight, bias = plain_rows(self._whole_head, slice(None))
             ids, copied = self._token_ids.to(weight.device), self._copied_head
             if copied is None or copied.weight.dtype != weight.dtype or copied.weight.device != weight.device:
-                copied = nn.Linear(weight.shape[1], len(ids), bias is not None, weight.device, weight.dtype)
-                self._copied_head = copied.requires_grad_(False)
+                # Without values, for which random numbers would be drawn.
+                copied = nn.Linear(weight.shape[1], len(ids), bias is not None, "meta", weight.dtype)
+                self._copied_head = copied = copied.to_empty(device=weight.device).requires_grad_(False)
             # In place: compiled code goes on with the module that it has seen, and fresh memory would take longer.
-            torch.index_select(weight, 0, ids, out=copied.weight.data)
+            torch.index_select(weight, 0, ids, out=copied.weight)
             if bias is not None:
-                torch.index_select(bias, 0, ids, out=copied.bias.data)
+                copied.bias.copy_(bias[ids])
 
     def head_rows(self, rows: Tensor | slice) -> OutputHead:
         """The target's output head as it is now, for training, with what follows it.
