@@ -343,7 +343,10 @@ def test_target_without_hidden_states(target, monkeypatch):
         ({"confidence_threshold": -0.1}, "confidence_threshold must be a number"),
         ({"confidence_threshold": "high"}, "confidence_threshold must be a number"),
         ({"prompt_lookup": 4}, "prompt_lookup must be a PromptLookup, True, False or None, got 4"),
-        ({"policy": None}, "policy must be one of auto, .*, fixed, or a PrefixScheduler .*, got None"),
+        (
+            {"policy": None},
+            "policy must be one of auto, lagged, early_stop, threshold, fixed, or a PrefixScheduler .*, got None",
+        ),
         ({"seed": 1.5}, "seed must be an int from 0 to 2..63 - 1, or None, got 1.5"),
         ({"seed": 2**63}, "seed must be an int from 0 to"),
         ({"check_target": "yes"}, r"check_target must be one of \[True, False\], got 'yes'"),

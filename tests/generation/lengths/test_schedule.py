@@ -200,7 +200,10 @@ def test_no_more_than_asked_for(target):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"policy": "clever"}, "policy must be one of auto, .*, fixed, or a PrefixScheduler .*, got 'clever'"),
+        (
+            {"policy": "clever"},
+            "policy must be one of auto, lagged, early_stop, threshold, fixed, or a PrefixScheduler .*, got 'clever'",
+        ),
         ({"policy": "threshold"}, 'policy="threshold" needs a threshold above 0'),
         ({"policy": "threshold", "threshold": 1.0}, "threshold must be a number from 0 up to .* 1, got 1.0"),
         ({"min_gain": -0.1}, "min_gain must be a number from 0 up to"),

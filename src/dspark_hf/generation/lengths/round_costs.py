@@ -22,7 +22,6 @@ class RoundCosts:
         most_slots (`int`): Most slots of any source.
 
     Attributes:
-        cost ([`StepCost`]): The table.
         num_rows (`int`): Rows at work.
         seconds (`numpy.ndarray` of shape `(1 + R * n,)`): Of a pass over 0, 1, ... drafts of all rows together.
         steps (`list[float]`): The same in plain steps.
@@ -30,7 +29,7 @@ class RoundCosts:
     """
 
     def __init__(self, cost: StepCost, most_slots: int):
-        self.cost, self._most_slots = cost, most_slots
+        self._cost, self._most_slots = cost, most_slots
         self._tables: dict[tuple[int, int, int], tuple[np.ndarray, list[float], float]] = {}
         self.num_rows, self.seconds, self.steps = 1, np.ones(1), [1.0]
         self.draft_seconds = self.draft_steps = 0.0
@@ -41,7 +40,7 @@ class RoundCosts:
         Args:
             cost ([`StepCost`]): It.
         """
-        self.cost = cost
+        self._cost = cost
         self._tables.clear()
 
     def begin(self, num_rows: int, context_len: int, num_prompt_tokens: int = 0) -> None:
@@ -57,10 +56,10 @@ class RoundCosts:
             if len(self._tables) >= _MOST_TABLES:
                 self._tables.clear()
             fewest = num_rows + key[2] * _PROMPT_STEP
-            verify = self.cost.verify(fewest + num_rows * self._most_slots, key[1] * _CONTEXT_STEP)
+            verify = self._cost.verify(fewest + num_rows * self._most_slots, key[1] * _CONTEXT_STEP)
             # A pass over more tokens is never taken to cost less: fewer may stand for that measurement.
             seconds = np.minimum.accumulate(verify[: fewest - 1 : -1])[::-1]
-            self._tables[key] = seconds, (seconds / seconds[0]).tolist(), self.cost.draft(num_rows)
+            self._tables[key] = seconds, (seconds / seconds[0]).tolist(), self._cost.draft(num_rows)
         self.num_rows = num_rows
         self.seconds, self.steps, self.draft_seconds = self._tables[key]
         self.draft_steps = self.draft_seconds / float(self.seconds[0])

@@ -67,11 +67,6 @@ class Schedule:
         self._settled.clear()
 
     @property
-    def cost(self) -> StepCost:
-        """What passes take."""
-        return self._round.cost
-
-    @property
     def is_auto(self) -> bool:
         """Whether drafting is left out where it does not pay."""
         return self.options.policy == "auto"
