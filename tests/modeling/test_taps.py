@@ -1,15 +1,19 @@
-"""Taps of a target, its last layer's raw output among them."""
+"""Taps of a target, by hooks and by hidden states, its last layer's raw output among them."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from generation.tiny_targets import FAMILIES, MORE_FAMILIES, make_prompt
+from generation.tiny_targets import make_target as make_tiny
 from safetensors.torch import load_file
 from small_target import make_target
 from transformers import AutoModelForCausalLM
 
+from dspark_hf import DSparkModel
 from dspark_hf.data.features import TargetFeatures
-from dspark_hf.modeling.taps import Taps
+from dspark_hf.modeling.taps import Taps, merge_streams, stacks_streams
 
 FOLDER = Path(__file__).parents[1] / "golden" / "v4_dspark"
 
@@ -41,10 +45,74 @@ def test_a_last_layer_without_streams_is_read_before_the_norm():
     target = make_target()
     taps, ids = Taps(target, [2, 5]), torch.tensor([[1, 2, 3]])
     with taps.in_pass():
-        outputs = target(ids, output_hidden_states=taps.entries)
+        outputs = target(ids, output_hidden_states=True)
     middle, last = taps.read(outputs.hidden_states)
     assert torch.equal(middle, outputs.hidden_states[3])
     torch.testing.assert_close(target.lm_head(target.model.norm(last)), outputs.logits)
+
+
+@pytest.mark.parametrize(
+    "family", [*FAMILIES, *MORE_FAMILIES, "gemma3n_text", "deepseek_v4", "bamba", "lfm2", "qwen3_next"]
+)
+def test_hooks_read_what_hidden_states_would_hold(family):
+    target, ids = make_tiny(family, **MORE_FAMILIES.get(family, {})), make_prompt(9, batch_size=2)
+    taps, before = Taps(target, [2, 0]), hooks(target)
+    with taps.in_pass():
+        outputs = target(ids, output_hidden_states=False)
+    read = taps.read(outputs.hidden_states)
+    assert taps.entries == [] and hooks(target) == before
+    states = target(ids, output_hidden_states=True).hidden_states
+    assert all(map(torch.equal, read, (merge_streams(states[entry], stacks_streams(target)) for entry in (3, 1))))
+
+
+@pytest.mark.parametrize("family", ["bloom", "openai-gpt", "olmo_hybrid"])
+def test_what_is_not_plain_is_asked_for(family):
+    target, ids = make_tiny(family), make_prompt(9)
+    taps = Taps(target, [0, 2])
+    assert taps.entries == [1, 3]
+    with taps.in_pass():
+        outputs = target(ids, output_hidden_states=taps.entries)
+    states = target(ids, output_hidden_states=True).hidden_states
+    assert all(map(torch.equal, taps.read(outputs.hidden_states), (states[1], states[3])))
+
+
+def test_a_compiled_target_is_asked():
+    target = make_target()
+    target.model.layers[1].forward = torch.compile(target.model.layers[1].forward, backend="eager")
+    assert Taps(target, [0, 2]).entries == [1, 3]
+
+
+def test_generating_leaves_a_target_without_hooks():
+    target = make_tiny()
+    drafter = DSparkModel.from_target(target, block_size=4, markov_rank=8, num_hidden_layers=1)
+    target.generate(make_prompt(5), assistant_model=drafter, max_new_tokens=8)
+    assert drafter.last_stats.rounds > 0 and not any(hooks(target))
+
+
+def test_layers_that_run_twice_are_read_the_first_time_but_the_last():
+    target = make_target()
+    taps = Taps(target, [2, 5])
+    with taps.in_pass():
+        hidden = torch.randn(1, 3, target.config.hidden_size)
+        tables = target.model.rotary_emb(hidden, torch.arange(3)[None])
+        passes = [[layer(hidden + add, position_embeddings=tables) for layer in target.model.layers] for add in (0, 1)]
+    middle, last = taps.read(None)
+    assert torch.equal(middle, passes[0][2]) and torch.equal(last, passes[1][5])
+
+
+def test_a_pass_of_another_thread_is_not_read():
+    target, ids = make_target(), torch.tensor([[1, 2, 3]])
+    taps = Taps(target, [2])
+    with taps.in_pass():
+        expected = target(ids, output_hidden_states=True).hidden_states[3]
+        taps.read(None)
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(target, ids + 1)
+            other.result()
+        with pytest.raises(ValueError, match="LlamaForCausalLM returns no hidden states"):
+            taps.read(None)
+        target(ids)
+        assert torch.equal(taps.read(None)[0], expected)
 
 
 def test_a_last_layer_that_cannot_be_found_is_told():

@@ -5,56 +5,77 @@ Shapes: B batch, S sequence, M residual streams, E hidden size.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from threading import get_ident
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .compiling import is_compiled
+
 
 class Taps:
     """Reads tapped layers off a target's passes.
 
-    The last entry of `hidden_states` is post-norm: where the last layer is tapped, a hook that stays for one pass
-    reads it.
+    Where it is plain whose outputs `hidden_states` holds, hooks that stay for one pass read the tapped layers, and
+    nothing is asked for: transformers would hook every layer for good, and that costs each pass about a hundredth of
+    its time on a small model. The last layer is always read by a hook, since the last entry is post-norm.
 
     Args:
         model (`PreTrainedModel`): The target.
         layer_ids (`Sequence[int]`): The tapped layers, 0-based.
 
     Attributes:
-        entries (`list[int]`): What is to be asked for as `output_hidden_states`; empty without taps.
+        entries (`list[int]`): What is to be asked for as `output_hidden_states`; empty where nothing is.
 
     Raises:
         `ValueError`: If the last layer is tapped and cannot be found.
     """
 
     def __init__(self, model: PreTrainedModel, layer_ids: Sequence[int]):
-        self.entries = [layer_id + 1 for layer_id in layer_ids]
-        num_layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
-        self._last = num_layers if num_layers in self.entries else None
-        self._stacks = stacks_streams(model)
-        self._layer = None if self._last is None else _last_layer(model, num_layers)
-        self._raw: Tensor | None = None
+        self._name, self._layer_ids = type(model).__name__, list(layer_ids)
+        self._stacks, self._last = stacks_streams(model), _last_layer_id(model)
+        self._hooked = _hooked_layers(model, self._layer_ids) if self._layer_ids else {}
+        self.entries = [layer_id + 1 for layer_id in self._layer_ids if layer_id not in self._hooked]
+        self._noted: dict[int, Tensor] = {}
+        self._thread = get_ident()
 
     @contextmanager
     def in_pass(self) -> Iterator[None]:
         """Around the pass that is read."""
-        if self._layer is None:
-            yield
-            return
-        hook = self._layer.register_forward_hook(self._note)
+        self._noted, self._thread = {}, get_ident()
+        hooks = [layer.register_forward_hook(partial(self._note, index)) for index, layer in self._hooked.items()]
         try:
             yield
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
-    def _note(self, layer: nn.Module, inputs: tuple, output: Any) -> None:
-        self._raw = output[0] if isinstance(output, tuple) else output
+    def _note(self, layer_id: int, layer: nn.Module, inputs: tuple, output: Any) -> None:
+        # Another thread may run the same target. Where layers run more than once, `hidden_states` begins with the
+        # first time, and the final norm comes behind the last.
+        if get_ident() == self._thread and (layer_id == self._last or layer_id not in self._noted):
+            self._noted[layer_id] = output[0] if isinstance(output, tuple) else output
 
     def read(self, hidden_states: Any) -> list[Tensor]:
-        """The taps `(batch, sequence, hidden)` of a pass, given its `hidden_states`; to be read once."""
-        raw, self._raw = self._raw, None
-        taps = [raw if entry == self._last else hidden_states[entry] for entry in self.entries]
+        """The taps of a pass; to be read once.
+
+        Args:
+            hidden_states (`tuple[torch.Tensor]` or `None`): Those that it returned.
+
+        Returns:
+            `list[torch.Tensor]`: A tensor `(batch, sequence, hidden)` for each tapped layer.
+
+        Raises:
+            `ValueError`: If the pass did not show a tapped layer's output.
+        """
+        noted, self._noted = self._noted, {}
+        if noted.keys() != self._hooked.keys() or (self.entries and hidden_states is None):
+            raise ValueError(
+                f"{self._name} returns no hidden states, so a drafter cannot read it. Generate without a drafter."
+            )
+        taps = [noted[index] if index in self._hooked else hidden_states[index + 1] for index in self._layer_ids]
         return [merge_streams(tap, self._stacks) for tap in taps]
 
 
@@ -75,12 +96,36 @@ def merge_streams(tap: Tensor, is_stacked: bool = False) -> Tensor:
     return tap.mean(0 if is_stacked else 2) if tap.dim() == 4 else tap
 
 
-def _last_layer(model: PreTrainedModel, num_layers: int) -> nn.Module:
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module] | None:
+    """A target's decoder layers, in order; None where they do not stand in one list.
+
+    Args:
+        model (`PreTrainedModel`): The target.
+    """
     lists = [child for child in model.get_decoder().children() if isinstance(child, nn.ModuleList)]
-    found = [layers for layers in lists if len(layers) == num_layers]
-    if len(found) != 1:
-        raise ValueError(
-            f"This drafter reads the last of {num_layers} layers of its target before the final norm, and "
-            f"{type(model).__name__} does not keep its layers in one list. Generate without a drafter."
-        )
-    return found[0][-1]
+    found = [list(layers) for layers in lists if len(layers) - 1 == _last_layer_id(model)]
+    return found[0] if len(found) == 1 else None
+
+
+def _last_layer_id(model: PreTrainedModel) -> int | None:
+    num_layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    return None if num_layers is None else num_layers - 1
+
+
+def _hooked_layers(model: PreTrainedModel, layer_ids: list[int]) -> dict[int, nn.Module]:
+    """The tapped layers that are read by hooks: the last, and all where `hidden_states` holds their outputs."""
+    last, layers = _last_layer_id(model), decoder_layers(model)
+    if layers is None:
+        if last in layer_ids:
+            raise ValueError(
+                f"This drafter reads the last of {last + 1} layers of its target before the final norm, and "
+                f"{type(model).__name__} does not keep its layers in one list. Generate without a drafter."
+            )
+        return {}
+    decoder = model.get_decoder()
+    # A class, where transformers records what modules of that class put out.
+    recorded = (getattr(decoder, "_can_record_outputs", None) or {}).get("hidden_states")
+    is_plain = isinstance(recorded, type) and layers == [one for one in decoder.modules() if isinstance(one, recorded)]
+    # Compiled code keeps the hooks that it was traced with.
+    is_plain = is_plain and not any(map(is_compiled, model.modules()))
+    return {index: layers[index] for index in layer_ids if is_plain or index == last}

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from dspark_hf.modeling.cache_name import CACHE_NAME
 from dspark_hf.modeling.compiling import compiled
+from dspark_hf.modeling.taps import decoder_layers
 
 
 class CompiledLayers:
@@ -87,18 +88,16 @@ def _run_layer(layer, *args, **kwargs):
     return layer.forward(*args, **kwargs)
 
 
-def decoder_layers(model: PreTrainedModel) -> list[nn.Module] | None:
-    """A target's decoder layers, in order; None where they do not stand in one list, or do not take the cache.
+def compilable_layers(model: PreTrainedModel) -> list[nn.Module] | None:
+    """A target's decoder layers, see [`decoder_layers`]; None where they do not take the cache.
 
     Args:
         model (`PreTrainedModel`): The target.
     """
-    num_layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
-    lists = [child for child in model.get_decoder().children() if isinstance(child, nn.ModuleList)]
-    found = [list(layers) for layers in lists if len(layers) == num_layers]
-    if len(found) != 1 or not all(CACHE_NAME in signature(layer.forward).parameters for layer in found[0]):
+    layers = decoder_layers(model)
+    if layers is None or not all(CACHE_NAME in signature(layer.forward).parameters for layer in layers):
         return None
-    return found[0]
+    return layers
 
 
 def _without_capture(module: nn.Module) -> nn.Module:

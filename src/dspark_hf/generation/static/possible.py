@@ -16,7 +16,7 @@ from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.cache_name import CACHE_NAME
 from dspark_hf.modeling.compiling import is_compiled
 
-from .layers import decoder_layers
+from .layers import compilable_layers
 
 # Values of cache_implementation that ask for static rounds: transformers' own fixed shapes, and older names of them.
 STATIC_CACHES = ("static", "hybrid", "sliding_window", "hybrid_chunked")
@@ -101,7 +101,7 @@ def check_static(
         (f"a drafter on {getattr(drafter, 'device', None)} and a target on {model.device}",
          is_own and drafter.device != model.device),
         (f"{name}, whose decoder layers do not stand in one list, or do not take {CACHE_NAME}",
-         speculation.compile and decoder_layers(model) is None),
+         speculation.compile and compilable_layers(model) is None),
     ):  # fmt: skip
         if is_set:
             raise NotStatic(what, asked)

@@ -17,7 +17,7 @@ from dspark_hf.modeling.drafting import Proposal
 from dspark_hf.modeling.taps import Taps
 
 from .buffers import Bucket, View
-from .layers import CompiledLayers, decoder_layers
+from .layers import CompiledLayers, compilable_layers
 
 
 class StaticRound:
@@ -46,7 +46,7 @@ class StaticRound:
         self._num_candidates, self._vocab_size = num_candidates, vocab_size
         self._compiled: list[CompiledLayers] | None = None
         if compiles:
-            self._compiled = [CompiledLayers(model, decoder_layers(model))]
+            self._compiled = [CompiledLayers(model, compilable_layers(model))]
             self._compiled += [] if drafter is None else [CompiledLayers(drafter, drafter.layers)]
 
     def run(self, view: View, bucket: Bucket) -> None:

@@ -276,11 +276,6 @@ class TargetRunner:
                 outputs = self._model(**inputs, **records, output_hidden_states=True, return_dict=True)
                 self.outputs = outputs
         self._interruption.is_in_pass = False
-        if self._taps.entries and outputs.hidden_states is None:
-            raise ValueError(
-                f"{type(self._model).__name__} returns no hidden states, so a drafter cannot read it. Generate "
-                "without a drafter."
-            )
         self._taps_of_pass = self._taps.read(outputs.hidden_states)
         if self.is_anew:
             num_inputs = options["next_sequence_length"]
