@@ -183,7 +183,8 @@ class SpeculativeLoop:
                 tokens, accepted_len = self.target.run(offer)
             transcript.note_drafts(tokens)
             return self.settler.take(torch.cat([tokens, accepted_len], 1), None, self._no_logits)
-        transcript.note_drafts(offer.ids)
+        if offer.ids.shape[1] > 0:
+            transcript.note_drafts(offer.ids)
         with self.watch.part("target"):
             logits = self.target.verify(transcript.ids, transcript.lens, offer.lens)
         return self.settler.settle(logits, offer.ids, offer.candidates, offer.lens)

@@ -9,6 +9,7 @@ from functools import partial
 from threading import get_ident
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -53,9 +54,12 @@ class Taps:
                 hook.remove()
 
     def _note(self, layer_id: int, layer: nn.Module, inputs: tuple, output: Any) -> None:
-        # Another thread may run the same target. Where layers run more than once, `hidden_states` begins with the
-        # first time, and the final norm comes behind the last.
-        if get_ident() == self._thread and (layer_id == self._last or layer_id not in self._noted):
+        # Another thread may run the same target.
+        if not torch.compiler.is_compiling() and get_ident() != self._thread:
+            return
+        # Where layers run more than once, `hidden_states` begins with the first time, and the final norm comes behind
+        # the last.
+        if layer_id == self._last or layer_id not in self._noted:
             self._noted[layer_id] = output[0] if isinstance(output, tuple) else output
 
     def read(self, hidden_states: Any) -> list[Tensor]:
@@ -126,6 +130,8 @@ def _hooked_layers(model: PreTrainedModel, layer_ids: list[int]) -> dict[int, nn
     # A class, where transformers records what modules of that class put out.
     recorded = (getattr(decoder, "_can_record_outputs", None) or {}).get("hidden_states")
     is_plain = isinstance(recorded, type) and layers == [one for one in decoder.modules() if isinstance(one, recorded)]
+    # Layers that share another's keys may be spared tokens of the prompt, if nobody asks for hidden states.
+    is_plain = is_plain and not getattr(decoder.config, "num_kv_shared_layers", 0)
     # Compiled code keeps the hooks that it was traced with.
     is_plain = is_plain and not any(map(is_compiled, model.modules()))
     return {index: layers[index] for index in layer_ids if is_plain or index == last}

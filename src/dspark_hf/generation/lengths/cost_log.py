@@ -79,7 +79,7 @@ class CostLog:
         """
         self._num_rounds += 1
         self._num_drafted += draft is not None
-        _add(self._verify, num_tokens, self._num_rounds, verify / base.verify(num_tokens, context_len)[-1])
+        _add(self._verify, num_tokens, self._num_rounds, verify / base.of_pass(num_tokens, context_len))
         if draft is not None and base.draft(num_rows) > 0:
             _add(self._draft, num_rows, self._num_rounds, draft / base.draft(num_rows))
         elif num_tokens == num_rows:

@@ -5,6 +5,7 @@ Shapes: T token counts, C context lengths, R row counts of a table.
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -133,18 +134,27 @@ class StepCost:
         Returns:
             `numpy.ndarray` of shape `(num_tokens + 1,)`; the first entry is 0.
         """
-        after = int(np.searchsorted(self.contexts[:-1], context_len))
-        before = max(after - 1, 0)
-        share = (
-            1.0
-            if after == before
-            else (context_len - self.contexts[before]) / (self.contexts[after] - self.contexts[before])
-        )
-        share = min(share, 1.0)
+        before, after, share = self._between(context_len)
         of_context = (1 - share) * self._passes[before] + share * self._passes[after]
         seconds = _by_ceil(np.arange(num_tokens + 1), self.tokens, of_context)
         seconds[0] = 0.0
         return seconds
+
+    def of_pass(self, num_tokens: int, context_len: int) -> float:
+        """Seconds of one pass: the last of [`verify`], without the others, and its arguments."""
+        before, after, share = self._between(context_len)
+        place = min(bisect_left(self.tokens, num_tokens), len(self.tokens) - 1)
+        seconds = (1 - share) * self.verify_seconds[before][place] + share * self.verify_seconds[after][place]
+        return seconds * max(num_tokens / self.tokens[-1], 1.0)
+
+    def _between(self, context_len: int) -> tuple[int, int, float]:
+        """The contexts that a length lies between, and how far on the way to the second one."""
+        after = bisect_left(self.contexts, context_len, hi=len(self.contexts) - 1)
+        before = max(after - 1, 0)
+        if after == before:
+            return before, after, 1.0
+        share = (context_len - self.contexts[before]) / (self.contexts[after] - self.contexts[before])
+        return before, after, min(share, 1.0)
 
     def draft(self, num_rows: int) -> float:
         """Seconds of a proposal for so many rows.

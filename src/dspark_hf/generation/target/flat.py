@@ -6,7 +6,7 @@ Shapes: B batch, w tokens of the row with most, N tokens of all rows, V vocabula
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -81,17 +81,15 @@ class FlatRunner(TargetRunner):
         packing = self._packing = Packing(starts, counts, self._visible)
         self._columns.reach(packing.end)
         self.cache.begin(packing)
-        rows, columns = packing.cells(ids.device)
-        positions = self._columns.position_ids
-        kwargs = {"position_ids": positions[packing.cells(positions.device)].unsqueeze(0)}
+        num_tokens, kwargs = packing.num_tokens, {"position_ids": packing.at(self._columns.position_ids)}
         with self._in_rows(packing):
-            logits = self._forward(
-                ids[rows, columns - shift].unsqueeze(0), kwargs, packing.num_tokens,
-                next_sequence_length=packing.num_tokens,
-            )  # fmt: skip
+            logits = self._forward(packing.at(ids, shift), kwargs, num_tokens, next_sequence_length=num_tokens)
         return packing.unpack(logits)
 
     def _in_rows(self, packing: Packing) -> AbstractContextManager:
+        if len(packing.counts) == packing.num_tokens == 1 and self._visible is None:
+            # Its columns are all that the token sees, as in plain `generate()`.
+            return nullcontext()
         return attention_of(self._model, RowPass(packing))
 
     def _of_rows(self, tap: Tensor, num_tokens: int | None, rows: list[int] | None) -> Tensor:

@@ -3,6 +3,8 @@
 Shapes: B rows, w tokens of the row with most, N tokens of all rows.
 """
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -32,14 +34,22 @@ class Packing:
         self.width, self.num_tokens = max(counts), sum(counts)
         self.end = max(start + count for start, count in zip(starts, counts, strict=True))
         self.is_even = min(counts) == self.width
-        counts_of = torch.tensor(counts, device=_HOST)
-        self._offsets = counts_of.cumsum(0) - counts_of  # place of each row's first token among N
-        rows = torch.arange(len(counts), device=_HOST).repeat_interleave(counts_of, output_size=self.num_tokens)
-        steps = torch.arange(self.num_tokens, device=_HOST) - self._offsets[rows]
-        columns = torch.tensor(starts, device=_HOST)[rows] + steps
-        self._indices = {_HOST: (rows, columns, rows * self.width + steps)}
+        # Made when they are asked for: most rounds of a single row do without.
+        self._indices: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
         self._places: dict[tuple, Tensor] = {}
         self._rows: dict[torch.device, Rows] = {}
+
+    def at(self, values: Tensor, shift: int = 0) -> Tensor:
+        """What stands in the tokens' columns, `(1, N, ...)`.
+
+        Args:
+            values (`torch.Tensor` of shape `(batch, columns, ...)`): Values of all columns.
+            shift (`int`, *optional*, defaults to 0): The first of these.
+        """
+        if len(self.counts) == 1:
+            return values.narrow(1, self.starts[0] - shift, self.num_tokens)
+        rows, columns = self.cells(values.device)
+        return values[rows, columns - shift].unsqueeze(0)
 
     def cells(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Row and column of each token on a `device`, int64 `(N,)` each."""
@@ -94,8 +104,21 @@ class Packing:
         last = torch.tensor(self.counts, device=_HOST)[rows].unsqueeze(1) - 1
         return self._offsets[rows].unsqueeze(1) + torch.arange(num_tokens, device=_HOST).minimum(last)
 
+    @cached_property
+    def _offsets(self) -> Tensor:
+        """Place of each row's first token among N."""
+        counts = torch.tensor(self.counts, device=_HOST)
+        return counts.cumsum(0) - counts
+
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         if device not in self._indices:
-            on_host = self._indices[_HOST]
-            self._indices[device] = tuple(index.to(device, non_blocking=True) for index in on_host)
+            self._indices[device] = tuple(index.to(device, non_blocking=True) for index in self._on_host)
         return self._indices[device]
+
+    @cached_property
+    def _on_host(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Row, column, and place among `(batch, w)`, of each token."""
+        counts = torch.tensor(self.counts, device=_HOST)
+        rows = torch.arange(len(self.counts), device=_HOST).repeat_interleave(counts, output_size=self.num_tokens)
+        steps = torch.arange(self.num_tokens, device=_HOST) - self._offsets[rows]
+        return rows, torch.tensor(self.starts, device=_HOST)[rows] + steps, rows * self.width + steps

@@ -22,6 +22,9 @@ class RowLayer(CacheLayerMixin):
         end (`int`): Columns so far.
         max_columns (`int`): Most columns that can be asked for.
         sliding_window (`int`, *optional*): Columns that a token sees, itself included; all, if not given.
+
+    Attributes:
+        packing ([`Packing`]): Where the tokens of the next pass stand.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, end: int, max_columns: int, sliding_window: int | None):
@@ -35,21 +38,20 @@ class RowLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Write the packed `(1, heads, N, dim)` into the rows; returns all columns that the pass may see."""
-        length, first = self.get_mask_sizes(self.packing.num_tokens)
+        packing = self.packing
+        length, first = self.get_mask_sizes(packing.num_tokens)
         self._make_room(first, length)
-        for buffer, new in ((self.keys, key_states), (self.values, value_states)):
-            # Under autocast a pass may make other dtypes than the prompt's cache has.
-            if len(buffer) == 1:
-                buffer.narrow(2, self.packing.starts[0] - self._first, self.packing.num_tokens).copy_(new)
-            else:
-                rows, columns = self.packing.cells(key_states.device)
+        # Under autocast a pass may make other dtypes than the prompt's cache has.
+        if len(packing.starts) == 1:
+            place = packing.starts[0] - self._first
+            self.keys.narrow(2, place, packing.num_tokens).copy_(key_states)
+            self.values.narrow(2, place, packing.num_tokens).copy_(value_states)
+        else:
+            rows, columns = packing.cells(key_states.device)
+            for buffer, new in ((self.keys, key_states), (self.values, value_states)):
                 buffer[rows, :, columns - self._first] = new[0].transpose(0, 1).to(buffer.dtype)
-        window = slice(first - self._first, first - self._first + length)
-        return self.keys[:, :, window], self.values[:, :, window]
-
-    def begin(self, packing: Packing) -> None:
-        """Expect a pass over these tokens, laid out by a `packing`."""
-        self.packing = packing
+        place = first - self._first
+        return self.keys.narrow(2, place, length), self.values.narrow(2, place, length)
 
     def _make_room(self, first: int, length: int) -> None:
         """Let the buffers reach over `length` columns from `first` on."""
@@ -107,16 +109,14 @@ class RowCache(Cache):
             else:
                 layers.append(layer)
         super().__init__(layers=layers)
+        self._row_layers = [layer for layer in layers if isinstance(layer, RowLayer)]
 
     def begin(self, packing: Packing) -> None:
         """Expect a pass over these tokens, laid out by a `packing`."""
-        for layer in self._row_layers():
-            layer.begin(packing)
+        for layer in self._row_layers:
+            layer.packing = packing
 
     def select(self, rows: list[int]) -> None:
         """Keep these `rows` only, numbers from 0, in this order."""
-        for layer in self._row_layers():
+        for layer in self._row_layers:
             layer.select(torch.tensor(rows, device=layer.keys.device))
-
-    def _row_layers(self) -> list[RowLayer]:
-        return [layer for layer in self.layers if isinstance(layer, RowLayer)]

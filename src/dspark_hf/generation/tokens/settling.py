@@ -58,8 +58,9 @@ class Settler:
             logits if scores is None else scores,
             None if is_even else torch.tensor(draft_lens, device=draft_ids.device),
         )
-        accepted_len, next_ids = accepted_len.unsqueeze(1), next_ids.unsqueeze(1)
-        tokens = torch.cat([draft_ids, next_ids], 1).scatter_(1, accepted_len, next_ids)  # [B, n + 1]
+        accepted_len, tokens = accepted_len.unsqueeze(1), next_ids.unsqueeze(1)
+        if draft_ids.shape[1] > 0:
+            tokens = torch.cat([draft_ids, tokens], 1).scatter_(1, accepted_len, tokens)  # [B, n + 1]
         transcript.note_drafts(tokens)
         # The round's one wait for the device.
         self.host_reads += 1

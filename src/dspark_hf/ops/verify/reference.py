@@ -19,6 +19,8 @@ _CHUNK, _MANY = 512, 65_536
 
 def verify_greedy(draft_ids: Tensor, target_ids: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     """As of [`dspark_hf.ops.verify.verify_greedy`]."""
+    if draft_ids.shape[1] == 0:
+        return draft_ids.new_zeros(draft_ids.shape[0]), target_ids[:, 0]
     passed = draft_ids == target_ids[:, :-1]
     if lengths is not None:
         passed = passed & _is_offered(passed.shape[1], lengths)
