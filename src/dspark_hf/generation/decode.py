@@ -56,8 +56,9 @@ class SpeculativeLoop:
         rules = StopRules(request.stopping_criteria, config, request.input_ids.shape[1])
         self.peers = Peers(request.model, request.synced_gpus, request.input_ids.device)
         chooser = TokenChooser(
-            request.logits_processor, bool(config.do_sample), request.batch_size, speculation, self.peers.agree
-        )
+            request.logits_processor, bool(config.do_sample), request.batch_size, speculation,
+            self.peers.agree if self.peers.decide_alike else None,
+        )  # fmt: skip
         self.chooser = chooser
         self.target, self.stats.why_ragged = choose_runner(request, layout, rules)
         self.is_static = isinstance(self.target, StaticRunner)

@@ -27,8 +27,8 @@ def runs(drafted):
 
 
 def test_a_useless_drafter_costs_little():
-    # Two steps at first, then half a step a try, at fixed intervals.
-    assert runs(drafted_rounds(lambda index: 0)) == [8, 64, 2, 64, 2, 64, 2, 50]
+    # Two steps at first, then half a step a try, ever less often.
+    assert runs(drafted_rounds(lambda index: 0, num_rounds=800)) == [8, 64, 2, 128, 2, 256, 2, 256, 2, 80]
 
 
 def test_what_costs_more_is_let_go_of_sooner():
@@ -55,13 +55,13 @@ def test_a_round_that_cannot_be_lost_any_more_is_not_begun():
     # Two rounds, where a third would take more than a quarter of a step.
     assert runs(drafted_rounds(lambda index: 0, extra=1.0))[:2] == [2, 64]
     # A try is one round at least, whatever it takes.
-    assert runs(drafted_rounds(lambda index: 0, extra=5.0))[:4] == [1, 64, 1, 64]
+    assert runs(drafted_rounds(lambda index: 0, extra=5.0))[:4] == [1, 64, 1, 128]
 
 
 def test_pauses_of_what_has_won_are_short_and_grow():
-    lens = runs(drafted_rounds(lambda index: 4 * (index < 20), extra=1.0, num_rounds=400))
-    # A try of one round each, and from the fourth pause on whole ones.
-    assert lens[0] == 28 and lens[1::2][:6] == [8, 16, 32, 64, 64, 64] and set(lens[2::2][:5]) == {1}
+    lens = runs(drafted_rounds(lambda index: 4 * (index < 20), extra=1.0, num_rounds=800))
+    # A try of one round each.
+    assert lens[0] == 28 and lens[1::2][:7] == [8, 16, 32, 64, 128, 256, 256] and set(lens[2::2][:6]) == {1}
 
 
 @pytest.mark.parametrize("pause_len", [1, 2, 64, 1000])
@@ -74,9 +74,19 @@ def test_a_whole_pause_is_as_long_as_asked_for(pause_len):
 
 
 def test_what_wins_again_has_a_short_pause_again():
-    # It wins in five rounds, and in five more when the second whole pause is over.
-    lens = runs(drafted_rounds(lambda index: 4 * (index < 5 or index in range(200, 206)), extra=1.0, num_rounds=300))
-    assert lens == [13, 8, 1, 16, 1, 32, 1, 64, 1, 64, 13, 8, 1, 16, 1, 32, 1, 27]
+    # It wins in five rounds, and in five more when the fifth pause is over.
+    lens = runs(drafted_rounds(lambda index: 4 * (index < 5 or index in range(265, 270)), extra=1.0, num_rounds=365))
+    assert lens == [13, 8, 1, 16, 1, 32, 1, 64, 1, 128, 13, 8, 1, 16, 1, 32, 1, 28]
+
+
+def test_another_call_does_not_wait_for_more_than_a_whole_pause():
+    account = Account()
+    for _ in range(3):
+        account.pause(num_rows=1)
+    account.begin_call()
+    assert [account.rests(num_rows=1) for _ in range(65)] == [True] * 64 + [False]
+    account.pause(num_rows=1)
+    assert [account.rests(num_rows=1) for _ in range(256)] == [True] * 255 + [False]
 
 
 def test_a_try_is_over_when_it_has_won_a_credit():

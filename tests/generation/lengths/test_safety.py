@@ -49,7 +49,7 @@ def test_a_useless_drafter_is_let_go_of_and_named(target, long_text):
         told += generate(target, ids, drafter)[1]
     assert len(drafter.offered) - num_tried <= 8 * 255 / 64 * 3
     # And it is said once per drafter.
-    assert len(told) == 1 and "0 of 24 at the first slot (0.0%)" in told[0]
+    assert len(told) == 1 and "0 of 16 at the first slot (0.0%)" in told[0]
     assert "made for someone/else) belongs to another" in told[0]
     assert "`dspark diagnose TARGET DRAFTER` finds out" in told[0]
 

@@ -98,6 +98,7 @@ class Proposer:
             is_anew = chooser.do_sample or speculation.seed is not None
             self._record = TrackRecord(num_slots, num_rows) if is_anew else evidence.record
             self._record.predictor.temperatures = temperatures
+            self._record.account.begin_call()
             if options.policy == "auto":
                 self._warning = CollapseWarning(drafter, evidence, is_blind=chooser.in_order)
         self._lookup = None if lookup is None else LookupSource(lookup, num_rows)

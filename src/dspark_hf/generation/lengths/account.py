@@ -8,6 +8,8 @@ It looks at earlier rounds only, so it can change time and nothing else.
 _CREDIT, _MOST, _LEAST_ROUNDS = 2.0, 4.0, 2
 # How many times its credit drafting must have won for its next pause to be short, and the part of a whole pause.
 _WON, _SHORT = 2.0, 8
+# Whole pauses that the longest takes.
+_LONGEST = 4
 # Credit of a later try, and the share of rows below which a pause ends.
 _TRY, _FEWER = 0.5, 0.7
 
@@ -19,7 +21,7 @@ class Account:
     takes longer than a plain step; a draft that stands earns the step that it saves, up to four times the credit in
     all, or what two rounds take. When it cannot bear another round, drafting pauses, and is then tried with credit for
     half a step. A pause after drafting has won is short, since a good drafter has unlucky stretches as well; each
-    further one without is twice as long, up to a whole one.
+    further one without is twice as long, up to four whole ones.
 
     Args:
         num_rows (`int`, *optional*, defaults to 1): Rows of the batch.
@@ -58,11 +60,15 @@ class Account:
             num_rows (`int`): Rows at work.
         """
         length = self.pause_len // _SHORT if self._has_won else 2 * self._last_pause or self.pause_len
-        self._last_pause = min(max(length, 1), self.pause_len)
+        self._last_pause = min(max(length, 1), _LONGEST * self.pause_len)
         self._num_left, self._rows_at_pause = self._last_pause - 1, num_rows
         self._balance = min(_TRY, self._credit)
         self.has_paused = self.is_trying = self._is_fresh = True
         self._has_won = False
+
+    def begin_call(self) -> None:
+        """Go on with another prompt, which may suit the drafter: of a pause no more than a whole one is left."""
+        self._num_left = min(self._num_left, self.pause_len)
 
     def rests(self, num_rows: int) -> bool:
         """Whether a round is one of a pause, which it then counts for; no draft is to be made in it.

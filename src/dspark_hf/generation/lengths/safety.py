@@ -9,7 +9,7 @@ from torch import Tensor
 from .track_record import TrackRecord
 
 # First slots that must have been judged before a drafter is accused, and the first drafts that tell why.
-_MIN_JUDGED, _MOST_FIRSTS, _MIN_FIRSTS = 24, 20, 8
+_MIN_JUDGED, _MOST_FIRSTS, _MIN_FIRSTS = 16, 20, 8
 _COLLAPSED_RATE = 0.05
 _SHIFTED_RATE = 0.25
 

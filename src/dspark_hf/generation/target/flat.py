@@ -92,10 +92,10 @@ class FlatRunner(TargetRunner):
             return nullcontext()
         return attention_of(self._model, RowPass(packing))
 
-    def _of_rows(self, tap: Tensor, num_tokens: int | None, rows: list[int] | None) -> Tensor:
-        return (
-            self._packing.unpack(tap, num_tokens, rows) if self._is_flat else super()._of_rows(tap, num_tokens, rows)
-        )
+    def _of_rows(self, features: Tensor, num_tokens: int | None, rows: list[int] | None) -> Tensor:
+        if not self._is_flat:
+            return super()._of_rows(features, num_tokens, rows)
+        return self._packing.unpack(features, num_tokens, rows)
 
     def commit(self, num_rejected: list[int], lens: list[int], rows: list[int] | None = None) -> None:
         if not self._is_flat:

@@ -206,11 +206,11 @@ class TargetRunner:
         taps, self._taps_of_pass = self._taps_of_pass, []
         if not taps:
             return None
-        device = taps[0].device
-        return torch.cat([self._of_rows(tap, num_tokens, rows).to(device) for tap in taps], -1)
+        features = torch.cat([tap.to(taps[0].device) for tap in taps], -1)
+        return self._of_rows(features, num_tokens, rows)
 
-    def _of_rows(self, tap: Tensor, num_tokens: int | None, rows: list[int] | None) -> Tensor:
-        return tap[:, :num_tokens] if rows is None else tap[rows, :num_tokens]
+    def _of_rows(self, features: Tensor, num_tokens: int | None, rows: list[int] | None) -> Tensor:
+        return features[:, :num_tokens] if rows is None else features[rows, :num_tokens]
 
     def commit(self, num_rejected: list[int], lens: list[int], rows: list[int] | None = None) -> None:
         """Take the last tokens out of the cache, and rows that leave.

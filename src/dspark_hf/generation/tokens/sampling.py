@@ -44,7 +44,7 @@ class TokenChooser:
         do_sample: bool,
         batch_size: int,
         speculation: SpeculationConfig,
-        agree: Callable[[Tensor], Tensor] = lambda values: values,
+        agree: Callable[[Tensor], Tensor] | None = None,
     ):
         self.processors = processors
         self._batch_size = batch_size
@@ -187,6 +187,8 @@ class TokenChooser:
         return accept_or_redraw(draft_ids, candidates.to(scores.device), scores, generator)
 
     def _agreed(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        if self._agree is None:
+            return first, second
         return tuple(self._agree(torch.stack([first, second.to(first)])).unbind())
 
     def _generator(self, device: torch.device) -> torch.Generator | None:
