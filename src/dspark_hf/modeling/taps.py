@@ -134,4 +134,5 @@ def _hooked_layers(model: PreTrainedModel, layer_ids: list[int]) -> dict[int, nn
     is_plain = is_plain and not getattr(decoder.config, "num_kv_shared_layers", 0)
     # Compiled code keeps the hooks that it was traced with.
     is_plain = is_plain and not any(map(is_compiled, model.modules()))
-    return {index: layers[index] for index in layer_ids if is_plain or index == last}
+    # What is out of range is refused elsewhere.
+    return {index: layers[index] for index in layer_ids if index == last or (is_plain and index in range(last))}

@@ -39,6 +39,10 @@ def test_a_size_that_was_not_measured_costs_what_the_next_one_does():
     # Past the largest, time grows with the tokens; between contexts evenly, and not past them.
     assert cost.verify(32, 100)[32] == 8.0
     assert cost.verify(4, 200)[4] == 3.0 and cost.verify(4, 1000)[4] == 4.0
+    for num_tokens in range(1, 40):
+        for context_len in (1, 100, 150, 200, 299, 1000):
+            expected = cost.verify(num_tokens, context_len)[-1]
+            assert cost.of_pass(num_tokens, context_len) == pytest.approx(expected, rel=1e-12)
     assert [cost.draft(rows) for rows in (1, 2, 8, 16)] == [0.1, 0.4, 0.4, 0.8]
     assert cost.without_draft().draft(5) == 0.0
 

@@ -141,7 +141,15 @@ class StepCost:
         return seconds
 
     def of_pass(self, num_tokens: int, context_len: int) -> float:
-        """Seconds of one pass: the last of [`verify`], without the others, and its arguments."""
+        """Seconds of one pass: the last number of [`verify`], without the others.
+
+        Args:
+            num_tokens (`int`): Tokens of the pass.
+            context_len (`int`): Tokens before them.
+
+        Returns:
+            `float`.
+        """
         before, after, share = self._between(context_len)
         place = min(bisect_left(self.tokens, num_tokens), len(self.tokens) - 1)
         seconds = (1 - share) * self.verify_seconds[before][place] + share * self.verify_seconds[after][place]
