@@ -1,5 +1,7 @@
 """What drafting has won and lost: it is let go of where it loses, and tried again at fixed intervals."""
 
+from itertools import count
+
 import pytest
 
 from dspark_hf.generation.lengths.account import Account
@@ -55,13 +57,13 @@ def test_a_round_that_cannot_be_lost_any_more_is_not_begun():
     # Two rounds, where a third would take more than a quarter of a step.
     assert runs(drafted_rounds(lambda index: 0, extra=1.0))[:2] == [2, 64]
     # A try is one round at least, whatever it takes.
-    assert runs(drafted_rounds(lambda index: 0, extra=5.0))[:4] == [1, 64, 1, 128]
+    assert runs(drafted_rounds(lambda index: 0, extra=5.0))[:4] == [1, 64, 1, 64]
 
 
 def test_pauses_of_what_has_won_are_short_and_grow():
     lens = runs(drafted_rounds(lambda index: 4 * (index < 20), extra=1.0, num_rounds=800))
     # A try of one round each.
-    assert lens[0] == 28 and lens[1::2][:7] == [8, 16, 32, 64, 128, 256, 256] and set(lens[2::2][:6]) == {1}
+    assert lens[0] == 28 and lens[1::2][:7] == [8, 16, 32, 64, 64, 64, 64] and set(lens[2::2][:6]) == {1}
 
 
 @pytest.mark.parametrize("pause_len", [1, 2, 64, 1000])
@@ -73,19 +75,27 @@ def test_a_whole_pause_is_as_long_as_asked_for(pause_len):
     assert [account.rests(num_rows=1) for _ in range(pause_len)] == [True] * (pause_len - 1) + [False]
 
 
+def test_pauses_do_not_outgrow_a_whole_one_where_now_and_then_a_draft_stands():
+    def pauses(interval):
+        numbers = count(1)
+        return runs(drafted_rounds(lambda index: next(numbers) % interval == 0, extra=1.0, num_rounds=800))[1::2]
+
+    assert set(pauses(interval=4)[:-1]) == {64} and pauses(interval=1000)[:5] == [64, 64, 128, 256, 256]
+
+
 def test_what_wins_again_has_a_short_pause_again():
-    # It wins in five rounds, and in five more when the fifth pause is over.
-    lens = runs(drafted_rounds(lambda index: 4 * (index < 5 or index in range(265, 270)), extra=1.0, num_rounds=365))
-    assert lens == [13, 8, 1, 16, 1, 32, 1, 64, 1, 128, 13, 8, 1, 16, 1, 32, 1, 28]
+    # It wins in five rounds, and in five more when the second whole pause is over.
+    lens = runs(drafted_rounds(lambda index: 4 * (index < 5 or index in range(200, 206)), extra=1.0, num_rounds=300))
+    assert lens == [13, 8, 1, 16, 1, 32, 1, 64, 1, 64, 13, 8, 1, 16, 1, 32, 1, 27]
 
 
 def test_another_call_does_not_wait_for_more_than_a_whole_pause():
     account = Account()
-    for _ in range(3):
-        account.pause(num_rows=1)
+    drafted_rounds(lambda index: 0, account, num_rounds=210)
     account.begin_call()
     assert [account.rests(num_rows=1) for _ in range(65)] == [True] * 64 + [False]
     account.pause(num_rows=1)
+    # The round that was about to begin is the first of it.
     assert [account.rests(num_rows=1) for _ in range(256)] == [True] * 255 + [False]
 
 

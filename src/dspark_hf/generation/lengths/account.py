@@ -8,8 +8,8 @@ It looks at earlier rounds only, so it can change time and nothing else.
 _CREDIT, _MOST, _LEAST_ROUNDS = 2.0, 4.0, 2
 # How many times its credit drafting must have won for its next pause to be short, and the part of a whole pause.
 _WON, _SHORT = 2.0, 8
-# Whole pauses that the longest takes.
-_LONGEST = 4
+# Whole pauses that the longest takes, where drafting has won less than this a round in all but so many of them.
+_LONGEST, _HARDLY, _FEW = 4, 0.05, 3
 # Credit of a later try, and the share of rows below which a pause ends.
 _TRY, _FEWER = 0.5, 0.7
 
@@ -21,7 +21,7 @@ class Account:
     takes longer than a plain step; a draft that stands earns the step that it saves, up to four times the credit in
     all, or what two rounds take. When it cannot bear another round, drafting pauses, and is then tried with credit for
     half a step. A pause after drafting has won is short, since a good drafter has unlucky stretches as well; each
-    further one without is twice as long, up to four whole ones.
+    further one without is twice as long, up to a whole one, or to four where hardly a draft has ever stood.
 
     Args:
         num_rows (`int`, *optional*, defaults to 1): Rows of the batch.
@@ -39,6 +39,7 @@ class Account:
         self.pause_len, self._last_pause = 64, 0
         self.has_paused = self.is_trying = False
         self._is_fresh, self._has_won = True, False
+        self._won, self._num_rounds = 0.0, 0
 
     @property
     def is_winning(self) -> bool:
@@ -60,7 +61,8 @@ class Account:
             num_rows (`int`): Rows at work.
         """
         length = self.pause_len // _SHORT if self._has_won else 2 * self._last_pause or self.pause_len
-        self._last_pause = min(max(length, 1), _LONGEST * self.pause_len)
+        is_hopeless = self._won < _HARDLY * (self._num_rounds - _FEW)
+        self._last_pause = min(max(length, 1), self.pause_len * (_LONGEST if is_hopeless else 1))
         self._num_left, self._rows_at_pause = self._last_pause - 1, num_rows
         self._balance = min(_TRY, self._credit)
         self.has_paused = self.is_trying = self._is_fresh = True
@@ -100,6 +102,7 @@ class Account:
             extra (`float`): Plain steps that the round took beyond one.
         """
         self._is_fresh = False
+        self._won, self._num_rounds = self._won + gain, self._num_rounds + 1
         self._balance = min(self._balance + gain - extra, max(_MOST * self._credit, _LEAST_ROUNDS * extra))
         self._has_won |= self._balance >= _WON * self._credit
         self.is_trying &= self._balance < self._credit
