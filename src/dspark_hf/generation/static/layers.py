@@ -42,7 +42,7 @@ class CompiledLayers:
             bucket (`Hashable`): Shapes of the pass, for which code is made.
         """
         if not self._bare:
-            # The prompt's pass has installed transformers' hooks.
+            # Some pass may have installed transformers' hooks.
             self._bare = [_without_capture(layer) for layer in self._layers]
         run = compiled(_run_layer, self._model, bucket)
         before = [vars(layer).get("forward") for layer in self._layers]
