@@ -58,6 +58,9 @@ def test_temperatures_that_make_it_worse_are_told(
     told = " ".join(done.out.split())
     assert "greedy: with these temperatures survival is further off than without, by 0.200 after 0.100" in told
     assert "sampled: with" not in told and done.code == 0
+    # A name without .json is that of a folder, which need not be there.
+    done = dspark("calibrate", tiny_target_dir, tiny_drafter_dir, "--data", data, "--out", tmp_path / "new")
+    assert done.code == 0 and Calibration.load(tmp_path / "new" / "calibration.json").temperatures == [1.0, 2.0]
 
 
 def test_one_that_was_stopped_is_said_so(dspark, data, tmp_path, tiny_target_dir, tiny_drafter_dir):

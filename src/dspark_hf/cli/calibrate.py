@@ -17,7 +17,7 @@ def calibrate(
     drafter: Annotated[str, typer.Argument(help="The drafter: a repository, a folder, or 'embedded'.")],
     data: Annotated[Path, typer.Option(help="Held-out prompts: JSON lines with `turns` or `messages`.")],
     out: Annotated[
-        Path, typer.Option(help="File or folder to write; in the drafter's folder it is loaded with it.")
+        Path, typer.Option(help="File (.json) or folder to write; in the drafter's folder it is loaded with it.")
     ] = Path("calibration.json"),
     limit: Annotated[int | None, typer.Option(min=2, help="Prompts to take from the top; all by default.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=2, help="Most new tokens a prompt.")] = 128,
@@ -47,7 +47,8 @@ def calibrate(
     from dspark_hf.publishing.cards.plots import plot_reliability
 
     prompts = load_prompts(data, limit)
-    out = out / FILE_NAME if out.is_dir() else out
+    # A folder need not be there yet.
+    out = out if out.suffix == ".json" and not out.is_dir() else out / FILE_NAME
     check_output(out)
     models = load_models(target, drafter, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     console, journal = Console(highlight=False), out.with_name(f"{out.name}.unfinished.jsonl")

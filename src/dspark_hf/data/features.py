@@ -55,7 +55,8 @@ class TargetFeatures:
         """
         device = self.target.device
         # A trainer's autocast is not for the target: features are those that generation and a cache have.
-        with torch.autocast(device.type, enabled=False), self._taps.in_pass(), self._last_states() as last_states:
+        plain = torch.autocast(device.type, enabled=False)
+        with plain, self._taps.in_pass() as seen, self._last_states() as last_states:
             outputs = self.target(
                 input_ids=input_ids.to(device),
                 attention_mask=None if attention_mask is None else attention_mask.to(device),
@@ -70,7 +71,7 @@ class TargetFeatures:
         if not self._is_checked:
             self._check_head(last[:, 0], outputs.logits[:, 0])
             self._is_checked = True
-        return torch.cat(self._taps.read(states), -1), last
+        return torch.cat(self._taps.read(seen, states), -1), last
 
     @contextmanager
     def _last_states(self) -> Iterator[list[Tensor]]:

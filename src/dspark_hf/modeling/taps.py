@@ -35,37 +35,26 @@ class Taps:
     """
 
     def __init__(self, model: PreTrainedModel, layer_ids: Sequence[int]):
-        self._name, self._layer_ids = type(model).__name__, list(layer_ids)
+        self._model, self._layer_ids = model, list(layer_ids)
         self._stacks, self._last = stacks_streams(model), _last_layer_id(model)
-        self._hooked = _hooked_layers(model, self._layer_ids) if self._layer_ids else {}
+        self._hooked = _hooked_layers(model, self._layer_ids) if self._layer_ids else []
         self.entries = [layer_id + 1 for layer_id in self._layer_ids if layer_id not in self._hooked]
-        self._noted: dict[int, Tensor] = {}
-        self._thread = get_ident()
 
     @contextmanager
-    def in_pass(self) -> Iterator[None]:
-        """Around the pass that is read."""
-        self._noted, self._thread = {}, get_ident()
-        hooks = [layer.register_forward_hook(partial(self._note, index)) for index, layer in self._hooked.items()]
+    def in_pass(self) -> Iterator["TappedPass"]:
+        """Around the pass that is read, by what this gives."""
+        layers = decoder_layers(self._model) if self._hooked else []
+        seen = TappedPass(self._model, {index: layers[index] for index in self._hooked}, self._last)
         try:
-            yield
+            yield seen
         finally:
-            for hook in hooks:
-                hook.remove()
+            seen.end()
 
-    def _note(self, layer_id: int, layer: nn.Module, inputs: tuple, output: Any) -> None:
-        # Another thread may run the same target.
-        if not torch.compiler.is_compiling() and get_ident() != self._thread:
-            return
-        # Where layers run more than once, `hidden_states` begins with the first time, and the final norm comes behind
-        # the last.
-        if layer_id == self._last or layer_id not in self._noted:
-            self._noted[layer_id] = output[0] if isinstance(output, tuple) else output
-
-    def read(self, hidden_states: Any) -> list[Tensor]:
-        """The taps of a pass; to be read once.
+    def read(self, seen: "TappedPass", hidden_states: Any) -> list[Tensor]:
+        """The taps of a pass.
 
         Args:
+            seen ([`TappedPass`]): What [`in_pass`] gave.
             hidden_states (`tuple[torch.Tensor]` or `None`): Those that it returned.
 
         Returns:
@@ -74,13 +63,59 @@ class Taps:
         Raises:
             `ValueError`: If the pass did not show a tapped layer's output.
         """
-        noted, self._noted = self._noted, {}
-        if noted.keys() != self._hooked.keys() or (self.entries and hidden_states is None):
+        outputs = seen.outputs
+        if outputs.keys() != set(self._hooked) or (self.entries and hidden_states is None):
             raise ValueError(
-                f"{self._name} returns no hidden states, so a drafter cannot read it. Generate without a drafter."
+                f"{type(self._model).__name__} returns no hidden states, so a drafter cannot read it. Generate "
+                "without a drafter."
             )
-        taps = [noted[index] if index in self._hooked else hidden_states[index + 1] for index in self._layer_ids]
+        taps = [outputs[index] if index in self._hooked else hidden_states[index + 1] for index in self._layer_ids]
         return [merge_streams(tap, self._stacks) for tap in taps]
+
+
+class TappedPass:
+    """What hooks note of one pass of a target, in the thread that made this.
+
+    Args:
+        model (`PreTrainedModel`): The target.
+        layers (`dict[int, nn.Module]`): The layers that are read, by their ids.
+        last (`int`, *optional*): Id of the last layer, whether it is read or not.
+
+    Attributes:
+        outputs (`dict[int, torch.Tensor]`): What they put out.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: dict[int, nn.Module], last: int | None):
+        self.outputs: dict[int, Tensor] = {}
+        self._last, self._thread, self._depth = last, get_ident(), 0
+        self._hooks = [layer.register_forward_hook(partial(self._note, index)) for index, layer in layers.items()]
+        if layers:
+            decoder = model.get_decoder()
+            self._hooks.append(decoder.register_forward_pre_hook(self._enter))
+            self._hooks.append(decoder.register_forward_hook(self._leave))
+
+    def end(self) -> None:
+        """Read no more."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _enter(self, decoder: nn.Module, inputs: tuple) -> None:
+        # A hook of someone else may run another pass within this one.
+        self._depth += self._is_here()
+
+    def _leave(self, decoder: nn.Module, inputs: tuple, output: Any) -> None:
+        self._depth -= self._is_here()
+
+    def _note(self, layer_id: int, layer: nn.Module, inputs: tuple, output: Any) -> None:
+        # Where layers run more than once, `hidden_states` begins with the first time, and the final norm comes behind
+        # the last.
+        is_wanted = layer_id == self._last or layer_id not in self.outputs
+        if is_wanted and self._depth <= 1 and self._is_here():
+            self.outputs[layer_id] = output[0] if isinstance(output, tuple) else output
+
+    def _is_here(self) -> bool:
+        # Another thread may run the same target; compiled code is traced in this one.
+        return torch.compiler.is_compiling() or get_ident() == self._thread
 
 
 def stacks_streams(model: PreTrainedModel) -> bool:
@@ -116,7 +151,7 @@ def _last_layer_id(model: PreTrainedModel) -> int | None:
     return None if num_layers is None else num_layers - 1
 
 
-def _hooked_layers(model: PreTrainedModel, layer_ids: list[int]) -> dict[int, nn.Module]:
+def _hooked_layers(model: PreTrainedModel, layer_ids: list[int]) -> list[int]:
     """The tapped layers that are read by hooks: the last, and all where `hidden_states` holds their outputs."""
     last, layers = _last_layer_id(model), decoder_layers(model)
     if layers is None:
@@ -125,7 +160,7 @@ def _hooked_layers(model: PreTrainedModel, layer_ids: list[int]) -> dict[int, nn
                 f"This drafter reads the last of {last + 1} layers of its target before the final norm, and "
                 f"{type(model).__name__} does not keep its layers in one list. Generate without a drafter."
             )
-        return {}
+        return []
     decoder = model.get_decoder()
     # A class, where transformers records what modules of that class put out.
     recorded = (getattr(decoder, "_can_record_outputs", None) or {}).get("hidden_states")
@@ -135,4 +170,4 @@ def _hooked_layers(model: PreTrainedModel, layer_ids: list[int]) -> dict[int, nn
     # Compiled code keeps the hooks that it was traced with.
     is_plain = is_plain and not any(map(is_compiled, model.modules()))
     # What is out of range is refused elsewhere.
-    return {index: layers[index] for index in layer_ids if index == last or (is_plain and index in range(last))}
+    return [index for index in set(layer_ids) if index == last or (is_plain and index in range(last))]

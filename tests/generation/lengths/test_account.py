@@ -92,11 +92,16 @@ def test_what_wins_again_has_a_short_pause_again():
 def test_another_call_does_not_wait_for_more_than_a_whole_pause():
     account = Account()
     drafted_rounds(lambda index: 0, account, num_rounds=210)
-    account.begin_call()
+    account.begin_call(64)
     assert [account.rests(num_rows=1) for _ in range(65)] == [True] * 64 + [False]
     account.pause(num_rows=1)
     # The round that was about to begin is the first of it.
     assert [account.rests(num_rows=1) for _ in range(256)] == [True] * 255 + [False]
+    # As that call wants it, not the one before.
+    account.pause_len = 1000
+    account.pause(num_rows=1)
+    account.begin_call(8)
+    assert [account.rests(num_rows=1) for _ in range(9)] == [True] * 8 + [False]
 
 
 def test_a_try_is_over_when_it_has_won_a_credit():

@@ -43,6 +43,17 @@ def test_drafts_that_cannot_pay_are_not_made(target, batch_size):
     assert stats.paused_rounds == stats.rounds - 1 == 118
 
 
+def test_another_table_judges_anew(target):
+    ids = make_prompt(6)
+    drafter, plain = greedy_oracle(target, ids, [4], max_new_tokens=120)
+    paused = []
+    for cost in (FLAT, DEAR, FLAT, DEAR):
+        out, stats = generated(target, ids, drafter, PrefixScheduler(step_cost=cost))
+        assert out == plain.tolist()
+        paused.append(stats.paused_rounds)
+    assert paused == [0, 118, 0, 118]
+
+
 def test_slots_that_never_pay_are_not_picked_for_long(target):
     ids = make_prompt(6)
     drafter, plain = greedy_oracle(target, ids, [1], max_new_tokens=120)

@@ -123,6 +123,8 @@ def test_the_rule_of_thumb_knows_what_a_processor_multiplies(monkeypatch, can, n
         ({"verify_seconds": [[1.0, 2.0, 1e200], [2.0, 4.0, 8.0]]}, "verify_seconds .* must be from 1e-09 to 1e.09"),
         ({"verify_seconds": [[1.0, "2.0", 4.0], [2.0, 4.0, 8.0]]}, "verify_seconds .* without holes"),
         ({"draft_seconds": [0.1, float("inf")]}, "draft_seconds of a step cost must be from 1e-09 to 1e.09"),
+        ({"draft_seconds": [True, 0.2]}, "draft_seconds .* without holes"),
+        ({"verify_seconds": [[1.0, True, 4.0], [2.0, 4.0, 8.0]]}, "verify_seconds .* without holes"),
         ({"draft_seconds": [-0.1, 0.2]}, "draft_seconds of a step cost must be from 1e-09 to 1e.09"),
         (
             {"tokens": [1, 4, 2**40]},

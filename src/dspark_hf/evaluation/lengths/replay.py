@@ -81,7 +81,7 @@ def replay(
     for start in range(0, len(records) - batch_size + 1, batch_size):
         rows = [_Row(record) for record in records[start : start + batch_size]]
         known = known if remembers else TrackRecord(num_slots, batch_size)
-        known.account.begin_call()
+        known.begin_call(options.probe_interval, cost)
         schedule = Schedule(options, cost, num_slots)
         result.plain_seconds += _plain_seconds(cost, [row.left for row in rows])
         while rows:

@@ -19,29 +19,33 @@ class Pricing:
         request ([`Request`]): What is to be generated.
         peers ([`Peers`]): Other processes.
 
+    Attributes:
+        table ([`StepCost`]): The table.
+        base ([`StepCost`]): The same before rounds of earlier calls corrected it.
+
     Raises:
         `ValueError`: If the caller's table was measured elsewhere.
     """
 
     def __init__(self, request: Request, peers: Peers):
         speculation, options = request.speculation, request.speculation.scheduler
-        self.table = StepCost.rule_of_thumb(request.device, request.model.dtype)
+        self.table = self.base = StepCost.rule_of_thumb(request.device, request.model.dtype)
         self.log: CostLog | None = None
         # Lookup alone has no drafter to be measured with, and some policies ask for no cost.
         is_priced = request.has_draft_model and options.policy in ("auto", "lagged", "early_stop")
         if options.step_cost is not None:
             if is_priced and options.step_cost.made_for:
                 check_cost(options.step_cost, circumstances(request.model, request.drafter))
-            self.table = options.step_cost
+            self.table = self.base = options.step_cost
         elif is_priced and speculation.seed is None and not peers.are_there:
             made_for = circumstances(request.model, request.drafter)
-            self._base = kept_cost(made_for) or self.table
-            self.table = self._base
+            self.base = kept_cost(made_for) or self.table
+            self.table = self.base
             # Static rounds draft and verify in one go, and take other times than the rounds of a table.
             # Other lengths are other draws: what a sampled call did would never come again.
             if options.policy == "auto" and not request.generation_config.do_sample and not request.is_static:
-                self.log = CostLog.of(made_for, self._base)
-                self.table = self.log.corrected(self._base)
+                self.log = CostLog.of(made_for, self.base)
+                self.table = self.log.corrected(self.base)
         self.table = peers.first(self.table)
 
     def wants_plain(self, num_left: list[int]) -> bool:
@@ -64,4 +68,4 @@ class Pricing:
         """
         if self.log is not None:
             draft = drafted_at - started if drafted_at > started else None
-            self.log.note(self._base, num_rows, num_tokens, context_len, judged_at - drafted_at, draft)
+            self.log.note(self.base, num_rows, num_tokens, context_len, judged_at - drafted_at, draft)

@@ -98,12 +98,13 @@ class Proposer:
             is_anew = chooser.do_sample or speculation.seed is not None
             self._record = TrackRecord(num_slots, num_rows) if is_anew else evidence.record
             self._record.predictor.temperatures = temperatures
-            self._record.account.begin_call()
             if options.policy == "auto":
                 self._warning = CollapseWarning(drafter, evidence, is_blind=chooser.in_order)
         self._lookup = None if lookup is None else LookupSource(lookup, num_rows)
         most_slots = max(num_slots, 0 if lookup is None else lookup.num_slots)
         self._pricing = Pricing(request, peers)
+        if self._record is not None:
+            self._record.begin_call(options.probe_interval, self._pricing.base)
         self._schedule = Schedule(options, self._pricing.table, most_slots)
         self._parts: list[Drafted] | None = None
         self._drafted: tuple | None = None

@@ -68,9 +68,14 @@ class Account:
         self.has_paused = self.is_trying = self._is_fresh = True
         self._has_won = False
 
-    def begin_call(self) -> None:
-        """Go on with another prompt, which may suit the drafter: of a pause no more than a whole one is left."""
-        self._num_left = min(self._num_left, self.pause_len)
+    def begin_call(self, pause_len: int) -> None:
+        """Go on with another prompt, which may suit the drafter: of a pause no more than a whole one is left.
+
+        Args:
+            pause_len (`int`): Rounds of a whole pause from now on.
+        """
+        self.pause_len = pause_len
+        self._num_left = min(self._num_left, pause_len)
 
     def rests(self, num_rows: int) -> bool:
         """Whether a round is one of a pause, which it then counts for; no draft is to be made in it.

@@ -73,4 +73,7 @@ class PrefixScheduler:
                     f"{name} must be a {kind.__name__}, or None, got {shown(value)}. `{reader}` reads a file."
                 )
         if self.policy == "threshold" and self.threshold == 0:
-            raise ValueError('policy="threshold" needs a threshold above 0; "fixed" verifies every slot.')
+            raise ValueError(
+                'policy="threshold" needs a threshold above 0: PrefixScheduler("threshold", threshold=0.3), or '
+                'SpeculationConfig(confidence_threshold=0.3); "fixed" verifies every slot.'
+            )

@@ -6,7 +6,7 @@ Shapes: T token counts, C context lengths, R row counts of a table.
 import hashlib
 import json
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -82,6 +82,9 @@ class StepCost:
                 seconds = np.array(getattr(self, name))
                 # Text may read as a number.
                 seconds = seconds.astype(float) if seconds.dtype.kind in "iufO" else np.array(np.nan)
+                # And so may True, beside numbers.
+                if any(isinstance(value, bool) for value in _leaves(getattr(self, name))):
+                    seconds = np.array(np.nan)
             except (TypeError, ValueError, OverflowError):
                 seconds = np.array(np.nan)
             if seconds.shape != shape:
@@ -225,6 +228,14 @@ def multiplies(device: torch.device, dtype: torch.dtype) -> bool:
 def _is_narrow() -> bool:
     """Whether the processor is known to have no vectors of 512 bits."""
     return hasattr(torch.cpu, "get_capabilities") and torch.cpu.get_capabilities().get("avx512_f") is False
+
+
+def _leaves(values: Any) -> Iterator[Any]:
+    for value in values if isinstance(values, (list, tuple)) else ():
+        if isinstance(value, (list, tuple)):
+            yield from _leaves(value)
+        else:
+            yield value
 
 
 def _by_ceil(counts: np.ndarray, known: Sequence[int], seconds: np.ndarray) -> np.ndarray:

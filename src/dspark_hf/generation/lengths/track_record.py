@@ -9,6 +9,7 @@ import numpy as np
 
 from .account import Account
 from .forecast import Forecast
+from .step_cost import StepCost
 from .survival import SurvivalPredictor
 
 # The share that the speed so far keeps from round to round, and for how many rounds it counts beforehand.
@@ -32,13 +33,26 @@ class TrackRecord:
     """
 
     def __init__(self, num_slots: int, num_rows: int):
-        self.num_slots = num_slots
+        self.num_slots, self._num_rows = num_slots, num_rows
+        self._cost: StepCost | None = None
         self.account, self.forecast = Account(num_rows), Forecast(num_slots)
         self.predictor = SurvivalPredictor(num_slots)
         self.num_drafted = 0
         self._tokens = self._steps = 0.0
         self._signals: dict[str, np.ndarray] = {}
         self._verified: list[int] = []
+
+    def begin_call(self, pause_len: int, cost: StepCost) -> None:
+        """Go on in another call: what was won and lost by another table says nothing of this one.
+
+        Args:
+            pause_len (`int`): Rounds of a whole pause.
+            cost ([`StepCost`]): The table that the call goes by, before rounds correct it.
+        """
+        if self._cost is not None and self._cost != cost:
+            self.account, self._tokens, self._steps = Account(self._num_rows), 0.0, 0.0
+        self._cost = cost
+        self.account.begin_call(pause_len)
 
     @property
     def num_picked(self) -> int:

@@ -61,7 +61,7 @@ class StaticRound:
             return
         # `step` alone moves the lengths, when the pass is over.
         rows = FixedPass(view.lens, bucket.width, view.visible)
-        with attention_of(self._model, rows), self._taps.in_pass():
+        with attention_of(self._model, rows), self._taps.in_pass() as self._seen:
             self.step(view, bucket)
 
     def step(self, view: View, bucket: Bucket) -> None:
@@ -111,7 +111,7 @@ class StaticRound:
                 output_hidden_states=self._taps.entries or False,
                 return_dict=True,
             )
-        taps = self._taps.read(outputs.hidden_states)
+        taps = self._taps.read(self._seen, outputs.hidden_states)
         return outputs.logits, torch.cat(taps, -1) if taps else None
 
     def _draft(self, view: View, bucket: Bucket) -> None:

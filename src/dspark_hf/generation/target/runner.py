@@ -268,7 +268,7 @@ class TargetRunner:
         # The prompt, and what is processed anew, is one pass in plain `generate()`, too.
         is_whole = self.is_anew or options.get("is_first_iteration", False)
         self._interruption.is_in_pass = True
-        with self._taps.in_pass(), nullcontext() if is_whole else self._rotary.in_steps():
+        with self._taps.in_pass() as seen, nullcontext() if is_whole else self._rotary.in_steps():
             if self.recorder is None:
                 outputs = self._model(**inputs, output_hidden_states=self._taps.entries or False, return_dict=True)
             else:
@@ -276,7 +276,7 @@ class TargetRunner:
                 outputs = self._model(**inputs, **records, output_hidden_states=True, return_dict=True)
                 self.outputs = outputs
         self._interruption.is_in_pass = False
-        self._taps_of_pass = self._taps.read(outputs.hidden_states)
+        self._taps_of_pass = self._taps.read(seen, outputs.hidden_states)
         if self.is_anew:
             num_inputs = options["next_sequence_length"]
             self._taps_of_pass = [tap[:, -num_inputs:] for tap in self._taps_of_pass]

@@ -31,9 +31,10 @@ class DraftRunner(ModelRunner):
 
     def _forward_process_and_sample(self, model: Any, *args: Any) -> None:
         def tapped(**kwargs: Any) -> Any:
-            with self.taps.in_pass():
+            with self.taps.in_pass() as seen:
                 outputs = model(**kwargs, output_hidden_states=self.taps.entries or False)
-            self.features = torch.cat([tap[0] for tap in self.taps.read(outputs.hidden_states)], -1)  # [N, L * E]
+            taps = self.taps.read(seen, outputs.hidden_states)
+            self.features = torch.cat([tap[0] for tap in taps], -1)  # [N, L * E]
             return outputs
 
         super()._forward_process_and_sample(tapped, *args)
