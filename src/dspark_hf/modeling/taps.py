@@ -20,8 +20,8 @@ class Taps:
     """Reads tapped layers off a target's passes.
 
     Where it is plain whose outputs `hidden_states` holds, hooks that stay for one pass read the tapped layers, and
-    nothing is asked for: transformers would hook every layer for good, and that costs each pass about a hundredth of
-    its time on a small model. The last layer is always read by a hook, since the last entry is post-norm.
+    nothing is asked for: transformers would hook every layer for good. The last layer is always read by a hook, since
+    the last entry is post-norm.
 
     Args:
         model (`PreTrainedModel`): The target.
@@ -38,13 +38,15 @@ class Taps:
         self._model, self._layer_ids = model, list(layer_ids)
         self._stacks, self._last = stacks_streams(model), _last_layer_id(model)
         self._hooked = _hooked_layers(model, self._layer_ids) if self._layer_ids else []
+        # Layers themselves may be replaced.
+        self._decoder, self._name = (model.get_decoder(), _name_of_layers(model)) if self._hooked else (None, None)
         self.entries = [layer_id + 1 for layer_id in self._layer_ids if layer_id not in self._hooked]
 
     @contextmanager
     def in_pass(self) -> Iterator["TappedPass"]:
         """Around the pass that is read, by what this gives."""
-        layers = decoder_layers(self._model) if self._hooked else []
-        seen = TappedPass(self._model, {index: layers[index] for index in self._hooked}, self._last)
+        layers = getattr(self._decoder, self._name) if self._hooked else []
+        seen = TappedPass(self._decoder, {index: layers[index] for index in self._hooked}, self._last)
         try:
             yield seen
         finally:
@@ -77,7 +79,7 @@ class TappedPass:
     """What hooks note of one pass of a target, in the thread that made this.
 
     Args:
-        model (`PreTrainedModel`): The target.
+        decoder (`nn.Module`, *optional*): What runs them in a pass of its own.
         layers (`dict[int, nn.Module]`): The layers that are read, by their ids.
         last (`int`, *optional*): Id of the last layer, whether it is read or not.
 
@@ -85,12 +87,11 @@ class TappedPass:
         outputs (`dict[int, torch.Tensor]`): What they put out.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: dict[int, nn.Module], last: int | None):
+    def __init__(self, decoder: nn.Module | None, layers: dict[int, nn.Module], last: int | None):
         self.outputs: dict[int, Tensor] = {}
         self._last, self._thread, self._depth = last, get_ident(), 0
         self._hooks = [layer.register_forward_hook(partial(self._note, index)) for index, layer in layers.items()]
         if layers:
-            decoder = model.get_decoder()
             self._hooks.append(decoder.register_forward_pre_hook(self._enter))
             self._hooks.append(decoder.register_forward_hook(self._leave))
 
@@ -141,8 +142,13 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module] | None:
     Args:
         model (`PreTrainedModel`): The target.
     """
-    lists = [child for child in model.get_decoder().children() if isinstance(child, nn.ModuleList)]
-    found = [list(layers) for layers in lists if len(layers) - 1 == _last_layer_id(model)]
+    name = _name_of_layers(model)
+    return None if name is None else list(getattr(model.get_decoder(), name))
+
+
+def _name_of_layers(model: PreTrainedModel) -> str | None:
+    lists = [one for one in model.get_decoder().named_children() if isinstance(one[1], nn.ModuleList)]
+    found = [name for name, layers in lists if len(layers) - 1 == _last_layer_id(model)]
     return found[0] if len(found) == 1 else None
 
 
