@@ -31,6 +31,8 @@ class SpeculationStats:
         round_kind (`str`): `"ragged"`, rounds of exactly as many tokens as are verified, or `"static"`, rounds of
             fixed shapes on the device.
         why_ragged (`str` or `None`): Where static rounds were asked for and others were run, what needed those.
+        costs (`str` or `None`): The costs that lengths of the drafter's blocks went by: `"given"`, `"measured"` (by
+            `dspark profile`) or `"rule of thumb"`; None where the policy asks for none.
         host_reads (`int`): Times that rounds waited for the device; what processors and criteria do is not counted.
         buckets (`dict[str, int]`): Static rounds of each shape, `rows x width x columns`.
         graphs (`int`): CUDA graphs that were captured.
@@ -53,6 +55,7 @@ class SpeculationStats:
     draft_ids: list[list[int]] = field(default_factory=list)
     round_kind: str = "ragged"
     why_ragged: str | None = None
+    costs: str | None = None
     host_reads: int = 0
     buckets: dict[str, int] = field(default_factory=dict)
     graphs: int = 0
@@ -233,6 +236,8 @@ class SpeculationStats:
         if self.paused_rounds:
             most = ", most of them" if 2 * self.paused_rounds > self.rounds else ""
             lines.append(f"paused, as drafts did not pay: {self.paused_rounds} of {self.rounds} rounds{most}")
+        if self.costs is not None:
+            lines.append(f"costs of passes: {self.costs}")
         if self.target_seconds is not None:
             lines.append(
                 f"seconds: {self.total_seconds:.3f} = prefill {self.prefill_seconds:.3f} + target "

@@ -51,6 +51,7 @@ def test_another_table_judges_anew(target):
         out, stats = generated(target, ids, drafter, PrefixScheduler(step_cost=cost))
         assert out == plain.tolist()
         paused.append(stats.paused_rounds)
+        assert stats.costs == "given"
     assert paused == [0, 118, 0, 118]
 
 

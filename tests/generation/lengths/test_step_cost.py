@@ -178,6 +178,8 @@ class TestFiles:
         assert kept_cost(made_for) == dear
         target.generate(ids, assistant_model=drafter, max_new_tokens=30, do_sample=False)
         assert drafter.last_stats.verified_tokens == 0 and drafter.last_stats.paused_rounds > 20
+        assert drafter.last_stats.costs == "measured"
+        assert "costs of passes: measured" in drafter.last_stats.summary()
         # One that is damaged is said so, and costs are estimated.
         cost_path(made_for).write_text('{"verify_seconds": [[1.0]]}')
         with pytest.warns(UserWarning, match="is no step cost: .* Costs are estimated instead; `dspark profile`"):
@@ -185,7 +187,7 @@ class TestFiles:
             # Another one, so that no pause goes on.
             drafter = DSparkModel.from_target(target, block_size=4, markov_rank=8, num_hidden_layers=1)
             target.generate(ids, assistant_model=drafter, speculation=speculation, max_new_tokens=30, do_sample=False)
-        assert drafter.last_stats.verified_tokens > 0
+        assert drafter.last_stats.verified_tokens > 0 and drafter.last_stats.costs == "rule of thumb"
 
     @pytest.mark.parametrize(
         "damage",

@@ -22,6 +22,7 @@ class Pricing:
     Attributes:
         table ([`StepCost`]): The table.
         base ([`StepCost`]): The same before rounds of earlier calls corrected it.
+        source (`str` or `None`): `"given"`, `"measured"` or `"rule of thumb"`; None where no cost is asked for.
 
     Raises:
         `ValueError`: If the caller's table was measured elsewhere.
@@ -33,13 +34,16 @@ class Pricing:
         self.log: CostLog | None = None
         # Lookup alone has no drafter to be measured with, and some policies ask for no cost.
         is_priced = request.has_draft_model and options.policy in ("auto", "lagged", "early_stop")
+        self.source = "rule of thumb" if is_priced else None
         if options.step_cost is not None:
+            self.source = "given" if is_priced else None
             if is_priced and options.step_cost.made_for:
                 check_cost(options.step_cost, circumstances(request.model, request.drafter))
             self.table = self.base = options.step_cost
         elif is_priced and speculation.seed is None and not peers.are_there:
             made_for = circumstances(request.model, request.drafter)
-            self.base = kept_cost(made_for) or self.table
+            if (kept := kept_cost(made_for)) is not None:
+                self.source, self.base = "measured", kept
             self.table = self.base
             # Static rounds draft and verify in one go, and take other times than the rounds of a table.
             # Other lengths are other draws: what a sampled call did would never come again.

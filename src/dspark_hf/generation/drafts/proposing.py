@@ -103,6 +103,7 @@ class Proposer:
         self._lookup = None if lookup is None else LookupSource(lookup, num_rows)
         most_slots = max(num_slots, 0 if lookup is None else lookup.num_slots)
         self._pricing = Pricing(request, peers)
+        stats.costs = self._pricing.source
         if self._record is not None:
             self._record.begin_call(options.probe_interval, self._pricing.base)
         self._schedule = Schedule(options, self._pricing.table, most_slots)
