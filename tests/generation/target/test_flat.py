@@ -321,3 +321,22 @@ class TestPacking:
         whole = packing.unpack(packed)
         assert torch.equal(packing.unpack(packed, 2, [2, 0]), whole[[2, 0], :2])
         assert torch.equal(packing.unpack(packed, 1), whole[:, :1])
+
+
+@pytest.mark.parametrize("is_flat", [True, False])
+def test_features_of_accepted_tokens_do_not_keep_rejected_ones_alive(target, is_flat):
+    ids, sizes = make_prompt(6), []
+    drafter, plain = greedy_oracle(target, ids, [1, 0, 4], max_new_tokens=40)
+    extend = drafter.extend
+
+    def noted(state, features, *args, **kwargs):
+        sizes.append((features.nbytes, features.untyped_storage().nbytes()))
+        return extend(state, features, *args, **kwargs)
+
+    drafter.extend = noted
+    out = target.generate(
+        ids, assistant_model=drafter, max_new_tokens=40, do_sample=False, return_dict_in_generate=not is_flat,
+        speculation=SpeculationConfig(policy="fixed", prompt_lookup=False),
+    )  # fmt: skip
+    assert (out if is_flat else out.sequences).tolist() == plain.tolist()
+    assert len(sizes) > 10 and all(own == held for own, held in sizes)

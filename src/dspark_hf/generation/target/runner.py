@@ -207,7 +207,9 @@ class TargetRunner:
         if not taps:
             return None
         features = torch.cat([tap.to(taps[0].device) for tap in taps], -1)
-        return self._of_rows(features, num_tokens, rows)
+        taken = self._of_rows(features, num_tokens, rows)
+        # A view would keep the whole block alive, rejected drafts included.
+        return taken.clone() if taken.numel() < features.numel() else taken
 
     def _of_rows(self, features: Tensor, num_tokens: int | None, rows: list[int] | None) -> Tensor:
         return features[:, :num_tokens] if rows is None else features[rows, :num_tokens]
