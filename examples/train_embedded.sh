@@ -92,16 +92,23 @@ kind_options() {
   [ "$1" = whole ] && echo "--max-prompt-tokens 40" || echo "--openings examples/$1.txt --max-prompt-tokens 56"
 }
 
-# Half of the pieces go on from openings_tasks.txt; each has greedy answers, and sampled ones to the same prompts.
+# Prompts of a third of the pieces are made by examples/task_prompts/write.py. Each has a greedy answer and a sampled one.
 write_piece() {
-  local kinds=(openings_tasks openings openings_tasks whole) number
+  local kinds=(openings_tasks openings problems openings_tasks functions whole) number
   number=$(printf %04d "$1")
-  local kind="${kinds[$((($1 - 1) % 4))]}" greedy="$WORK/text/$number-greedy.jsonl" sampled="$WORK/text/$number-sampled.jsonl"
-  once "piece-$number-greedy" regenerate --synthesize "$SIZE" $(kind_options "$kind") --seed $((SEED + $1)) --without-loops \
-    --exclude "$WORK/eval/held_out.jsonl" --out "$greedy"
-  once "piece-$number-sampled" regenerate --prompts "$greedy" --temperature 0.8 --seed $((SEED + $1)) --without-loops \
-    --out "$sampled"
+  local kind="${kinds[$((($1 - 1) % 6))]}" greedy="$WORK/text/$number-greedy.jsonl" sampled="$WORK/text/$number-sampled.jsonl"
+  local made="$WORK/text/$number-prompts"
+  case "$kind" in
+    problems | functions)
+      once "piece-$number-prompts" "$PYTHON" examples/task_prompts/write.py "$kind" --number "$SIZE" --seed $((SEED + $1)) --out "$made"
+      once "piece-$number-greedy" answer "$1" "$greedy" --prompts "$made" ;;
+    *) once "piece-$number-greedy" answer "$1" "$greedy" --synthesize "$SIZE" $(kind_options "$kind") ;;
+  esac
+  once "piece-$number-sampled" answer "$1" "$sampled" --prompts "$greedy" --temperature 0.8
 }
+
+# answer PIECE OUT OPTION...
+answer() { regenerate --out "$2" --seed $((SEED + $1)) --without-loops --exclude "$WORK/eval/held_out.jsonl" "${@:3}"; }
 
 # Some passes over all text so far, from the best drafter so far.
 train_round() {

@@ -164,6 +164,38 @@ def test_average_of_two_shapes_is_refused(run, tiny_target_dir, tiny_drafter_dir
         run("average_drafters.py", tiny_drafter_dir, "other", "--out", "mean")
 
 
+def write_task_prompts(kind, path, seed=1):
+    command = [sys.executable, EXAMPLES / "task_prompts" / "write.py", kind, "--number", "300"]
+    subprocess.run([*command, "--seed", str(seed), "--out", path], check=True)
+    return [json.loads(line)["messages"][0]["content"] for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["problems", "functions"])
+def test_task_prompts_depend_on_the_seed_alone_and_are_all_different(tmp_path, kind):
+    first, again, other = (write_task_prompts(kind, tmp_path / f"{i}", seed) for i, seed in enumerate((1, 1, 2)))
+    assert first == again and len(set(first)) == 300
+    # The same templates, mostly with other numbers and names.
+    assert len(set(first) & set(other)) < 60
+
+
+def test_word_problems_have_every_brace_filled(tmp_path):
+    problems = write_task_prompts("problems", tmp_path / "out")
+    assert not [text for text in problems if re.search(r"[{}|]", text.replace("\\boxed{}", ""))]
+    # Whom it begins with is spoken of as they are.
+    assert not [text for text in problems if re.match("(Anna|Mia|Rosa) ", text) and " He " in text]
+
+
+def test_calls_in_functions_to_write_return_what_they_say(tmp_path):
+    functions = runpy.run_path(str(EXAMPLES / "task_prompts" / "functions.py"))
+    prompts = write_task_prompts("functions", tmp_path / "out")
+    shown = [call for text in prompts for call in re.findall(r">>> (.*)\n    (.*)\n", text)]
+    assert len(shown) > 200
+    for call, result in shown:
+        assert repr(eval(call, functions)) == result
+    # Bodies are left out.
+    assert {re.split("\"{3}|'{3}", text)[-1].strip() for text in prompts} == {"", "```"}
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_docstrings_start_scripts_with_flags_that_exist(path):
     # Python itself joins lines that end in a backslash.

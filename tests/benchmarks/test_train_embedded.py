@@ -65,6 +65,11 @@ def start(folders, work, *options):
         return subprocess.Popen(list(map(str, command)), env=environment, stdout=out, stderr=subprocess.STDOUT)
 
 
+def measured(work, name):
+    (row,) = json.loads((work / "eval" / name / "summary.json").read_text())["rows"]
+    return row
+
+
 def test_folders_are_meant_where_it_is_started(tmp_path):
     core = str(min(os.sched_getaffinity(0)))
     # It makes its folders, and then asks a Python that fails.
@@ -91,12 +96,9 @@ def test_a_killed_program_goes_on(folders, tmp_path):
     assert len(written.splitlines()) == 6 and (work / "text" / "0001-sampled.jsonl").exists()
     best = os.readlink(work / "best")
     AutoDrafter.from_pretrained(work / "best")
-    taus = {
-        name: json.loads((work / "eval" / f"held_out-{name}-T0.json").read_text())["tau"]
-        for name in ("first", "round-1", "round-1-mean")
-    }
+    taus = {name: measured(work, f"held_out-{name}-T0")["tau"] for name in ("first", "round-1", "round-1-mean")}
     assert taus[best] == max(taus.values())
-    assert json.loads((work / "eval" / f"prompts-{best}-T1.json").read_text())["settings"]["temperature"] == 1
+    assert measured(work, f"prompts-{best}-T1")["temperature"] == 1
 
 
 @pytest.mark.slow
