@@ -6,6 +6,8 @@ from typing import Any
 import torch
 
 from dspark_hf.data.grouped_attention import grouped_attention
+from dspark_hf.data.roomy_cache import roomy_cache
+from dspark_hf.modeling.cache_name import CACHE_NAME
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Tensor]:
@@ -66,6 +68,8 @@ def write_on(
         `list[tuple[list[int], int | None]]`: The new tokens of each row before its end, and the token that ended it.
     """
     inputs = {name: tensor.to(target.device) for name, tensor in left_pad(rows, stop_ids[0]).items()}
+    if (cache := roomy_cache(target)) is not None:
+        options[CACHE_NAME] = cache
     devices = [target.device] if target.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), grouped_attention(target):
         torch.manual_seed(seed)
