@@ -187,10 +187,12 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """The JSON object in the file at `path`.
 
     Raises:
-        `ValueError`: If the file is no such thing.
+        `ValueError`: If there is no such file, or it holds something else.
     """
     try:
         content = parse_json(read_text(path))
+    except FileNotFoundError:
+        raise ValueError(f"There is no file {path}.") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not readable JSON ({error}); fetch or write it again.") from error
     if not isinstance(content, dict):

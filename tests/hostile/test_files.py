@@ -178,3 +178,8 @@ def test_new_files_have_the_usual_rights(tmp_path):
     write_text(tmp_path / "ours", "text")
     (tmp_path / "plain").write_text("text")
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_json_that_is_not_there_is_said_to_be_missing(tmp_path):
+    with pytest.raises(ValueError, match=f"There is no file {tmp_path / 'costs.json'}."):
+        read_json(tmp_path / "costs.json")
