@@ -2,11 +2,11 @@
 # A better drafter for the embedded target: text in pieces, states, training from the best drafter so far, evaluation; in rounds.
 #
 #   examples/train_embedded.sh [--work DIR] [--rounds N] [--pieces N] [--size N] [--passes N] [--core N] \
-#       [--mean N] [--nice N] [--seed N] [--text FILE]... [--eval FILE]... [--train KEY=VALUE]...
+#       [--mean N] [--nice N] [--seed N] [--dtype DTYPE] [--text FILE]... [--eval FILE]... [--train KEY=VALUE]...
 #
 # A round writes so many pieces of SIZE prompts with two answers each, trains on all text so far, and answers 100 held-out
 # prompts; so does the mean of the last N checkpoints, if N is above 0. Each --eval FILE is answered by the best drafter.
-# Another --seed (1000) writes other text.
+# Another --seed (1000) writes other text. --dtype float32 is faster on processors without bfloat16 (bfloat16).
 # Kill it whenever you like and start it again with the same options: every step goes on where it was. It runs on one core
 # at the lowest priority (--nice 19), as a group of its own: `kill -STOP -- -$(cat DIR/pgid)` pauses it, `-CONT` lets it go on.
 # What it makes is in DIR: text/ (with the answers left out beside it), cache/, round-N/, and best/, the best drafter so far.
@@ -15,7 +15,7 @@ set -euo pipefail
 usage() { sed -n '2,12s/^# \{0,1\}//p' "$0"; }
 
 WORK="${XDG_CACHE_HOME:-$HOME/.cache}/dspark_hf/train_embedded"
-ROUNDS=8 PIECES=2 SIZE=300 BATCH=96 PASSES=2 MEAN=3 NICE=19 CORE=0 SEED=1000 TARGET=embedded DRAFTER=embedded
+ROUNDS=8 PIECES=2 SIZE=300 BATCH=96 PASSES=2 MEAN=3 NICE=19 CORE=0 SEED=1000 TARGET=embedded DRAFTER=embedded DTYPE=bfloat16
 PYTHON="${PYTHON:-python}"
 TEXTS=() EVALS=() TRAIN=()
 
@@ -49,7 +49,7 @@ arguments() {
       --work) WORK="$2" ;; --rounds) ROUNDS="$2" ;; --pieces) PIECES="$2" ;; --size) SIZE="$2" ;; --core) CORE="$2" ;;
       --text) TEXTS+=("$2") ;; --eval) EVALS+=("$2") ;; --train) TRAIN+=("$2") ;;
       --target) TARGET="$2" ;; --drafter) DRAFTER="$2" ;; --batch) BATCH="$2" ;;
-      --passes) PASSES="$2" ;; --mean) MEAN="$2" ;; --nice) NICE="$2" ;; --seed) SEED="$2" ;;
+      --passes) PASSES="$2" ;; --mean) MEAN="$2" ;; --nice) NICE="$2" ;; --seed) SEED="$2" ;; --dtype) DTYPE="$2" ;;
       *) usage >&2; exit 2 ;;
     esac
     shift 2
@@ -76,7 +76,7 @@ once() {
   say "$(basename "$mark" | cut -c7-) took $((SECONDS - start)) s"
 }
 
-regenerate() { dspark regenerate --target "$TARGET" --batch-size "$BATCH" --max-new-tokens 160 --resume "$@"; }
+regenerate() { dspark regenerate --target "$TARGET" --dtype "$DTYPE" --batch-size "$BATCH" --max-new-tokens 160 --resume "$@"; }
 
 write_held_out() {
   local seed=900
@@ -118,7 +118,7 @@ train_round() {
     data+=("$WORK/text/$(printf %04d $piece)-greedy.jsonl" "$WORK/text/$(printf %04d $piece)-sampled.jsonl")
   done
   once "$name-states" dspark cache --target "$TARGET" "${data[@]/#/--data=}" --drafter "$WORK/first" --dtype int4 --log-norm \
-    --max-length 320 --out "$WORK/cache"
+    --target-dtype "$DTYPE" --max-length 320 --out "$WORK/cache"
   rows=$(cat "${data[@]}" | wc -l)
   steps=$((rows * PASSES / 8))
   once "$name-training" train "$name" "$steps" "${data[@]}"
@@ -131,9 +131,9 @@ train() {
   shift 2
   # What it starts from must not change while it is resumed.
   [ -e "$WORK/$name.from" ] || readlink "$WORK/best" >"$WORK/$name.from"
-  dspark train target="$TARGET" start_from="$WORK/$(cat "$WORK/$name.from")" "data=[$(IFS=,; echo "$*")]" cache="$WORK/cache" \
+  dspark train target="$TARGET" target_dtype="$DTYPE" start_from="$WORK/$(cat "$WORK/$name.from")" "data=[$(IFS=,; echo "$*")]" cache="$WORK/cache" \
     cache_dtype=int4 held_out=1 max_length=320 num_eval_prompts=0 output_dir="$WORK/$name" max_steps="$steps" \
-    per_device_train_batch_size=8 num_anchors=40 learning_rate=3e-4 muon_learning_rate=8e-4 warmup_steps=20 bf16=true \
+    per_device_train_batch_size=8 num_anchors=40 learning_rate=3e-4 muon_learning_rate=8e-4 warmup_steps=20 bf16=$([ "$DTYPE" = bfloat16 ] && echo true || echo false) \
     compile_loss=true seed=5 logging_steps=25 save_strategy=steps save_steps=$((steps / 12 + 1)) save_total_limit=4 \
     report_to=none "${TRAIN[@]}" --resume
 }
@@ -142,7 +142,7 @@ train() {
 measure() { bench held_out "$1" "$2" "$WORK/eval/held_out.jsonl" 0; }
 
 bench() {
-  once "tau-$1-$2-T$5" dspark evaluate --target "$TARGET" --drafter "$3" --task "$4" --limit 100 --max-new-tokens 128 \
+  once "tau-$1-$2-T$5" dspark evaluate --target "$TARGET" --dtype "$DTYPE" --drafter "$3" --task "$4" --limit 100 --max-new-tokens 128 \
     --batch-size 10 --no-plain --speculation alone --temperature "$5" --out "$WORK/eval/$1-$2-T$5" --resume
 }
 

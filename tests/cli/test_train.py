@@ -53,6 +53,17 @@ def test_what_is_trained_can_be_published(dspark, recipe, tmp_path):
     )
 
 
+def test_a_cache_of_another_dtype_is_trained_from_by_naming_it(dspark, recipe, tmp_path, tiny_target_dir):
+    data = ["--data", "text.jsonl", "--max-length", "64", "--tap", "0", "--tap", "2"]
+    options = ["--target", tiny_target_dir, "--target-dtype", "bfloat16", "--out", "cache"]
+    assert dspark("cache", *data, *options).code == 0
+    train = ["train", "--config", recipe, "save_strategy=no", "cache=cache", "target_layer_ids=[0, 2]"]
+    outcome = dspark(*train)
+    assert outcome.code != 0 and "target_dtype (--target-dtype): 'bfloat16' before, 'float32' now" in outcome.err
+    outcome = dspark(*train, "target_dtype=bfloat16")
+    assert outcome.code == 0, outcome.err
+
+
 def test_an_estimate_needs_no_work(dspark, recipe, tmp_path):
     outcome = dspark("train", "--config", recipe, "--estimate", "estimate.tokens=1e6")
     assert outcome.code == 0, outcome.err

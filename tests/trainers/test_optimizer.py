@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from dspark_hf.trainers.muon import Float32Muon
 from dspark_hf.trainers.optimizer import MuonWithAdamW
 
 
@@ -26,6 +27,13 @@ def model():
     return TinyDrafter()
 
 
+@pytest.fixture(params=[True, False], ids=["bfloat16", "without bfloat16"], autouse=True)
+def has_bfloat16(request, monkeypatch):
+    """Whether the processor has instructions for bfloat16."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": request.param}, raising=False)
+    return request.param
+
+
 def train(model, optimizer, num_steps, first=0):
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
     for step in range(num_steps):
@@ -36,14 +44,13 @@ def train(model, optimizer, num_steps, first=0):
         schedule.step()
 
 
-def test_matrices_move_by_muon_and_the_rest_by_adamw(model):
+def test_matrices_move_by_muon_and_the_rest_by_adamw(model, has_bfloat16):
     muon_model, adamw_model = copy.deepcopy(model), copy.deepcopy(model)
     train(model, MuonWithAdamW(model, 0.01, 0.02), 3)
-    train(muon_model, torch.optim.Muon([muon_model.fc.weight], lr=0.01, weight_decay=0.0,
-                                       adjust_lr_fn="match_rms_adamw"), 1)  # fmt: skip
+    muon = torch.optim.Muon if has_bfloat16 else Float32Muon
+    train(muon_model, muon([muon_model.fc.weight], lr=0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"), 1)
     train(adamw_model, torch.optim.AdamW(adamw_model.parameters(), lr=0.02, weight_decay=0.0), 1)
-    fresh = TinyDrafter()
-    one_step = TinyDrafter()
+    fresh, one_step = TinyDrafter(), TinyDrafter()
     train(one_step, MuonWithAdamW(one_step, 0.01, 0.02), 1)
     torch.testing.assert_close(one_step.fc.weight, muon_model.fc.weight, rtol=0, atol=0)
     torch.testing.assert_close(one_step.markov_head.weight, adamw_model.markov_head.weight, rtol=0, atol=0)
@@ -91,3 +98,27 @@ def test_closure_returns_its_loss(model):
 def test_model_without_matrices_is_refused():
     with pytest.raises(ValueError, match="Muon needs trainable matrices"):
         MuonWithAdamW(nn.LayerNorm(4), 0.1, 0.1)
+
+
+@pytest.mark.parametrize("shape", [(12, 6), (6, 12)])
+def test_steps_in_float32_are_torchs_but_for_rounding(shape):
+    torch.manual_seed(0)
+    start = torch.randn(shape)
+    ours, theirs = (nn.Parameter(start.clone()) for _ in range(2))
+    options = {"lr": 0.05, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    optimizers = Float32Muon([ours], **options), torch.optim.Muon([theirs], **options)
+    for _ in range(4):
+        gradient = torch.randn(shape)
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+        assert torch.equal(ours.grad, gradient)
+    assert (ours - theirs).norm() < 0.02 * (theirs - start).norm()
+    assert optimizers[0].state_dict()["state"][0].keys() == optimizers[1].state_dict()["state"][0].keys()
+
+
+def test_parameters_without_a_gradient_stay():
+    parameter = nn.Parameter(torch.randn(3, 4))
+    before = parameter.detach().clone()
+    Float32Muon([parameter], adjust_lr_fn="match_rms_adamw").step()
+    assert torch.equal(parameter, before)

@@ -70,6 +70,7 @@ def test_what_is_saved_is_the_same_recipe(path, tmp_path):
         (["qqqqqqqq=a"], "Unknown key 'qqqqqqqq'. Keys are the fields of Recipe"),
         (["max_steps"], "Expected key=value, got 'max_steps'"),
         (["data=[a"], "The value in 'data=\\[a' is not readable YAML"),
+        (["target_dtype=int8"], "target_dtype must be one of auto, bfloat16, float16, float32, got 'int8'"),
         (["features=disk"], "features must be 'online' or 'memory', got 'disk'"),
         (["cache=there", "features=memory"], "cache='there' holds the features already; leave features='memory' out"),
         (["streaming=no"], "streaming must be true or false, got 'no'"),

@@ -93,6 +93,16 @@ def test_bf16_and_checkpoints(make_trainer, target, tmp_path, rows):
     assert all(parameter.grad is None for parameter in target.parameters())
 
 
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_bf16_that_a_processor_emulates_is_told(make_trainer, tmp_path, rows, has_bfloat16, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bfloat16}, raising=False)
+    make_trainer(tmp_path, rows, bf16=True)
+    assert ("no instructions for bfloat16" in caplog.text) == (not has_bfloat16)
+    caplog.clear()
+    make_trainer(tmp_path, rows)
+    assert "bfloat16" not in caplog.text
+
+
 def test_conversations_need_a_tokenizer(make_trainer, tmp_path):
     conversation = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     with pytest.raises(ValueError, match="processing_class"):

@@ -48,7 +48,7 @@ def demo(
         dspark demo --max-new-tokens 64
     """
     from dspark_hf.cli.models import check_output, load_models
-    from dspark_hf.generation.lengths.step_cost import multiplies
+    from dspark_hf.processor import multiplies
 
     check_output(json)
     console = Console(highlight=False)

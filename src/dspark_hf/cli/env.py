@@ -18,9 +18,9 @@ def env() -> None:
     import torch
 
     from dspark_hf.evaluation.origin import machine, versions
-    from dspark_hf.generation.lengths.step_cost import multiplies
     from dspark_hf.ops.dispatch import KERNELS, allows_packages, choose
     from dspark_hf.ops.row_attention.flash import flash_for
+    from dspark_hf.processor import multiplies
 
     table = Table(show_header=False, box=None)
     for name, value in versions().items():

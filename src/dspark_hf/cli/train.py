@@ -84,7 +84,7 @@ def train(
     if recipe.start_from is not None:
         drafter = AutoDrafter.from_pretrained(resolve_drafter(recipe.start_from))
     with target_place(recipe.target, trust_remote_code) as (path, trust):
-        target = AutoModelForCausalLM.from_pretrained(path, dtype="auto", **trust)
+        target = AutoModelForCausalLM.from_pretrained(path, dtype=recipe.target_dtype, **trust)
     trainer, metrics = train_drafter(recipe, target, tokenizer, training, drafter=drafter, resume=resume)
     if trainer.is_world_process_zero():
         console.print(_result_table(metrics, recipe))

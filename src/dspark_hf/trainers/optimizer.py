@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
+
+from .muon import muon
 
 # The sequential head's matrices are tables with a row per token; the confidence head has one output.
 _NOT_FOR_MUON = ("markov_head.", "confidence_head.", "embed_tokens.", "lm_head.")
@@ -45,8 +47,8 @@ class MuonWithAdamW(Optimizer):
             raise ValueError(
                 "Muon needs trainable matrices in the drafter's layers, got none: leave muon_learning_rate out."
             )
-        muon = Muon(matrices, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        self._parts: list[Optimizer] = [muon]
+        of_matrices = muon(matrices, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self._parts: list[Optimizer] = [of_matrices]
         if others:
             self._parts.append(AdamW(others, lr=adamw_lr, weight_decay=0.0, betas=betas, eps=eps))
         super().__init__([group for part in self._parts for group in part.param_groups], {})

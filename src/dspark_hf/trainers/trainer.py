@@ -21,6 +21,7 @@ from dspark_hf.modeling import DraftModel
 from dspark_hf.modeling.borrowing import is_made_for
 from dspark_hf.modeling.wrappers import unwrap
 from dspark_hf.ops.blocks import block_targets, slot_weights
+from dspark_hf.processor import multiplies
 
 from .adapters import add_adapter, check_roles, check_target_head, check_trainable, save_base_config
 from .arguments import DraftTrainingArguments, check_trainer_options
@@ -110,6 +111,10 @@ class DraftTrainer(DrafterUploads, FiniteTraining):
         if peft_config is not None:
             model = add_adapter(model, peft_config)
         check_trainable(model)
+        if args.bf16 and not multiplies(args.device, torch.bfloat16):
+            logger.warning(
+                "This processor has no instructions for bfloat16, so bf16=True makes training slower; leave it out."
+            )
         if (drafter := unwrap(model)).calibration is not None:
             logger.warning(
                 "The drafter's calibration is left out: it is for the weights before training. Make one for those "

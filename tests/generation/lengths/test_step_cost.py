@@ -21,8 +21,8 @@ from dspark_hf.generation.lengths.cost_files import (
     to_sglang,
 )
 from dspark_hf.generation.lengths.cost_log import CostLog
-from dspark_hf.generation.lengths.step_cost import multiplies
 from dspark_hf.generation.target.flat import FlatRunner
+from dspark_hf.processor import multiplies
 
 TABLE = {
     "tokens": [1, 4, 16],

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from dspark_hf.messages import shown
+from dspark_hf.processor import is_narrow, multiplies
 
 # The rule of thumb: what is added to a pass over one token by any more of them, and by as many as the device bears
 # while it waits for weights, in passes over one token.
@@ -27,11 +28,6 @@ _TOKENS_OF_CORE, _TOKENS_OF_NARROW_CORE, _FEWEST_CORES, _TOKENS_OF_DEVICE = 8, 4
 # A CPU multiplies a float32 matrix with one vector by other code than with two, which takes longer; where it has no
 # instructions for a dtype of two bytes, it computes nearly as long for each token of a pass.
 _ANY_MORE_FLOAT32, _EACH_MORE_EMULATED = 0.6, 0.45
-# What tells that a CPU multiplies in a dtype of two bytes, as `torch.cpu.get_capabilities` names it.
-_NATIVE = {
-    torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
-    torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
-}
 # What a table may say. Costs are looked up for every number of tokens up to the most, which so takes 8 MiB.
 _MOST = {"tokens": 2**20, "contexts": 2**31, "rows": 2**20}
 _LEAST_SECONDS, _MOST_SECONDS = 1e-9, 1e9
@@ -117,9 +113,9 @@ class StepCost:
         if not multiplies(device, dtype):
             verify = [1 + _EACH_MORE_EMULATED * (count - 1) for count in tokens]
         else:
-            is_float32_on_cpu = device.type == "cpu" and dtype not in _NATIVE
+            is_float32_on_cpu = device.type == "cpu" and dtype.itemsize >= 4
             num_cores = max(torch.get_num_threads(), _FEWEST_CORES)
-            of_core = _TOKENS_OF_NARROW_CORE if is_float32_on_cpu and _is_narrow() else _TOKENS_OF_CORE
+            of_core = _TOKENS_OF_NARROW_CORE if is_float32_on_cpu and is_narrow() else _TOKENS_OF_CORE
             most = of_core * num_cores if device.type == "cpu" else _TOKENS_OF_DEVICE
             any_more = _ANY_MORE_FLOAT32 if is_float32_on_cpu else _ANY_MORE
             verify = [1 + any_more * (count > 1) + _FULL * (count - 1) / most for count in tokens]
@@ -206,28 +202,6 @@ class StepCost:
     def without_draft(self) -> "StepCost":
         """The same for drafts that cost nothing to make."""
         return StepCost(self.tokens, self.contexts, self.verify_seconds, [1], [0.0], self.made_for)
-
-
-def multiplies(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a device has instructions for products of a dtype; else it computes in float32 and converts.
-
-    Args:
-        device (`torch.device`): Where is computed.
-        dtype (`torch.dtype`): What is computed in.
-
-    Returns:
-        `bool`: `True` for dtypes of four bytes and more, and where torch cannot tell, as of a GPU.
-    """
-    if device.type != "cpu" or dtype not in _NATIVE or not hasattr(torch.cpu, "get_capabilities"):
-        return True
-    can = torch.cpu.get_capabilities()
-    known = [can[name] for name in _NATIVE[dtype] if name in can]
-    return any(known) or not known
-
-
-def _is_narrow() -> bool:
-    """Whether the processor is known to have no vectors of 512 bits."""
-    return hasattr(torch.cpu, "get_capabilities") and torch.cpu.get_capabilities().get("avx512_f") is False
 
 
 def _leaves(values: Any) -> Iterator[Any]:

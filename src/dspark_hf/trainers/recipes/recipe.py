@@ -20,6 +20,7 @@ from .consent import check_consent, check_no_token
 from .yaml_text import parse_yaml
 
 _SECTIONS = ("training", "drafter", "lora", "estimate")
+_TARGET_DTYPES = ("auto", "bfloat16", "float16", "float32")
 _FAMILY_KEYS = ("family=", "drafter.family=", "drafter=")
 # What people call fields whose names do not look like it.
 _OTHER_NAMES = {"rank": "r", "lora_rank": "r", "lr": "learning_rate", "batch_size": "per_device_train_batch_size"}
@@ -32,6 +33,8 @@ class Recipe:
 
     Args:
         target (`str`, *optional*, defaults to `"embedded"`): The target: a repository, a folder, or `embedded`.
+        target_dtype (`str`, *optional*, defaults to `"auto"`): What it runs in: `bfloat16`, `float16`, `float32`, or
+            `auto`, as it was saved. A cache is of one dtype.
         data (`list[str]`, *optional*): Files of conversations that the target wrote. Without them it writes
             `num_synthetic` first, into `text.jsonl` of the output folder.
         num_synthetic (`int`, *optional*, defaults to 200): Conversations to write then.
@@ -64,6 +67,7 @@ class Recipe:
     """
 
     target: str = "embedded"
+    target_dtype: str = "auto"
     data: list[str] | None = None
     num_synthetic: int = 200
     openings: str | None = None
@@ -108,6 +112,10 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive whole number, got {shown(value)}.")
+        if self.target_dtype not in _TARGET_DTYPES:
+            raise ValueError(
+                f"target_dtype must be one of {', '.join(_TARGET_DTYPES)}, got {shown(self.target_dtype)}."
+            )
         if self.features not in ("online", "memory"):
             raise ValueError(f"features must be 'online' or 'memory', got {shown(self.features)}.")
         if self.cache is not None and self.features != "online":
