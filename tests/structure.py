@@ -15,14 +15,8 @@ SOURCE = ROOT / "src" / PACKAGE
 MOST_MODULES = 16
 
 FOR_EVERYONE = {
-    "commands.py",
-    "files.py",
-    "line_file.py",
-    "messages.py",
-    "processes.py",
-    "processor.py",
-    "provenance.py",
-}
+    "commands.py", "files.py", "line_file.py", "messages.py", "processes.py", "processor.py", "provenance.py",
+}  # fmt: skip
 # The package's public names: for users. Whoever imports drafters gets the seam from there, too, and the seam loads a
 # drafter that a pipeline is only told the name of.
 FACADE, MAY_ASK_FACADE = "__init__.py", {"modeling/__init__.py", "generation/seam.py"}

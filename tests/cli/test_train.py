@@ -64,6 +64,14 @@ def test_a_cache_of_another_dtype_is_trained_from_by_naming_it(dspark, recipe, t
     assert outcome.code == 0, outcome.err
 
 
+def test_another_dtype_of_the_target_is_told_when_a_run_goes_on(dspark, recipe, caplog):
+    train = ["train", "--config", recipe, "save_strategy=steps", "save_steps=1"]
+    assert dspark(*train).code == 0
+    outcome = dspark(*train, "max_steps=2", "target_dtype=bfloat16", "--resume")
+    assert outcome.code == 0, outcome.err
+    assert "target_dtype: 'auto' before, 'bfloat16' now" in caplog.text
+
+
 def test_an_estimate_needs_no_work(dspark, recipe, tmp_path):
     outcome = dspark("train", "--config", recipe, "--estimate", "estimate.tokens=1e6")
     assert outcome.code == 0, outcome.err

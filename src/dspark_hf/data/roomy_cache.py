@@ -1,7 +1,7 @@
 """Keys and values in memory with room for those to come.
 
-transformers' own cache copies all of them into fresh memory for every token. Where a hundred rows are written on a CPU
-that takes longer than the rest of the step.
+transformers' own cache copies all of them into fresh memory for every token: a tenth to a fifth of a step where a
+hundred rows are written on a CPU.
 """
 
 from torch import Tensor

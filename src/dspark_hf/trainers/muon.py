@@ -11,22 +11,24 @@ from torch.optim import Muon, Optimizer
 from dspark_hf.processor import multiplies
 
 
-def muon(parameters: list[Tensor], **options) -> Optimizer:
+def muon(parameters: list[Tensor], *, lr: float, weight_decay: float) -> Optimizer:
     """Make the Muon that suits where `parameters` are: torch's, or [`Float32Muon`]. Both have the same state.
 
     Args:
-        parameters (`list[Tensor]`): Matrices, each of any shape `(rows, columns)`, in float32 or less.
-        options: As of `torch.optim.Muon`.
+        parameters (`list[Tensor]`): Matrices, each of any shape `(rows, columns)`.
+        lr (`float`): Learning rate; steps are scaled to those of AdamW.
+        weight_decay (`float`): Weight decay.
 
     Returns:
         `Optimizer`.
     """
     is_emulated = any(not multiplies(parameter.device, torch.bfloat16) for parameter in parameters)
-    return (Float32Muon if is_emulated else Muon)(parameters, **options)
+    kind = Float32Muon if is_emulated else Muon
+    return kind(parameters, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
 
 class Float32Muon(Muon):
-    """torch's Muon with `adjust_lr_fn="match_rms_adamw"`, in float32. Arguments are those of `torch.optim.Muon`."""
+    """torch's Muon in float32, for the one scaling of steps that is asked for here: `match_rms_adamw`."""
 
     @torch.no_grad()
     def step(self) -> None:

@@ -47,7 +47,7 @@ class MuonWithAdamW(Optimizer):
             raise ValueError(
                 "Muon needs trainable matrices in the drafter's layers, got none: leave muon_learning_rate out."
             )
-        of_matrices = muon(matrices, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        of_matrices = muon(matrices, lr=muon_lr, weight_decay=weight_decay)
         self._parts: list[Optimizer] = [of_matrices]
         if others:
             self._parts.append(AdamW(others, lr=adamw_lr, weight_decay=0.0, betas=betas, eps=eps))

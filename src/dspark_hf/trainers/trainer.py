@@ -113,7 +113,7 @@ class DraftTrainer(DrafterUploads, FiniteTraining):
         check_trainable(model)
         if args.bf16 and not multiplies(args.device, torch.bfloat16):
             logger.warning(
-                "This processor has no instructions for bfloat16, so bf16=True makes training slower; leave it out."
+                "This processor has no instructions for bfloat16, so bf16=True makes training slower than bf16=False."
             )
         if (drafter := unwrap(model)).calibration is not None:
             logger.warning(

@@ -144,7 +144,7 @@ def _begun_with(recipe: Recipe, training: DraftTrainingArguments, data: Any) -> 
     # The optimizer's state brings its own, so that another value would go unheard.
     fixed |= {name: getattr(training, name) for name in _OF_OPTIMIZER}
     free = {name: value for name, value in recipe.training.items() if name not in {*_OF_OPTIMIZER, *_ASIDE}}
-    for name in ("features", "cache"):
+    for name in ("target_dtype", "features", "cache"):
         free[name] = getattr(recipe, name)
     free |= {name: getattr(training, name) for name in ("max_steps", "num_train_epochs", "world_size")}
     return {"fixed": {**fixed, "data": data}, "free": free}
