@@ -17,6 +17,8 @@ this a GPU can do in twelve minutes has not been measured.
 import argparse
 import json
 import math
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -36,8 +38,10 @@ from dspark_hf.trainers.rows import load_rows
 from dspark_hf.trainers.trainer import DraftTrainer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-# Of each four pieces, two go on from the second file and one has prompts that are invented whole.
-OPENINGS = (EXAMPLES / "openings_tasks.txt", EXAMPLES / "openings.txt", EXAMPLES / "openings_tasks.txt", None)
+# What the prompts of one piece after another are: gone on with from a file's openings, of a kind that
+# examples/task_prompts/write.py makes, or invented whole.
+TASKS = EXAMPLES / "openings_tasks.txt"
+PIECES: tuple[Path | str | None, ...] = (TASKS, EXAMPLES / "openings.txt", "problems", "chats", "functions", None)
 # The shares of the time that stages end after; the rest is for loading and evaluation.
 WRITTEN, TRAINED = 0.45, 0.85
 TIMED_STEPS = 20
@@ -75,7 +79,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
         return start + 60 * options.minutes * share
 
     held_out = options.out / "held_out.jsonl"
-    write(target, tokenizer, OPENINGS[0], held_out, options.num_prompts, 0, None, options)
+    write(target, tokenizer, TASKS, held_out, options.num_prompts, 0, None, options)
     files, figures["answer_tokens"] = write_text(target, tokenizer, held_out, deadline(WRITTEN), options)
     figures["writing_seconds"] = time.perf_counter() - start
     rows = load_rows(files, tokenizer, 320)
@@ -94,22 +98,24 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def write(target, tokenizer, openings, out, num_samples, seed, exclude, options) -> None:
-    """A file of prompts that the target invents and answers greedily."""
-    synthesize(
-        target,
-        tokenizer,
-        num_samples,
-        out,
-        seed=seed,
-        batch_size=min(options.batch_size, num_samples),
-        max_new_tokens=options.max_new_tokens,
-        max_prompt_tokens=56,
-        openings=openings,
-        exclude=exclude,
-        without_loops=exclude is not None,
-        resume=True,
-    )
+def write(target, tokenizer, kind, out, num_samples, seed, exclude, options) -> None:
+    """A file of prompts of a kind (see `PIECES`), and of the target's greedy answers."""
+    common = {
+        "seed": seed,
+        "batch_size": min(options.batch_size, num_samples),
+        "max_new_tokens": options.max_new_tokens,
+        "exclude": exclude,
+        "without_loops": exclude is not None,
+        "resume": True,
+    }
+    if isinstance(kind, str):
+        prompts = out.with_name(f"{out.stem}-prompts.jsonl")
+        program = [sys.executable, EXAMPLES / "task_prompts" / "write.py", kind, "--out", prompts]
+        prompts.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run([*program, "--number", str(num_samples), "--seed", str(seed)], check=True)
+        regenerate(target, tokenizer, prompts, out, **common)
+    else:
+        synthesize(target, tokenizer, num_samples, out, max_prompt_tokens=56, openings=kind, **common)
 
 
 def write_text(target, tokenizer, held_out, deadline: float, options) -> tuple[list[Path], int]:
@@ -122,7 +128,8 @@ def write_text(target, tokenizer, held_out, deadline: float, options) -> tuple[l
     while num_tokens < options.num_tokens and (not files or time.perf_counter() < deadline):
         greedy, sampled = (options.out / f"text/{piece:04d}-{kind}.jsonl" for kind in ("greedy", "sampled"))
         # A pool of prompts is four batches; some give no answer that is kept.
-        write(target, tokenizer, OPENINGS[piece % 4], greedy, 3 * options.batch_size, 1000 + piece, held_out, options)
+        kind = PIECES[piece % len(PIECES)]
+        write(target, tokenizer, kind, greedy, 3 * options.batch_size, 1000 + piece, held_out, options)
         regenerate(
             target,
             tokenizer,

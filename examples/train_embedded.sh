@@ -92,14 +92,14 @@ kind_options() {
   [ "$1" = whole ] && echo "--max-prompt-tokens 40" || echo "--openings examples/$1.txt --max-prompt-tokens 56"
 }
 
-# Prompts of a third of the pieces are made by examples/task_prompts/write.py. Each has a greedy answer and a sampled one.
+# Prompts of half of the pieces are made by examples/task_prompts/write.py. Each has a greedy answer and a sampled one.
 write_piece() {
-  local kinds=(openings_tasks openings problems openings_tasks functions whole) number
+  local kinds=(openings_tasks openings problems chats functions whole) number
   number=$(printf %04d "$1")
   local kind="${kinds[$((($1 - 1) % 6))]}" greedy="$WORK/text/$number-greedy.jsonl" sampled="$WORK/text/$number-sampled.jsonl"
   local made="$WORK/text/$number-prompts"
   case "$kind" in
-    problems | functions)
+    problems | functions | chats)
       once "piece-$number-prompts" "$PYTHON" examples/task_prompts/write.py "$kind" --number "$SIZE" --seed $((SEED + $1)) --out "$made"
       once "piece-$number-greedy" answer "$1" "$greedy" --prompts "$made" ;;
     *) once "piece-$number-greedy" answer "$1" "$greedy" --synthesize "$SIZE" $(kind_options "$kind") ;;

@@ -167,10 +167,11 @@ def test_average_of_two_shapes_is_refused(run, tiny_target_dir, tiny_drafter_dir
 def write_task_prompts(kind, path, seed=1):
     command = [sys.executable, EXAMPLES / "task_prompts" / "write.py", kind, "--number", "300"]
     subprocess.run([*command, "--seed", str(seed), "--out", path], check=True)
-    return [json.loads(line)["messages"][0]["content"] for line in path.read_text().splitlines()]
+    chats = [json.loads(line)["messages"] for line in path.read_text().splitlines()]
+    return [" >> ".join(message["content"] for message in messages) for messages in chats]
 
 
-@pytest.mark.parametrize("kind", ["problems", "functions"])
+@pytest.mark.parametrize("kind", ["problems", "functions", "chats"])
 def test_task_prompts_depend_on_the_seed_alone_and_are_all_different(tmp_path, kind):
     first, again, other = (write_task_prompts(kind, tmp_path / f"{i}", seed) for i, seed in enumerate((1, 1, 2)))
     assert first == again and len(set(first)) == 300
@@ -178,9 +179,10 @@ def test_task_prompts_depend_on_the_seed_alone_and_are_all_different(tmp_path, k
     assert len(set(first) & set(other)) < 60
 
 
-def test_word_problems_have_every_brace_filled(tmp_path):
-    problems = write_task_prompts("problems", tmp_path / "out")
-    assert not [text for text in problems if re.search(r"[{}|]", text.replace("\\boxed{}", ""))]
+def test_word_problems_and_chats_have_every_brace_filled(tmp_path):
+    problems, chats = (write_task_prompts(kind, tmp_path / kind) for kind in ("problems", "chats"))
+    assert not [text for text in problems + chats if re.search(r"[{}|@]", text.replace("\\boxed{}", ""))]
+    assert all(all(turn.strip() for turn in text.split(" >> ")) and text.count(" >> ") == 1 for text in chats)
     # Whom it begins with is spoken of as they are.
     assert not [text for text in problems if re.match("(Anna|Mia|Rosa) ", text) and " He " in text]
 

@@ -1,10 +1,12 @@
-"""Prompts of two kinds that a small target does not invent well itself, for `dspark regenerate --prompts`.
+"""Prompts of three kinds that a small target does not invent well itself, for `dspark regenerate --prompts`.
 
     python examples/task_prompts/write.py problems --number 600 --seed 1 --out problems.jsonl
     python examples/task_prompts/write.py functions --number 600 --seed 2 --out functions.jsonl
+    python examples/task_prompts/write.py chats --number 600 --seed 3 --out chats.jsonl
 
 Word problems are put together from word_problems.txt. Functions are those of functions.py without their bodies; most
-show some calls with what the function really returns, which answers tend to repeat.
+show some calls with what the function really returns, which answers tend to repeat. Chats have two user turns, the
+second about the answer to the first, from chats.txt.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from pathlib import Path
 import functions
 
 PROBLEMS = Path(__file__).with_name("word_problems.txt")
+CHATS = Path(__file__).with_name("chats.txt")
 FUNCTIONS = [f for _, f in inspect.getmembers(functions, inspect.isfunction)]
 PEOPLE = {
     "she": "Anna Carla Ella Grace Ivy Kate Mia Olivia Rosa Wendy Priya Lucia Mei Fatima Julia Nora".split(),
@@ -58,45 +61,71 @@ VALUES: dict[str, Callable[[random.Random], object]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("problems", "functions"))
+    parser.add_argument("kind", choices=tuple(MAKERS))
     parser.add_argument("--number", type=int, required=True, help="Prompts, all different.")
     parser.add_argument("--seed", type=int, default=0, help="The same seed makes the same prompts.")
     parser.add_argument("--out", type=Path, required=True, help="JSONL file to write.")
     options = parser.parse_args()
-    make, draw = {"problems": word_problem, "functions": function_to_write}[options.kind], random.Random(options.seed)
-    prompts: dict[str, None] = {}
+    draw = random.Random(options.seed)
+    prompts: dict[str, tuple[str, ...]] = {}
     while len(prompts) < options.number:
-        prompts[make(draw)] = None
-    lines = [json.dumps({"messages": [{"role": "user", "content": prompt}]}) + "\n" for prompt in prompts]
+        turns = MAKERS[options.kind](draw)
+        prompts.setdefault(turns[0], turns)
+    lines = [
+        json.dumps({"messages": [{"role": "user", "content": turn} for turn in turns]}) + "\n"
+        for turns in prompts.values()
+    ]
     options.out.write_text("".join(lines), encoding="utf-8")
 
 
-def templates() -> list[str]:
-    lines = PROBLEMS.read_text(encoding="utf-8").splitlines()
+def lines_of(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def word_problem(draw: random.Random) -> str:
+def word_problem(draw: random.Random) -> tuple[str]:
     he = draw.choice(list(PEOPLE))
     first = draw.choice(PEOPLE[he])
     second, third = draw.sample([name for names in PEOPLE.values() for name in names if name != first], k=2)
     known = {"A": first, "B": second, "C": third, "he": he, "his": HIS[he], "things": draw.choice(THINGS)}
     known |= {"He": he.capitalize(), "His": HIS[he].capitalize()}
 
+    return (filled(draw.choice(lines_of(PROBLEMS)), draw, known) + draw.choice(ENDINGS),)
+
+
+def filled(text: str, draw: random.Random, known: dict[str, str]) -> str:
+    """A template with something for each of its braces, from the innermost on."""
+
     def fill(brace: re.Match) -> str:
         if (inside := brace[1]) in known:
             return known[inside]
         if span := re.fullmatch(r"(\d+)-(\d+)", inside):
             return str(draw.randint(int(span[1]), int(span[2])))
-        return draw.choice(inside.split("|"))
+        one = draw.choice(inside.split("|"))
+        return f"{{{one}}}" if one in known else one
 
-    text, num_filled = draw.choice(templates()), 1
+    num_filled = 1
     while num_filled:
         text, num_filled = re.subn(r"\{([^{}]*)\}", fill, text)
-    return text + draw.choice(ENDINGS)
+    return text
 
 
-def function_to_write(draw: random.Random) -> str:
+def chat(draw: random.Random) -> tuple[str, str]:
+    """A request of some kind, each as likely, and what is asked about the answer."""
+    pools, kinds = {}, {}
+    for line in lines_of(CHATS):
+        if line.startswith("@"):
+            name, _, parts = line.partition(" ")
+            pools[name] = f"{{{parts}}}"
+        else:
+            kind, _, text = line.partition(": ")
+            kinds.setdefault(kind, []).append(text)
+    kind = draw.choice(list(kinds))
+    first, _, second = draw.choice(kinds[kind]).partition(" >> ")
+    return filled(first, draw, pools).strip(), filled(second or pools[f"@next-{kind}"], draw, pools).strip()
+
+
+def function_to_write(draw: random.Random) -> tuple[str]:
     function = draw.choice(FUNCTIONS)
     signature = inspect.signature(function)
     typed, quotes = draw.random() < 0.65, draw.choice(['"""', '"""', '"""', "'''"])
@@ -109,7 +138,7 @@ def function_to_write(draw: random.Random) -> str:
         doc.append(form.format(call=call, result=result))
     stub = f"def {function.__name__}{head}:\n    {quotes}" + "\n".join(doc) + f"\n    {quotes}\n"
     beginning = draw.choice(BEGINNINGS)
-    return beginning + (f"```python\n{stub}\n```" if beginning and draw.random() < 0.7 else stub)
+    return (beginning + (f"```python\n{stub}\n```" if beginning and draw.random() < 0.7 else stub),)
 
 
 def calls(function: Callable, draw: random.Random, number: int) -> list[tuple[str, object]]:
@@ -126,6 +155,10 @@ def calls(function: Callable, draw: random.Random, number: int) -> list[tuple[st
             continue
     return made
 
+
+MAKERS: dict[str, Callable[[random.Random], tuple[str, ...]]] = {
+    "problems": word_problem, "functions": function_to_write, "chats": chat
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()

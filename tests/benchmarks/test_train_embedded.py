@@ -107,6 +107,7 @@ def test_the_program_for_a_gpu_brings_a_drafter_back(folders, tmp_path, monkeypa
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
     monkeypatch.setattr(program, "TIMED_STEPS", 2)
+    monkeypatch.setattr(program, "PIECES", ("chats", program.TASKS))
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(json.dumps({"turns": ["word1 word2"]}))
     words = ["--target", folders / "target", "--drafter", folders / "drafter", "--out", tmp_path / "out"]
