@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shutil
 import sys
 from importlib.metadata import version
 
@@ -165,3 +166,29 @@ def test_short_names_of_dtypes_work_everywhere(dspark, models, tmp_path, tiny_ta
     for dtype, target_dtype in (("float16", "fp32"), ("fp16", "float32")):
         options = ["--data", data, "--target", tiny_target_dir, "--dtype", dtype, "--target-dtype", target_dtype]
         assert dspark("cache", *options, "--out", tmp_path / dtype).code == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "Hello"],
+        ["chat"],
+        ["diagnose"],
+        ["regenerate", "--prompts", "prompts.jsonl", "--out", "out.jsonl"],
+        ["evaluate", "--task", "prompts.jsonl", "--out", "run"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_options_of_the_template_are_refused_before_the_target_is_loaded(
+    dspark, tiny_target_dir, tiny_drafter_dir, tmp_path, monkeypatch, command
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text('{"turns": ["Hello"]}\n')
+    target = shutil.copytree(tiny_target_dir, tmp_path / "target")
+    for weights in target.glob("*.safetensors"):
+        weights.unlink()
+    named = [target, tiny_drafter_dir] if command[0] == "diagnose" else ["--target", target]
+    if command[0] not in ("diagnose", "regenerate"):
+        named += ["--drafter", tiny_drafter_dir]
+    outcome = dspark(*command, *named, "--thinking")
+    assert outcome.code == 2 and "makes the same prompt with and without --thinking" in outcome.err

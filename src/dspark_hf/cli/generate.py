@@ -40,13 +40,12 @@ def generate(
     """
     from dspark_hf.cli.models import load_models
     from dspark_hf.cli.stream import RoundStreamer, figures
-    from dspark_hf.data.template_options import check_template_options
     from dspark_hf.evaluation import DecodingSettings, encode_prompts, generate_speculative
 
     settings = DecodingSettings(max_new_tokens, temperature)
-    models = load_models(target, drafter, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    check_template_options(models.tokenizer, thinking, reasoning_effort)
-    inputs = encode_prompts([prompt], models.tokenizer, thinking=thinking, reasoning_effort=reasoning_effort)
+    form = {"thinking": thinking, "reasoning_effort": reasoning_effort}
+    models = load_models(target, drafter, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **form)
+    inputs = encode_prompts([prompt], models.tokenizer, **form)
     streamer = RoundStreamer(models.tokenizer, Console(highlight=False))
     run = generate_speculative(models.target, models.drafter, inputs, settings, seed=seed, streamer=streamer)
     # On stderr, so that the answer alone can be piped on.

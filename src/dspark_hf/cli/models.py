@@ -28,7 +28,7 @@ class LoadedModels:
 
 
 def load_models(
-    target: str, drafter: str, *, dtype: str, device: str, trust_remote_code: bool = False
+    target: str, drafter: str, *, dtype: str, device: str, trust_remote_code: bool = False, **template_options: Any
 ) -> LoadedModels:
     """Load what the options `--target`, `--drafter`, `--dtype` and `--device` name.
 
@@ -38,18 +38,22 @@ def load_models(
         dtype (`str`): `float32`, `bfloat16` or `float16`, or a short name of one.
         device (`str`): As torch writes it, or `auto`.
         trust_remote_code (`bool`): Whether code of the target's repository may run.
+        template_options: As of [`load_target`].
 
     Returns:
         [`LoadedModels`].
 
     Raises:
-        `ValueError`: If an option names nothing that exists here, or the two models do not fit each other.
+        `ValueError`: If an option names nothing that exists here, the two models do not fit each other, or the chat
+            template does not know an option.
     """
     dtype = check_dtype(dtype)
     from dspark_hf.hub.embedded import resolve_drafter
 
     drafter = resolve_drafter(drafter)
-    model, tokenizer = load_target(target, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    model, tokenizer = load_target(
+        target, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **template_options
+    )
     return LoadedModels(model, tokenizer, load_drafter(drafter, model, dtype=dtype))
 
 
@@ -70,17 +74,27 @@ def load_drafter(drafter: str, target: Any, *, dtype: str, check_name: bool = Tr
 
 
 def load_target(
-    target: str, *, dtype: str, device: str, attention: str | None = None, trust_remote_code: bool = False
+    target: str,
+    *,
+    dtype: str,
+    device: str,
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+    **template_options: Any,
 ) -> tuple[Any, Any]:
     """Load a target, in evaluation mode, and its tokenizer; arguments as of [`load_models`].
 
-    `attention` is transformers' `attn_implementation`.
+    `attention` is transformers' `attn_implementation`. The `template_options` are those that its chats will be rendered
+    with, as of [`~data.template_options.check_template_options`].
     """
     from transformers import AutoModelForCausalLM
+
+    from dspark_hf.data.template_options import check_template_options
 
     place = check_device(device)
     # The small one first: whether its chats can be rendered is told before the target is fetched.
     tokenizer = load_target_tokenizer(target, trust_remote_code=trust_remote_code)
+    check_template_options(tokenizer, **template_options)
     with target_place(target, trust_remote_code) as (path, trust):
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention, **trust)
     return model.to(place).eval(), tokenizer

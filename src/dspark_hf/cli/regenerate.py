@@ -76,9 +76,10 @@ def regenerate(
     if not resume:
         check_absent(out)
     settings = {"seed": seed, "exclude": exclude, "without_loops": without_loops, "resume": resume}
-    answers = {"max_new_tokens": max_new_tokens, "temperature": temperature, "thinking": thinking}
-    answers["reasoning_effort"] = reasoning_effort
-    loading = {"dtype": dtype, "device": device, "attention": attention, "trust_remote_code": trust_remote_code}
+    form = {"thinking": thinking, "reasoning_effort": reasoning_effort}
+    answers = {"max_new_tokens": max_new_tokens, "temperature": temperature, **form}
+    place = {"dtype": dtype, "device": device, "attention": attention}
+    loading = {**place, "trust_remote_code": trust_remote_code, **form}
     source = {"split": split, "limit": limit}
     if server is not None:
         from dspark_hf.data.regeneration.server import ServerAnswerer, regenerate_with_server

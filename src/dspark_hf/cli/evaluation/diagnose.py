@@ -52,9 +52,9 @@ def diagnose(
     dtype = check_dtype(dtype)
     prompts = None if data is None else load_prompts(data, limit)
     resolve_drafter(drafter)
-    model, tokenizer = load_target(target, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    loaded = load_drafter(drafter, model, dtype=dtype, check_name=False)
     form = {"thinking": thinking, "reasoning_effort": reasoning_effort}
+    model, tokenizer = load_target(target, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **form)
+    loaded = load_drafter(drafter, model, dtype=dtype, check_name=False)
     console = Console(highlight=False)
     # How many readings there are depends on what is found on the way.
     with console.status("the target answers") as status:

@@ -138,7 +138,8 @@ def evaluate(
                 f"Two drafters are called {short!r}. Give one another name: --drafter NAME={path or name}."
             )
         names.add(short)
-    model, tokenizer = load_target(target, trust_remote_code=trust_remote_code, **place)
+    form = {"thinking": thinking, "reasoning_effort": reasoning_effort}
+    model, tokenizer = load_target(target, trust_remote_code=trust_remote_code, **place, **form)
     ways = [plain_way()] if plain else []
     ways += [static_way()] if static else []
     ways += [lookup_way(number) for number in prompt_lookup or ()]

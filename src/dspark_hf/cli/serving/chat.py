@@ -48,18 +48,17 @@ def chat(
     from dspark_hf.cli.models import load_models
     from dspark_hf.cli.serving.live import answer_streamer
     from dspark_hf.data.chat import prompt_ids
-    from dspark_hf.data.template_options import check_template_options
     from dspark_hf.evaluation import DecodingSettings
     from dspark_hf.serving.conversation import Conversation
 
     options = DecodingSettings(max_new_tokens, temperature).generate_kwargs()
-    models = load_models(target, drafter, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    form = {"thinking": thinking, "reasoning_effort": reasoning_effort}
+    models = load_models(target, drafter, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **form)
     tokenizer = models.tokenizer
-    check_template_options(tokenizer, thinking, reasoning_effort)
     conversation = Conversation(
         models.target,
         models.drafter,
-        lambda messages: prompt_ids(tokenizer, messages, thinking=thinking, reasoning_effort=reasoning_effort),
+        lambda messages: prompt_ids(tokenizer, messages, **form),
         lambda ids: tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
         system,
     )
