@@ -84,8 +84,8 @@ def load_target(
 ) -> tuple[Any, Any]:
     """Load a target, in evaluation mode, and its tokenizer; arguments as of [`load_models`].
 
-    `attention` is transformers' `attn_implementation`. The `template_options` are those that its chats will be rendered
-    with, as of [`~data.template_options.check_template_options`].
+    `attention` is transformers' `attn_implementation`; `template_options`, which are refused where they make no
+    difference, are those of [`~data.template_options.check_template_options`].
     """
     from transformers import AutoModelForCausalLM
 

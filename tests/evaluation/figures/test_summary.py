@@ -9,6 +9,9 @@ from dspark_hf.evaluation import Call, Run, figures, summarize
 from dspark_hf.evaluation.figures.confidence import confidence_figures, threshold_sweep
 from dspark_hf.evaluation.figures.intervals import bootstrap
 from dspark_hf.evaluation.figures.summary import seconds_in_parts, time_share
+from dspark_hf.evaluation.reporting.tables import main_tables
+
+MADE_WITH = {"ways": {}, "dtype": "float32", "template": None, "settings": {"max_new_tokens": 4}}
 
 
 def made_up_run(ids, seconds, rounds) -> Run:
@@ -60,6 +63,25 @@ def test_turns_of_a_conversation_are_one_prompt():
     for call in turns:
         call.runs["lookup"] = Run([[1, 2, 3, 4]], 1.0, num_passes=3)
     assert figures(turns, "lookup")["tau_interval"] is None
+
+
+def test_two_drafters_are_compared_on_the_same_prompts():
+    """Whose own intervals overlap: an easy prompt and a hard one, each with half a token more of one of them."""
+    calls = [made_up_call(1.0, [(0, 1), (0, 1)]), made_up_call(1.0, [(2, 3), (1, 2)], index=1)]
+    for call, rounds in zip(calls, ([(0, 1), (1, 2)], [(2, 3), (2, 3)]), strict=True):
+        call.runs["other"] = made_up_run([[1, 2, 3, 4]], 1.0, rounds)
+    # An answer of the first alone does not count, nor does what has no rounds.
+    calls.append(made_up_call(1.0, [(2, 3)], index=2))
+    rows = {row["way"]: row for row in summarize(calls, ["plain", "drafter", "other"])["rows"]}
+    assert rows["drafter"]["tau_against"] is None and rows["plain"]["tau_against"] is None
+    against = rows["other"]["tau_against"]
+    assert (against["way"], against["num_prompts"]) == ("drafter", 2)
+    assert against["difference"] == pytest.approx(0.5) and against["interval"] == pytest.approx([0.5, 0.5])
+    assert rows["drafter"]["tau_interval"][1] > rows["other"]["tau_interval"][0]
+    (shown,) = [
+        table for table in main_tables({"rows": [*rows.values()], "made_with": MADE_WITH}) if "Diff" in table.title
+    ]
+    assert shown.rows == [["task", "0", "1", "other", "drafter", "+0.50 [+0.50, +0.50]"]]
 
 
 def test_differences_are_told_with_their_place():

@@ -74,6 +74,7 @@ def test_every_table_says_what_it_depends_on(run):
     assert [table.title for table in tables] == [
         "Results",
         "Tokens per round",
+        "Differences of tau",
         "Slots",
         "Confidence",
         "Time and memory",

@@ -97,7 +97,7 @@ def evaluate(
         static_way,
     )
     from dspark_hf.evaluation import evaluate as run
-    from dspark_hf.evaluation.reporting.tables import conditions, headline
+    from dspark_hf.evaluation.reporting.tables import conditions, main_tables
     from dspark_hf.evaluation.running.journal import check_no_journal
     from dspark_hf.evaluation.running.ways import speculation_fields
     from dspark_hf.evaluation.tasks.loading import named_place
@@ -162,12 +162,12 @@ def evaluate(
         except KeyboardInterrupt:
             if num_known:
                 partial = folder.summary()
-                show_tables(console, [headline(partial)], conditions(partial))
+                show_tables(console, main_tables(partial), conditions(partial))
             raise
     if summary["num_missing"]:
         console.print(f"{summary['num_missing']} calls are other processes'; the last to end writes the summary")
         return
-    show_tables(console, [headline(summary)], conditions(summary))
+    show_tables(console, main_tables(summary), conditions(summary))
     typer.echo(f"records and figures: {out}; a page of them: dspark report {shlex.quote(str(out))}")
 
 

@@ -35,7 +35,7 @@ def report(
     """
     from dspark_hf.evaluation.reporting.comparison import side_by_side
     from dspark_hf.evaluation.reporting.page import named_runs, write_report
-    from dspark_hf.evaluation.reporting.tables import conditions, headline
+    from dspark_hf.evaluation.reporting.tables import conditions, main_tables
 
     folders = named_runs(run)
     only = next(iter(folders.values()), None) if len(folders) == 1 else None
@@ -47,6 +47,6 @@ def report(
         show_tables(console, [side_by_side(summaries)])
     else:
         (summary,) = summaries.values()
-        show_tables(console, [headline(summary)], conditions(summary))
+        show_tables(console, main_tables(summary), conditions(summary))
     for path in written:
         typer.echo(str(path))

@@ -8,6 +8,7 @@ import numpy
 
 from dspark_hf.evaluation.figures.confidence import confidence_figures, threshold_sweep
 from dspark_hf.evaluation.figures.intervals import bootstrap
+from dspark_hf.evaluation.figures.tokens_per_round import first_with_rounds, tau_against, tau_of
 from dspark_hf.evaluation.running.pieces import Pieces, efficiency
 from dspark_hf.evaluation.running.records import Call
 from dspark_hf.evaluation.running.runs import Run
@@ -32,6 +33,7 @@ def summarize(
         and way:
 
         - `tau`, `num_rounds`: mean tokens per round, the target's own included; `tau_interval` over prompts.
+        - `tau_against`: how far that is from the first way that has rounds, see [`tau_against`].
         - `verify_rate`, `acceptance`: verified of the drafted drafts, accepted of the verified ones.
         - `lookup_share`: fraction of the verifications whose drafts were looked up in the text, not the drafter's.
         - `accepted_per_slot`: for each of the drafter's slots, how often it and all before it were accepted where it
@@ -48,12 +50,15 @@ def summarize(
     """
     rows = []
     for task, category, temperature, size, group in _groups(calls):
+        first = first_with_rounds(group, ways)
         for way in ways:
             own = [call for call in group if way in call.runs]
             if own:
                 facts = (tasks or {}).get(task, {})
                 row = {"task": task, "category": category, "cut": facts.get("cut"), "temperature": temperature}
-                rows.append({**row, "batch_size": size, "way": way, **figures(own, way)})
+                against = None if first in (None, way) else tau_against(own, first, way)
+                row |= {"batch_size": size, "way": way, **figures(own, way), "tau_against": against}
+                rows.append(row)
     return {"rows": rows}
 
 
@@ -69,7 +74,7 @@ def figures(calls: Sequence[Call], way: str) -> dict[str, Any]:
         "num_prompts": len({(call.task, prompt["index"]) for call in calls for prompt in call.prompts}),
         "num_answers": sum(len(call.prompts) for call in calls),
         "num_calls": len(calls),
-        **_tau(calls, way, joined if has_rounds else None),
+        **tau_of(calls, way, joined if has_rounds else None),
         "verify_rate": _share(joined.verified_tokens, sum(joined.drafted_lens)),
         "acceptance": _share(sum(joined.accepted_lens), joined.verified_tokens),
         "lookup_share": _share(joined.lookup_verifications, len(joined.from_lookup)),
@@ -173,40 +178,6 @@ def _groups(calls: Sequence[Call]) -> Iterator[tuple[str, str | None, float, int
                 )
         if len(tasks) > 1:
             yield ALL_TASKS, None, temperature, size, here
-
-
-def _tau(calls: Sequence[Call], way: str, joined: SpeculationStats | None) -> dict[str, Any]:
-    """Tokens per round: of the rounds, or of the passes where those alone were counted.
-
-    The answers of a conversation are one prompt's, and drawn together.
-    """
-    runs = [call.runs[way] for call in calls]
-    if joined is None and any(run.num_passes is None for run in runs):
-        return {"tau": None, "tau_interval": None, "num_rounds": None}
-    counts: dict[tuple[str, int], list[int]] = {}
-    for call, run in zip(calls, runs, strict=True):
-        for row, tokens, rounds in _tokens_and_rounds(run, has_rounds=joined is not None):
-            count = counts.setdefault((call.task, call.prompts[row]["index"]), [0, 0])
-            count[0] += tokens
-            count[1] += rounds
-    interval = bootstrap(lambda some: some[:, 0].sum() / some[:, 1].sum(), list(counts.values()))
-    if joined is not None:
-        # Answers of one token end with the prompt's own pass.
-        tau = joined.tau if joined.rounds else None
-        return {"tau": tau, "tau_interval": interval, "num_rounds": joined.rounds}
-    tokens, rounds = numpy.asarray(list(counts.values()), dtype=int).reshape(-1, 2).sum(0).tolist()
-    return {"tau": tokens / rounds if rounds else None, "tau_interval": interval, "num_rounds": rounds}
-
-
-def _tokens_and_rounds(run: Run, *, has_rounds: bool) -> Iterator[tuple[int, int, int]]:
-    """Tokens and rounds of a `run` by row: of every round, or of all of its passes."""
-    if not has_rounds:
-        # The prompt's pass makes the first token.
-        if run.num_passes > 1:
-            yield 0, run.num_tokens - len(run.ids), run.num_passes - 1
-    elif run.stats is not None:
-        for row, emitted in zip(run.stats.row_ids, run.stats.emitted_lens, strict=True):
-            yield row, emitted, 1
 
 
 def _ratio(calls: Sequence[Call], way: str) -> dict[str, Any] | None:

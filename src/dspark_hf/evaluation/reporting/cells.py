@@ -57,6 +57,11 @@ def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
     return f"{value:.2f}" if interval is None else f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
+def signed_with_interval(value: float, interval: Sequence[float] | None) -> str:
+    """A difference of that `value`, with its `interval`, where there is one."""
+    return f"{value:+.2f}" if interval is None else f"{value:+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}]"
+
+
 def each(rates: Sequence[float]) -> str:
     """The `rates` of slots."""
     return "  ".join(f"{rate:.2f}" for rate in rates)

@@ -13,6 +13,7 @@ from dspark_hf.evaluation.reporting.cells import (
     number,
     percent,
     ratio_of,
+    signed_with_interval,
     task_of,
     with_interval,
 )
@@ -143,6 +144,27 @@ def tau_table(summary: Mapping[str, Any]) -> Table:
     return Table("Tokens per round", ["T", "batch", "way", *heads], cells, notes)
 
 
+def tau_differences(summary: Mapping[str, Any]) -> Table:
+    """How far every way of a run's `summary` is in tau from the first that has rounds, on the same prompts."""
+    rows = []
+    for row in rows_of(summary, categories=False):
+        # Figures of an earlier version have none.
+        if (against := row.get("tau_against")) is not None:
+            difference = signed_with_interval(against["difference"], against["interval"])
+            rows.append(
+                [
+                    task_of(row),
+                    degrees(row["temperature"]),
+                    str(row["batch_size"]),
+                    row["way"],
+                    against["way"],
+                    difference,
+                ]
+            )
+    note = "Brackets hold 95% bootstrap intervals over prompts, each drawn with what both ways made of it."
+    return Table("Differences of tau", ["task", "T", "batch", "way", "against", "tau"], rows, [note, context(summary)])
+
+
 def confidence_table(summary: Mapping[str, Any]) -> Table:
     """Whether the drafters of a run's `summary` know which of their drafts stand."""
     rows = [
@@ -211,12 +233,18 @@ def time_table(summary: Mapping[str, Any]) -> Table:
     return without_empty(Table("Time and memory", columns, rows, notes))
 
 
+def main_tables(summary: Mapping[str, Any]) -> list[Table]:
+    """The tables of a run's `summary` that a terminal shows: those that have rows."""
+    return [table for table in (headline(summary), tau_differences(summary)) if table.rows]
+
+
 def all_tables(summary: Mapping[str, Any]) -> list[Table]:
     """Every table of a run's `summary` that has rows."""
     tables = [
         headline(summary),
         headline(summary, categories=True),
         tau_table(summary),
+        tau_differences(summary),
         slot_table(summary),
         confidence_table(summary),
         time_table(summary),
