@@ -11,6 +11,7 @@ from dspark_hf.evaluation.figures.intervals import bootstrap
 from dspark_hf.evaluation.figures.summary import seconds_in_parts, time_share
 from dspark_hf.evaluation.reporting.tables import main_tables
 
+WAYS = {"plain": {}, "drafter": {"speculation": {}}, "other": {"speculation": {}}}
 MADE_WITH = {"ways": {}, "dtype": "float32", "template": None, "settings": {"max_new_tokens": 4}}
 
 
@@ -72,7 +73,7 @@ def test_two_drafters_are_compared_on_the_same_prompts():
         call.runs["other"] = made_up_run([[1, 2, 3, 4]], 1.0, rounds)
     # An answer of the first alone does not count, nor does what has no rounds.
     calls.append(made_up_call(1.0, [(2, 3)], index=2))
-    rows = {row["way"]: row for row in summarize(calls, ["plain", "drafter", "other"])["rows"]}
+    rows = {row["way"]: row for row in summarize(calls, WAYS)["rows"]}
     assert rows["drafter"]["tau_against"] is None and rows["plain"]["tau_against"] is None
     against = rows["other"]["tau_against"]
     assert (against["way"], against["num_prompts"]) == ("drafter", 2)
@@ -81,7 +82,26 @@ def test_two_drafters_are_compared_on_the_same_prompts():
     (shown,) = [
         table for table in main_tables({"rows": [*rows.values()], "made_with": MADE_WITH}) if "Diff" in table.title
     ]
-    assert shown.rows == [["task", "0", "1", "other", "drafter", "+0.50 [+0.50, +0.50]"]]
+    assert shown.rows == [["task", "0", "1", "other", "drafter", "2", "+0.50 [+0.50, +0.50]"]]
+
+
+def test_drafters_are_compared_under_the_same_speculation():
+    alone, short = {"speculation": {}}, {"speculation": {"max_draft_len": 1}}
+    ways = {"plain": {}, "idle": alone, "a": alone, "a, short": short, "b": alone, "b, short": short}
+    call = made_up_call(1.0, [(0, 1)])
+    for way, rounds in (
+        ("idle", []),
+        ("a", [(0, 1)]),
+        ("a, short", [(1, 2)]),
+        ("b", [(2, 3)]),
+        ("b, short", [(0, 1)]),
+    ):
+        call.runs[way] = made_up_run([[1, 2, 3, 4]], 1.0, rounds)
+    rows = {row["way"]: row["tau_against"] for row in summarize([call], ways)["rows"]}
+    # What has no rounds is compared with nothing.
+    assert rows["plain"] is rows["idle"] is rows["a"] is None
+    found = {way: (row["way"], row["difference"]) for way, row in rows.items() if row is not None}
+    assert found == {"a, short": ("a", 1.0), "b": ("a", 2.0), "b, short": ("a, short", -1.0)}
 
 
 def test_differences_are_told_with_their_place():
@@ -100,7 +120,7 @@ def test_rows_are_by_task_category_and_all_together():
         made_up_call(1.0, [(1, 2)], task="b", category="y", index=1),
         made_up_call(1.0, [(1, 2)], task="a", temperature=1.0),
     ]
-    rows = summarize(calls, ["plain", "drafter"], {"a": {"cut": "1 of 9"}})["rows"]
+    rows = summarize(calls, {"plain": {}, "drafter": {}}, {"a": {"cut": "1 of 9"}})["rows"]
     drafted = [row for row in rows if row["way"] == "drafter"]
     found = [(row["task"], row["category"], row["temperature"], row["cut"], row["tau"]) for row in drafted]
     assert found == [

@@ -8,7 +8,7 @@ import numpy
 
 from dspark_hf.evaluation.figures.confidence import confidence_figures, threshold_sweep
 from dspark_hf.evaluation.figures.intervals import bootstrap
-from dspark_hf.evaluation.figures.tokens_per_round import first_with_rounds, tau_against, tau_of
+from dspark_hf.evaluation.figures.tokens_per_round import compared_with, tau_against, tau_of
 from dspark_hf.evaluation.running.pieces import Pieces, efficiency
 from dspark_hf.evaluation.running.records import Call
 from dspark_hf.evaluation.running.runs import Run
@@ -19,13 +19,13 @@ ALL_TASKS = "all tasks"
 
 
 def summarize(
-    calls: Sequence[Call], ways: Sequence[str], tasks: Mapping[str, Mapping[str, Any]] | None = None
+    calls: Sequence[Call], ways: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
     """Sum calls up.
 
     Args:
         calls (`Sequence[Call]`): What was run.
-        ways (`Sequence[str]`): The ways' names, in the order of the tables.
+        ways (`Mapping`): What is known of each way, by name, in the order of the tables.
         tasks (`Mapping`, *optional*): Of each task what [`LoadedTask.describe`] tells.
 
     Returns:
@@ -33,7 +33,7 @@ def summarize(
         and way:
 
         - `tau`, `num_rounds`: mean tokens per round, the target's own included; `tau_interval` over prompts.
-        - `tau_against`: how far that is from the first way that has rounds, see [`tau_against`].
+        - `tau_against`: how far that is from the way that [`compared_with`] names, see [`tau_against`].
         - `verify_rate`, `acceptance`: verified of the drafted drafts, accepted of the verified ones.
         - `lookup_share`: fraction of the verifications whose drafts were looked up in the text, not the drafter's.
         - `accepted_per_slot`: for each of the drafter's slots, how often it and all before it were accepted where it
@@ -50,13 +50,13 @@ def summarize(
     """
     rows = []
     for task, category, temperature, size, group in _groups(calls):
-        first = first_with_rounds(group, ways)
         for way in ways:
             own = [call for call in group if way in call.runs]
             if own:
                 facts = (tasks or {}).get(task, {})
                 row = {"task": task, "category": category, "cut": facts.get("cut"), "temperature": temperature}
-                against = None if first in (None, way) else tau_against(own, first, way)
+                former = compared_with(group, way, ways)
+                against = None if former is None else tau_against(own, former, way)
                 row |= {"batch_size": size, "way": way, **figures(own, way), "tau_against": against}
                 rows.append(row)
     return {"rows": rows}

@@ -3,7 +3,7 @@
 What is drawn anew for intervals are prompts: the answers of a conversation are one prompt's, and drawn together.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -64,13 +64,26 @@ def tau_against(calls: Sequence[Call], first: str, way: str) -> dict[str, Any] |
     }
 
 
-def first_with_rounds(calls: Sequence[Call], ways: Sequence[str]) -> str | None:
-    """The first of `ways` that has rounds on record in one of the `calls`."""
-    return next((way for way in ways if any(_has_rounds(call, way) for call in calls)), None)
+def compared_with(calls: Sequence[Call], way: str, ways: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The way whose tau that of another is compared with.
+
+    Args:
+        calls (`Sequence[Call]`): The calls.
+        way (`str`): The way's name.
+        ways (`Mapping`): All ways by name, in their order, with what is known of each.
+
+    Returns:
+        `str`, *optional*: Of the ways before it that have rounds on record, the first that drafts under the same
+        `speculation`, or else the first.
+    """
+    before = list(ways)[: list(ways).index(way)]
+    before = [one for one in before if any(_has_rounds(call, one) for call in calls)]
+    alike = [one for one in before if ways[one].get("speculation") == ways[way].get("speculation")]
+    return next(iter(alike or before), None)
 
 
 def _has_rounds(call: Call, way: str) -> bool:
-    return way in call.runs and call.runs[way].stats is not None
+    return way in call.runs and call.runs[way].stats is not None and call.runs[way].stats.rounds > 0
 
 
 def _difference(pairs: numpy.ndarray) -> float:

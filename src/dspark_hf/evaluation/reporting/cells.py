@@ -59,7 +59,9 @@ def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
 
 def signed_with_interval(value: float, interval: Sequence[float] | None) -> str:
     """A difference of that `value`, with its `interval`, where there is one."""
-    return f"{value:+.2f}" if interval is None else f"{value:+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}]"
+    # Of what rounds to nothing the sign is not told.
+    told = [f"{round(one, 2) + 0.0:+.2f}" for one in (value, *(interval or ()))]
+    return told[0] if interval is None else f"{told[0]} [{told[1]}, {told[2]}]"
 
 
 def each(rates: Sequence[float]) -> str:

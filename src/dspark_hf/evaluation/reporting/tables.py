@@ -145,7 +145,7 @@ def tau_table(summary: Mapping[str, Any]) -> Table:
 
 
 def tau_differences(summary: Mapping[str, Any]) -> Table:
-    """How far every way of a run's `summary` is in tau from the first that has rounds, on the same prompts."""
+    """How far ways of a run's `summary` are in tau from earlier ones, on the same prompts."""
     rows = []
     for row in rows_of(summary, categories=False):
         # Figures of an earlier version have none.
@@ -158,11 +158,13 @@ def tau_differences(summary: Mapping[str, Any]) -> Table:
                     str(row["batch_size"]),
                     row["way"],
                     against["way"],
+                    str(against["num_prompts"]),
                     difference,
                 ]
             )
+    columns = ["task", "T", "batch", "way", "against", "prompts of both", "difference"]
     note = "Brackets hold 95% bootstrap intervals over prompts, each drawn with what both ways made of it."
-    return Table("Differences of tau", ["task", "T", "batch", "way", "against", "tau"], rows, [note, context(summary)])
+    return Table("Differences of tau", columns, rows, [note, context(summary)])
 
 
 def confidence_table(summary: Mapping[str, Any]) -> Table:

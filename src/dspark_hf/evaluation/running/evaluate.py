@@ -117,7 +117,7 @@ def evaluate(
             if report is not None:
                 report(index + 1, len(mine), batch.name)
     if out is None:
-        return {"made_with": made_with, **summarize(calls, [way.name for way in ways], task_facts(made_with))}
+        return {"made_with": made_with, **summarize(calls, made_with["ways"], task_facts(made_with))}
     return folder.finish(provenance(target.device))
 
 

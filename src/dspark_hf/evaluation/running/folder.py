@@ -116,7 +116,7 @@ class RunFolder:
             num_calls = made_with.get("num_calls")
             return {
                 "made_with": made_with,
-                **summarize(calls, list(made_with["ways"]), facts),
+                **summarize(calls, made_with["ways"], facts),
                 "provenance": source,
                 "num_missing": None if num_calls is None else num_calls - len(calls),
                 "num_files": num_files,

@@ -43,7 +43,9 @@ class EvaluationSettings:
         if min(self.batch_sizes) < 1:
             raise ValueError(f"batch_sizes must be at least 1, got {min(self.batch_sizes)}.")
         if not self.template and (self.thinking, self.reasoning_effort) != (None, None):
-            raise ValueError("thinking and reasoning_effort are the chat template's, which template=False leaves out.")
+            raise ValueError(
+                "thinking and reasoning_effort are the chat template's, which template=False (--raw) leaves out."
+            )
         for temperature in self.temperatures:
             self.decoding(temperature)
 
