@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -93,9 +94,10 @@ def test_an_installed_package_has_the_embedded_drafter(tmp_path):
     build = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
     built = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
+    shipped = json.loads((ROOT / "examples" / "drafters" / "smollm2-135m-dspark" / "config.json").read_text())
     run_python(
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from pathlib import Path; "
         "from dspark_hf.hub.embedded import embedded_drafter; from dspark_hf import AutoDrafter; "
         f"assert Path({str(tmp_path)!r}) in embedded_drafter().parents; "
-        "assert AutoDrafter.from_pretrained(embedded_drafter()).config.block_size == 5"
+        f"assert AutoDrafter.from_pretrained(embedded_drafter()).config.block_size == {shipped['block_size']}"
     )
