@@ -183,6 +183,8 @@ def test_word_problems_and_chats_have_every_brace_filled(tmp_path):
     problems, chats = (write_task_prompts(kind, tmp_path / kind) for kind in ("problems", "chats"))
     assert not [text for text in problems + chats if re.search(r"[{}|@]", text.replace("\\boxed{}", ""))]
     assert all(all(turn.strip() for turn in text.split(" >> ")) and text.count(" >> ") == 1 for text in chats)
+    # "a unit test" is right.
+    assert not [text for text in problems + chats if re.search(r"\ba (?!uni)[aeiou]", text)]
     # Whom it begins with is spoken of as they are.
     assert not [text for text in problems if re.match("(Anna|Mia|Rosa) ", text) and " He " in text]
 

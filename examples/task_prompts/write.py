@@ -107,7 +107,7 @@ def filled(text: str, draw: random.Random, known: dict[str, str]) -> str:
     num_filled = 1
     while num_filled:
         text, num_filled = re.subn(r"\{([^{}]*)\}", fill, text)
-    return re.sub(r"\b([Aa]) (?=accountant|architect|electrician|engineer)", r"\1n ", text)
+    return re.sub(r"\b([Aa]) (?=accountant|architect|electrician)", r"\1n ", text)
 
 
 def chat(draw: random.Random) -> tuple[str, str]:

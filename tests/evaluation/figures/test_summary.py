@@ -9,6 +9,7 @@ from dspark_hf.evaluation import Call, Run, figures, summarize
 from dspark_hf.evaluation.figures.confidence import confidence_figures, threshold_sweep
 from dspark_hf.evaluation.figures.intervals import bootstrap
 from dspark_hf.evaluation.figures.summary import seconds_in_parts, time_share
+from dspark_hf.evaluation.reporting.cells import signed_with_interval
 from dspark_hf.evaluation.reporting.tables import main_tables
 
 WAYS = {"plain": {}, "drafter": {"speculation": {}}, "other": {"speculation": {}}}
@@ -102,6 +103,11 @@ def test_drafters_are_compared_under_the_same_speculation():
     assert rows["plain"] is rows["idle"] is rows["a"] is None
     found = {way: (row["way"], row["difference"]) for way, row in rows.items() if row is not None}
     assert found == {"a, short": ("a", 1.0), "b": ("a", 2.0), "b, short": ("a, short", -1.0)}
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_sign_of_its_own():
+    assert signed_with_interval(-0.001, [-0.004, 0.3]) == "+0.00 [+0.00, +0.30]"
+    assert signed_with_interval(-0.006, None) == "-0.01"
 
 
 def test_differences_are_told_with_their_place():
